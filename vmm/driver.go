@@ -1,0 +1,168 @@
+package vmm
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"os"
+	"time"
+)
+
+// Driver starts machines of one kind of VMM. Its methods may be called from many goroutines.
+type Driver interface {
+	// Name is the word of the file `vmm`.
+	Name() string
+	// Start boots a machine and returns when its CPUs run. On an error or a
+	// cancelled ctx nothing is left: no process, no socket.
+	// notify is called (never while Start runs, never after Exited) from the
+	// driver's own goroutine and must not block.
+	Start(ctx context.Context, spec *Spec, notify func(Notice)) (Machine, error)
+	// Adopt finds the machine that an earlier daemon started from the same spec.
+	// proc may be zero when the daemon died before it could record it; the
+	// machine is then found by its UUID. ErrNotFound: no such process lives, and
+	// whatever it left in spec.Dir (sockets) has been removed.
+	Adopt(ctx context.Context, spec *Spec, proc Process, notify func(Notice)) (Machine, error)
+	// Sweep ends every process this driver ever started for the given state
+	// directory whose UUID keep does not want. It is called once, before any Start or Adopt.
+	Sweep(ctx context.Context, stateDir string, keep func(uuid string) bool) error
+}
+
+// Spec is all that a driver needs to know of a VM. It is inert data; files stay owned by the caller.
+type Spec struct {
+	Serial   uint64
+	ID       string // UUID
+	Name     string
+	StateDir string // the daemon's
+	Dir      string // the VM's directory; exists, owned by UID/GID
+	Config   Config
+	Image    Image
+	Disks    []Disk
+	NIC      NIC
+	UID, GID int       // to run the VMM as; both -1: as the daemon itself
+	Log      io.Writer // lines for the VM's `log`
+	LogFile  *os.File  // the same file, O_APPEND: the VMM's stdout and stderr
+}
+
+// Disk is one virtio block device.
+type Disk struct {
+	Path     string
+	Format   string // raw or qcow2
+	ReadOnly bool
+}
+
+// NIC is the guest's network device.
+type NIC struct {
+	Mode NetMode
+	Tap  *os.File // NetBridge, at Start only: an open tap with IFF_VNET_HDR; Start passes it on, the caller closes it
+	MAC  string
+}
+
+// Image is what a machine boots from.
+type Image struct {
+	Name    string
+	Kernel  string // path of a vmlinux with a PVH note, or a bzImage
+	Initrd  string // path, empty for none
+	Cmdline string
+	Memory  int64 // least, bytes
+	Digest  string
+	Size    int64
+	Created time.Time
+	Source  string
+}
+
+// Notice is what a machine tells of itself.
+type Notice struct {
+	Kind   NoticeKind
+	Detail string // one line for people
+}
+
+// NoticeKind tells notices apart.
+type NoticeKind string
+
+const (
+	NoticeExited NoticeKind = "exited" // the last notice of a machine; Machine.Exit says how
+	NoticePanic  NoticeKind = "panic"  // the guest's kernel panicked
+	NoticePaused NoticeKind = "paused" // the VMM stopped the CPUs by itself, e.g. because a disk is full
+	NoticeError  NoticeKind = "error"
+)
+
+// Exit is how a machine ended.
+type Exit struct {
+	// Orderly is true when the guest powered itself off or was told to: the
+	// VM is then stopped; otherwise it failed, and Reason says why.
+	Orderly bool
+	Reason  string
+}
+
+// Machine is a running VMM. What it can do beyond this is found by type
+// assertion: Pauser, Guester, Consoler, MetricsReader.
+type Machine interface {
+	Process() Process
+	// Accel is what runs the CPUs: "kvm", "tcg", "fake".
+	Accel() string
+	// Done is closed when the VMM's process is gone; Exit is valid from then on.
+	Done() <-chan struct{}
+	Exit() Exit
+	// Kill ends the process at once and returns when it is gone.
+	Kill(ctx context.Context) error
+	// Close lets go of the machine without ending it (the daemon exits): connections closed, goroutines ended.
+	Close() error
+}
+
+// Pauser is a Machine whose CPUs can be stopped and continued.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
+
+// Guester is a Machine that has an agent inside. Guest is never nil and the same for the life of the Machine.
+type Guester interface {
+	Guest() Guest
+}
+
+// Consoler is a Machine with a serial console. What the guest prints is also
+// appended to ConsoleFile in the VM's directory, by the VMM itself.
+type Consoler interface {
+	Console() Console
+}
+
+// Console is a serial line.
+type Console interface {
+	// Write types p. It blocks while the guest does not take input, until ctx ends.
+	Write(ctx context.Context, p []byte) (int, error)
+	// Subscribe gives what is printed from now on. Read blocks until there is
+	// something, ctx ends (its error) or the machine is gone (io.EOF). A subscriber too slow
+	// for 256 KiB loses the oldest bytes. The caller closes it.
+	Subscribe() ConsoleReader
+}
+
+// ConsoleReader is one reader of a Console.
+type ConsoleReader interface {
+	Read(ctx context.Context, p []byte) (int, error)
+	// Pending is how many bytes a Read would give now without blocking.
+	Pending() int
+	Close() error
+}
+
+// Images gives what VMs boot from. Implemented by vmm/image.
+type Images interface {
+	// Names of the images that exist, sorted.
+	Names() []string
+	// Image of that name, or ErrNotFound.
+	Image(name string) (Image, error)
+}
+
+// Network connects guests. Implemented by vmm/network; one without
+// privileges supports NetUser and NetNone only.
+type Network interface {
+	// Check reports whether the mode can be used here: nil, or ErrNotPermitted/ErrUnsupported with a sentence.
+	Check(mode NetMode) error
+	// Prefix is the subnet of the bridge; Gateway is the host's address in it.
+	Prefix() netip.Prefix
+	Gateway() netip.Addr
+	// Tap makes the VM's tap, in the bridge, up, and owned by nobody but its
+	// open file: it vanishes when the last holder (the VMM) closes it.
+	Tap(ctx context.Context, serial uint64, uuid string) (*os.File, error)
+	// TapName is the name Tap gives the interface.
+	TapName(serial uint64) string
+}

@@ -1,0 +1,60 @@
+package vmm
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// Guest asks the agent inside a machine. Every answer comes from the guest
+// and is untrusted: implementations bound it in size, and its text is escaped where it is shown.
+// Errors: ErrTimeout when ctx's deadline ends first, ErrNoAgent when the
+// machine has no channel to one, ErrNotRunning when it is gone.
+type Guest interface {
+	// Ping returns as soon as the agent answers, and waits for it until ctx ends
+	// without waking the guest: calling it while the guest still boots is how one waits for the boot.
+	Ping(ctx context.Context) (GuestInfo, error)
+	Listeners(ctx context.Context) ([]Listener, error)
+	Stats(ctx context.Context) (GuestStats, error)
+	Configure(ctx context.Context, c GuestConfig) error
+	// PowerOff asks for an orderly shutdown; it returns when the agent has accepted it.
+	PowerOff(ctx context.Context) error
+}
+
+// GuestInfo is what the agent says of itself.
+type GuestInfo struct {
+	Version  string  `json:"version"`
+	Kernel   string  `json:"kernel"`
+	Hostname string  `json:"hostname"`
+	Uptime   float64 `json:"uptime"` // seconds
+}
+
+// Listener is a socket in the guest that listens (TCP) or is bound and unconnected (UDP).
+type Listener struct {
+	Protocol string `json:"protocol"` // tcp, udp (tcp6 and udp6 are told by Address)
+	Address  string `json:"address"`  // bind address
+	Port     int    `json:"port"`
+	PID      int    `json:"pid"` // 0 if not known
+	Process  string `json:"process"`
+	Command  string `json:"command"` // command line, arguments joined by spaces
+}
+
+// GuestStats are the guest's own figures.
+type GuestStats struct {
+	MemTotal     int64   `json:"mem_total_bytes"`
+	MemAvailable int64   `json:"mem_available_bytes"`
+	Load1        float64 `json:"load1"`
+	Procs        int     `json:"procs"`
+	Uptime       float64 `json:"uptime"`           // seconds
+	DiskUsed     int64   `json:"disk_used_bytes"`  // of the file systems on disks, summed
+	DiskTotal    int64   `json:"disk_total_bytes"` // 0 if the guest has none
+}
+
+// GuestConfig is what the agent sets in the guest. Zero fields are left alone.
+type GuestConfig struct {
+	Hostname string       `json:"hostname,omitempty"`
+	MAC      string       `json:"mac,omitempty"` // which interface Address is for
+	Address  netip.Prefix `json:"address"`       // with the subnet's length
+	Gateway  netip.Addr   `json:"gateway"`
+	Time     time.Time    `json:"time"` // wall clock to set
+}

@@ -1,0 +1,126 @@
+package vmm
+
+import (
+	"net/netip"
+	"time"
+)
+
+// State is where a VM is in its life; its text is what the file `state` shows.
+type State string
+
+const (
+	Stopped  State = "stopped"
+	Starting State = "starting"
+	Running  State = "running"
+	Paused   State = "paused"
+	Stopping State = "stopping"
+	Failed   State = "failed"
+)
+
+// Alive reports whether a VM in this state has a VMM process whose CPUs have run.
+func (s State) Alive() bool { return s == Running || s == Paused || s == Stopping }
+
+// Command is a word that a user writes to `state`.
+type Command string
+
+const (
+	Start   Command = "start"
+	Stop    Command = "stop"
+	Restart Command = "restart"
+	Kill    Command = "kill"
+	Pause   Command = "pause"
+	Resume  Command = "resume"
+)
+
+// NetMode is how a guest is connected.
+type NetMode string
+
+const (
+	NetBridge NetMode = "bridge" // a tap on banger's bridge; needs root
+	NetUser   NetMode = "user"   // the VMM's own NAT; no privileges, guest not reachable
+	NetNone   NetMode = "none"
+)
+
+// NoLimit is the duration written as `max`.
+const NoLimit time.Duration = -1
+
+// Config is what a user may set of a VM. It is a plain value: copies are independent.
+type Config struct {
+	Image       string
+	CPUs        int
+	Memory      int64 // bytes
+	Disk        int64 // bytes of the work disk, 0 for none
+	Cmdline     string
+	VMM         string // name of a Driver
+	Net         NetMode
+	Autostart   bool
+	IdleTimeout time.Duration // NoLimit for `max`
+	StopTimeout time.Duration
+	Protected   bool
+}
+
+// Owner is who a VM's directory belongs to.
+type Owner struct {
+	UID, GID uint32
+	Mode     uint32 // permission bits of the directory, e.g. 0o755
+}
+
+// Record is what the store keeps of a VM; all of it survives the daemon.
+type Record struct {
+	Serial  uint64 // given by the store, never reused; node numbers are computed from it
+	ID      string // UUID
+	Name    string
+	Config  Config
+	Owner   Owner
+	Created time.Time
+	Started time.Time // zero if never
+	Touched time.Time
+	State   State
+	Error   string // the last failure in one sentence
+	BootID  string // of the host, when State was last recorded as living
+	Process Process
+	Run     uint64 // counts the starts
+	MAC     string
+	Address netip.Addr // leased address, kept until the VM is removed; invalid if none was leased yet
+}
+
+// Process names one process for good: pids are reused, a pid with its start time is not.
+type Process struct {
+	PID       int    // 0 if there is none
+	StartTime uint64 // clock ticks after boot, field 22 of /proc/PID/stat (proc(5))
+}
+
+// Snapshot is an immutable picture of a VM. Readers share it; nobody changes it.
+type Snapshot struct {
+	Record
+	// Changed holds when each setting or fact last changed, by file name
+	// ("state", "memory", "config", ...); Created for what is not in it.
+	Changed map[string]time.Time
+	// Machine is what runs, nil unless State.Alive() or while starting.
+	Machine Machine
+	// Ready is true once the guest's agent of this run has answered and was
+	// told its address, host name and time.
+	Ready   bool
+	ReadyIn time.Duration // from the start of the VMM to Ready
+	// Since is when the machine of this run was started or adopted, by the
+	// monotonic clock; zero while nothing runs.
+	Since time.Time
+	// Dir is the VM's directory on the host; it holds DiskOverlay, DiskWork, the console and the log.
+	Dir string
+}
+
+// GuestAddress is the address at which the host reaches the guest now, invalid if it cannot.
+func (s *Snapshot) GuestAddress() netip.Addr {
+	if s.State.Alive() && s.Config.Net == NetBridge {
+		return s.Address
+	}
+	return netip.Addr{}
+}
+
+// Names of files in a VM's directory on the host.
+const (
+	DiskOverlay = "overlay.img" // the system disk's overlay; absent for images without a disk
+	DiskWork    = "work.img"    // the VM's own writable disk; sparse raw
+	ConsoleFile = "console.log" // what the guest printed, trimmed from its beginning
+	LogFile     = "log"         // what the VMM printed and banger did
+)
