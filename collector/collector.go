@@ -1,13 +1,24 @@
 // Package collector reads what VMs do: process figures, disks, links, the guest's agent.
 //
-// There is one cache entry per VM and kind, one collection in flight for all who ask, and a
-// poller that keeps warm what was read in the last ten seconds. No lock of a VM's life is held while
+// There is one cache entry per VM and kind, one collection in flight for all who ask (cached.go), and a
+// poller that keeps warm what was read in the last ten seconds (poller.go). No lock of a VM's life is held while
 // a guest is asked. A reader that goes away ends its wait, not the collection of the others.
+//
+// Each kind has its file: what is fetched there is parsed by pure functions, and what comes from a guest is
+// bounded in size and time. The collector knows neither files nor errnos and runs no other programs.
+//
+// Goroutines: one poller for all VMs, and one per collection in flight; [Collector.Close] waits for all of them.
 package collector
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"banger/vmm"
@@ -16,65 +27,247 @@ import (
 // Options of a Collector.
 type Options struct {
 	Manager      *vmm.Manager
-	Log          *slog.Logger
-	StatsMaxAge  time.Duration // 1 s if 0
-	PortsMaxAge  time.Duration // 2 s
-	HealthMaxAge time.Duration // 1 s
-	PollInterval time.Duration // 10 s
+	Log          *slog.Logger               // nil: silent
+	TapName      func(serial uint64) string // name of a VM's link on the host; nil: no link figures
+	StatsMaxAge  time.Duration              // 1 s if 0
+	PortsMaxAge  time.Duration              // 2 s
+	HealthMaxAge time.Duration              // 1 s
+	PollInterval time.Duration              // 10 s
 }
 
-// Collector is the cache and the poller.
-type Collector struct{}
+// Bounds of what a collection may take.
+const (
+	guestTimeout  = 3 * time.Second        // for one answer of an agent
+	guestBriefly  = 100 * time.Millisecond // for an agent that has just been silent for guestTimeout
+	guestDoubt    = 10 * time.Second       // how long an agent is given only guestBriefly
+	blockTimeout  = 300 * time.Millisecond // for the VMM's block figures
+	probeTimeout  = 750 * time.Millisecond // for one request to one port
+	probeBudget   = 2 * probeTimeout       // for the probes of one VM, if the agent took long
+	probesPerVM   = 16
+	probesInAll   = 64
+	maxListeners  = 4096
+	keepWarm      = 10 * time.Second // after the last read
+	warmInAll     = 64               // collections that the poller has in flight at most
+	defaultMaxAge = time.Second
+)
+
+// subject is what the collector needs of a *vmm.VM.
+type subject interface {
+	Serial() uint64
+	Snapshot() *vmm.Snapshot
+	Changed() <-chan struct{}
+	PublishHealth(health string)
+}
+
+// Collector is the cache and the poller. Its methods may be called from many goroutines.
+type Collector struct {
+	// immutable
+	log          *slog.Logger
+	tapName      func(serial uint64) string
+	statsMaxAge  time.Duration
+	portsMaxAge  time.Duration
+	healthMaxAge time.Duration
+	pollInterval time.Duration
+	guestTimeout time.Duration
+	now          func() time.Time
+	exists       func(serial uint64) bool
+	each         func(visit func(subject))
+	proc         string // root of procfs
+	sysNet       string // directory of the host's links in sysfs
+	prober       *http.Transport
+	probes       chan struct{} // slots for probes, of all VMs
+	warming      chan struct{} // slots for the poller's collections
+	wake         chan struct{} // tells the poller that something became hot
+	ctx          context.Context
+	cancel       context.CancelFunc
+	wg           sync.WaitGroup
+
+	mu      sync.RWMutex
+	closed  bool              // guarded by mu
+	entries map[uint64]*entry // guarded by mu; by serial
+	hot     map[uint64]*entry // guarded by mu; read lately, kept warm
+
+	collections, hits, failures, guestCalls atomic.Uint64
+}
+
+// entry is what is kept of one VM.
+type entry struct {
+	vm   subject
+	gone chan struct{} // closed when the VM is removed
+
+	stats     cached[Stats]
+	ports     cached[Ports]
+	health    cached[Health]
+	listeners cached[portSet]
+	slow      atomic.Pointer[slowStats]
+	cpu       sampler
+	guest     patience
+	probed    memory
+}
+
+// slowStats is what the slow poll found, and in which run.
+type slowStats struct {
+	run   uint64
+	stats *Stats
+}
+
+var errClosed = errors.New("the daemon is ending")
 
 // New starts the poller; Close ends it and waits for every collection in flight.
-func New(o Options) *Collector { panic("not built yet") }
-func (c *Collector) Close()    { panic("not built yet") }
-
-// Stats, Ports and Health give an answer no older than the kind's max_age, collecting if need be. They wait at most
-// until ctx ends or, where the guest is asked, 3 s (vmm.ErrTimeout). Results are shared and immutable.
-// Ports of a VM that does not run is vmm.ErrNotRunning; Stats and Health of it succeed.
-func (c *Collector) Stats(ctx context.Context, v *vmm.VM) (*Stats, error)   { panic("not built yet") }
-func (c *Collector) Ports(ctx context.Context, v *vmm.VM) (*Ports, error)   { panic("not built yet") }
-func (c *Collector) Health(ctx context.Context, v *vmm.VM) (*Health, error) { panic("not built yet") }
-
-// WaitHealthy blocks until the VM's agent has answered and gives how long after its start that was;
-// WaitPort until something in the guest listens on TCP port. vmm.ErrGone when it can no longer come, vmm.ErrNotFound when the VM is removed.
-// A VM that is stopped is waited for: somebody may start it.
-func (c *Collector) WaitHealthy(ctx context.Context, v *vmm.VM) (time.Duration, error) {
-	panic("not built yet")
-}
-func (c *Collector) WaitPort(ctx context.Context, v *vmm.VM, port int) (time.Duration, error) {
-	panic("not built yet")
+func New(o Options) *Collector {
+	c := newCollector(o)
+	c.exists = func(serial uint64) bool { return o.Manager.BySerial(serial) != nil }
+	c.each = func(visit func(subject)) {
+		for _, v := range o.Manager.VMs() {
+			visit(v)
+		}
+	}
+	o.Manager.OnChange(func(e vmm.Event) {
+		if e.What == vmm.EventRemove {
+			c.forget(e.Serial)
+		}
+	})
+	c.start(c.poller)
+	return c
 }
 
-// Known gives what the cache holds of a VM, however old, nil where it holds nothing of this run; it never collects.
-func (c *Collector) Known(v *vmm.VM) (*Stats, *Health) { panic("not built yet") }
+// newCollector makes one without a manager and without its poller.
+func newCollector(o Options) *Collector {
+	c := &Collector{
+		log:          o.Log,
+		tapName:      o.TapName,
+		statsMaxAge:  orElse(o.StatsMaxAge, defaultMaxAge),
+		portsMaxAge:  orElse(o.PortsMaxAge, 2*defaultMaxAge),
+		healthMaxAge: orElse(o.HealthMaxAge, defaultMaxAge),
+		pollInterval: orElse(o.PollInterval, 10*time.Second),
+		guestTimeout: guestTimeout,
+		now:          time.Now,
+		exists:       func(uint64) bool { return true },
+		each:         func(func(subject)) {},
+		proc:         "/proc",
+		sysNet:       "/sys/class/net",
+		prober:       newProber(),
+		probes:       make(chan struct{}, probesInAll),
+		warming:      make(chan struct{}, warmInAll),
+		wake:         make(chan struct{}, 1),
+		entries:      map[uint64]*entry{},
+		hot:          map[uint64]*entry{},
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c
+}
+
+func orElse(d, otherwise time.Duration) time.Duration {
+	if d == 0 {
+		return otherwise
+	}
+	return d
+}
+
+// Close ends the poller and every collection in flight, and returns when they have ended.
+// Their readers get an error, as do those who come later.
+func (c *Collector) Close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.cancel()
+	c.wg.Wait()
+	c.prober.CloseIdleConnections()
+}
+
+// start runs f in a goroutine that Close waits for; false when the collector is closed.
+func (c *Collector) start(f func()) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.closed {
+		return false
+	}
+	c.wg.Add(1)
+	go func() {
+		defer c.wg.Done()
+		f()
+	}()
+	return true
+}
+
+// entry finds or makes what is kept of v; vmm.ErrNotFound when v was removed.
+func (c *Collector) entry(v subject) (*entry, error) {
+	serial := v.Serial()
+	c.mu.RLock()
+	e := c.entries[serial]
+	c.mu.RUnlock()
+	if e != nil {
+		return e, nil
+	}
+	c.mu.Lock()
+	if e = c.entries[serial]; e == nil {
+		e = &entry{vm: v, gone: make(chan struct{})}
+		c.entries[serial] = e
+	}
+	c.mu.Unlock()
+	// The removal may have been told before the entry was there to be dropped.
+	if !c.exists(serial) {
+		c.forget(serial)
+		return nil, fmt.Errorf("cannot read %s: removed: %w", v.Snapshot().Name, vmm.ErrNotFound)
+	}
+	return e, nil
+}
+
+// forget drops what is kept of a removed VM and ends the waits for it.
+func (c *Collector) forget(serial uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.entries[serial]; e != nil {
+		close(e.gone)
+		delete(c.entries, serial)
+		delete(c.hot, serial)
+	}
+}
+
+// Known gives what the cache holds of a VM, however old, nil where it holds nothing of this run and state; it never
+// collects. Stats of the slow poll hold process figures only.
+func (c *Collector) Known(v *vmm.VM) (*Stats, *Health) { return c.known(v) }
+
+func (c *Collector) known(v subject) (*Stats, *Health) {
+	c.mu.RLock()
+	e := c.entries[v.Serial()]
+	c.mu.RUnlock()
+	s := v.Snapshot()
+	h := passive(s, c.now)
+	if e == nil {
+		return nil, h
+	}
+	ep := epochOf(s)
+	stats := e.stats.known(ep)
+	slow := e.slow.Load()
+	if s.State.Alive() && slow != nil && slow.run == s.Run && (stats == nil || stats.Collected.Before(slow.stats.Collected)) {
+		stats = slow.stats
+	}
+	if h == nil {
+		h = e.health.known(ep)
+	}
+	return stats, h
+}
 
 // Totals are the daemon's own counters for the host's `stats`.
-func (c *Collector) Totals() Totals { panic("not built yet") }
+func (c *Collector) Totals() Totals {
+	return Totals{
+		Collections: c.collections.Load(),
+		CacheHits:   c.hits.Load(),
+		Errors:      c.failures.Load(),
+		GuestCalls:  c.guestCalls.Load(),
+	}
+}
 
-// Totals count since the daemon's start.
+// Totals count since the daemon's start. The slow poll, which asks no guest, is not counted.
 type Totals struct {
 	Collections uint64 // collections begun, of all kinds
 	CacheHits   uint64 // reads answered without one
 	Errors      uint64 // collections that failed
 	GuestCalls  uint64 // requests sent to agents
-}
-
-// Stats are the figures of one VM. A nil pointer stands for a source that is missing.
-type Stats struct {
-	Collected                                                time.Time
-	State                                                    vmm.State
-	Uptime                                                   *float64 // seconds since the VMM was started
-	CPUPercent                                               *float64 // of one core, since the previous sample of the same process
-	CPUUsec                                                  *uint64
-	RSSBytes                                                 *int64
-	VSZBytes                                                 *int64
-	OverlayBytes                                             *int64 // allocated
-	WorkBytes                                                *int64 // allocated
-	DiskReadBytes, DiskWriteBytes, DiskReadOps, DiskWriteOps *uint64
-	NetRxBytes, NetTxBytes, NetRxPackets, NetTxPackets       *uint64         // as the guest sees them: rx is what it received
-	Guest                                                    *vmm.GuestStats // nil if the agent did not answer
 }
 
 // Ports is the table of listeners, sorted and without duplicates.

@@ -1,0 +1,161 @@
+package collector
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"banger/vmm"
+)
+
+// epoch is the part of a VM's life that an answer belongs to: what was collected in another is no answer now.
+type epoch struct {
+	run   uint64
+	state vmm.State
+	ready bool
+}
+
+func epochOf(s *vmm.Snapshot) epoch { return epoch{s.Run, s.State, s.Ready} }
+
+// cached is the last answer of one kind of one VM, and the collection in flight if there is one. The zero value is empty.
+// Its lock is never held while something is collected.
+type cached[T any] struct {
+	mu sync.Mutex
+	// guarded by mu
+	epoch  epoch
+	value  *T
+	at     time.Time // when value was complete
+	tried  time.Time // when the last collection ended, well or not
+	read   time.Time // when somebody last asked
+	flight *flight[T]
+}
+
+// flight is one collection, shared by all who wait for it.
+type flight[T any] struct {
+	cancel  context.CancelFunc
+	waiting int // guarded by the cached's mu; who is last to leave cancels
+
+	done  chan struct{} // closed when value and err are final
+	value *T
+	err   error
+}
+
+// get gives an answer of the epoch no older than maxAge, collecting if need be. When ctx ends first its error is returned;
+// the collection goes on for the others, and ends only when nobody waits for it any more.
+// An error reaches all who wait and is not kept: the next to ask collects again.
+func (k *cached[T]) get(ctx context.Context, c *Collector, ep epoch, maxAge time.Duration, collect func(context.Context) (*T, error)) (*T, error) {
+	k.mu.Lock()
+	now := c.now()
+	k.read = now
+	k.enter(ep)
+	if k.value != nil && now.Sub(k.at) <= maxAge {
+		v := k.value
+		k.mu.Unlock()
+		c.hits.Add(1)
+		return v, nil
+	}
+	f := k.join(c, collect)
+	k.mu.Unlock()
+	if f == nil {
+		return nil, errClosed
+	}
+	select {
+	case <-f.done:
+		return f.value, f.err
+	case <-ctx.Done():
+		k.leave(f)
+		return nil, ctx.Err()
+	}
+}
+
+// enter forgets what belongs to another epoch. k.mu is held.
+func (k *cached[T]) enter(ep epoch) {
+	if k.epoch != ep {
+		// A collection still in flight ends for those who wait for it, and is not kept.
+		k.epoch, k.value, k.flight, k.tried = ep, nil, nil, time.Time{}
+	}
+}
+
+// join takes part in the collection in flight, or begins one; nil when the collector is closed. k.mu is held.
+func (k *cached[T]) join(c *Collector, collect func(context.Context) (*T, error)) *flight[T] {
+	if f := k.flight; f != nil {
+		f.waiting++
+		return f
+	}
+	f := &flight[T]{waiting: 1, done: make(chan struct{})}
+	ctx, cancel := context.WithCancel(c.ctx)
+	f.cancel = cancel
+	if !c.start(func() { k.fly(ctx, c, f, collect) }) {
+		cancel()
+		return nil
+	}
+	k.flight = f
+	return f
+}
+
+// fly collects. It is the one place that counts collections and failures.
+func (k *cached[T]) fly(ctx context.Context, c *Collector, f *flight[T], collect func(context.Context) (*T, error)) {
+	defer f.cancel()
+	c.collections.Add(1)
+	v, err := collect(ctx)
+	if err != nil {
+		c.failures.Add(1)
+		v = nil
+	}
+	k.mu.Lock()
+	f.value, f.err = v, err
+	if k.flight == f {
+		k.flight = nil
+		k.tried = c.now()
+		if err == nil {
+			k.value, k.at = v, k.tried
+		} else {
+			k.value = nil
+		}
+	}
+	k.mu.Unlock()
+	close(f.done)
+}
+
+// leave gives up waiting for f.
+func (k *cached[T]) leave(f *flight[T]) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f.waiting--
+	if f.waiting == 0 {
+		f.cancel()
+		if k.flight == f {
+			k.flight = nil // who comes now must not wait for a cancelled one
+		}
+	}
+}
+
+// known gives the answer of the epoch, however old, nil if there is none.
+func (k *cached[T]) known(ep epoch) *T {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.epoch != ep {
+		return nil
+	}
+	return k.value
+}
+
+// warm begins a collection when the answer was read lately and is half way to being too old. It waits for nothing;
+// release is called when the collection has ended, if true is returned. hot reports whether it was read lately.
+func (k *cached[T]) warm(c *Collector, ep epoch, maxAge time.Duration, release func(), collect func(context.Context) (*T, error)) (begun, hot bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := c.now()
+	if k.read.IsZero() || now.Sub(k.read) > keepWarm {
+		return false, false
+	}
+	k.enter(ep)
+	if k.flight != nil || now.Sub(k.tried) < maxAge/2 {
+		return false, true
+	}
+	f := k.join(c, func(ctx context.Context) (*T, error) {
+		defer release()
+		return collect(ctx)
+	})
+	return f != nil, true
+}

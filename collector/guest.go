@@ -1,0 +1,72 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"banger/vmm"
+)
+
+// patience remembers that a guest did not answer. Who reads many files of many VMs in turn would else wait the full time for
+// each file of each hung guest; a guest that was silent for that long is given a moment only, until it answers again
+// or some time has passed.
+type patience struct {
+	mu sync.Mutex
+	// guarded by mu
+	run    uint64
+	silent time.Time // when an answer last failed to come in full time
+}
+
+// left is how long the guest of that run may take now.
+func (p *patience) left(s *vmm.Snapshot, now time.Time, full time.Duration) time.Duration {
+	if !s.Ready && !s.Since.IsZero() {
+		// The manager has been asking since the start; what is left of the full time is what a guest that boots still has.
+		return min(full, max(full-now.Sub(s.Since), guestBriefly))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.run == s.Run && !p.silent.IsZero() && now.Sub(p.silent) < guestDoubt {
+		return min(full, guestBriefly)
+	}
+	return full
+}
+
+// note records how a call ended that was given that long.
+func (p *patience) note(s *vmm.Snapshot, now time.Time, full, given time.Duration, timedOut bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case !timedOut:
+		p.silent = time.Time{}
+	case given >= full:
+		p.run, p.silent = s.Run, now
+	}
+}
+
+// ask calls the agent of the machine in s and bounds its time. vmm.ErrTimeout, vmm.ErrNoAgent, or what call returns.
+func (c *Collector) ask(ctx context.Context, e *entry, s *vmm.Snapshot, call func(context.Context, vmm.Guest) error) error {
+	m, ok := s.Machine.(vmm.Guester)
+	if !ok {
+		return fmt.Errorf("cannot ask %s: %w", s.Name, vmm.ErrNoAgent)
+	}
+	given := e.guest.left(s, c.now(), c.guestTimeout)
+	bounded, cancel := context.WithTimeout(ctx, given)
+	defer cancel()
+	c.guestCalls.Add(1)
+	err := call(bounded, m.Guest())
+	if ctx.Err() != nil { // nobody waits any more: this says nothing of the guest
+		return fmt.Errorf("cannot ask %s: %w", s.Name, ctx.Err())
+	}
+	timedOut := errors.Is(err, vmm.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)
+	e.guest.note(s, c.now(), c.guestTimeout, given, timedOut)
+	switch {
+	case timedOut:
+		return fmt.Errorf("cannot ask %s: %w", s.Name, vmm.ErrTimeout)
+	case err != nil:
+		return fmt.Errorf("cannot ask %s: %w", s.Name, err)
+	}
+	return nil
+}

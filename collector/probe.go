@@ -1,0 +1,218 @@
+package collector
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"banger/vmm"
+)
+
+// How long the outcome of a probe is believed of the same listener. One that answered in no HTTP may still be starting.
+const (
+	rememberHit  = time.Minute
+	rememberMiss = 10 * time.Second
+)
+
+// probeKey tells listeners apart for the memory of probes.
+type probeKey struct {
+	port, pid int
+	process   string
+}
+
+func keyOf(l vmm.Listener) probeKey { return probeKey{l.Port, l.PID, l.Process} }
+
+// memory is what earlier probes of one VM found; at most maxListeners entries, as only present listeners are kept.
+type memory struct {
+	mu   sync.Mutex
+	seen map[probeKey]outcome // guarded by mu
+}
+
+// outcome is what a listener speaks: "https", "http" or "" for neither.
+type outcome struct {
+	address netip.Addr
+	scheme  string
+	until   time.Time
+}
+
+// recall gives what is still believed of the listeners at address and forgets all else.
+func (m *memory) recall(address netip.Addr, ls []vmm.Listener, now time.Time) map[probeKey]outcome {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	kept := make(map[probeKey]outcome)
+	for _, l := range ls {
+		if o, ok := m.seen[keyOf(l)]; ok && o.address == address && now.Before(o.until) {
+			kept[keyOf(l)] = o
+		}
+	}
+	m.seen = kept
+	copied := make(map[probeKey]outcome, len(kept))
+	for k, o := range kept {
+		copied[k] = o
+	}
+	return copied
+}
+
+func (m *memory) store(k probeKey, o outcome) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.seen[k] = o
+}
+
+// newProber makes the transport of all probes. Guests are hostile: no proxy that could see the addresses, one
+// connection per request, HTTP/1.1 only, headers bounded, no body asked for.
+func newProber() *http.Transport {
+	return &http.Transport{
+		Proxy:                  nil,
+		DialContext:            dial,
+		TLSClientConfig:        &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, NextProtos: []string{"http/1.1"}},
+		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+}
+
+// quietConn gives nothing to read before something was written. A server that speaks first (a banner) would else make
+// net/http write the guest's text to the daemon's standard log.
+type quietConn struct {
+	net.Conn
+	once    sync.Once
+	written chan struct{} // closed by the first write, or by Close
+}
+
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &quietConn{Conn: conn, written: make(chan struct{})}, nil
+}
+
+func (q *quietConn) open() { q.once.Do(func() { close(q.written) }) }
+
+func (q *quietConn) Read(p []byte) (int, error) {
+	<-q.written
+	return q.Conn.Read(p)
+}
+
+func (q *quietConn) Write(p []byte) (int, error) {
+	n, err := q.Conn.Write(p)
+	q.open()
+	return n, err
+}
+
+func (q *quietConn) Close() error {
+	err := q.Conn.Close()
+	q.open()
+	return err
+}
+
+// probeAll finds which TCP listeners speak HTTP, at the guest's leased address and nowhere else; nothing without one.
+// Ports are probed side by side. What was not found out before ctx ends is left out.
+func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr, ls []vmm.Listener) map[probeKey]string {
+	if !address.IsValid() {
+		return nil
+	}
+	believed := m.recall(address, ls, c.now())
+	schemes := make(map[probeKey]string, len(believed))
+	asked := map[int][]probeKey{} // by port: 0.0.0.0 and :: are one probe
+	var order []int
+	for _, l := range ls {
+		k := keyOf(l)
+		if l.Protocol != "tcp" {
+			continue
+		}
+		if o, ok := believed[k]; ok {
+			schemes[k] = o.scheme
+			continue
+		}
+		if asked[l.Port] == nil {
+			order = append(order, l.Port)
+		}
+		asked[l.Port] = append(asked[l.Port], k)
+	}
+	var mu sync.Mutex // guards schemes
+	var wg sync.WaitGroup
+	work := make(chan int)
+	for range min(probesPerVM, len(order)) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for port := range work {
+				select {
+				case c.probes <- struct{}{}:
+				case <-ctx.Done():
+					continue
+				}
+				scheme, sure := c.probe(ctx, netip.AddrPortFrom(address, uint16(port)))
+				<-c.probes
+				if !sure {
+					continue
+				}
+				until := c.now().Add(rememberMiss)
+				if scheme != "" {
+					until = c.now().Add(rememberHit)
+				}
+				mu.Lock()
+				for _, k := range asked[port] {
+					schemes[k] = scheme
+					m.store(k, outcome{address, scheme, until})
+				}
+				mu.Unlock()
+			}
+		}()
+	}
+	for _, port := range order {
+		select {
+		case work <- port:
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	close(work)
+	wg.Wait()
+	return schemes
+}
+
+// probe tries https, then http. sure is false when the outcome may be another the next time: the port was slow or refused.
+func (c *Collector) probe(ctx context.Context, at netip.AddrPort) (scheme string, sure bool) {
+	sure = true
+	for _, scheme := range []string{"https", "http"} {
+		err := c.request(ctx, scheme, at)
+		if err == nil {
+			return scheme, true
+		}
+		var timeout net.Error
+		if (errors.As(err, &timeout) && timeout.Timeout()) || ctx.Err() != nil ||
+			errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) {
+			sure = false
+		}
+	}
+	return "", sure
+}
+
+// request sends GET / and succeeds with any HTTP status. Redirects are not followed, the body is not read.
+func (c *Collector) request(ctx context.Context, scheme string, at netip.AddrPort) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	host := net.JoinHostPort(at.Addr().String(), strconv.Itoa(int(at.Port())))
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+host+"/", nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("User-Agent", "banger")
+	resp, err := c.prober.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}

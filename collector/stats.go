@@ -1,0 +1,73 @@
+package collector
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"banger/vmm"
+)
+
+// Stats are the figures of one VM. A nil pointer stands for a source that is missing.
+type Stats struct {
+	Collected                                                time.Time
+	State                                                    vmm.State
+	Uptime                                                   *float64 // seconds since the VMM was started
+	CPUPercent                                               *float64 // of one core, since the previous sample of the same process
+	CPUUsec                                                  *uint64
+	RSSBytes                                                 *int64
+	VSZBytes                                                 *int64
+	OverlayBytes                                             *int64 // allocated
+	WorkBytes                                                *int64 // allocated
+	DiskReadBytes, DiskWriteBytes, DiskReadOps, DiskWriteOps *uint64
+	NetRxBytes, NetTxBytes, NetRxPackets, NetTxPackets       *uint64         // as the guest sees them: rx is what it received
+	Guest                                                    *vmm.GuestStats // nil if the agent did not answer
+}
+
+// Stats, Ports and Health give an answer no older than the kind's max_age, collecting if need be. They wait at most
+// until ctx ends or, where the guest is asked, 3 s (vmm.ErrTimeout). Results are shared and immutable.
+// Ports of a VM that does not run, or is paused, is vmm.ErrNotRunning; Stats and Health of it succeed.
+// A removed VM is vmm.ErrNotFound.
+func (c *Collector) Stats(ctx context.Context, v *vmm.VM) (*Stats, error) { return c.stats(ctx, v) }
+
+func (c *Collector) stats(ctx context.Context, v subject) (*Stats, error) {
+	e, err := c.entry(v)
+	if err != nil {
+		return nil, err
+	}
+	s := v.Snapshot()
+	c.touch(e)
+	return e.stats.get(ctx, c, epochOf(s), c.statsMaxAge, c.statsOf(e, s))
+}
+
+// statsOf collects the stats of the VM that s shows.
+func (c *Collector) statsOf(e *entry, s *vmm.Snapshot) func(context.Context) (*Stats, error) {
+	return func(ctx context.Context) (*Stats, error) {
+		st := &Stats{State: s.State}
+		// The guest first: it may take seconds, and the others' figures are then of the same moment as Collected.
+		if s.State == vmm.Running && s.Ready {
+			err := c.ask(ctx, e, s, func(ctx context.Context, g vmm.Guest) error {
+				gs, err := g.Stats(ctx)
+				if err == nil {
+					st.Guest = &gs
+				}
+				return err
+			})
+			if err != nil {
+				c.log.Debug("guest gave no stats", "vm", s.Name, "err", err)
+			}
+		}
+		if s.State.Alive() {
+			c.linkStats(s, st)
+			c.processStats(e, s, st)
+		}
+		diskStats(s, st)
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("cannot read stats of %s: %w", s.Name, err)
+		}
+		st.Collected = c.now()
+		return st, nil
+	}
+}
+
+func ptr[T any](v T) *T { return &v }

@@ -1,0 +1,124 @@
+package collector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"banger/vmm"
+)
+
+// How often a guest is asked for a port that somebody waits for: often at first, then less.
+const (
+	portPaceFirst = 100 * time.Millisecond
+	portPaceLast  = 500 * time.Millisecond
+)
+
+// portSet is the TCP ports that something in the guest listens on.
+type portSet map[int]struct{}
+
+// WaitHealthy blocks until the VM's agent has answered and gives how long after its start that was;
+// WaitPort until something in the guest listens on TCP port. vmm.ErrGone when it can no longer come, vmm.ErrNotFound when the VM is removed,
+// vmm.ErrNoAgent when the machine has no channel to one, ctx's error when that ends first.
+// A VM that is stopped is waited for: somebody may start it.
+func (c *Collector) WaitHealthy(ctx context.Context, v *vmm.VM) (time.Duration, error) {
+	return c.waitHealthy(ctx, v)
+}
+
+func (c *Collector) waitHealthy(ctx context.Context, v subject) (time.Duration, error) {
+	e, err := c.entry(v)
+	if err != nil {
+		return 0, err
+	}
+	s, err := c.waitReady(ctx, e)
+	if err != nil {
+		return 0, err
+	}
+	return s.ReadyIn, nil
+}
+
+// waitReady blocks until the VM runs and its agent has answered. It asks nobody: the manager publishes that.
+func (c *Collector) waitReady(ctx context.Context, e *entry) (*vmm.Snapshot, error) {
+	for {
+		changed := e.vm.Changed() // before the snapshot, so that no change is missed
+		s := e.vm.Snapshot()
+		switch s.State {
+		case vmm.Failed:
+			return nil, fmt.Errorf("cannot wait for %s, it failed: %w", s.Name, vmm.ErrGone)
+		case vmm.Running:
+			if s.Ready {
+				return s, nil
+			}
+			if _, ok := s.Machine.(vmm.Guester); !ok {
+				return nil, fmt.Errorf("cannot wait for %s: %w", s.Name, vmm.ErrNoAgent)
+			}
+		}
+		select {
+		case <-changed:
+		case <-e.gone:
+			return nil, fmt.Errorf("cannot wait for %s, it was removed: %w", s.Name, vmm.ErrNotFound)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-c.ctx.Done():
+			return nil, errClosed
+		}
+	}
+}
+
+// WaitPort: see WaitHealthy. All who wait for ports of one VM share the agent's answers.
+func (c *Collector) WaitPort(ctx context.Context, v *vmm.VM, port int) (time.Duration, error) {
+	return c.waitPort(ctx, v, port)
+}
+
+func (c *Collector) waitPort(ctx context.Context, v subject, port int) (time.Duration, error) {
+	e, err := c.entry(v)
+	if err != nil {
+		return 0, err
+	}
+	if port < 1 || port > 65535 {
+		return 0, fmt.Errorf("cannot wait for port %d of %s: %w", port, v.Snapshot().Name, vmm.ErrInvalid)
+	}
+	pace := portPaceFirst
+	for {
+		s, err := c.waitReady(ctx, e)
+		if err != nil {
+			return 0, err
+		}
+		changed := e.vm.Changed()
+		set, err := e.listeners.get(ctx, c, epochOf(s), pace, func(ctx context.Context) (*portSet, error) {
+			ls, err := c.askListeners(ctx, e, s)
+			if err != nil {
+				return nil, err
+			}
+			set := portSet{}
+			for _, l := range ls {
+				if l.Protocol == "tcp" {
+					set[l.Port] = struct{}{}
+				}
+			}
+			return &set, nil
+		})
+		switch {
+		case ctx.Err() != nil:
+			return 0, ctx.Err()
+		case errors.Is(err, vmm.ErrNoAgent), errors.Is(err, errClosed):
+			return 0, err
+		case err == nil:
+			if _, ok := (*set)[port]; ok {
+				return max(0, c.now().Sub(s.Since)), nil
+			}
+		}
+		timer := time.NewTimer(pace)
+		select {
+		case <-timer.C:
+		case <-changed:
+		case <-e.gone:
+			timer.Stop()
+			return 0, fmt.Errorf("cannot wait for %s, it was removed: %w", s.Name, vmm.ErrNotFound)
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		pace = min(pace*5/4, portPaceLast)
+	}
+}
