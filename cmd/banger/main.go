@@ -1,0 +1,41 @@
+// Command banger works banger's virtual machines from a shell. It is a thin client of the files that bangerd serves (banger(5)):
+// it reads and writes them and does nothing that cat, echo, mkdir and rmdir could not do.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/term"
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr}))
+}
+
+// stdio is where a command reads and writes.
+type stdio struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// run executes the command line and gives the exit code.
+func run(args []string, std stdio) int {
+	root := newRoot(std)
+	root.SetArgs(args)
+	root.SetIn(std.in)
+	root.SetOut(std.out)
+	root.SetErr(std.err)
+	err := root.Execute()
+	if err != nil {
+		fmt.Fprintf(std.err, "banger: %v\n", err)
+	}
+	return exitCode(err)
+}
+
+// terminal gives the file behind f if it is a terminal.
+func terminal(f any) (*os.File, bool) {
+	file, ok := f.(*os.File)
+	return file, ok && term.IsTerminal(int(file.Fd()))
+}
