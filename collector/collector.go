@@ -72,12 +72,13 @@ type Collector struct {
 	now          func() time.Time
 	exists       func(serial uint64) bool
 	each         func(visit func(subject))
-	proc         string // root of procfs
-	sysNet       string // directory of the host's links in sysfs
+	find         func(serial uint64) subject // nil if there is none
+	proc         string                      // root of procfs
+	sysNet       string                      // directory of the host's links in sysfs
 	prober       *http.Transport
 	probes       chan struct{} // slots for probes, of all VMs
 	warming      chan struct{} // slots for the poller's collections
-	wake         chan struct{} // tells the poller that something became hot
+	wake         chan struct{} // tells the poller that something became hot or changed its state
 	ctx          context.Context
 	cancel       context.CancelFunc
 	wg           sync.WaitGroup
@@ -86,6 +87,8 @@ type Collector struct {
 	closed  bool              // guarded by mu
 	entries map[uint64]*entry // guarded by mu; by serial
 	hot     map[uint64]*entry // guarded by mu; read lately, kept warm
+	untold  map[uint64]news   // guarded by mu; VMs whose health follows from their state and may change again, and what was last told
+	changes uint64            // guarded by mu; counts stateChanged
 
 	collections, hits, failures, guestCalls atomic.Uint64
 }
@@ -122,9 +125,23 @@ func New(o Options) *Collector {
 			visit(v)
 		}
 	}
+	c.find = func(serial uint64) subject {
+		if v := o.Manager.BySerial(serial); v != nil {
+			return v
+		}
+		return nil
+	}
 	o.Manager.OnChange(func(e vmm.Event) {
-		if e.What == vmm.EventRemove {
+		switch e.What {
+		case vmm.EventRemove:
 			c.forget(e.Serial)
+		case vmm.EventState:
+			c.stateChanged(e.Serial)
+		}
+	})
+	c.each(func(v subject) { // adopted
+		if v.Snapshot().State.Alive() {
+			c.stateChanged(v.Serial())
 		}
 	})
 	c.start(c.poller)
@@ -144,6 +161,7 @@ func newCollector(o Options) *Collector {
 		now:          time.Now,
 		exists:       func(uint64) bool { return true },
 		each:         func(func(subject)) {},
+		find:         func(uint64) subject { return nil },
 		proc:         "/proc",
 		sysNet:       "/sys/class/net",
 		prober:       newProber(),
@@ -152,6 +170,7 @@ func newCollector(o Options) *Collector {
 		wake:         make(chan struct{}, 1),
 		entries:      map[uint64]*entry{},
 		hot:          map[uint64]*entry{},
+		untold:       map[uint64]news{},
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.NewTextHandler(io.Discard, nil))

@@ -531,3 +531,34 @@ func TestStatsOfHost(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+func TestHealthIsToldWithoutReaders(t *testing.T) {
+	c, _, v, g := newTest(t)
+	g.ping = func(context.Context) error { t.Error("the guest was asked"); return nil }
+	c.find = func(serial uint64) subject {
+		if serial == 7 {
+			return v
+		}
+		return nil
+	}
+	step := func(change func(*vmm.Snapshot), booting bool) {
+		t.Helper()
+		v.update(change)
+		c.stateChanged(7)
+		c.stateChanged(8) // removed
+		if c.tell() != booting {
+			t.Fatalf("booting is %v", !booting)
+		}
+	}
+	step(func(s *vmm.Snapshot) { s.State, s.Ready = vmm.Starting, false }, true)
+	step(func(s *vmm.Snapshot) { s.State = vmm.Running }, true)
+	v.update(func(s *vmm.Snapshot) { s.Ready = true }) // no event tells this
+	if c.tell() {
+		t.Fatal("still booting")
+	}
+	step(func(s *vmm.Snapshot) { s.State = vmm.Paused }, false)
+	step(func(s *vmm.Snapshot) { s.State = vmm.Failed }, false)
+	if d := cmp.Diff([]string{"starting", "healthy", "paused", "stopped"}, v.published); d != "" {
+		t.Fatal(d)
+	}
+}

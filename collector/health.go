@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -76,6 +77,9 @@ func (c *Collector) healthOf(e *entry, s *vmm.Snapshot) func(context.Context) (*
 		}
 		if epochOf(e.vm.Snapshot()) == epochOf(s) {
 			e.vm.PublishHealth(h.String())
+			if epochOf(e.vm.Snapshot()) != epochOf(s) {
+				c.stateChanged(s.Serial) // it changed just then: what was published last must not stay
+			}
 		}
 		return h, nil
 	}
@@ -89,4 +93,59 @@ func reasonOf(err error) string {
 		}
 	}
 	return cut(strings.Join(strings.Fields(err.Error()), " "), 200)
+}
+
+// news is a change of state whose health is still to be told.
+type news struct {
+	change uint64 // which one
+	told   string // last told of it
+}
+
+// stateChanged notes that the health of a VM may follow from its new state. It does not block: the poller tells it.
+func (c *Collector) stateChanged(serial uint64) {
+	c.mu.Lock()
+	c.changes++
+	c.untold[serial] = news{change: c.changes}
+	c.mu.Unlock()
+	c.wakePoller()
+}
+
+// tell publishes the health of VMs whose state changed, so that who watches for it need not read it, and reports whether some
+// still boot: those are looked at again until their agent has answered. No guest is asked.
+func (c *Collector) tell() bool {
+	c.mu.RLock()
+	untold := maps.Clone(c.untold)
+	c.mu.RUnlock()
+	for serial, n := range untold {
+		v := c.find(serial)
+		if v == nil {
+			c.told(serial, n, "", true)
+			continue
+		}
+		h := passive(v.Snapshot(), c.now)
+		if h == nil {
+			h = &Health{Status: Healthy} // ready: it has just answered the manager
+		}
+		if h.String() != n.told {
+			v.PublishHealth(h.String())
+		}
+		c.told(serial, n, h.String(), h.Status != Starting)
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return len(c.untold) > 0
+}
+
+// told notes what tell published, unless the state has changed again meanwhile.
+func (c *Collector) told(serial uint64, n news, health string, done bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.untold[serial].change != n.change:
+	case done:
+		delete(c.untold, serial)
+	default:
+		n.told = health
+		c.untold[serial] = n
+	}
 }

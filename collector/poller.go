@@ -10,7 +10,7 @@ import (
 const pollSlices = 16
 
 // poller is the one goroutine that looks at VMs by itself: it keeps warm what was read in the last ten seconds and takes,
-// of all living VMs, the process figures once every pollInterval.
+// of all living VMs, the process figures once every pollInterval. It also tells the health that follows from a change of state.
 func (c *Collector) poller() {
 	slow := time.NewTicker(max(c.pollInterval/pollSlices, time.Millisecond))
 	defer slow.Stop()
@@ -28,10 +28,12 @@ func (c *Collector) poller() {
 			c.pollSlice(slice)
 			slice = (slice + 1) % pollSlices
 		case <-c.wake:
+			c.tell()
 			fast.Reset(pace)
 		case <-fast.C:
-			if !c.keepWarm() {
-				fast.Stop() // until the next read
+			hot, booting := c.keepWarm(), c.tell()
+			if !hot && !booting {
+				fast.Stop() // until woken
 			}
 		}
 	}
@@ -72,6 +74,11 @@ func (c *Collector) touch(e *entry) {
 		c.hot[serial] = e
 	}
 	c.mu.Unlock()
+	c.wakePoller()
+}
+
+// wakePoller makes the poller look often, until there is nothing more to look at.
+func (c *Collector) wakePoller() {
 	select {
 	case c.wake <- struct{}{}:
 	default:
