@@ -1,0 +1,16 @@
+// Package image keeps what VMs boot from, and makes the built-in image.
+//
+// An image is a directory with an image.json and the files that it names:
+//
+//	<state>/images/builtin/image.json
+//	<state>/images/builtin/vmlinux
+//	<state>/images/builtin/initramfs.cpio
+//
+// [Open] gives the images of a directory to a vmm.Manager; it looks at the
+// directory at each call and runs no goroutine. [Build] makes the built-in
+// image from Debian's cloud kernel, busybox and the guest's agent; the same
+// inputs give the same bytes. [Install] puts a built image where a daemon finds it.
+//
+// An image's directory is replaced as a whole and never written to in place: a
+// machine that runs from it keeps the files that it has open.
+package image

@@ -1,0 +1,180 @@
+package image
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"time"
+
+	"banger/vmm"
+)
+
+// Builtin is the name of the image that Build makes.
+const Builtin = "builtin"
+
+// manifestName is the file that makes a directory an image.
+const manifestName = "image.json"
+
+// manifestLimit bounds an image.json; one that is longer is refused.
+const manifestLimit = 64 << 10
+
+// manifest is image.json. Kernel and Initrd are names of files beside it.
+type manifest struct {
+	Kernel  string    `json:"kernel"`
+	Initrd  string    `json:"initrd,omitempty"`
+	Cmdline string    `json:"cmdline"`
+	Memory  int64     `json:"memory"` // least, bytes
+	Digest  string    `json:"digest"` // of the kernel, the initrd and the command line
+	Size    int64     `json:"size"`   // bytes of the kernel and the initrd
+	Created time.Time `json:"created"`
+	Source  string    `json:"source"`
+	Inputs  string    `json:"inputs,omitempty"` // digest of what Build made it from
+}
+
+// Set is the images below one directory. It implements vmm.Images; its
+// methods read the directory at each call and may be called from many goroutines.
+type Set struct {
+	dir string
+}
+
+var _ vmm.Images = (*Set)(nil)
+
+// Open gives the images below dir, which need not exist yet. It fails when dir is not a directory.
+func Open(dir string) (*Set, error) {
+	fi, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("cannot open images: %w", err)
+	case !fi.IsDir():
+		return nil, fmt.Errorf("cannot open images: %s is not a directory", dir)
+	}
+	return &Set{dir: dir}, nil
+}
+
+// Names of the images that can be read, sorted.
+func (s *Set) Names() []string {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, e := range entries {
+		if _, err := s.Image(e.Name()); err == nil {
+			names = append(names, e.Name())
+		}
+	}
+	sort.Strings(names)
+	return names
+}
+
+// Image gives the image of that name. An image that is missing is
+// vmm.ErrNotFound; one whose image.json or files are damaged is an error that says how.
+func (s *Set) Image(name string) (vmm.Image, error) {
+	if !validName(name) {
+		return vmm.Image{}, fmt.Errorf("no image %q: %w", name, vmm.ErrNotFound)
+	}
+	dir := filepath.Join(s.dir, name)
+	m, err := readManifest(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return vmm.Image{}, fmt.Errorf("no image %s: %w", name, vmm.ErrNotFound)
+	}
+	if err != nil {
+		return vmm.Image{}, fmt.Errorf("cannot read image %s: %w", name, err)
+	}
+	img := vmm.Image{
+		Name:    name,
+		Kernel:  filepath.Join(dir, m.Kernel),
+		Cmdline: m.Cmdline,
+		Memory:  m.Memory,
+		Digest:  m.Digest,
+		Size:    m.Size,
+		Created: m.Created,
+		Source:  m.Source,
+	}
+	if m.Initrd != "" {
+		img.Initrd = filepath.Join(dir, m.Initrd)
+	}
+	return img, nil
+}
+
+// validName is the rule of VM names: a DNS label. It keeps out "..", slashes
+// and the dotted directories that an unfinished Install leaves.
+func validName(name string) bool {
+	if len(name) < 1 || len(name) > 63 {
+		return false
+	}
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		switch {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
+		case c == '-' && i > 0 && i < len(name)-1:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// readManifest reads dir's image.json and checks that the files that it names are there.
+func readManifest(dir string) (*manifest, error) {
+	f, err := os.Open(filepath.Join(dir, manifestName))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, manifestLimit+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > manifestLimit {
+		return nil, fmt.Errorf("%s is longer than %d bytes", manifestName, manifestLimit)
+	}
+	m, err := parseManifest(b)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range m.files() {
+		fi, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			// A missing file is damage, not a missing image.
+			return nil, fmt.Errorf("file %s: %v", name, err)
+		}
+		if !fi.Mode().IsRegular() {
+			return nil, fmt.Errorf("file %s is not a regular file", name)
+		}
+	}
+	return m, nil
+}
+
+func parseManifest(b []byte) (*manifest, error) {
+	var m manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("%s: %w", manifestName, err)
+	}
+	if m.Kernel == "" {
+		return nil, fmt.Errorf("%s names no kernel", manifestName)
+	}
+	for _, name := range m.files() {
+		if name != filepath.Base(name) || name == "." || name == ".." || name == manifestName {
+			return nil, fmt.Errorf("%s: %q is not the name of a file beside it", manifestName, name)
+		}
+	}
+	if m.Memory < 0 || m.Size < 0 {
+		return nil, fmt.Errorf("%s: negative size", manifestName)
+	}
+	return &m, nil
+}
+
+// files are the names of the image's files beside image.json.
+func (m *manifest) files() []string {
+	if m.Initrd == "" {
+		return []string{m.Kernel}
+	}
+	return []string{m.Kernel, m.Initrd}
+}
