@@ -272,3 +272,24 @@ func TestProgressIsSilentWithoutATerminal(t *testing.T) {
 		t.Errorf("%q", b.String())
 	}
 }
+
+func TestBoot(t *testing.T) {
+	root := web(t)
+	dir := filepath.Join(root, "vms/web")
+	if err := os.WriteFile(filepath.Join(dir, "config"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	c := &client{std: stdio{strings.NewReader(""), &out, &errs}, mount: root}
+	if err := c.boot("web", dir, "cpus 2\nmemory 192M\n", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); got != "web is healthy after 2.41 s at 172.30.0.2\n" || errs.Len() != 0 {
+		t.Errorf("%q %q", got, errs.String())
+	}
+	for file, want := range map[string]string{"config": "cpus 2\nmemory 192M\n", "state": "start\n"} {
+		if b, _ := os.ReadFile(filepath.Join(dir, file)); string(b) != want {
+			t.Errorf("%s is %q", file, b)
+		}
+	}
+}

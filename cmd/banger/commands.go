@@ -324,26 +324,7 @@ func (c *client) runCmd() *cobra.Command {
 					settings += x.key + " " + x.value + "\n"
 				}
 			}
-			if settings != "" {
-				if err := explain("cannot configure "+name, filepath.Join(dir, "error"), write(filepath.Join(dir, "config"), settings)); err != nil {
-					return err
-				}
-			}
-			progress := newProgress(c.std.err, name)
-			if err := command(name, dir, "start"); err != nil {
-				return err
-			}
-			took, err := wait(name, dir, "healthy", timeout, progress.tick)
-			progress.end()
-			if err != nil {
-				return err
-			}
-			line := name + " is healthy after " + took + " s"
-			if address, err := read(filepath.Join(dir, "address")); err == nil && strings.TrimSpace(address) != "" {
-				line += " at " + strings.TrimSpace(address)
-			}
-			fmt.Fprintln(c.std.out, line)
-			return nil
+			return c.boot(name, dir, settings, timeout)
 		},
 	}
 	cmd.Flags().StringVarP(&image, "image", "i", "", "image to boot, a directory of images/ (default: the daemon's)")
@@ -359,6 +340,30 @@ func (c *client) runCmd() *cobra.Command {
 		return names, cobra.ShellCompDirectiveNoFileComp
 	})
 	return cmd
+}
+
+// boot configures a new VM, starts it and waits until it is healthy.
+func (c *client) boot(name, dir, settings string, timeout time.Duration) error {
+	if settings != "" {
+		if err := explain("cannot configure "+name, filepath.Join(dir, "error"), write(filepath.Join(dir, "config"), settings)); err != nil {
+			return err
+		}
+	}
+	progress := newProgress(c.std.err, name)
+	if err := command(name, dir, "start"); err != nil {
+		return err
+	}
+	took, err := wait(name, dir, "healthy", timeout, progress.tick)
+	progress.end()
+	if err != nil {
+		return err
+	}
+	line := name + " is healthy after " + took + " s"
+	if address, err := read(filepath.Join(dir, "address")); err == nil && strings.TrimSpace(address) != "" {
+		line += " at " + strings.TrimSpace(address)
+	}
+	fmt.Fprintln(c.std.out, line)
+	return nil
 }
 
 // progress is a line on a terminal that tells how long a boot takes.
