@@ -30,8 +30,8 @@ const builtinCmdline = "console=ttyS0 panic=-1 mitigations=off nokaslr cryptomgr
 // builtinMemory is the least memory in which the image boots and is of use, in bytes.
 const builtinMemory = 128 << 20
 
-// recipe is part of the inputs' digest: it changes whenever this package makes
-// another image from the same files.
+// recipe is part of the inputs' digest: it changes whenever this package takes
+// another kernel or other applets from the same files.
 const recipe = "1"
 
 // memberLimit bounds one file of a package.
@@ -90,7 +90,12 @@ func build(ctx context.Context, o BuildOptions) error {
 	if err != nil {
 		return err
 	}
-	inputs := digest([]byte(recipe), []byte(builtinCmdline), agent, busybox, []byte(deb))
+	// The image's own small files, too, are inputs.
+	layout, err := packInitramfs(rootEntries(nil, nil, nil, nil))
+	if err != nil {
+		return err
+	}
+	inputs := digest([]byte(recipe), []byte(builtinCmdline), layout, agent, busybox, []byte(deb))
 	if m, err := readManifest(o.Dir); err == nil && m.Inputs == inputs {
 		o.Log.Info("image is up to date", "dir", o.Dir, "digest", m.Digest)
 		return nil
