@@ -1,0 +1,62 @@
+# What a person and CI run. `make help` lists the targets.
+
+# A go that is new enough, wherever it is installed; nothing if there is none yet.
+GO = $(shell sh integration/install.sh --go || echo go)
+export GOTOOLCHAIN = local
+
+VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || sed -n 's/^## //p' CHANGELOG.md | head -n 1)
+STATIC = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(or $(VERSION),unknown)'
+PROGRAMS = bangerd banger banger-agent
+SCRIPTS = integration/install.sh integration/run.sh .ci/run
+
+# Longer campaigns of the integration tests: make test TESTFLAGS='-long'.
+TESTFLAGS =
+
+.PHONY: all build run test unit integration lint bench image clean help install-deps
+
+all: build
+
+help:
+	@echo 'make run           install, build, mount, boot a VM named hello; Ctrl-C unmounts and leaves it running'
+	@echo 'make build         bin/bangerd, bin/banger and bin/banger-agent'
+	@echo 'make test          everything proven: unit tests, then the suite on fake and real VMs'
+	@echo 'make lint          gofmt, vet, staticcheck, import rules, shell syntax'
+	@echo 'make bench         ratios against the bare thing'
+	@echo 'make image         the built-in image, in .cache/image/builtin'
+	@echo 'make install-deps  what is missing of Debian packages and Go'
+	@echo 'make clean         removes bin and .cache'
+
+install-deps:
+	@sh integration/install.sh
+
+build: install-deps
+	@mkdir -p bin
+	@set -e; for p in $(PROGRAMS); do $(STATIC) -o bin/$$p ./cmd/$$p; done
+
+image: build
+	@$(GO) run ./cmd/internal/mkimage
+
+run: image
+	@GO='$(GO)' sh integration/run.sh
+
+test: unit integration
+
+unit: image
+	$(GO) test -race -p 2 $$($(GO) list ./... | grep -v '/integration')
+
+integration: image
+	$(GO) test -race -p 1 -timeout 15m ./integration/... $(TESTFLAGS)
+
+lint: install-deps
+	@files=$$(gofmt=$$($(GO) env GOROOT)/bin/gofmt; $$gofmt -l cmd collector fs integration vmm); \
+		if [ -n "$$files" ]; then echo "not formatted:"; echo "$$files"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck ./...
+	$(GO) run ./cmd/internal/importcheck ./...
+	@set -e; for s in $(SCRIPTS); do sh -n $$s; done
+
+bench: image
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./integration/...
+
+clean:
+	rm -rf bin .cache
