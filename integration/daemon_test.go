@@ -1,0 +1,134 @@
+package integration
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// daemons counts those made, so that each has a bridge and a subnet of its own.
+var daemons atomic.Int32
+
+// daemon is a bangerd in its own process, with a mount and a state directory of its own.
+type daemon struct {
+	mount, state, config, log string
+	env                       []string
+	cmd                       *exec.Cmd
+	ended                     chan struct{} // closed when cmd was waited for
+}
+
+// newDaemon prepares the directories under dir; nothing is started.
+func newDaemon(dir string) (*daemon, error) {
+	d := &daemon{
+		mount:  filepath.Join(dir, "mnt"),
+		state:  filepath.Join(dir, "state"),
+		config: filepath.Join(dir, "config.toml"),
+		log:    filepath.Join(dir, "bangerd.log"),
+	}
+	n := daemons.Add(1)
+	text := fmt.Sprintf("bridge = \"bt%d\"\nsubnet = \"172.30.%d.0/24\"\n", n, n)
+	if err := os.WriteFile(d.config, []byte(text), 0o644); err != nil {
+		return nil, err
+	}
+	return d, os.MkdirAll(d.state, 0o711)
+}
+
+// start runs bangerd and returns when its tree is mounted.
+func (d *daemon) start(flags ...string) error {
+	if d.cmd != nil {
+		return errors.New("bangerd is already started")
+	}
+	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(bin, "bangerd"), append([]string{
+		"--mount", d.mount, "--state-dir", d.state, "--config", d.config, "--log-level", "debug", "--enable-fake-vmm"}, flags...)...)
+	cmd.Stderr, cmd.Env = log, append(os.Environ(), d.env...)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // how it ended is in cmd.ProcessState
+		close(ended)
+	}()
+	d.cmd, d.ended = cmd, ended
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		// A dead mount of an earlier daemon fails here, a plain directory has no version.
+		if _, err := os.ReadFile(filepath.Join(d.mount, "version")); err == nil {
+			return nil
+		}
+		select {
+		case <-ended:
+			d.cmd = nil
+			text, _ := os.ReadFile(d.log)
+			return fmt.Errorf("bangerd ended before it served: %v\n%s", cmd.ProcessState, text)
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("bangerd does not serve %s after 30 s", d.mount)
+		}
+	}
+}
+
+// signal sends sig and waits for the end of the daemon.
+func (d *daemon) signal(sig syscall.Signal) error {
+	if d.cmd == nil {
+		return errors.New("bangerd is not started")
+	}
+	cmd, ended := d.cmd, d.ended
+	if err := cmd.Process.Signal(sig); err != nil {
+		return err
+	}
+	select {
+	case <-ended:
+		d.cmd = nil
+	case <-time.After(30 * time.Second):
+		return fmt.Errorf("bangerd does not end within 30 s of %v", sig)
+	}
+	if sig == syscall.SIGTERM && cmd.ProcessState.ExitCode() != 0 {
+		return fmt.Errorf("bangerd ended with %v", cmd.ProcessState)
+	}
+	return nil
+}
+
+// cleanup ends the daemon and all machines of this state directory and takes the mount away.
+func (d *daemon) cleanup() {
+	if d.cmd != nil && d.signal(syscall.SIGTERM) != nil {
+		_ = d.signal(syscall.SIGKILL)
+	}
+	for _, pid := range d.machines() {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	_ = syscall.Unmount(d.mount, syscall.MNT_DETACH)
+}
+
+// machines gives the QEMU processes of the VMs of this state directory.
+func (d *daemon) machines() []int {
+	var pids []int
+	dirs, _ := os.ReadDir(filepath.Join(d.state, "vms"))
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		line, _ := os.ReadFile(p)
+		if !bytes.Contains(line, []byte("qemu-system")) {
+			continue
+		}
+		for _, dir := range dirs {
+			if strings.Contains(string(line), dir.Name()) {
+				pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}

@@ -1,0 +1,79 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+const inNamespace = "BANGER_TEST_NETNS"
+
+// bin holds the programs under test, module is the module's directory.
+var bin, module string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	if os.Geteuid() == 0 && os.Getenv(inNamespace) == "" {
+		return reexec()
+	}
+	dir, err := os.MkdirTemp("", "banger-it-")
+	if err != nil {
+		return fail(err)
+	}
+	defer os.RemoveAll(dir)
+	// Daemons of other uids are tested with these programs too.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return fail(err)
+	}
+	bin = dir
+	if module, err = filepath.Abs(".."); err != nil {
+		return fail(err)
+	}
+	for _, name := range []string{"bangerd", "banger", "banger-agent"} {
+		args := []string{"build", "-o", filepath.Join(bin, name)}
+		cgo := "CGO_ENABLED=0"
+		if raceEnabled && name == "bangerd" {
+			args = append(args, "-race")
+			cgo = "CGO_ENABLED=1"
+		}
+		cmd := exec.Command("go", append(args, "./cmd/"+name)...)
+		cmd.Dir = module
+		cmd.Env = append(os.Environ(), cgo)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fail(fmt.Errorf("cannot build %s: %w\n%s", name, err, out))
+		}
+	}
+	return m.Run()
+}
+
+// reexec runs this test again in a network namespace made for it.
+func reexec() int {
+	ns := fmt.Sprintf("banger-test-%d", os.Getpid())
+	if out, err := exec.Command("ip", "netns", "add", ns).CombinedOutput(); err != nil {
+		return fail(fmt.Errorf("cannot make a network namespace (apt install iproute2): %w\n%s", err, out))
+	}
+	defer func() {
+		if out, err := exec.Command("ip", "netns", "delete", ns).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "cannot remove the network namespace %s: %v\n%s", ns, err, out)
+		}
+	}()
+	if out, err := exec.Command("ip", "-n", ns, "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		return fail(fmt.Errorf("cannot set lo up: %w\n%s", err, out))
+	}
+	cmd := exec.Command("ip", append([]string{"netns", "exec", ns}, os.Args...)...)
+	cmd.Env = append(os.Environ(), inNamespace+"="+ns)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err := cmd.Run()
+	if cmd.ProcessState != nil {
+		return cmd.ProcessState.ExitCode()
+	}
+	return fail(err)
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}

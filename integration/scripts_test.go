@@ -1,0 +1,152 @@
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// builtin is where `make image` leaves the built-in image.
+func builtin() string { return filepath.Join(module, ".cache", "image", "builtin") }
+
+// realVMs reports whether real VMs can be run here, else the cure.
+func realVMs() (bool, string) {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		return false, "apt install qemu-system-x86"
+	}
+	if _, err := os.Stat(builtin()); err != nil {
+		return false, "make image"
+	}
+	return true, ""
+}
+
+// TestScripts runs every script of testdata on every driver that it is for.
+func TestScripts(t *testing.T) {
+	scripts, err := filepath.Glob("testdata/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, driver := range []struct{ name, vmm, other string }{{"fake", "fake", "real_"}, {"real", "qemu", "fake_"}} {
+		t.Run(driver.name, func(t *testing.T) {
+			if ok, cure := realVMs(); driver.name == "real" && !ok {
+				t.Skip(cure)
+			}
+			var files []string
+			for _, s := range scripts {
+				if !strings.HasPrefix(filepath.Base(s), driver.other) {
+					files = append(files, s)
+				}
+			}
+			testscript.Run(t, params(files, driver.vmm))
+		})
+	}
+}
+
+func params(files []string, vmm string) testscript.Params {
+	return testscript.Params{
+		Files: files,
+		Setup: func(e *testscript.Env) error {
+			d, err := newDaemon(e.WorkDir)
+			if err != nil {
+				return err
+			}
+			if vmm == "qemu" {
+				images := filepath.Join(d.state, "images")
+				if err := os.MkdirAll(images, 0o755); err != nil {
+					return err
+				}
+				if err := exec.Command("cp", "-r", builtin(), images).Run(); err != nil {
+					return err
+				}
+			}
+			e.Setenv("M", d.mount)
+			e.Setenv("S", d.state)
+			e.Setenv("B", bin)
+			e.Setenv("VMM", vmm)
+			e.Setenv("LC_ALL", "C")
+			e.Setenv("BANGER_MOUNT", d.mount)
+			e.Setenv("PATH", bin+string(os.PathListSeparator)+e.Getenv("PATH"))
+			e.Values[daemonKey{}] = d
+			e.Defer(d.cleanup)
+			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			switch cond {
+			case "root":
+				return os.Geteuid() == 0, nil
+			case "real":
+				return vmm == "qemu", nil
+			}
+			return false, os.ErrInvalid
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"bangerd": bangerdCmd,
+			"sh":      shCmd,
+			"waitfor": waitforCmd,
+		},
+	}
+}
+
+type daemonKey struct{}
+
+func bangerdCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) == 0 {
+		ts.Fatalf("usage: bangerd start|stop|kill9 [flags]")
+	}
+	d := ts.Value(daemonKey{}).(*daemon)
+	var err error
+	switch args[0] {
+	case "start":
+		err = d.start(args[1:]...)
+	case "stop":
+		err = d.signal(syscall.SIGTERM)
+	case "kill9":
+		err = d.signal(syscall.SIGKILL)
+	default:
+		ts.Fatalf("unknown: bangerd %s", args[0])
+	}
+	expect(ts, neg, err)
+}
+
+func shCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: sh 'script'")
+	}
+	expect(ts, neg, ts.Exec("bash", "-c", args[0]))
+}
+
+func waitforCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: waitfor 'script' [time]")
+	}
+	limit := 10 * time.Second
+	if len(args) == 2 {
+		var err error
+		limit, err = time.ParseDuration(args[1])
+		ts.Check(err)
+	}
+	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+		err := ts.Exec("bash", "-c", args[0])
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("not so after %v: %s: %v", limit, args[0], err)
+		}
+	}
+}
+
+func expect(ts *testscript.TestScript, neg bool, err error) {
+	if neg && err == nil {
+		ts.Fatalf("unexpected success")
+	}
+	if !neg && err != nil {
+		ts.Fatalf("unexpected failure: %v", err)
+	}
+}
