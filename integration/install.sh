@@ -83,11 +83,12 @@ go_missing=
 find_go >/dev/null || go_missing=golang-1.23-go
 
 # The built-in image's kernel is fetched with apt, which needs its lists for that.
-lists_missing=
-kernels=$(dirname "$0")/../.cache/image/kernel
-if ! ls "$kernels"/linux-image-*.deb /var/lib/apt/lists/*Packages* >/dev/null 2>&1; then
-	lists_missing="apt's lists"
-fi
+lists_missing="apt's lists"
+for file in "$(dirname "$0")"/../.cache/image/kernel/linux-image-*.deb /var/lib/apt/lists/*Packages*; do
+	if [ -e "$file" ]; then
+		lists_missing=
+	fi
+done
 
 if [ -z "$packages$go_missing$lists_missing" ]; then
 	exit 0
