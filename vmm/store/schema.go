@@ -1,0 +1,73 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+)
+
+// migrations are the steps from an empty database to today's; step N leads to user_version N+1.
+// A step that was once released is never edited: a change of the schema is a new step.
+var migrations = []string{
+	`CREATE TABLE vms (
+		serial        INTEGER PRIMARY KEY AUTOINCREMENT,
+		id            TEXT NOT NULL UNIQUE,
+		name          TEXT NOT NULL UNIQUE,
+		mac           TEXT NOT NULL UNIQUE,
+		image         TEXT NOT NULL,
+		cpus          INTEGER NOT NULL,
+		memory        INTEGER NOT NULL,
+		disk          INTEGER NOT NULL,
+		cmdline       TEXT NOT NULL,
+		vmm           TEXT NOT NULL,
+		net           TEXT NOT NULL,
+		autostart     INTEGER NOT NULL,
+		idle_timeout  INTEGER NOT NULL, -- nanoseconds, -1 for none
+		stop_timeout  INTEGER NOT NULL, -- nanoseconds
+		protected     INTEGER NOT NULL,
+		uid           INTEGER NOT NULL,
+		gid           INTEGER NOT NULL,
+		mode          INTEGER NOT NULL,
+		created       INTEGER NOT NULL, -- nanoseconds since 1970, 0 for never
+		started       INTEGER NOT NULL,
+		touched       INTEGER NOT NULL,
+		state         TEXT NOT NULL,
+		error         TEXT NOT NULL,
+		boot_id       TEXT NOT NULL,
+		pid           INTEGER NOT NULL,
+		pid_start     INTEGER NOT NULL, -- clock ticks after boot
+		run           INTEGER NOT NULL
+	) STRICT`,
+	`CREATE TABLE leases (
+		serial   INTEGER PRIMARY KEY REFERENCES vms (serial) ON DELETE CASCADE,
+		address  BLOB NOT NULL UNIQUE -- network byte order, so that they sort
+	) STRICT`,
+}
+
+// migrate brings the database to the last of steps. Each step is one transaction with its user_version.
+func migrate(ctx context.Context, conn *sql.Conn, steps []string) error {
+	var version int
+	if err := conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return err
+	}
+	if version > len(steps) {
+		return fmt.Errorf("it was written by a newer banger (schema %d, this one knows up to %d); run that one", version, len(steps))
+	}
+	for ; version < len(steps); version++ {
+		tx, err := conn.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		if _, err = tx.ExecContext(ctx, steps[version]); err == nil {
+			_, err = tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", version+1))
+		}
+		if err != nil {
+			_ = tx.Rollback()
+			return fmt.Errorf("schema step %d: %w", version+1, err)
+		}
+		if err := tx.Commit(); err != nil {
+			return fmt.Errorf("schema step %d: %w", version+1, err)
+		}
+	}
+	return nil
+}

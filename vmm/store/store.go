@@ -1,0 +1,472 @@
+// Package store keeps the records of VMs in SQLite; it implements [vmm.Store].
+//
+// One goroutine writes. Calls that wait at the same time share one transaction, each in a
+// savepoint of its own, so that one's refusal does not harm the others; every call returns
+// after the commit that holds it is synced (WAL, synchronous=FULL). The package starts no other
+// goroutine and never holds two connections: whoever opens the database holds the lock of the state directory.
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"banger/vmm"
+)
+
+// maxGroup bounds how many calls share one commit, and so how long the first of them waits.
+const maxGroup = 512
+
+// Store is an open database. Its methods may be called from many goroutines.
+type Store struct {
+	ops     chan *op
+	closing chan struct{}
+	closed  chan struct{}
+	closeDB func() error
+	err     error // of the close; valid once closed is closed
+}
+
+// op is one call on its way through the writer.
+type op struct {
+	run  func(context.Context, *writer) error
+	err  error
+	done chan struct{} // closed when err is final and the commit durable
+}
+
+var _ vmm.Store = (*Store)(nil)
+
+// Open opens or makes the database at path, whose directory exists, and brings its schema up to date.
+// A database of a newer banger is refused. The caller closes the Store.
+func Open(ctx context.Context, path string) (*Store, error) {
+	s, err := open(ctx, path, migrations)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open %s: %w", path, mapped(err))
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, path string, steps []string) (*Store, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	u := url.URL{Scheme: "file", Path: path, RawQuery: url.Values{
+		"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"},
+		"_txlock": {"immediate"},
+	}.Encode()}
+	db, err := sql.Open("sqlite", u.String())
+	if err != nil {
+		return nil, err
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		_ = db.Close()
+		return nil, err
+	}
+	closeDB := func() error { return errors.Join(conn.Close(), db.Close()) }
+	if err := migrate(ctx, conn, steps); err != nil {
+		_ = closeDB()
+		return nil, err
+	}
+	w, err := newWriter(ctx, conn)
+	if err != nil {
+		_ = closeDB()
+		return nil, err
+	}
+	s := &Store{ops: make(chan *op, maxGroup), closing: make(chan struct{}), closed: make(chan struct{}), closeDB: closeDB}
+	go s.work(w)
+	return s, nil
+}
+
+// Close waits for the writes under way and closes the database. It is called once, after the last other call has returned.
+func (s *Store) Close() error {
+	close(s.closing)
+	<-s.closed
+	return s.err
+}
+
+// do has the writer run f and waits until what it did is durable.
+func (s *Store) do(ctx context.Context, f func(context.Context, *writer) error) error {
+	o := &op{run: f, done: make(chan struct{})}
+	select {
+	case s.ops <- o:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.closing:
+		return errors.New("the store is closed")
+	}
+	select {
+	case <-o.done:
+		return mapped(o.err)
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.closed:
+		select {
+		case <-o.done:
+			return mapped(o.err)
+		default:
+			return errors.New("the store is closed")
+		}
+	}
+}
+
+// work is the writer: it takes all that waits, commits it together and answers.
+func (s *Store) work(w *writer) {
+	defer close(s.closed)
+	var group []*op
+	for {
+		group = group[:0]
+		select {
+		case o := <-s.ops:
+			group = append(group, o)
+		case <-s.closing:
+			select {
+			case o := <-s.ops:
+				group = append(group, o)
+			default:
+				w.close()
+				s.err = s.closeDB()
+				return
+			}
+		}
+	more:
+		for len(group) < maxGroup {
+			select {
+			case o := <-s.ops:
+				group = append(group, o)
+			default:
+				break more
+			}
+		}
+		w.commit(group)
+		for _, o := range group {
+			close(o.done)
+		}
+	}
+}
+
+// Load implements vmm.Store.
+func (s *Store) Load(ctx context.Context) ([]vmm.Record, error) {
+	var got []vmm.Record
+	if err := s.do(ctx, func(ctx context.Context, w *writer) (err error) {
+		got, err = w.all(ctx)
+		return err
+	}); err != nil {
+		return nil, fmt.Errorf("cannot load the records: %w", err)
+	}
+	return got, nil
+}
+
+// Insert implements vmm.Store. r.Serial and r.MAC are set when it returns nil.
+func (s *Store) Insert(ctx context.Context, r *vmm.Record) error {
+	rec := *r // the write goes on when ctx ends, and r is the caller's
+	if err := s.do(ctx, func(ctx context.Context, w *writer) error { return w.add(ctx, &rec) }); err != nil {
+		return fmt.Errorf("cannot record %s: %w", r.Name, err)
+	}
+	r.Serial, r.MAC = rec.Serial, rec.MAC
+	return nil
+}
+
+// Update implements vmm.Store. The MAC and the leased address are not changed by it.
+func (s *Store) Update(ctx context.Context, r *vmm.Record) error {
+	rec := *r
+	if err := s.do(ctx, func(ctx context.Context, w *writer) error {
+		return found(w.update.ExecContext(ctx, append(values(&rec), int64(rec.Serial))...))
+	}); err != nil {
+		return fmt.Errorf("cannot record %s: %w", r.Name, err)
+	}
+	return nil
+}
+
+// Delete implements vmm.Store. ErrNotFound if there is no such record.
+func (s *Store) Delete(ctx context.Context, serial uint64) error {
+	if err := s.do(ctx, func(ctx context.Context, w *writer) error {
+		return found(w.remove.ExecContext(ctx, int64(serial)))
+	}); err != nil {
+		return fmt.Errorf("cannot forget the VM with serial %d: %w", serial, err)
+	}
+	return nil
+}
+
+// Lease implements vmm.Store. An address that the VM has from another prefix is given up for a new one.
+func (s *Store) Lease(ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr) (netip.Addr, error) {
+	var got netip.Addr
+	if err := s.do(ctx, func(ctx context.Context, w *writer) (err error) {
+		got, err = w.lease(ctx, serial, prefix.Masked(), gateway)
+		return err
+	}); err != nil {
+		return netip.Addr{}, fmt.Errorf("cannot lease an address in %s to the VM with serial %d: %w", prefix, serial, err)
+	}
+	return got, nil
+}
+
+// columns are those of vms that Update writes, in the order of values.
+var columns = strings.Fields(`id name image cpus memory disk cmdline vmm net autostart idle_timeout stop_timeout
+	protected uid gid mode created started touched state error boot_id pid pid_start run`)
+
+func values(r *vmm.Record) []any {
+	c := &r.Config
+	return []any{r.ID, r.Name, c.Image, int64(c.CPUs), c.Memory, c.Disk, c.Cmdline, c.VMM, string(c.Net), c.Autostart,
+		int64(c.IdleTimeout), int64(c.StopTimeout), c.Protected, int64(r.Owner.UID), int64(r.Owner.GID), int64(r.Owner.Mode),
+		nanos(r.Created), nanos(r.Started), nanos(r.Touched), string(r.State), r.Error, r.BootID,
+		int64(r.Process.PID), int64(r.Process.StartTime), int64(r.Run)}
+}
+
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func fromNanos(n int64) time.Time {
+	if n == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, n)
+}
+
+// writer is the connection and its statements; only Store.work uses it.
+type writer struct {
+	begin, end, undo                   *sql.Stmt
+	savepoint, release, rollbackTo     *sql.Stmt
+	load, insert, update, remove       *sql.Stmt
+	leaseOf, leases, leaseTake, exists *sql.Stmt
+	stmts                              []*sql.Stmt
+	conn                               *sql.Conn
+	commits                            int // made since Open
+}
+
+func newWriter(ctx context.Context, conn *sql.Conn) (*writer, error) {
+	w := &writer{conn: conn}
+	marks := strings.Repeat(", ?", len(columns))
+	for _, p := range []struct {
+		to   **sql.Stmt
+		text string
+	}{
+		{&w.begin, "BEGIN IMMEDIATE"},
+		{&w.end, "COMMIT"},
+		{&w.undo, "ROLLBACK"},
+		{&w.savepoint, "SAVEPOINT op"},
+		{&w.release, "RELEASE op"},
+		{&w.rollbackTo, "ROLLBACK TO op"},
+		{&w.load, "SELECT " + strings.Join(columns, ", ") + ", vms.serial, mac, leases.address FROM vms LEFT JOIN leases USING (serial) ORDER BY vms.serial"},
+		{&w.insert, "INSERT INTO vms (" + strings.Join(columns, ", ") + ", mac) VALUES (" + marks[2:] + ", ?)"},
+		{&w.update, "UPDATE vms SET " + strings.Join(columns, " = ?, ") + " = ? WHERE serial = ?"},
+		{&w.remove, "DELETE FROM vms WHERE serial = ?"},
+		{&w.exists, "SELECT 1 FROM vms WHERE serial = ?"},
+		{&w.leaseOf, "SELECT address FROM leases WHERE serial = ?"},
+		{&w.leases, "SELECT address FROM leases WHERE serial <> ? ORDER BY address"},
+		{&w.leaseTake, "INSERT INTO leases (serial, address) VALUES (?, ?) ON CONFLICT (serial) DO UPDATE SET address = excluded.address"},
+	} {
+		stmt, err := conn.PrepareContext(ctx, p.text)
+		if err != nil {
+			w.close()
+			return nil, err
+		}
+		*p.to = stmt
+		w.stmts = append(w.stmts, stmt)
+	}
+	return w, nil
+}
+
+func (w *writer) close() {
+	for _, s := range w.stmts {
+		_ = s.Close()
+	}
+}
+
+// commit runs the group in one transaction and sets each op's err. It has a context of its own: a caller who
+// went away does not end what others wait for.
+func (w *writer) commit(group []*op) {
+	ctx := context.Background()
+	exec := func(s *sql.Stmt) error { _, err := s.ExecContext(ctx); return err }
+	fail := func(err error) {
+		for _, o := range group {
+			o.err = err
+		}
+	}
+	if err := exec(w.begin); err != nil {
+		fail(err)
+		return
+	}
+	for _, o := range group {
+		if err := exec(w.savepoint); err != nil {
+			_ = exec(w.undo)
+			fail(err)
+			return
+		}
+		if o.err = o.run(ctx, w); o.err != nil {
+			// A full disk makes SQLite roll back everything by itself, and then there is no savepoint to return to.
+			if err := exec(w.rollbackTo); err != nil {
+				_ = exec(w.undo)
+				fail(o.err)
+				return
+			}
+		}
+		if err := exec(w.release); err != nil {
+			_ = exec(w.undo)
+			fail(err)
+			return
+		}
+	}
+	if err := exec(w.end); err != nil {
+		_ = exec(w.undo)
+		fail(err)
+		return
+	}
+	w.commits++
+}
+
+func (w *writer) all(ctx context.Context) ([]vmm.Record, error) {
+	rows, err := w.load.QueryContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []vmm.Record
+	for rows.Next() {
+		var r vmm.Record
+		c := &r.Config
+		var created, started, touched, pidStart, run, serial int64
+		var address []byte
+		if err := rows.Scan(&r.ID, &r.Name, &c.Image, &c.CPUs, &c.Memory, &c.Disk, &c.Cmdline, &c.VMM, &c.Net, &c.Autostart,
+			&c.IdleTimeout, &c.StopTimeout, &c.Protected, &r.Owner.UID, &r.Owner.GID, &r.Owner.Mode,
+			&created, &started, &touched, &r.State, &r.Error, &r.BootID,
+			&r.Process.PID, &pidStart, &run, &serial, &r.MAC, &address); err != nil {
+			return nil, err
+		}
+		r.Created, r.Started, r.Touched = fromNanos(created), fromNanos(started), fromNanos(touched)
+		r.Process.StartTime, r.Run, r.Serial = uint64(pidStart), uint64(run), uint64(serial)
+		r.Address, _ = netip.AddrFromSlice(address)
+		out = append(out, r)
+	}
+	return out, rows.Err()
+}
+
+func (w *writer) add(ctx context.Context, r *vmm.Record) error {
+	for try := 0; ; try++ {
+		mac := net.HardwareAddr{2, 0, 0, 0, 0, 0}
+		if _, err := rand.Read(mac[1:]); err != nil {
+			return err
+		}
+		res, err := w.insert.ExecContext(ctx, append(values(r), mac.String())...)
+		if err != nil {
+			if try < 8 && strings.Contains(err.Error(), "vms.mac") {
+				continue
+			}
+			return err
+		}
+		id, err := res.LastInsertId()
+		if err != nil {
+			return err
+		}
+		r.Serial, r.MAC = uint64(id), mac.String()
+		return nil
+	}
+}
+
+func (w *writer) lease(ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr) (netip.Addr, error) {
+	var one int
+	if err := w.exists.QueryRowContext(ctx, int64(serial)).Scan(&one); err != nil {
+		return netip.Addr{}, err
+	}
+	var has []byte
+	switch err := w.leaseOf.QueryRowContext(ctx, int64(serial)).Scan(&has); {
+	case err == nil:
+		if a, ok := netip.AddrFromSlice(has); ok && usable(a, prefix, gateway) {
+			return a, nil
+		}
+	case !errors.Is(err, sql.ErrNoRows):
+		return netip.Addr{}, err
+	}
+	free, err := w.lowestFree(ctx, serial, prefix, gateway)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if _, err := w.leaseTake.ExecContext(ctx, int64(serial), free.AsSlice()); err != nil {
+		return netip.Addr{}, err
+	}
+	return free, nil
+}
+
+// lowestFree walks the sorted leases beside the addresses of the prefix; the first that is not taken wins.
+func (w *writer) lowestFree(ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr) (netip.Addr, error) {
+	rows, err := w.leases.QueryContext(ctx, int64(serial))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer rows.Close()
+	next := prefix.Addr().Next()
+	if next == gateway {
+		next = next.Next()
+	}
+	for rows.Next() {
+		var b []byte
+		if err := rows.Scan(&b); err != nil {
+			return netip.Addr{}, err
+		}
+		taken, _ := netip.AddrFromSlice(b)
+		if taken == next {
+			if next = next.Next(); next == gateway {
+				next = next.Next()
+			}
+		} else if next.Less(taken) {
+			break
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return netip.Addr{}, err
+	}
+	if !usable(next, prefix, gateway) {
+		return netip.Addr{}, fmt.Errorf("%w: every address is leased", vmm.ErrNoSpace)
+	}
+	return next, nil
+}
+
+// usable: within the prefix, and neither the network's, the gateway's nor the broadcast address.
+func usable(a netip.Addr, prefix netip.Prefix, gateway netip.Addr) bool {
+	return prefix.Contains(a) && a != prefix.Addr() && a != gateway && (a.Is6() || prefix.Contains(a.Next()))
+}
+
+// found turns "no row was touched" into ErrNotFound.
+func found(res sql.Result, err error) error {
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n > 0 {
+		return err
+	}
+	return vmm.ErrNotFound
+}
+
+// mapped says what SQLite's codes mean in the words of vmm.
+func mapped(err error) error {
+	if errors.Is(err, sql.ErrNoRows) {
+		return vmm.ErrNotFound
+	}
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Code() {
+	case sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
+		return fmt.Errorf("%w (%v)", vmm.ErrExists, err)
+	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE:
+		return fmt.Errorf("%w (%v)", vmm.ErrNoSpace, err)
+	case sqlite3.SQLITE_NOMEM:
+		return fmt.Errorf("%w (%v)", vmm.ErrNoMemory, err)
+	}
+	return err
+}
