@@ -2,8 +2,20 @@ package vmm
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // Options are what a Manager is made of. The Manager closes none of them but the Store.
@@ -22,79 +34,421 @@ type Options struct {
 	Sweep time.Duration
 }
 
+// autostartsAtOnce bounds the boots that Open begins side by side.
+const autostartsAtOnce = 4
+
+// persistEvery bounds how old the durable time of the last use may be.
+const persistEvery = time.Minute
+
 // Manager owns all VMs of one state directory.
-type Manager struct{}
+//
+// Lock order: a VM's own channel, then VM.mu, then emitMu, then an eventLog's;
+// mu is held alone.
+type Manager struct {
+	o       Options // immutable
+	drivers map[string]Driver
+	bootID  string
+	vmsDir  string
+	ctx     context.Context // ends when Close gives up waiting
+	cancel  context.CancelFunc
+	closing chan struct{}  // closed when Close begins
+	work    sync.WaitGroup // every goroutine of the Manager
+
+	mu       sync.Mutex // guards the next four
+	closed   bool
+	byName   map[string]*VM
+	bySerial map[uint64]*VM
+	changed  time.Time
+	sorted   atomic.Pointer[[]*VM] // nil when byName has changed since; stored under mu
+
+	emitMu sync.Mutex // orders events
+	seq    uint64
+	seqF   *os.File
+	events eventLog
+}
 
 // Open loads the records, adopts what still runs, marks what died, removes what belongs to no
 // record, and begins the autostarts. It returns when every VM may be used.
-func Open(ctx context.Context, o Options) (*Manager, error) { panic("not built yet") }
+func Open(ctx context.Context, o Options) (*Manager, error) {
+	if o.Sweep == 0 {
+		o.Sweep = time.Second
+	}
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("cannot tell this boot of the host from others: %w", err)
+	}
+	m := &Manager{
+		o:        o,
+		drivers:  make(map[string]Driver),
+		bootID:   strings.TrimSpace(string(bootID)),
+		vmsDir:   filepath.Join(o.StateDir, "vms"),
+		closing:  make(chan struct{}),
+		byName:   make(map[string]*VM),
+		bySerial: make(map[uint64]*VM),
+		changed:  time.Now(),
+	}
+	for _, d := range o.Drivers {
+		m.drivers[d.Name()] = d
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if err := os.MkdirAll(m.vmsDir, 0o711); err != nil {
+		return nil, err
+	}
+	if err := m.openSeq(); err != nil {
+		return nil, err
+	}
+	records, err := o.Store.Load(ctx)
+	if err == nil {
+		err = m.recover(ctx, records)
+	}
+	if err != nil {
+		m.cancel()
+		m.seqF.Close()
+		return nil, err
+	}
+	m.spawn(m.sweep)
+	m.autostart()
+	return m, nil
+}
+
+// openSeq finds the number of the last event of the daemon before. It is kept
+// in the page cache only: it outlives the daemon's death, which is when readers
+// go on counting, and costs no sync for each event.
+func (m *Manager) openSeq() error {
+	f, err := os.OpenFile(filepath.Join(m.o.StateDir, "seq"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	var b [8]byte
+	if n, _ := f.ReadAt(b[:], 0); n == len(b) {
+		m.seq = binary.LittleEndian.Uint64(b[:])
+	}
+	m.seqF = f
+	return nil
+}
+
+// recover makes VMs of the records: adopts, or says what became of them.
+func (m *Manager) recover(ctx context.Context, records []Record) error {
+	living := make(map[string]bool)
+	ids := make(map[string]bool)
+	for _, r := range records {
+		ids[r.ID] = true
+		living[r.ID] = r.State.Alive() || r.State == Starting
+	}
+	for _, d := range m.o.Drivers {
+		if err := d.Sweep(ctx, m.o.StateDir, func(id string) bool { return living[id] }); err != nil {
+			return fmt.Errorf("cannot end leftover machines: %w", err)
+		}
+	}
+	entries, err := os.ReadDir(m.vmsDir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !ids[e.Name()] {
+			m.o.Log.Info("removing the directory of a VM that is gone", "id", e.Name())
+			if err := os.RemoveAll(filepath.Join(m.vmsDir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	for _, r := range records {
+		m.insert(m.newVM(r))
+	}
+	for _, v := range m.VMs() {
+		if s := v.Snapshot().State; s != Stopped && s != Failed {
+			if err := v.recover(ctx); err != nil {
+				return fmt.Errorf("cannot recover %s: %w", v.Snapshot().Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (m *Manager) autostart() {
+	slots := make(chan struct{}, autostartsAtOnce)
+	for _, v := range m.VMs() {
+		s := v.Snapshot()
+		if !s.Config.Autostart || s.State != Stopped {
+			continue
+		}
+		m.spawn(func() {
+			select {
+			case slots <- struct{}{}:
+			case <-m.closing:
+				return
+			}
+			defer func() { <-slots }()
+			if err := v.Do(m.ctx, Start); err != nil {
+				m.o.Log.Error("autostart failed", "vm", s.Name, "err", err)
+			}
+		})
+	}
+}
+
+// spawn runs f in a goroutine that Close waits for; it reports false when the Manager is closing.
+func (m *Manager) spawn(f func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false
+	}
+	m.work.Add(1)
+	go func() {
+		defer m.work.Done()
+		f()
+	}()
+	return true
+}
 
 // Close lets go of the running machines without ending them, waits for the transitions under way
 // (until ctx ends) and for every goroutine of the Manager, and closes the store.
-func (m *Manager) Close(ctx context.Context) error { panic("not built yet") }
+func (m *Manager) Close(ctx context.Context) error {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return nil
+	}
+	m.closed = true
+	m.mu.Unlock()
+	close(m.closing)
+	for _, v := range m.VMs() {
+		if t := v.transition(); t != nil {
+			select {
+			case <-t.done:
+			case <-ctx.Done():
+			}
+		}
+	}
+	m.cancel()
+	m.work.Wait()
+	var errs []error
+	for _, v := range m.VMs() {
+		v.saveTouched(ctx)
+		if machine := v.Snapshot().Machine; machine != nil {
+			errs = append(errs, machine.Close())
+		}
+		v.events.end()
+	}
+	m.events.end()
+	errs = append(errs, m.seqF.Close(), m.o.Store.Close())
+	return errors.Join(errs...)
+}
 
 // Create makes a VM with the default settings. ErrInvalid, ErrNameTooLong, ErrExists.
 func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, error) {
-	panic("not built yet")
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	if m.VM(name) != nil {
+		return nil, fmt.Errorf("cannot create %s: %w", name, ErrExists)
+	}
+	now := time.Now()
+	r := Record{
+		ID:      uuid.NewString(),
+		Name:    name,
+		Config:  m.o.Defaults,
+		Owner:   owner,
+		Created: now,
+		Touched: now,
+		State:   Stopped,
+	}
+	if r.Config.Memory == 0 {
+		if image, err := m.o.Images.Image(r.Config.Image); err == nil {
+			r.Config.Memory = image.Memory
+		}
+	}
+	if err := m.o.Store.Insert(ctx, &r); err != nil {
+		return nil, fmt.Errorf("cannot create %s: %w", name, err)
+	}
+	v := m.newVM(r)
+	m.insert(v)
+	v.emit(EventCreate, "")
+	return v, nil
 }
 
 // Remove destroys a VM and its disks. ErrNotFound, ErrBusy unless stopped or failed, ErrProtected.
-func (m *Manager) Remove(ctx context.Context, name string) error { panic("not built yet") }
+func (m *Manager) Remove(ctx context.Context, name string) error {
+	v := m.VM(name)
+	if v == nil {
+		return fmt.Errorf("cannot remove %s: %w", name, ErrNotFound)
+	}
+	if err := v.remove(ctx); err != nil {
+		return fmt.Errorf("cannot remove %s: %w", name, err)
+	}
+	return nil
+}
 
 // Rename renames a VM. ErrNotFound, ErrBusy unless stopped or failed, ErrExists, ErrInvalid, ErrNameTooLong.
-func (m *Manager) Rename(ctx context.Context, from, to string) error { panic("not built yet") }
+func (m *Manager) Rename(ctx context.Context, from, to string) error {
+	if err := CheckName(to); err != nil {
+		return err
+	}
+	v := m.VM(from)
+	if v == nil {
+		return fmt.Errorf("cannot rename %s: %w", from, ErrNotFound)
+	}
+	if m.VM(to) != nil {
+		return fmt.Errorf("cannot rename %s to %s: %w", from, to, ErrExists)
+	}
+	err := v.update(ctx, func(s *Snapshot) error {
+		if s.State != Stopped && s.State != Failed || v.transition() != nil {
+			return fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
+		}
+		s.Name = to
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("cannot rename %s: %w", from, err)
+	}
+	m.mu.Lock()
+	delete(m.byName, from)
+	m.byName[to] = v
+	m.listChangedLocked()
+	m.mu.Unlock()
+	v.emit(EventRename, from)
+	return nil
+}
 
-// VM finds by name, nil if there is none. BySerial likewise. Neither blocks.
-func (m *Manager) VM(name string) *VM         { panic("not built yet") }
-func (m *Manager) BySerial(serial uint64) *VM { panic("not built yet") }
+func (m *Manager) insert(v *VM) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.byName[v.Snapshot().Name] = v
+	m.bySerial[v.serial] = v
+	m.listChangedLocked()
+}
 
-// VMs gives all VMs sorted by name; the slice is shared and immutable. ListChanged is when the set of names last changed.
-func (m *Manager) VMs() []*VM             { panic("not built yet") }
-func (m *Manager) ListChanged() time.Time { panic("not built yet") }
+func (m *Manager) forget(v *VM) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.byName, v.Snapshot().Name)
+	delete(m.bySerial, v.serial)
+	m.listChangedLocked()
+}
 
-// Events gives the events since the daemon started, at most the last EventHistory; Follow a reader of those to come.
-func (m *Manager) Events() []Event     { panic("not built yet") }
-func (m *Manager) Follow() EventReader { panic("not built yet") }
+func (m *Manager) listChangedLocked() {
+	m.changed = time.Now()
+	m.sorted.Store(nil)
+}
+
+// VM finds by name, nil if there is none; it does not block.
+func (m *Manager) VM(name string) *VM {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.byName[name]
+}
+
+// BySerial finds by serial, nil if there is none; it does not block.
+func (m *Manager) BySerial(serial uint64) *VM {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.bySerial[serial]
+}
+
+// VMs gives all VMs sorted by name; the slice is shared and immutable.
+func (m *Manager) VMs() []*VM {
+	if p := m.sorted.Load(); p != nil {
+		return *p
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := make([]*VM, 0, len(m.byName))
+	names := make([]string, 0, len(m.byName))
+	for name := range m.byName {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		list = append(list, m.byName[name])
+	}
+	m.sorted.Store(&list)
+	return list
+}
+
+// ListChanged is when the set of names last changed.
+func (m *Manager) ListChanged() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changed
+}
+
+// Events gives the events since the daemon started, at most the last EventHistory.
+func (m *Manager) Events() []Event { return m.events.all() }
+
+// Follow gives a reader of the events to come.
+func (m *Manager) Follow() EventReader { return m.events.follow() }
 
 // OnChange registers f to be called after each event was published, in order, from one goroutine
-// of the Manager. For inotify and the invalidation of names. Before Open's VMs are used.
-func (m *Manager) OnChange(f func(Event)) { panic("not built yet") }
+// of the Manager. Before Open's VMs are used.
+func (m *Manager) OnChange(f func(Event)) {
+	r := m.events.follow()
+	m.spawn(func() {
+		for {
+			events, lost, err := r.Next(m.ctx)
+			if err != nil {
+				return
+			}
+			if lost > 0 {
+				m.o.Log.Warn("watchers were not told of events", "lost", lost)
+			}
+			for _, e := range events {
+				f(e)
+			}
+		}
+	})
+}
 
-// VM is one virtual machine. All methods may be called from many goroutines.
-type VM struct{}
+// emit numbers an event and shows it to all who follow.
+func (m *Manager) emit(v *VM, name, what, detail string) {
+	m.emitMu.Lock()
+	defer m.emitMu.Unlock()
+	m.seq++
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], m.seq)
+	// 8 bytes into the page cache: no waiting for a disk, though under a lock.
+	if _, err := m.seqF.WriteAt(b[:], 0); err != nil && !errors.Is(err, fs.ErrClosed) {
+		m.o.Log.Error("cannot keep the number of the last event", "err", err)
+	}
+	e := Event{Time: time.Now(), Seq: m.seq, Serial: v.serial, VM: name, What: what, Detail: detail}
+	v.events.add(e)
+	m.events.add(e)
+}
 
-// Serial never changes; Snapshot never blocks.
-func (v *VM) Serial() uint64      { panic("not built yet") }
-func (v *VM) Snapshot() *Snapshot { panic("not built yet") }
+func (m *Manager) driverNames() []string {
+	var names []string
+	for _, d := range m.o.Drivers {
+		names = append(names, d.Name())
+	}
+	return names
+}
 
-// Changed gives a channel that is closed when the next snapshot is published.
-func (v *VM) Changed() <-chan struct{} { panic("not built yet") }
-
-// Configure applies change to a copy of the settings and keeps the result, whole or not at all.
-// ErrInvalid with a sentence; ErrBusy when a setting that is not live would change while the VM is
-// not stopped or failed; a write that changes nothing succeeds always.
-func (v *VM) Configure(ctx context.Context, change func(*Config) error) error { panic("not built yet") }
-
-// Chown changes the owner; the caller has checked that it may.
-func (v *VM) Chown(ctx context.Context, owner Owner) error { panic("not built yet") }
-
-// Do gives the command and waits for its end; when ctx ends first the transition goes on and ctx's error is returned.
-// Accept returns once the transition has begun (or was refused).
-func (v *VM) Do(ctx context.Context, c Command) error     { panic("not built yet") }
-func (v *VM) Accept(ctx context.Context, c Command) error { panic("not built yet") }
-
-// Touch renews the lease that idle_timeout counts from; it does not block (the time is kept durably within a minute).
-func (v *VM) Touch() { panic("not built yet") }
-
-// SetTouched is `touch -d` on touched, or a write of a time.
-func (v *VM) SetTouched(t time.Time) { panic("not built yet") }
-
-// Fail records the sentence of a refused command in `error`; nil clears it.
-func (v *VM) Fail(err error) { panic("not built yet") }
-
-// PublishHealth says that health changed; it becomes an event. Equal to the last: nothing happens.
-func (v *VM) PublishHealth(health string) { panic("not built yet") }
-
-// Events and Follow: this VM's only.
-func (v *VM) Events() []Event     { panic("not built yet") }
-func (v *VM) Follow() EventReader { panic("not built yet") }
+// sweep stops what nobody has used for its idle_timeout and keeps the times of use durable.
+func (m *Manager) sweep() {
+	tick := time.NewTicker(m.o.Sweep)
+	defer tick.Stop()
+	persisted := time.Now()
+	for {
+		select {
+		case <-m.closing:
+			return
+		case <-tick.C:
+		}
+		persist := time.Since(persisted) >= persistEvery
+		if persist {
+			persisted = time.Now()
+		}
+		for _, v := range m.VMs() {
+			s := v.Snapshot()
+			if v.idle(s) {
+				v.logf("stopping it: not used for %v", s.Config.IdleTimeout)
+				if err := v.Accept(m.ctx, Stop); err != nil && !errors.Is(err, ErrBusy) {
+					m.o.Log.Error("cannot stop an idle VM", "vm", s.Name, "err", err)
+				}
+			}
+			if persist {
+				v.saveTouched(m.ctx)
+				v.trimLog(s)
+			}
+		}
+	}
+}

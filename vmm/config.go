@@ -1,0 +1,130 @@
+package vmm
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+const (
+	maxNameLen    = 63
+	maxCPUs       = 256
+	maxMemory     = 1 << 42
+	maxDisk       = 1 << 44
+	maxCmdlineLen = 2048
+)
+
+// CheckName tells whether name is a DNS label (RFC 1123, lower case): nil,
+// ErrNameTooLong or ErrInvalid.
+func CheckName(name string) error {
+	if len(name) > maxNameLen {
+		return fmt.Errorf("%.20q... is not a VM's name: it has %d bytes, %d are allowed: %w", name, len(name), maxNameLen, ErrNameTooLong)
+	}
+	bad := name == "" || name[0] == '-' || name[len(name)-1] == '-'
+	for _, c := range []byte(name) {
+		bad = bad || c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z')
+	}
+	if bad {
+		return fmt.Errorf("%q is not a VM's name: use a-z, 0-9 and, in between, '-': %w", name, ErrInvalid)
+	}
+	return nil
+}
+
+// changedSettings names, as the files do, in what two settings differ.
+func changedSettings(old, new *Config) (changed []string, live bool) {
+	live = true
+	for _, d := range []struct {
+		name    string
+		differs bool
+		live    bool
+	}{
+		{"image", old.Image != new.Image, false},
+		{"cpus", old.CPUs != new.CPUs, false},
+		{"memory", old.Memory != new.Memory, false},
+		{"disk", old.Disk != new.Disk, false},
+		{"cmdline", old.Cmdline != new.Cmdline, false},
+		{"vmm", old.VMM != new.VMM, false},
+		{"net", old.Net != new.Net, false},
+		{"autostart", old.Autostart != new.Autostart, false},
+		{"idle_timeout", old.IdleTimeout != new.IdleTimeout, true},
+		{"stop_timeout", old.StopTimeout != new.StopTimeout, true},
+		{"protected", old.Protected != new.Protected, true},
+	} {
+		if d.differs {
+			changed = append(changed, d.name)
+			live = live && d.live
+		}
+	}
+	return changed, live
+}
+
+// checkConfig reports the first setting of c that cannot be; old is what it replaces.
+func (m *Manager) checkConfig(old, c *Config) error {
+	image, err := m.o.Images.Image(c.Image)
+	if err != nil {
+		return fmt.Errorf("image %q: %w: %w", c.Image, err, ErrInvalid)
+	}
+	if c.CPUs < 1 || c.CPUs > maxCPUs {
+		return fmt.Errorf("cpus must be 1 to %d, not %d: %w", maxCPUs, c.CPUs, ErrInvalid)
+	}
+	if c.Memory < image.Memory || c.Memory > maxMemory {
+		return fmt.Errorf("memory must be %d (what image %s needs) to %d bytes, not %d: %w", image.Memory, c.Image, int64(maxMemory), c.Memory, ErrInvalid)
+	}
+	if c.Disk < old.Disk {
+		return fmt.Errorf("disk may grow, never shrink: it has %d bytes, not %d: %w", old.Disk, c.Disk, ErrInvalid)
+	}
+	if c.Disk > maxDisk {
+		return fmt.Errorf("disk must be at most %d bytes, not %d: %w", int64(maxDisk), c.Disk, ErrInvalid)
+	}
+	if len(c.Cmdline) > maxCmdlineLen {
+		return fmt.Errorf("cmdline has %d bytes, %d are allowed: %w", len(c.Cmdline), maxCmdlineLen, ErrTooBig)
+	}
+	if strings.ContainsFunc(c.Cmdline, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return fmt.Errorf("cmdline must be one line of printable ASCII: %w", ErrInvalid)
+	}
+	if _, ok := m.drivers[c.VMM]; !ok {
+		return fmt.Errorf("vmm %q is not one of those here (%s): %w", c.VMM, strings.Join(m.driverNames(), ", "), ErrUnsupported)
+	}
+	if c.Net != old.Net {
+		if err := m.o.Network.Check(c.Net); err != nil {
+			return err
+		}
+	}
+	if c.IdleTimeout != NoLimit && c.IdleTimeout <= 0 {
+		return fmt.Errorf("idle_timeout must be more than 0 seconds, or max: %w", ErrInvalid)
+	}
+	if c.StopTimeout < 0 || c.StopTimeout > 24*time.Hour {
+		return fmt.Errorf("stop_timeout must be 0 to 86400 seconds: %w", ErrInvalid)
+	}
+	return nil
+}
+
+// Configure applies change to a copy of the settings and keeps the result, whole or not at all.
+// ErrInvalid with a sentence; ErrBusy when a setting that is not live would change while the VM is
+// not stopped or failed; a write that changes nothing succeeds always.
+func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
+	var changed []string
+	err := v.update(ctx, func(s *Snapshot) error {
+		old := s.Config
+		if err := change(&s.Config); err != nil {
+			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
+		}
+		if s.Config == old {
+			return errUnchanged
+		}
+		if err := v.m.checkConfig(&old, &s.Config); err != nil {
+			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
+		}
+		names, live := changedSettings(&old, &s.Config)
+		if !live && s.State != Stopped && s.State != Failed {
+			return fmt.Errorf("cannot change %s of %s while it is %s: stop it first: %w", strings.Join(names, ", "), s.Name, s.State, ErrBusy)
+		}
+		changed = names
+		return nil
+	})
+	if err == nil && changed != nil {
+		v.emit(EventConfig, strings.Join(changed, " "))
+	}
+	return err
+}
