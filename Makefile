@@ -48,7 +48,7 @@ integration: image
 	$(GO) test -race -p 1 -timeout 15m ./integration/... $(TESTFLAGS)
 
 lint: install-deps
-	@files=$$(gofmt=$$($(GO) env GOROOT)/bin/gofmt; $$gofmt -l cmd collector fs integration vmm); \
+	@files=$$(gofmt=$$($(GO) env GOROOT)/bin/gofmt; $$gofmt -l .); \
 		if [ -n "$$files" ]; then echo "not formatted:"; echo "$$files"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) run honnef.co/go/tools/cmd/staticcheck ./...

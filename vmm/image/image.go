@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 	"time"
 
 	"banger/vmm"
@@ -161,7 +162,7 @@ func parseManifest(b []byte) (*manifest, error) {
 		return nil, fmt.Errorf("%s names no kernel", manifestName)
 	}
 	for _, name := range m.files() {
-		if name != filepath.Base(name) || name == "." || name == ".." || name == manifestName {
+		if strings.Contains(name, "/") || name == "." || name == ".." || name == manifestName {
 			return nil, fmt.Errorf("%s: %q is not the name of a file beside it", manifestName, name)
 		}
 	}
