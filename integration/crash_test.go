@@ -1,0 +1,240 @@
+package integration
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var (
+	crashRounds = flag.Int("crash.rounds", 0, "how often TestCrash kills the daemon on each driver (default: 60 fake, 10 real)")
+	seed        = flag.Uint64("seed", 0, "seed of the random tests (default: from the clock)")
+)
+
+// random gives the test's random numbers and prints the seed that repeats them.
+func random(t *testing.T) *rand.Rand {
+	s := *seed
+	if s == 0 {
+		s = uint64(time.Now().UnixNano())
+	}
+	t.Logf("repeat with -seed %d", s)
+	return rand.New(rand.NewPCG(s, s))
+}
+
+// testDaemon starts a daemon that is gone, with all it made, when the test ends.
+func testDaemon(t *testing.T, vmm string) *daemon {
+	t.Helper()
+	d, err := newDaemon(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The VMMs run as other uids and have to come through.
+	for dir := d.state; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if vmm == "qemu" {
+		images := filepath.Join(d.state, "images")
+		if err := os.MkdirAll(images, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("cp", "-r", builtin(), images).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	t.Cleanup(d.cleanup)
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func (d *daemon) path(parts ...string) string {
+	return filepath.Join(append([]string{d.mount, "vms"}, parts...)...)
+}
+
+// write is one write(2), as a shell's echo.
+func write(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(text + "\n")
+	return err
+}
+
+func read(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	return strings.TrimSuffix(string(b), "\n"), err
+}
+
+// life is what is known of one VM: "" is none, else its state. next is what the command under way may lead to.
+type life struct {
+	name, state, next string
+}
+
+// step does one random command and notes its result; an error leaves next set.
+func (l *life) step(d *daemon, r *rand.Rand, vmm, other string) error {
+	var err error
+	switch {
+	case l.state == "":
+		l.next = "stopped"
+		err = os.Mkdir(d.path(l.name), 0o755)
+		if err == nil {
+			l.state = "stopped"
+			err = write(d.path(l.name, "vmm"), vmm)
+		}
+	case l.state == "running":
+		l.next = "stopped"
+		err = write(d.path(l.name, "state"), []string{"stop", "kill"}[r.IntN(2)])
+	default:
+		switch r.IntN(3) {
+		case 0:
+			l.next = ""
+			err = os.Remove(d.path(l.name))
+		case 1:
+			// The new name is acknowledged or the old one stays; which is seen afterwards.
+			l.next = l.state
+			if err = os.Rename(d.path(l.name), d.path(other)); err == nil {
+				l.name = other
+			}
+		default:
+			l.next = "running"
+			err = write(d.path(l.name, "state"), "start")
+		}
+	}
+	if err == nil {
+		l.state = l.next
+	}
+	return err
+}
+
+// TestCrash kills the daemon at random points of VMs' lives; what it acknowledged must be so afterwards, and nothing more be there.
+func TestCrash(t *testing.T) {
+	for _, c := range []struct {
+		vmm    string
+		rounds int
+		within time.Duration
+	}{{"fake", 60, 150 * time.Millisecond}, {"qemu", 10, 4 * time.Second}} {
+		t.Run(c.vmm, func(t *testing.T) {
+			if ok, cure := realVMs(); c.vmm == "qemu" && !ok {
+				t.Skip(cure)
+			}
+			if *crashRounds > 0 {
+				c.rounds = *crashRounds
+			}
+			r := random(t)
+			d := testDaemon(t, c.vmm)
+			lives := make([]*life, 4)
+			for i := range lives {
+				lives[i] = &life{name: fmt.Sprintf("a%d", i)}
+			}
+			for round := range c.rounds {
+				var wg sync.WaitGroup
+				var killed atomic.Bool
+				for i, l := range lives {
+					wr := rand.New(rand.NewPCG(r.Uint64(), uint64(i)))
+					wg.Add(1)
+					go func() {
+						defer wg.Done()
+						for !killed.Load() {
+							other := fmt.Sprintf("%c%d", 'a'+'b'-l.name[0], i)
+							if err := l.step(d, wr, c.vmm, other); err != nil {
+								if !killed.Load() {
+									t.Errorf("round %d: %v", round, err)
+								}
+								return
+							}
+						}
+					}()
+				}
+				time.Sleep(time.Duration(r.Int64N(int64(c.within)))) // the random point
+				killed.Store(true)
+				if err := d.signal(syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				wg.Wait()
+				if err := d.start(); err != nil {
+					t.Fatalf("round %d: %v", round, err)
+				}
+				settle(t, d, c.vmm, round, lives)
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// settle compares the tree with what was acknowledged, and takes from it what was not.
+func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
+	t.Helper()
+	entries, err := os.ReadDir(d.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := map[string]bool{}
+	for _, e := range entries {
+		left[e.Name()] = true
+	}
+	running := 0
+	for i, l := range lives {
+		found := ""
+		for _, name := range []string{fmt.Sprintf("a%d", i), fmt.Sprintf("b%d", i)} {
+			if !left[name] {
+				continue
+			}
+			if found != "" {
+				t.Errorf("round %d: both names of a renamed VM are there: %s and %s", round, found, name)
+			}
+			found = name
+			delete(left, name)
+		}
+		state := ""
+		if found != "" {
+			l.name = found
+			if state, err = read(d.path(found, "state")); err != nil {
+				t.Errorf("round %d: %v", round, err)
+			}
+		}
+		// A start or stop that was cut off may have failed, an acknowledged state may not have changed.
+		cut := l.next != l.state && state == "failed"
+		if state != l.state && state != l.next && !cut {
+			t.Errorf("round %d: %s is %q, acknowledged was %q, under way %q", round, l.name, state, l.state, l.next)
+		}
+		if state == "running" {
+			running++
+		}
+		l.state, l.next = state, state
+		if state == "stopped" {
+			// The mkdir may have been the last that the daemon heard.
+			if err := write(d.path(l.name, "vmm"), vmm); err != nil {
+				t.Errorf("round %d: %v", round, err)
+			}
+		}
+	}
+	for name := range left {
+		t.Errorf("round %d: %s is there and nobody made it", round, name)
+	}
+	dirs, err := os.ReadDir(filepath.Join(d.state, "vms"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	if len(dirs) != len(entries) {
+		t.Errorf("round %d: %d directories for %d VMs", round, len(dirs), len(entries))
+	}
+	if n := len(d.machines()); n > running {
+		t.Errorf("round %d: %d processes for %d running VMs", round, n, running)
+	}
+}

@@ -1,0 +1,112 @@
+package integration
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestShells has 50 shells do random commands on 20 VMs. Every refusal is one that the contract knows, and the events,
+// played again, give the VMs and states that the tree shows in the end.
+func TestShells(t *testing.T) {
+	d := testDaemon(t, "fake")
+	r := random(t)
+	before := d.fds(t)
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wr := rand.New(rand.NewPCG(r.Uint64(), uint64(i)))
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for range 20 {
+				vm := wr.IntN(20)
+				script := []string{
+					fmt.Sprintf("mkdir v%d && echo fake > v%d/vmm", vm, vm),
+					fmt.Sprintf("echo start > v%d/state", vm),
+					fmt.Sprintf("echo stop > v%d/state", vm),
+					fmt.Sprintf("echo kill > v%d/state", vm),
+					fmt.Sprintf("echo pause > v%d/state", vm),
+					fmt.Sprintf("echo resume > v%d/state", vm),
+					fmt.Sprintf("echo %d > v%d/cpus", 1+wr.IntN(4), vm),
+					fmt.Sprintf("cat v%d/stats v%d/config v%d/health", vm, vm, vm),
+					fmt.Sprintf("rmdir v%d", vm),
+				}[wr.IntN(9)]
+				cmd := exec.Command("timeout", "30", "bash", "-c", script)
+				cmd.Dir, cmd.Env = d.path(), append(os.Environ(), "LC_ALL=C")
+				out, err := cmd.CombinedOutput()
+				if err != nil && !refused(string(out)) {
+					t.Errorf("%s: %v: %s", script, err, out)
+				}
+			}
+		}()
+	}
+	wg.Wait()
+
+	events, err := read(filepath.Join(d.mount, "events"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{}
+	for _, line := range strings.Split(events, "\n") {
+		f := strings.Fields(line)
+		if len(f) < 4 {
+			t.Fatalf("not an event: %q", line)
+		}
+		switch name := f[2]; f[3] {
+		case "create":
+			want[name] = "stopped"
+		case "remove":
+			delete(want, name)
+		case "state":
+			want[name] = f[4]
+		}
+	}
+	for name, state := range want {
+		if got, err := read(d.path(name, "state")); err != nil || got != state {
+			t.Errorf("%s is %q (%v), by its events %q", name, got, err, state)
+		}
+	}
+	for name := range want {
+		if err := write(d.path(name, "state"), "kill"); err != nil {
+			t.Error(err)
+		}
+		if err := os.Remove(d.path(name)); err != nil {
+			t.Error(err)
+		}
+	}
+	for deadline := time.Now().Add(10 * time.Second); d.fds(t) > before+5; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the daemon has %d descriptors open, %d before", d.fds(t), before)
+		}
+	}
+}
+
+// refused reports whether all that was printed are refusals that concurrency explains.
+func refused(out string) bool {
+	for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		ok := false
+		for _, s := range []string{"File exists", "No such file", "Device or resource busy", "Directory not empty",
+			"Host is down"} {
+			ok = ok || strings.Contains(line, s)
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// fds counts the daemon's open descriptors.
+func (d *daemon) fds(t *testing.T) int {
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}

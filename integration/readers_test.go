@@ -1,0 +1,71 @@
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestBlockedReaders has 1,000 readers wait for what does not come: others are served meanwhile, and every signal frees its reader.
+func TestBlockedReaders(t *testing.T) {
+	d := testDaemon(t, "fake")
+	if err := os.Mkdir(d.path("web"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(d.path("web", "vmm"), "fake"); err != nil {
+		t.Fatal(err)
+	}
+	var readers []*exec.Cmd
+	t.Cleanup(func() {
+		for _, c := range readers {
+			if c.ProcessState == nil {
+				_ = c.Process.Kill()
+				_ = c.Wait()
+			}
+		}
+	})
+	for range 1000 {
+		c := exec.Command("cat", d.path("web", "wait", "running"))
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		readers = append(readers, c)
+	}
+	begin := time.Now()
+	for range 100 {
+		if _, err := read(d.path("web", "config")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("100 reads of config took %v beside 1,000 blocked readers", took)
+	}
+	for i, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
+		c := readers[i]
+		if err := c.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		go func() {
+			_ = c.Wait()
+			close(ended)
+		}()
+		select {
+		case <-ended:
+		case <-time.After(5 * time.Second):
+			t.Errorf("%v does not free a blocked reader within 5 s", sig)
+			_ = c.Process.Kill()
+			<-ended
+		}
+	}
+	if err := write(d.path("web", "state"), "start"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range readers[3:] {
+		if err := c.Wait(); err != nil {
+			t.Fatalf("a reader of wait/running: %v", err)
+		}
+	}
+}
