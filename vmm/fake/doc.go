@@ -1,0 +1,24 @@
+// Package fake is a driver whose machines are only remembered, for tests and for trying banger out.
+//
+// A machine lives in the daemon: it has no process of its own (its Process is the
+// daemon's), no goroutine, and at most one timer. What must survive the daemon's death
+// is kept in fake.json in the VM's directory, so that Adopt finds it again.
+//
+// Words in the VM's cmdline script a machine; other words are ignored:
+//
+//	fake.boot=200ms                  Start takes that long
+//	fake.start=fail                  Start fails
+//	fake.agent=never                 there is no agent
+//	fake.agent=hang                  the agent never answers
+//	fake.agent=slow:1s               the agent answers after 1 s
+//	fake.listen=80/http/nginx,53/udp/dns
+//	                                 listeners: port, protocol, process; nothing really listens
+//	fake.stop=hang                   the agent never answers a request to power off
+//	fake.stop=ignore                 the agent accepts it and does nothing
+//	fake.poweroff=3s                 the guest powers itself off after 3 s of running
+//	fake.exit=5s:reason              the VMM dies after 5 s of running
+//	fake.panic=3s                    the guest's kernel panics after 3 s of running
+//	fake.disk=N                      N bytes of the system disk's overlay are allocated
+//
+// The console echoes typed lines and obeys the lines `poweroff` and `panic`.
+package fake

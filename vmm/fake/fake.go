@@ -1,0 +1,334 @@
+package fake
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/vmm"
+)
+
+const stateFile = "fake.json"
+
+// Driver makes fake machines.
+type Driver struct {
+	process vmm.Process
+}
+
+// New makes the driver; its machines carry the calling process's pid.
+func New() *Driver {
+	return &Driver{process: vmm.Process{PID: os.Getpid(), StartTime: startTime()}}
+}
+
+// startTime reads field 22 of /proc/self/stat (proc(5)), 0 if it cannot.
+func startTime() uint64 {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return 0
+	}
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 20 {
+		return 0
+	}
+	n, _ := strconv.ParseUint(string(fields[19]), 10, 64)
+	return n
+}
+
+// Name implements vmm.Driver.
+func (d *Driver) Name() string { return "fake" }
+
+// Start implements vmm.Driver; it takes the script's boot time.
+func (d *Driver) Start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Notice)) (vmm.Machine, error) {
+	s, err := parseScript(spec.Config.Cmdline)
+	if err != nil {
+		return nil, err
+	}
+	if s.boot > 0 {
+		boot := time.NewTimer(s.boot)
+		defer boot.Stop()
+		select {
+		case <-boot.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if s.failStart {
+		return nil, errors.New("the fake machine fails as its cmdline tells it to")
+	}
+	if s.disk > 0 {
+		if err := allocate(filepath.Join(spec.Dir, vmm.DiskOverlay), s.disk); err != nil {
+			return nil, err
+		}
+	}
+	m := d.machine(spec, s, kept{ID: spec.ID, Since: time.Now()}, notify)
+	if err := m.save(); err != nil {
+		return nil, err
+	}
+	m.print("fake machine " + spec.ID + " boots\r\n")
+	m.mu.Lock()
+	m.arm()
+	m.mu.Unlock()
+	return m, nil
+}
+
+func allocate(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Fallocate(int(f.Fd()), 0, 0, size)
+}
+
+// Adopt implements vmm.Driver: the machine goes on where fake.json says that it was.
+func (d *Driver) Adopt(_ context.Context, spec *vmm.Spec, _ vmm.Process, notify func(vmm.Notice)) (vmm.Machine, error) {
+	path := filepath.Join(spec.Dir, stateFile)
+	k, err := load(path)
+	if err == nil && k.ID != spec.ID {
+		err = errors.Join(fs.ErrNotExist, os.Remove(path))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("no fake machine %s: %w", spec.ID, vmm.ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s, err := parseScript(spec.Config.Cmdline)
+	if err != nil {
+		return nil, err
+	}
+	m := d.machine(spec, s, k, notify)
+	m.mu.Lock()
+	m.arm()
+	m.mu.Unlock()
+	return m, nil
+}
+
+// Sweep implements vmm.Driver.
+func (d *Driver) Sweep(_ context.Context, stateDir string, keep func(uuid string) bool) error {
+	paths, err := filepath.Glob(filepath.Join(stateDir, "vms", "*", stateFile))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range paths {
+		if k, err := load(path); err != nil || !keep(k.ID) {
+			errs = append(errs, os.Remove(path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// kept is what fake.json holds. A machine's age is Ran and, unless it is paused, the time since Since.
+type kept struct {
+	ID     string        `json:"id"`
+	Ran    time.Duration `json:"ran"`
+	Since  time.Time     `json:"since"`
+	Paused bool          `json:"paused"`
+}
+
+func load(path string) (k kept, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return k, err
+	}
+	return k, json.Unmarshal(b, &k)
+}
+
+// machine implements vmm.Machine, Pauser, Guester and Consoler.
+type machine struct {
+	// Immutable.
+	driver *Driver
+	spec   vmm.Spec
+	script script
+	notify func(vmm.Notice)
+	done   chan struct{}
+
+	console console
+
+	// saving orders the writes of fake.json; taken before mu.
+	saving sync.Mutex
+
+	// Guarded by mu.
+	mu      sync.Mutex
+	kept    kept
+	timer   *time.Timer
+	resumed chan struct{} // closed while not paused
+	exit    vmm.Exit
+	over    bool // ended, or let go by Close
+}
+
+func (d *Driver) machine(spec *vmm.Spec, s script, k kept, notify func(vmm.Notice)) *machine {
+	m := &machine{driver: d, spec: *spec, script: s, notify: notify, done: make(chan struct{}), kept: k, resumed: make(chan struct{})}
+	if !k.Paused {
+		close(m.resumed)
+	}
+	return m
+}
+
+func (m *machine) Process() vmm.Process  { return m.driver.process }
+func (m *machine) Accel() string         { return "fake" }
+func (m *machine) Done() <-chan struct{} { return m.done }
+func (m *machine) Guest() vmm.Guest      { return guest{m} }
+func (m *machine) Console() vmm.Console  { return terminal{m} }
+
+func (m *machine) Exit() vmm.Exit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.exit
+}
+
+func (m *machine) path() string { return filepath.Join(m.spec.Dir, stateFile) }
+
+// save keeps the machine's state for the next daemon.
+func (m *machine) save() error {
+	m.saving.Lock()
+	defer m.saving.Unlock()
+	m.mu.Lock()
+	over, k := m.over, m.kept
+	m.mu.Unlock()
+	if over {
+		return nil
+	}
+	b, err := json.Marshal(k)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(m.path()+".new", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(m.path()+".new", m.path())
+}
+
+// arm sets the timer of the script's next end; mu is held.
+func (m *machine) arm() {
+	e, ok := m.script.next()
+	if !ok || m.kept.Paused || m.over {
+		return
+	}
+	left := max(0, e.after-m.age())
+	m.timer = time.AfterFunc(left, func() { m.end(e) })
+}
+
+func (m *machine) age() time.Duration {
+	if m.kept.Paused {
+		return m.kept.Ran
+	}
+	return m.kept.Ran + time.Since(m.kept.Since)
+}
+
+// end ends the machine once; later calls do nothing.
+func (m *machine) end(e end) {
+	m.saving.Lock()
+	m.mu.Lock()
+	if m.over {
+		m.mu.Unlock()
+		m.saving.Unlock()
+		return
+	}
+	m.over, m.exit = true, e.exit
+	if m.timer != nil {
+		m.timer.Stop()
+	}
+	m.mu.Unlock()
+	os.Remove(m.path())
+	m.saving.Unlock()
+	if e.panic {
+		m.notify(vmm.Notice{Kind: vmm.NoticePanic, Detail: "the guest's kernel panicked"})
+	}
+	close(m.done)
+	m.notify(vmm.Notice{Kind: vmm.NoticeExited, Detail: e.exit.Reason})
+}
+
+func (m *machine) Kill(ctx context.Context) error {
+	m.end(end{exit: vmm.Exit{Reason: "killed"}})
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (m *machine) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.over = true
+	if m.timer != nil {
+		m.timer.Stop()
+	}
+	return nil
+}
+
+func (m *machine) Pause(context.Context) error  { return m.setPaused(true) }
+func (m *machine) Resume(context.Context) error { return m.setPaused(false) }
+
+// Paused reports whether the CPUs stand still, for whoever adopts the machine.
+func (m *machine) Paused() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.kept.Paused
+}
+
+func (m *machine) setPaused(paused bool) error {
+	m.mu.Lock()
+	switch {
+	case m.over:
+		m.mu.Unlock()
+		return vmm.ErrNotRunning
+	case paused && !m.kept.Paused:
+		m.kept.Ran = m.age()
+		m.kept.Paused = true
+		m.resumed = make(chan struct{})
+		if m.timer != nil {
+			m.timer.Stop()
+		}
+	case !paused && m.kept.Paused:
+		m.kept.Paused, m.kept.Since = false, time.Now()
+		close(m.resumed)
+		m.arm()
+	}
+	m.mu.Unlock()
+	return m.save()
+}
+
+// awake waits until the CPUs run.
+func (m *machine) awake(ctx context.Context) error {
+	m.mu.Lock()
+	resumed := m.resumed
+	m.mu.Unlock()
+	return m.wait(ctx, resumed)
+}
+
+// wait waits for c, and gives vmm.ErrNotRunning when the machine ends and vmm.ErrTimeout at ctx's deadline.
+func (m *machine) wait(ctx context.Context, c <-chan struct{}) error {
+	select {
+	case <-m.done:
+		return vmm.ErrNotRunning
+	default:
+	}
+	select {
+	case <-c:
+		return nil
+	case <-m.done:
+		return vmm.ErrNotRunning
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return vmm.ErrTimeout
+		}
+		return ctx.Err()
+	}
+}

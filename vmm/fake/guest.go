@@ -1,0 +1,77 @@
+package fake
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"banger/vmm"
+)
+
+// guest implements vmm.Guest.
+type guest struct{ m *machine }
+
+// answer waits as the script says that the agent does.
+func (g guest) answer(ctx context.Context) error {
+	if g.m.script.agent == "never" {
+		return vmm.ErrNoAgent
+	}
+	if err := g.m.awake(ctx); err != nil {
+		return err
+	}
+	if g.m.script.agent == "hang" {
+		return g.m.wait(ctx, nil)
+	}
+	if g.m.script.slow <= 0 {
+		return nil
+	}
+	answered := make(chan struct{})
+	timer := time.AfterFunc(g.m.script.slow, func() { close(answered) })
+	defer timer.Stop()
+	return g.m.wait(ctx, answered)
+}
+
+func (g guest) age() float64 {
+	g.m.mu.Lock()
+	defer g.m.mu.Unlock()
+	return g.m.age().Seconds()
+}
+
+func (g guest) Ping(ctx context.Context) (vmm.GuestInfo, error) {
+	if err := g.answer(ctx); err != nil {
+		return vmm.GuestInfo{}, err
+	}
+	return vmm.GuestInfo{Version: "fake", Kernel: "fake", Hostname: g.m.spec.Name, Uptime: g.age()}, nil
+}
+
+func (g guest) Listeners(ctx context.Context) ([]vmm.Listener, error) {
+	if err := g.answer(ctx); err != nil {
+		return nil, err
+	}
+	return slices.Clone(g.m.script.listen), nil
+}
+
+func (g guest) Stats(ctx context.Context) (vmm.GuestStats, error) {
+	if err := g.answer(ctx); err != nil {
+		return vmm.GuestStats{}, err
+	}
+	memory := g.m.spec.Config.Memory
+	return vmm.GuestStats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10, Uptime: g.age(), DiskTotal: g.m.spec.Config.Disk}, nil
+}
+
+func (g guest) Configure(ctx context.Context, _ vmm.GuestConfig) error {
+	return g.answer(ctx)
+}
+
+func (g guest) PowerOff(ctx context.Context) error {
+	if g.m.script.stop == "hang" {
+		return g.m.wait(ctx, nil)
+	}
+	if err := g.answer(ctx); err != nil {
+		return err
+	}
+	if g.m.script.stop != "ignore" {
+		g.m.end(end{exit: poweredOff})
+	}
+	return nil
+}

@@ -1,0 +1,133 @@
+package fake
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"banger/vmm"
+)
+
+const maxDisk = 1 << 30
+
+// script is what the words of a cmdline ask for.
+type script struct {
+	boot      time.Duration
+	failStart bool
+	agent     string // "", never or hang
+	slow      time.Duration
+	stop      string // "", hang or ignore
+	listen    []vmm.Listener
+	disk      int64
+	ends      []end
+}
+
+// end is one way in which a machine ends by itself, after it ran for a while.
+type end struct {
+	after time.Duration
+	panic bool
+	exit  vmm.Exit
+}
+
+var (
+	poweredOff = vmm.Exit{Orderly: true, Reason: "the guest powered itself off"}
+	panicked   = vmm.Exit{Reason: "the guest's kernel panicked"}
+)
+
+func parseScript(cmdline string) (script, error) {
+	var s script
+	for _, word := range strings.Fields(cmdline) {
+		key, value, _ := strings.Cut(word, "=")
+		if !strings.HasPrefix(key, "fake.") {
+			continue
+		}
+		if err := s.apply(key[len("fake."):], value); err != nil {
+			return script{}, fmt.Errorf("cmdline word %s: %w: %w", word, err, vmm.ErrInvalid)
+		}
+	}
+	return s, nil
+}
+
+func (s *script) apply(key, value string) (err error) {
+	switch key {
+	case "boot":
+		s.boot, err = time.ParseDuration(value)
+	case "start":
+		s.failStart, err = value == "fail", oneOf(value, "fail")
+	case "agent":
+		if slow, ok := strings.CutPrefix(value, "slow:"); ok {
+			s.slow, err = time.ParseDuration(slow)
+			return err
+		}
+		s.agent, err = value, oneOf(value, "never", "hang")
+	case "stop":
+		s.stop, err = value, oneOf(value, "hang", "ignore")
+	case "listen":
+		s.listen, err = parseListeners(value)
+	case "disk":
+		s.disk, err = strconv.ParseInt(value, 10, 64)
+		if err == nil && (s.disk < 0 || s.disk > maxDisk) {
+			err = fmt.Errorf("must be 0 to %d", maxDisk)
+		}
+	case "exit":
+		after, reason, found := strings.Cut(value, ":")
+		if !found {
+			reason = "the machine died as its cmdline told it to"
+		}
+		err = s.endAfter(after, end{exit: vmm.Exit{Reason: reason}})
+	case "poweroff":
+		err = s.endAfter(value, end{exit: poweredOff})
+	case "panic":
+		err = s.endAfter(value, end{panic: true, exit: panicked})
+	default:
+		err = fmt.Errorf("no such word")
+	}
+	return err
+}
+
+func (s *script) endAfter(after string, e end) (err error) {
+	e.after, err = time.ParseDuration(after)
+	s.ends = append(s.ends, e)
+	return err
+}
+
+func oneOf(value string, words ...string) error {
+	for _, w := range words {
+		if value == w {
+			return nil
+		}
+	}
+	return fmt.Errorf("must be %s", strings.Join(words, " or "))
+}
+
+func parseListeners(list string) ([]vmm.Listener, error) {
+	var all []vmm.Listener
+	for i, entry := range strings.Split(list, ",") {
+		parts := strings.SplitN(entry, "/", 3)
+		port, err := strconv.Atoi(parts[0])
+		if err != nil || len(parts) < 2 || port > 65535 {
+			return nil, fmt.Errorf("%q is not PORT/PROTOCOL/PROCESS", entry)
+		}
+		l := vmm.Listener{Protocol: parts[1], Address: "0.0.0.0", Port: port, PID: 100 + i}
+		if len(parts) == 3 {
+			l.Process = parts[2]
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+// next gives the first end to come.
+func (s *script) next() (end, bool) {
+	if len(s.ends) == 0 {
+		return end{}, false
+	}
+	first := s.ends[0]
+	for _, e := range s.ends[1:] {
+		if e.after < first.after {
+			first = e
+		}
+	}
+	return first, true
+}
