@@ -144,6 +144,18 @@ type ConsoleReader interface {
 	Close() error
 }
 
+// BlockStats are the counters of all of a machine's disks together, since its VMM started.
+type BlockStats struct {
+	ReadBytes, WriteBytes uint64
+	ReadOps, WriteOps     uint64
+}
+
+// BlockStatser is a Machine whose VMM counts what its disks transfer.
+type BlockStatser interface {
+	// BlockStats asks the VMM and blocks until it answers or ctx ends.
+	BlockStats(ctx context.Context) (BlockStats, error)
+}
+
 // Images gives what VMs boot from. Implemented by vmm/image.
 type Images interface {
 	// Names of the images that exist, sorted.
