@@ -1,0 +1,196 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+	"unsafe"
+
+	"banger/vmm"
+
+	"golang.org/x/sys/unix"
+)
+
+// version is set by the build (-X main.version=...).
+var version = "dev"
+
+// guest answers the host's requests.
+type guest struct {
+	proc     string // /proc
+	powerOff func()
+}
+
+func (g *guest) Ping(context.Context) (vmm.GuestInfo, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return vmm.GuestInfo{}, err
+	}
+	host, _ := os.Hostname()
+	return vmm.GuestInfo{
+		Version:  version,
+		Kernel:   unix.ByteSliceToString(u.Release[:]),
+		Hostname: host,
+		Uptime:   firstFloat(readFile(filepath.Join(g.proc, "uptime"))),
+	}, nil
+}
+
+func (g *guest) Listeners(context.Context) ([]vmm.Listener, error) { return g.listeners(), nil }
+
+func (g *guest) Stats(context.Context) (vmm.GuestStats, error) {
+	s := vmm.GuestStats{
+		Load1:  firstFloat(readFile(filepath.Join(g.proc, "loadavg"))),
+		Uptime: firstFloat(readFile(filepath.Join(g.proc, "uptime"))),
+		Procs:  len(g.pids()),
+	}
+	s.MemTotal, s.MemAvailable = parseMeminfo(readFile(filepath.Join(g.proc, "meminfo")))
+	for _, point := range parseMounts(readFile(filepath.Join(g.proc, "mounts"))) {
+		var st unix.Statfs_t
+		if unix.Statfs(point, &st) == nil {
+			s.DiskTotal += int64(st.Blocks) * st.Bsize
+			s.DiskUsed += int64(st.Blocks-st.Bfree) * st.Bsize
+		}
+	}
+	return s, nil
+}
+
+// PowerOff begins the shutdown once the answer has had time to leave.
+func (g *guest) PowerOff(context.Context) error {
+	time.AfterFunc(20*time.Millisecond, g.powerOff)
+	return nil
+}
+
+// maxClockError is how far the clock may be off before it is set.
+const maxClockError = 500 * time.Millisecond
+
+func (g *guest) Configure(_ context.Context, c vmm.GuestConfig) error {
+	if c.Hostname != "" {
+		if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
+			return fmt.Errorf("cannot set the host name: %w", err)
+		}
+	}
+	if off := time.Until(c.Time); !c.Time.IsZero() && off.Abs() > maxClockError {
+		ts := unix.NsecToTimespec(c.Time.UnixNano())
+		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+			return fmt.Errorf("cannot set the clock: %w", err)
+		}
+	}
+	if !c.Address.IsValid() {
+		return nil
+	}
+	name, err := interfaceFor(c.MAC)
+	if err != nil {
+		return err
+	}
+	return setAddress(name, c.Address, c.Gateway)
+}
+
+// interfaceFor gives the interface with that MAC, or without one the only one that is no loopback.
+func interfaceFor(mac string) (string, error) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return "", err
+	}
+	want, err := net.ParseMAC(mac)
+	if mac != "" && err != nil {
+		return "", err
+	}
+	var found []string
+	for _, i := range all {
+		if i.Flags&net.FlagLoopback == 0 && (mac == "" || bytes.Equal(i.HardwareAddr, want)) {
+			found = append(found, i.Name)
+		}
+	}
+	if len(found) != 1 {
+		return "", fmt.Errorf("cannot choose an interface: %d have the MAC %q", len(found), mac)
+	}
+	return found[0], nil
+}
+
+// setAddress gives the interface an IPv4 address and the default route (netdevice(7)).
+func setAddress(name string, p netip.Prefix, gateway netip.Addr) error {
+	if !p.Addr().Is4() {
+		return fmt.Errorf("cannot set %s: only IPv4 addresses are understood", p)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	addr := p.Addr().As4()
+	mask := net.CIDRMask(p.Bits(), 32)
+	for _, step := range []struct {
+		request uint
+		value   []byte
+	}{{unix.SIOCSIFADDR, addr[:]}, {unix.SIOCSIFNETMASK, mask}} {
+		if err := r.SetInet4Addr(step.value); err != nil {
+			return err
+		}
+		if err := unix.IoctlIfreq(fd, step.request, r); err != nil {
+			return fmt.Errorf("cannot give %s the address %s: %w", name, p, err)
+		}
+	}
+	if err := linkUp(fd, name); err != nil {
+		return err
+	}
+	if !gateway.Is4() {
+		return nil
+	}
+	route := rtentry{Flags: unix.RTF_UP | unix.RTF_GATEWAY}
+	route.Dst.Family, route.Genmask.Family, route.Gateway.Family = unix.AF_INET, unix.AF_INET, unix.AF_INET
+	route.Gateway.Addr = gateway.As4()
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&route)))
+	if e != 0 && !errors.Is(e, unix.EEXIST) {
+		return fmt.Errorf("cannot route through %s: %w", gateway, e)
+	}
+	return nil
+}
+
+// linkUp brings an interface up; fd is any socket.
+func linkUp(fd int, name string) error {
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
+		return fmt.Errorf("cannot bring %s up: %w", name, err)
+	}
+	r.SetUint16(r.Uint16() | unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r); err != nil {
+		return fmt.Errorf("cannot bring %s up: %w", name, err)
+	}
+	return nil
+}
+
+type sockaddrIn struct {
+	Family uint16
+	Port   uint16
+	Addr   [4]byte
+	Zero   [8]byte
+}
+
+// rtentry is struct rtentry of include/uapi/linux/route.h on 64 bits.
+type rtentry struct {
+	_       uint64
+	Dst     sockaddrIn
+	Gateway sockaddrIn
+	Genmask sockaddrIn
+	Flags   uint16
+	_       int16
+	_       uint64
+	_       uint64
+	Metric  int16
+	Dev     uintptr
+	MTU     uint64
+	Window  uint64
+	IRTT    uint16
+}

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"log"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// grace is how long processes have between SIGTERM and SIGKILL at a power off.
+const grace = 500 * time.Millisecond
+
+// runInit is process 1: it never returns and never exits but by reboot(2).
+func runInit() {
+	os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+	os.Setenv("HOME", "/root")
+	os.Setenv("TERM", "linux")
+	for _, m := range []struct{ source, target, kind string }{
+		{"proc", "/proc", "proc"}, {"sys", "/sys", "sysfs"}, {"dev", "/dev", "devtmpfs"},
+		{"devpts", "/dev/pts", "devpts"}, {"tmpfs", "/run", "tmpfs"}, {"tmpfs", "/tmp", "tmpfs"},
+	} {
+		os.MkdirAll(m.target, 0o755)
+		if err := unix.Mount(m.source, m.target, m.kind, unix.MS_NOSUID, ""); err != nil && err != unix.EBUSY {
+			log.Printf("cannot mount %s: %v", m.target, err)
+		}
+	}
+	loadModules("/etc/banger/modules")
+	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		if err := linkUp(fd, "lo"); err != nil {
+			log.Print(err)
+		}
+		unix.Close(fd)
+	}
+	var r reaper
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGUSR2)
+	off := make(chan int, 4)
+	g := &guest{proc: "/proc", powerOff: func() { off <- unix.LINUX_REBOOT_CMD_POWER_OFF }}
+	go func() {
+		if err := serve(g); err != nil {
+			log.Print(err)
+		}
+	}()
+	go func() {
+		if _, err := os.Stat("/etc/banger/rc"); err == nil {
+			r.run(exec.Command("/bin/sh", "/etc/banger/rc"))
+		}
+	}()
+	go shells(&r)
+	for {
+		select {
+		case how := <-off:
+			shutdown(how)
+		case s := <-signals:
+			switch s {
+			case unix.SIGCHLD:
+				r.reap()
+			case unix.SIGUSR1, unix.SIGUSR2:
+				shutdown(unix.LINUX_REBOOT_CMD_POWER_OFF)
+			default:
+				shutdown(unix.LINUX_REBOOT_CMD_RESTART)
+			}
+		}
+	}
+}
+
+// shutdown ends everything and the machine; it does not return.
+func shutdown(how int) {
+	unix.Kill(-1, unix.SIGTERM)
+	unix.Kill(-1, unix.SIGCONT)
+	for end := time.Now().Add(grace); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if !reapAll() {
+			break
+		}
+	}
+	unix.Kill(-1, unix.SIGKILL)
+	unix.Sync()
+	unix.Reboot(how)
+	select {}
+}
+
+// reapAll collects what has ended and reports whether children are left.
+func reapAll() bool {
+	for {
+		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return false
+		}
+		if pid == 0 {
+			return true
+		}
+	}
+}
+
+// loadModules loads the listed kernel modules in order; one that fails is told and passed over.
+func loadModules(list string) {
+	for _, path := range strings.Fields(string(readFile(list))) {
+		f, err := os.Open(path)
+		if err != nil {
+			continue
+		}
+		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && err != unix.EEXIST {
+			log.Printf("cannot load %s: %v", path, err)
+		}
+		f.Close()
+	}
+}
+
+// reaper collects every child, those that were started here and the orphans.
+type reaper struct {
+	mu    sync.Mutex // held over fork, so that no child is reaped before it is known
+	known map[int]chan struct{}
+}
+
+// run starts cmd and waits until it ends.
+func (r *reaper) run(cmd *exec.Cmd) error {
+	r.mu.Lock()
+	err := cmd.Start()
+	done := make(chan struct{})
+	if err == nil {
+		if r.known == nil {
+			r.known = map[int]chan struct{}{}
+		}
+		r.known[cmd.Process.Pid] = done
+	}
+	r.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	<-done
+	cmd.Process.Release()
+	return nil
+}
+
+func (r *reaper) reap() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		if done := r.known[pid]; done != nil {
+			close(done)
+			delete(r.known, pid)
+		}
+	}
+}
+
+// console gives the device behind /dev/console, which itself cannot be a controlling terminal.
+func console() string {
+	names := strings.Fields(string(readFile("/sys/class/tty/console/active")))
+	if len(names) == 0 {
+		return "/dev/ttyS0"
+	}
+	return "/dev/" + names[len(names)-1]
+}
+
+// shells keeps a root shell on the serial console.
+func shells(r *reaper) {
+	for {
+		began := time.Now()
+		if tty, err := os.OpenFile(console(), os.O_RDWR|unix.O_NOCTTY, 0); err == nil {
+			cmd := exec.Command("/bin/sh", "-l")
+			cmd.Dir = "/"
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 0}
+			if err := r.run(cmd); err != nil {
+				log.Printf("cannot start a shell: %v", err)
+			}
+			tty.Close()
+		}
+		// One that ends at once must not spin.
+		if time.Since(began) < time.Second {
+			time.Sleep(time.Second)
+		}
+	}
+}

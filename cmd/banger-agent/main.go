@@ -1,0 +1,70 @@
+// Banger-agent is the guest's side of vmm/agent. As process 1 it is the init of
+// the built-in image; otherwise a service of any Linux that only answers the host.
+package main
+
+import (
+	"errors"
+	"log"
+	"net"
+	"os"
+	"os/exec"
+
+	"banger/vmm/agent"
+
+	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	log.SetFlags(0)
+	log.SetPrefix("banger-agent: ")
+	if os.Getpid() == 1 {
+		runInit()
+	}
+	g := &guest{proc: "/proc", powerOff: askPowerOff}
+	if err := serve(g); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// askPowerOff tells the init of this guest to shut down.
+func askPowerOff() {
+	if exec.Command("systemctl", "poweroff").Run() == nil {
+		return
+	}
+	if err := exec.Command("/sbin/poweroff").Run(); err != nil {
+		log.Printf("cannot power off: %v", err)
+	}
+}
+
+// serve answers the host on every channel that the guest has. It returns when the first of them breaks.
+func serve(g *guest) error {
+	h := agent.Handler(g)
+	ended := make(chan error, 2)
+	channels := 0
+	if path := findPort("/sys", "/dev", agent.PortName); path != "" {
+		p, err := openPort(path)
+		if err != nil {
+			return err
+		}
+		channels++
+		go func() {
+			defer p.Close()
+			ended <- agent.ServePort(p, h)
+		}()
+	}
+	if _, err := os.Stat("/dev/vsock"); err == nil {
+		var l net.Listener
+		l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, agent.VsockPort, nil)
+		if err != nil {
+			log.Printf("cannot listen on vsock: %v", err)
+		} else {
+			channels++
+			go func() { ended <- agent.Serve(l, h) }()
+		}
+	}
+	if channels == 0 {
+		return errors.New("no channel to the host: neither a virtio-serial port " + agent.PortName + " nor vsock")
+	}
+	return <-ended
+}

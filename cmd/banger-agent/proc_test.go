@@ -1,0 +1,52 @@
+package main
+
+import "testing"
+
+const tcpFixture = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 1 0000000000000000 100 0 0 10 0
+   1: 0100007F:1F91 0100007F:0050 01 00000000:00000000 00:00000000 00000000     0        0 12346 1 0000000000000000 100 0 0 10 0
+`
+
+const tcp6Fixture = `   0: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 7 1
+`
+
+func TestParseSockets(t *testing.T) {
+	got := parseSockets([]byte(tcpFixture), "tcp", stateListen)
+	if len(got) != 1 || got[0].address.String() != "127.0.0.1" || got[0].port != 8080 || got[0].inode != "12345" {
+		t.Fatalf("%v", got)
+	}
+	got = parseSockets([]byte(tcp6Fixture), "tcp", stateListen)
+	if len(got) != 1 || got[0].address.String() != "::1" || got[0].port != 80 {
+		t.Fatalf("%v", got)
+	}
+}
+
+func TestParseFigures(t *testing.T) {
+	total, available := parseMeminfo([]byte("MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:   50 kB\n"))
+	if total != 102400 || available != 51200 {
+		t.Fatal(total, available)
+	}
+	if v := firstFloat([]byte("0.25 0.1 0.0 1/50 99\n")); v != 0.25 {
+		t.Fatal(v)
+	}
+	if m := parseMounts([]byte("proc /proc proc rw 0 0\n/dev/vda /my\\040disk ext4 rw 0 0\n/dev/vda /b ext4 rw 0 0\n")); len(m) != 1 || m[0] != "/my disk" {
+		t.Fatal(m)
+	}
+	if c := command([]byte("httpd\x00-p\x0080\x00")); c != "httpd -p 80" {
+		t.Fatal(c)
+	}
+}
+
+func FuzzProc(f *testing.F) {
+	f.Add([]byte(tcpFixture))
+	f.Add([]byte(tcp6Fixture))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if n := len(parseSockets(b, "tcp", stateListen)); n > maxRows {
+			t.Fatal(n)
+		}
+		parseMeminfo(b)
+		firstFloat(b)
+		parseMounts(b)
+		command(b)
+	})
+}

@@ -1,0 +1,345 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"banger/vmm"
+)
+
+// answers is a guest that says what it is told to.
+type answers struct {
+	vmm.Guest
+	listeners []vmm.Listener
+	hang      chan struct{}
+}
+
+func (a *answers) Ping(context.Context) (vmm.GuestInfo, error) {
+	return vmm.GuestInfo{Version: "1", Hostname: "web"}, nil
+}
+func (a *answers) Listeners(context.Context) ([]vmm.Listener, error) { return a.listeners, nil }
+func (a *answers) Stats(ctx context.Context) (vmm.GuestStats, error) {
+	select {
+	case <-a.hang:
+	case <-ctx.Done():
+	}
+	return vmm.GuestStats{MemTotal: 7}, nil
+}
+func (a *answers) PowerOff(context.Context) error { return nil }
+
+// wire is a virtio-serial port: a stream that outlives the host's connections.
+type wire struct {
+	in    chan []byte
+	mu    sync.Mutex
+	host  net.Conn
+	stale []byte // what the next host reads first
+	rest  []byte
+	end   chan struct{}
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	if len(w.rest) == 0 {
+		select {
+		case w.rest = <-w.in:
+		case <-w.end:
+			return 0, net.ErrClosed
+		}
+		if w.rest == nil {
+			return 0, io.EOF
+		}
+	}
+	n := copy(p, w.rest)
+	w.rest = w.rest[n:]
+	return n, nil
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	host := w.host
+	w.mu.Unlock()
+	if host != nil {
+		host.Write(p)
+	}
+	return len(p), nil
+}
+
+// serveGuest makes a guest behind a unix socket, as QEMU's chardev does. With
+// quiet the guest is not told that the host went.
+func serveGuest(t *testing.T, g vmm.Guest, quiet bool) (path string, w *wire) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w = &wire{in: make(chan []byte), end: make(chan struct{})}
+	var wg sync.WaitGroup
+	wg.Add(2)
+	go func() {
+		defer wg.Done()
+		ServePort(w, Handler(g))
+	}()
+	go func() {
+		defer wg.Done()
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			w.mu.Lock()
+			w.host = conn
+			conn.Write(w.stale)
+			w.mu.Unlock()
+			for {
+				b := make([]byte, 1000)
+				n, err := conn.Read(b)
+				if err != nil {
+					break
+				}
+				select {
+				case w.in <- b[:n]:
+				case <-w.end:
+				}
+			}
+			if !quiet {
+				select {
+				case w.in <- nil:
+				case <-w.end:
+				}
+			}
+			w.mu.Lock()
+			w.host = nil
+			w.mu.Unlock()
+			conn.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		close(w.end)
+		w.mu.Lock()
+		if w.host != nil {
+			w.host.Close()
+		}
+		w.mu.Unlock()
+		wg.Wait()
+	})
+	return path, w
+}
+
+func dialUnix(path string) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// noLeak fails when goroutines are left once the test's cleanups have run.
+func noLeak(t *testing.T) {
+	before := runtime.NumGoroutine()
+	t.Cleanup(func() {
+		for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+			if time.Now().After(end) {
+				b := make([]byte, 1<<20)
+				t.Fatalf("goroutines left:\n%s", b[:runtime.Stack(b, true)])
+			}
+		}
+	})
+}
+
+func TestReconnects(t *testing.T) {
+	for _, quiet := range []bool{false, true} {
+		t.Run(fmt.Sprintf("quiet=%v", quiet), func(t *testing.T) {
+			noLeak(t)
+			g := &answers{hang: make(chan struct{}), listeners: []vmm.Listener{{Protocol: "tcp", Port: 80, Command: strings.Repeat("x", 5000)}}}
+			path, w := serveGuest(t, g, quiet)
+			w.mu.Lock()
+			w.stale = bytes.Repeat([]byte("HTTP/1.1 200 OK\xff\xfebanger-"), 5000)
+			w.mu.Unlock()
+			for range 10 {
+				c := New(dialUnix(path), true)
+				if _, err := c.Ping(within(t, 10*time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				ls, err := c.Listeners(within(t, 10*time.Second))
+				if err != nil || len(ls) != 1 || len(ls[0].Command) != maxString {
+					t.Fatalf("%v, %v", ls, err)
+				}
+				// A request is under way when the host goes.
+				ctx, cancel := context.WithCancel(context.Background())
+				done := make(chan error)
+				go func() { _, err := c.Stats(ctx); done <- err }()
+				if _, err := c.Ping(within(t, 10*time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				c.Close()
+				if err := <-done; err == nil {
+					t.Fatal("a request outlived its client")
+				}
+				cancel()
+			}
+		})
+	}
+}
+
+func TestTimeoutSparesOthers(t *testing.T) {
+	noLeak(t)
+	g := &answers{hang: make(chan struct{})}
+	path, _ := serveGuest(t, g, false)
+	c := New(dialUnix(path), true)
+	defer c.Close()
+	if _, err := c.Ping(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	other := make(chan error)
+	go func() { _, err := c.Stats(within(t, 30*time.Second)); other <- err }()
+	cancel()
+	if _, err := c.Stats(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	close(g.hang)
+	if err := <-other; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hostile listens and gives every connection to f.
+func hostile(t *testing.T, f func(net.Conn)) func(context.Context) (net.Conn, error) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Add(1)
+			go func() { defer wg.Done(); defer conn.Close(); f(conn) }()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	return dialUnix(path)
+}
+
+func TestHostile(t *testing.T) {
+	silent := func(c net.Conn) { io.Copy(io.Discard, c) }
+	body := func(s string) func(net.Conn) {
+		return func(c net.Conn) {
+			c.Read(make([]byte, 4096))
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(s), s)
+		}
+	}
+	endless := func(c net.Conn) {
+		c.Read(make([]byte, 4096))
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+		for {
+			if _, err := c.Write(bytes.Repeat([]byte{'['}, 4096)); err != nil {
+				return
+			}
+		}
+	}
+	headers := func(c net.Conn) {
+		c.Read(make([]byte, 4096))
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+		for {
+			if _, err := c.Write([]byte("a: b\r\n")); err != nil {
+				return
+			}
+		}
+	}
+	for _, tc := range []struct {
+		name  string
+		muxed bool
+		f     func(net.Conn)
+		want  error
+	}{
+		{"silent", false, silent, vmm.ErrTimeout},
+		{"silent port", true, silent, vmm.ErrTimeout},
+		{"endless", false, endless, nil},
+		{"headers", false, headers, nil},
+		{"broken", false, body(`[{"port":`), nil},
+		{"deep", false, body(strings.Repeat("[", 1<<20)), nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			noLeak(t)
+			c := New(hostile(t, tc.f), tc.muxed)
+			t.Cleanup(func() { c.Close() })
+			d := 10 * time.Second
+			if tc.want != nil {
+				d = 200 * time.Millisecond
+			}
+			_, err := c.Listeners(within(t, d))
+			if err == nil || tc.want != nil && !errors.Is(err, tc.want) {
+				t.Fatalf("error %v, want %v", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestGone(t *testing.T) {
+	c := New(dialUnix(filepath.Join(t.TempDir(), "none")), true)
+	defer c.Close()
+	if _, err := c.Ping(within(t, 10*time.Second)); !errors.Is(err, vmm.ErrNotRunning) {
+		t.Fatal(err)
+	}
+}
+
+func TestManyListeners(t *testing.T) {
+	b := []byte("[" + strings.Repeat(`{"port":1},`, 99_999) + `{"port":1}]`)
+	if ls, err := parseListeners(b); err != nil || len(ls) != maxListeners {
+		t.Fatalf("%d, %v", len(ls), err)
+	}
+}
+
+func TestServeListener(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- Serve(l, Handler(&answers{})) }()
+	c := New(dialUnix(l.Addr().String()), false)
+	if err := c.PowerOff(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	l.Close()
+	if err := <-done; errors.Is(err, http.ErrServerClosed) {
+		t.Fatal(err)
+	}
+}
+
+func FuzzAnswers(f *testing.F) {
+	f.Add([]byte(`[{"protocol":"tcp","port":80}]`))
+	f.Add([]byte(`{"uptime":1e308}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		parseInfo(b)
+		parseStats(b)
+		if ls, _ := parseListeners(b); len(ls) > maxListeners {
+			t.Fatal(len(ls))
+		}
+	})
+}

@@ -1,0 +1,369 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"banger/vmm"
+
+	"github.com/hashicorp/yamux"
+)
+
+const (
+	maxListeners = 4096
+	maxString    = 4 << 10
+	maxDiscard   = 16 << 20 // bytes of an earlier session before the nonce comes back
+	// echoWait is how long an unanswered marker stands before the channel is
+	// dialled anew: an agent that was restarted has lost it.
+	echoWait  = 15 * time.Second
+	vsockWait = 100 * time.Millisecond // between attempts while nobody listens yet
+)
+
+// Client asks the agent of one guest. It implements [vmm.Guest]; all methods
+// may be called from many goroutines.
+type Client struct {
+	dial  func(ctx context.Context) (net.Conn, error)
+	muxed bool
+	http  *http.Transport
+	ctx   context.Context // ends with Close
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	session *hostSession
+	opening *opening
+}
+
+// hostSession is a session after its reset.
+type hostSession struct {
+	*yamux.Session
+	answered atomic.Int64 // when an answer last came, UnixNano
+}
+
+// opening is one attempt at a session, shared by all who wait for it.
+type opening struct {
+	done    chan struct{}
+	session *hostSession
+	err     error
+}
+
+// New makes a client of the agent that dial reaches. With muxed, one connection
+// is kept and carries all requests (virtio-serial); otherwise dial is called for
+// each (vsock). Nothing is dialled before the first request.
+func New(dial func(ctx context.Context) (net.Conn, error), muxed bool) *Client {
+	c := &Client{dial: dial, muxed: muxed}
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	c.http = &http.Transport{
+		DialContext:            c.connect,
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 16 << 10,
+	}
+	return c
+}
+
+// Close ends the session and every request under way, and returns when the client's goroutines have ended.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	s := c.session
+	c.session = nil
+	c.mu.Unlock()
+	c.stop()
+	if s != nil {
+		s.Close()
+	}
+	c.wg.Wait()
+	c.http.CloseIdleConnections()
+	return nil
+}
+
+func (c *Client) connect(ctx context.Context, _, _ string) (net.Conn, error) {
+	if !c.muxed {
+		return c.dial(ctx)
+	}
+	s, ok := ctx.Value(sessionKey{}).(*hostSession)
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return s.OpenStream()
+}
+
+// sessionKey carries the session of a request to connect.
+type sessionKey struct{}
+
+// acquire gives the session, opening one if there is none. ctx bounds the waiting only.
+func (c *Client) acquire(ctx context.Context) (*hostSession, error) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return nil, net.ErrClosed
+	}
+	if c.session != nil && !c.session.IsClosed() {
+		s := c.session
+		c.mu.Unlock()
+		return s, nil
+	}
+	o := c.opening
+	if o == nil {
+		o = &opening{done: make(chan struct{})}
+		c.opening = o
+		c.wg.Add(1)
+		go c.open(o)
+	}
+	c.mu.Unlock()
+	select {
+	case <-o.done:
+		return o.session, o.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (c *Client) open(o *opening) {
+	defer c.wg.Done()
+	for {
+		o.session, o.err = c.reset()
+		if !errors.Is(o.err, context.DeadlineExceeded) || c.ctx.Err() != nil {
+			break
+		}
+	}
+	c.mu.Lock()
+	c.opening = nil
+	if o.err == nil && c.closed {
+		o.session.Close()
+		o.session, o.err = nil, net.ErrClosed
+	}
+	c.session = o.session
+	c.mu.Unlock()
+	close(o.done)
+}
+
+// reset dials and waits until the agent echoes the marker. context.DeadlineExceeded after echoWait.
+func (c *Client) reset() (*hostSession, error) {
+	ctx, cancel := context.WithTimeout(c.ctx, echoWait)
+	defer cancel()
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	rest, err := exchange(conn)
+	if !stop() {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s, err := yamux.Client(&restConn{Conn: conn, rest: rest}, muxConfig())
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &hostSession{Session: s}, nil
+}
+
+// exchange sends a marker and discards what comes before its echo. It gives what came after.
+func exchange(conn net.Conn) ([]byte, error) {
+	marker, err := newMarker()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := conn.Write(marker); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 32<<10)
+	var tail []byte
+	for total := 0; total < maxDiscard; {
+		n, err := conn.Read(buf)
+		total += n
+		tail = append(tail, buf[:n]...)
+		if i := bytes.Index(tail, marker); i >= 0 {
+			return tail[i+len(marker):], nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(tail) >= markerLen {
+			tail = append(tail[:0], tail[len(tail)-markerLen+1:]...)
+		}
+	}
+	return nil, errors.New("the agent does not answer the reset")
+}
+
+// restConn is a connection of which some bytes were read already.
+type restConn struct {
+	net.Conn
+	rest []byte
+}
+
+func (c *restConn) Read(p []byte) (int, error) {
+	if len(c.rest) > 0 {
+		n := copy(p, c.rest)
+		c.rest = c.rest[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+// drop forgets a session that is broken.
+func (c *Client) drop(s *hostSession) {
+	c.mu.Lock()
+	if c.session == s {
+		c.session = nil
+	}
+	c.mu.Unlock()
+	s.Close()
+}
+
+// do sends one request and gives the answer's body, bounded.
+func (c *Client) do(ctx context.Context, method, path string, in any) ([]byte, error) {
+	b, err := c.try(ctx, method, path, in)
+	if err == nil {
+		return b, nil
+	}
+	var refused *refusal
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return nil, ctx.Err()
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), isTimeout(err):
+		return nil, fmt.Errorf("cannot ask the agent for %s: %w", path, vmm.ErrTimeout)
+	case errors.As(err, &refused):
+		return nil, fmt.Errorf("cannot ask the agent for %s: %w", path, err)
+	}
+	return nil, fmt.Errorf("cannot ask the agent for %s: %w: %v", path, vmm.ErrNotRunning, err)
+}
+
+func isTimeout(err error) bool {
+	var t net.Error
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// refusal is an answer that came and is not what was asked for.
+type refusal struct{ text string }
+
+func (r *refusal) Error() string { return r.text }
+
+func (c *Client) try(ctx context.Context, method, path string, in any) ([]byte, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, err
+		}
+		body = bytes.NewReader(b)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.ctx, cancel)()
+	if !c.muxed {
+		return c.exchangeHTTP(ctx, method, path, body)
+	}
+	s, err := c.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	began := time.Now().UnixNano()
+	b, err := c.exchangeHTTP(context.WithValue(ctx, sessionKey{}, s), method, path, body)
+	var refused *refusal
+	switch {
+	case err == nil, errors.As(err, &refused):
+		s.answered.Store(time.Now().UnixNano())
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		// Others may be served well by a session in which one request hangs.
+		if s.answered.Load() < began {
+			c.drop(s)
+		}
+	case ctx.Err() == nil:
+		c.drop(s)
+	}
+	return b, err
+}
+
+func (c *Client) exchangeHTTP(ctx context.Context, method, path string, body io.Reader) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxBody {
+		return nil, &refusal{"the answer is too long"}
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, &refusal{fmt.Sprintf("status %d: %s", resp.StatusCode, cut(strings.TrimSpace(string(b)), 256))}
+	}
+	return b, nil
+}
+
+// Ping implements [vmm.Guest]. While the guest boots it waits for the agent's first answer.
+func (c *Client) Ping(ctx context.Context) (vmm.GuestInfo, error) {
+	for {
+		b, err := c.do(ctx, http.MethodGet, "/ping", nil)
+		if err == nil {
+			return parseInfo(b)
+		}
+		if c.muxed || !errors.Is(err, vmm.ErrNotRunning) {
+			return vmm.GuestInfo{}, err
+		}
+		select {
+		case <-time.After(vsockWait):
+		case <-c.ctx.Done():
+			return vmm.GuestInfo{}, err
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return vmm.GuestInfo{}, fmt.Errorf("cannot ask the agent for /ping: %w", vmm.ErrTimeout)
+			}
+			return vmm.GuestInfo{}, ctx.Err()
+		}
+	}
+}
+
+// Listeners implements [vmm.Guest]; at most 4,096 rows are given.
+func (c *Client) Listeners(ctx context.Context) ([]vmm.Listener, error) {
+	b, err := c.do(ctx, http.MethodGet, "/listeners", nil)
+	if err != nil {
+		return nil, err
+	}
+	return parseListeners(b)
+}
+
+// Stats implements [vmm.Guest].
+func (c *Client) Stats(ctx context.Context) (vmm.GuestStats, error) {
+	b, err := c.do(ctx, http.MethodGet, "/stats", nil)
+	if err != nil {
+		return vmm.GuestStats{}, err
+	}
+	return parseStats(b)
+}
+
+// Configure implements [vmm.Guest].
+func (c *Client) Configure(ctx context.Context, g vmm.GuestConfig) error {
+	_, err := c.do(ctx, http.MethodPost, "/configure", g)
+	return err
+}
+
+// PowerOff implements [vmm.Guest].
+func (c *Client) PowerOff(ctx context.Context) error {
+	_, err := c.do(ctx, http.MethodPost, "/poweroff", nil)
+	return err
+}

@@ -1,0 +1,184 @@
+package agent
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// PortName is the virtio-serial port that the agent serves; VsockPort the AF_VSOCK port.
+const (
+	PortName  = "banger.agent"
+	VsockPort = 1024
+)
+
+// magic begins a marker. JSON, HTTP and the header of a yamux frame never contain it.
+const magic = "\xff\xfebanger-reset "
+
+const markerLen = len(magic) + 32 + 1
+
+// newMarker gives a reset line with a fresh nonce.
+func newMarker() ([]byte, error) {
+	var nonce [16]byte
+	if _, err := rand.Read(nonce[:]); err != nil {
+		return nil, err
+	}
+	return append(hex.AppendEncode([]byte(magic), nonce[:]), '\n'), nil
+}
+
+// findMarker gives the last whole marker in b and where it ends, or nil.
+func findMarker(b []byte) ([]byte, int) {
+	for end := len(b); ; {
+		i := bytes.LastIndex(b[:end], []byte(magic))
+		if i < 0 {
+			return nil, 0
+		}
+		if i+markerLen <= len(b) && b[i+markerLen-1] == '\n' {
+			return b[i : i+markerLen], i + markerLen
+		}
+		end = i
+	}
+}
+
+func muxConfig() *yamux.Config {
+	c := yamux.DefaultConfig()
+	c.EnableKeepAlive = false
+	c.AcceptBacklog = 64
+	c.ConnectionWriteTimeout = 10 * time.Second
+	c.StreamOpenTimeout = 10 * time.Second
+	c.StreamCloseTimeout = 10 * time.Second
+	c.LogOutput = io.Discard
+	return c
+}
+
+// ServePort serves h on port, a byte stream whose far end comes and goes: Read
+// gives io.EOF when the host has gone and blocks in the next call until it is
+// back. ServePort returns the first other error of Read, after its
+// goroutines have ended; it does not close port.
+func ServePort(port io.ReadWriter, h http.Handler) error {
+	var (
+		writing sync.Mutex // held for each write to port, so that an echo never lands inside a stale frame's bytes
+		current *portSession
+	)
+	end := func() {
+		if current != nil {
+			current.end()
+			current = nil
+		}
+	}
+	defer end()
+	buf := make([]byte, 32<<10)
+	var tail []byte // of what was read before, too short for a marker
+	for {
+		n, err := port.Read(buf)
+		if err == io.EOF {
+			end()
+			tail = tail[:0]
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		window := append(tail, buf[:n]...)
+		marker, after := findMarker(window)
+		fresh := buf[:n]
+		if marker != nil {
+			end()
+			writing.Lock()
+			_, err := port.Write(marker)
+			writing.Unlock()
+			if err != nil && !errors.Is(err, ErrHostGone) {
+				return err
+			}
+			current = newPortSession(port, &writing, h)
+			fresh = window[after:]
+		}
+		if current != nil && len(fresh) > 0 {
+			if _, err := current.feed.Write(fresh); err != nil {
+				end()
+			}
+		}
+		keep := window[after:]
+		if len(keep) > markerLen-1 {
+			keep = keep[len(keep)-markerLen+1:]
+		}
+		tail = append([]byte(nil), keep...)
+	}
+}
+
+// ErrHostGone is what a port's Write may return when the host disconnected meanwhile.
+var ErrHostGone = errors.New("the host has disconnected")
+
+// portSession is one yamux session on a port, from a marker to the next.
+type portSession struct {
+	feed    *io.PipeWriter // what the host sends
+	conn    *portConn
+	session *yamux.Session
+	server  *http.Server
+	done    chan struct{}
+}
+
+func newPortSession(port io.Writer, writing *sync.Mutex, h http.Handler) *portSession {
+	r, w := io.Pipe()
+	s := &portSession{feed: w, conn: &portConn{PipeReader: r, port: port, writing: writing}, done: make(chan struct{})}
+	session, err := yamux.Server(s.conn, muxConfig())
+	if err != nil {
+		panic(err) // only of a configuration that is wrong in itself
+	}
+	s.session = session
+	s.server = newServer(h)
+	go func() {
+		defer close(s.done)
+		s.server.Serve(session)
+		session.Close()
+		r.Close()
+	}()
+	return s
+}
+
+// end drops the session. It does not wait for a write that the host does not take.
+func (s *portSession) end() {
+	s.conn.Close()
+	s.server.Close()
+	go s.session.Close()
+	<-s.done
+}
+
+// portConn is a session's view of the port: closing it leaves the port open.
+type portConn struct {
+	*io.PipeReader
+	port    io.Writer
+	writing *sync.Mutex
+	mu      sync.Mutex
+	closed  bool
+}
+
+func (c *portConn) gone() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
+func (c *portConn) Write(p []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if c.gone() {
+		return 0, net.ErrClosed
+	}
+	return c.port.Write(p)
+}
+
+func (c *portConn) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	return c.PipeReader.Close()
+}

@@ -1,0 +1,64 @@
+package agent
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"banger/vmm"
+)
+
+// cut bounds s to n bytes and makes it valid UTF-8.
+func cut(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return strings.ToValidUTF8(s, "")
+}
+
+func parseInfo(b []byte) (vmm.GuestInfo, error) {
+	var i vmm.GuestInfo
+	if err := json.Unmarshal(b, &i); err != nil {
+		return vmm.GuestInfo{}, fmt.Errorf("cannot read the agent's answer: %w", err)
+	}
+	i.Version, i.Kernel, i.Hostname = cut(i.Version, maxString), cut(i.Kernel, maxString), cut(i.Hostname, maxString)
+	i.Uptime = max(i.Uptime, 0)
+	return i, nil
+}
+
+// parseListeners reads at most maxListeners rows; what follows them is not looked at.
+func parseListeners(b []byte) ([]vmm.Listener, error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	t, err := d.Token()
+	if err != nil || t != json.Delim('[') {
+		return nil, fmt.Errorf("cannot read the agent's answer: not a list of listeners")
+	}
+	var all []vmm.Listener
+	for d.More() && len(all) < maxListeners {
+		var l vmm.Listener
+		if err := d.Decode(&l); err != nil {
+			return nil, fmt.Errorf("cannot read the agent's answer: %w", err)
+		}
+		l.Protocol, l.Address = cut(l.Protocol, maxString), cut(l.Address, maxString)
+		l.Process, l.Command = cut(l.Process, maxString), cut(l.Command, maxString)
+		all = append(all, l)
+	}
+	if len(all) < maxListeners {
+		if _, err := d.Token(); err != nil {
+			return nil, fmt.Errorf("cannot read the agent's answer: %w", err)
+		}
+	}
+	return all, nil
+}
+
+func parseStats(b []byte) (vmm.GuestStats, error) {
+	var s vmm.GuestStats
+	if err := json.Unmarshal(b, &s); err != nil {
+		return vmm.GuestStats{}, fmt.Errorf("cannot read the agent's answer: %w", err)
+	}
+	s.MemTotal, s.MemAvailable = max(s.MemTotal, 0), max(s.MemAvailable, 0)
+	s.Load1, s.Uptime, s.Procs = max(s.Load1, 0), max(s.Uptime, 0), max(s.Procs, 0)
+	s.DiskUsed, s.DiskTotal = max(s.DiskUsed, 0), max(s.DiskTotal, 0)
+	return s, nil
+}

@@ -1,0 +1,76 @@
+package agent
+
+import (
+	"encoding/json"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"time"
+
+	"banger/vmm"
+)
+
+// maxBody bounds what either side reads of one message.
+const maxBody = 4 << 20
+
+// Serve answers requests on l, a connection each, until l is closed.
+func Serve(l net.Listener, h http.Handler) error { return newServer(h).Serve(l) }
+
+func newServer(h http.Handler) *http.Server {
+	s := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          log.New(io.Discard, "", 0),
+	}
+	s.SetKeepAlivesEnabled(false)
+	return s
+}
+
+// Handler makes the requests of the protocol calls of g.
+func Handler(g vmm.Guest) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /ping", func(w http.ResponseWriter, r *http.Request) {
+		v, err := g.Ping(r.Context())
+		answer(w, v, err)
+	})
+	mux.HandleFunc("GET /listeners", func(w http.ResponseWriter, r *http.Request) {
+		v, err := g.Listeners(r.Context())
+		if v == nil {
+			v = []vmm.Listener{}
+		}
+		answer(w, v, err)
+	})
+	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) {
+		v, err := g.Stats(r.Context())
+		answer(w, v, err)
+	})
+	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, r *http.Request) {
+		var c vmm.GuestConfig
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&c); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		answer(w, struct{}{}, g.Configure(r.Context(), c))
+	})
+	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, struct{}{}, g.PowerOff(r.Context()))
+	})
+	return mux
+}
+
+func answer(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(append(b, '\n'))
+}
