@@ -226,15 +226,20 @@ func (n *Network) tap(bridge netlink.Link, name, uuid string) (*os.File, error) 
 	return f, nil
 }
 
-// unprivileged has no bridge.
-type unprivileged struct{}
+// unprivileged has no bridge, and says why.
+type unprivileged struct{ why error }
 
 // Unprivileged is the network of a daemon without privileges: user networking by the VMM, or none.
-func Unprivileged() vmm.Network { return unprivileged{} }
+func Unprivileged() vmm.Network {
+	return Without(errors.New("it needs a daemon that runs as root"))
+}
 
-func (unprivileged) Check(mode vmm.NetMode) error {
+// Without is the network of a daemon that could not have its bridge: user networking by the VMM, or none.
+func Without(why error) vmm.Network { return unprivileged{why} }
+
+func (u unprivileged) Check(mode vmm.NetMode) error {
 	if mode == vmm.NetBridge {
-		return fmt.Errorf("%w: net = bridge needs a daemon that runs as root; use `user` or `none`", vmm.ErrNotPermitted)
+		return fmt.Errorf("%w: no net = bridge here, use `user` or `none`: %v", vmm.ErrNotPermitted, u.why)
 	}
 	return nil
 }
