@@ -11,7 +11,7 @@ import (
 var migrations = []string{
 	`CREATE TABLE vms (
 		serial        INTEGER PRIMARY KEY AUTOINCREMENT,
-		id            TEXT NOT NULL UNIQUE,
+		id            TEXT NOT NULL,
 		name          TEXT NOT NULL UNIQUE,
 		mac           TEXT NOT NULL UNIQUE,
 		image         TEXT NOT NULL,

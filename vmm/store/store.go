@@ -37,7 +37,7 @@ type Store struct {
 	err     error // of the close; valid once closed is closed
 }
 
-// op is one call on its way through the writer.
+// op is one call on its way through the writer. Its run writes with one statement at most that takes effect.
 type op struct {
 	run  func(context.Context, *writer) error
 	err  error
@@ -287,46 +287,50 @@ func (w *writer) close() {
 	}
 }
 
-// commit runs the group in one transaction and sets each op's err. It has a context of its own: a caller who
+// commit makes the group durable and sets each op's err. It has a context of its own: a caller who
 // went away does not end what others wait for.
 func (w *writer) commit(group []*op) {
 	ctx := context.Background()
-	exec := func(s *sql.Stmt) error { _, err := s.ExecContext(ctx); return err }
-	fail := func(err error) {
-		for _, o := range group {
-			o.err = err
-		}
-	}
-	if err := exec(w.begin); err != nil {
-		fail(err)
+	if len(group) == 1 {
+		// One statement is a transaction of its own; BEGIN and a savepoint's journal would cost a third more.
+		group[0].err = group[0].run(ctx, w)
+		w.commits++
 		return
 	}
-	for _, o := range group {
-		if err := exec(w.savepoint); err != nil {
-			_ = exec(w.undo)
-			fail(err)
-			return
-		}
-		if o.err = o.run(ctx, w); o.err != nil {
-			// A full disk makes SQLite roll back everything by itself, and then there is no savepoint to return to.
-			if err := exec(w.rollbackTo); err != nil {
-				_ = exec(w.undo)
-				fail(o.err)
-				return
+	if err := w.together(ctx, group); err != nil {
+		// Nothing of the group was kept: those already refused keep their own error.
+		_, _ = w.undo.ExecContext(ctx) // SQLite has rolled back by itself after some errors, and then this fails
+		for _, o := range group {
+			if o.err == nil {
+				o.err = err
 			}
 		}
-		if err := exec(w.release); err != nil {
-			_ = exec(w.undo)
-			fail(err)
-			return
-		}
-	}
-	if err := exec(w.end); err != nil {
-		_ = exec(w.undo)
-		fail(err)
 		return
 	}
 	w.commits++
+}
+
+// together runs the ops in one transaction, each in a savepoint.
+func (w *writer) together(ctx context.Context, group []*op) error {
+	if _, err := w.begin.ExecContext(ctx); err != nil {
+		return err
+	}
+	for _, o := range group {
+		if _, err := w.savepoint.ExecContext(ctx); err != nil {
+			return err
+		}
+		if o.err = o.run(ctx, w); o.err != nil {
+			// A full disk makes SQLite roll back everything, and then there is no savepoint to return to.
+			if _, err := w.rollbackTo.ExecContext(ctx); err != nil {
+				return o.err
+			}
+		}
+		if _, err := w.release.ExecContext(ctx); err != nil {
+			return err
+		}
+	}
+	_, err := w.end.ExecContext(ctx)
+	return err
 }
 
 func (w *writer) all(ctx context.Context) ([]vmm.Record, error) {

@@ -1,6 +1,6 @@
 CREATE TABLE vms (
 	serial        INTEGER PRIMARY KEY AUTOINCREMENT,
-	id            TEXT NOT NULL UNIQUE,
+	id            TEXT NOT NULL,
 	name          TEXT NOT NULL UNIQUE,
 	mac           TEXT NOT NULL UNIQUE,
 	image         TEXT NOT NULL,
