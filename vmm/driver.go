@@ -27,6 +27,10 @@ type Driver interface {
 	Sweep(ctx context.Context, stateDir string, keep func(uuid string) bool) error
 }
 
+// Unwired is a Driver whose machines use no network of the host: no address
+// is leased for them and no tap is made.
+type Unwired interface{ Unwired() }
+
 // Spec is all that a driver needs to know of a VM. It is inert data; files stay owned by the caller.
 type Spec struct {
 	Serial   uint64

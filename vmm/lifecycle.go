@@ -515,8 +515,10 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	if err := v.m.o.Network.Check(s.Config.Net); err != nil {
 		return nil, &refusal{err}
 	}
+	_, unwired := driver.(Unwired)
+	bridged := s.Config.Net == NetBridge && !unwired
 	var address netip.Addr
-	if s.Config.Net == NetBridge {
+	if bridged {
 		address, err = v.m.o.Store.Lease(ctx, v.serial, v.m.o.Network.Prefix(), v.m.o.Network.Gateway())
 		if err != nil {
 			return nil, &refusal{fmt.Errorf("cannot lease an address: %w", err)}
@@ -543,7 +545,7 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	}
 	defer log.Close()
 	spec.Log, spec.LogFile = log, log
-	if s.Config.Net == NetBridge {
+	if bridged {
 		tap, err := v.m.o.Network.Tap(ctx, v.serial, s.ID)
 		if err != nil {
 			return nil, fmt.Errorf("cannot connect it: %w", err)
@@ -799,7 +801,7 @@ func (v *VM) introduce(ctx context.Context, g Guest) error {
 	}
 	s := v.Snapshot()
 	c := GuestConfig{Hostname: s.Name, MAC: s.MAC}
-	if s.Config.Net == NetBridge {
+	if s.GuestAddress().IsValid() {
 		c.Address = netip.PrefixFrom(s.Address, v.m.o.Network.Prefix().Bits())
 		c.Gateway = v.m.o.Network.Gateway()
 	}

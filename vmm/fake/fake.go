@@ -47,6 +47,9 @@ func startTime() uint64 {
 // Name implements vmm.Driver.
 func (d *Driver) Name() string { return "fake" }
 
+// Unwired implements vmm.Unwired: fake machines need no tap and get no address.
+func (d *Driver) Unwired() {}
+
 // Start implements vmm.Driver; it takes the script's boot time.
 func (d *Driver) Start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Notice)) (vmm.Machine, error) {
 	s, err := parseScript(spec.Config.Cmdline)

@@ -1,0 +1,212 @@
+package fs
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"banger/collector"
+	"banger/vmm"
+)
+
+// fsType is what the mount is called in /proc/self/mountinfo.
+const fsType = "fuse.banger"
+
+// deadMountWait bounds how long a mount may take to say that it is dead.
+const deadMountWait = 5 * time.Second
+
+// Options of a mount. It closes none of them.
+type Options struct {
+	Dir        string // an absolute path; made if it is not there
+	Manager    *vmm.Manager
+	Collector  *collector.Collector
+	Images     vmm.Images
+	Version    string
+	Config     func() string // the daemon's settings in effect, flat keyed
+	Log        *slog.Logger
+	Group      int  // gid whose members may create VMs, -1 for none
+	AllowOther bool // other users than the daemon's may enter
+}
+
+// Server is a mounted tree.
+type Server struct {
+	o       Options // immutable, as are all before handles
+	fuse    *fuse.Server
+	ctx     context.Context // ends when the mount does: frees who blocks
+	cancel  context.CancelFunc
+	started time.Time
+	uid     uint32
+	gid     uint32
+	vmsMode uint32
+	work    sync.WaitGroup
+
+	handles handles
+	sizes   sizes
+	watched sync.Map // node numbers of watchable files that the kernel knows
+	counted struct{ open, read, release atomic.Uint64 }
+
+	refusalsMu sync.Mutex
+	refusals   map[uint32]string // by uid; guarded by refusalsMu
+
+	nudges chan vmm.Event
+}
+
+// Mount mounts the tree at o.Dir and serves it until Unmount. A dead mount of
+// ours there is cleaned up first; a living one is refused.
+func Mount(ctx context.Context, o Options) (*Server, error) {
+	if err := clearDir(ctx, o.Dir); err != nil {
+		return nil, err
+	}
+	s := &Server{
+		o: o, started: time.Now(), uid: uint32(os.Getuid()), gid: uint32(os.Getgid()), vmsMode: 0o1755,
+		handles:  handles{open: make(map[uint64]*opened)},
+		sizes:    sizes{size: make(map[uint64]int64)},
+		refusals: make(map[uint32]string),
+		nudges:   make(chan vmm.Event, vmm.EventHistory),
+	}
+	if o.Group >= 0 {
+		s.vmsMode = 0o1775
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	root := s.uid == 0
+	server, err := fuse.NewServer(raw{fuse.NewDefaultRawFileSystem(), s}, o.Dir, &fuse.MountOptions{
+		FsName: "banger", Name: "banger",
+		AllowOther:        o.AllowOther,
+		Options:           []string{"default_permissions"},
+		DirectMountStrict: root,
+		DisableXAttrs:     true,
+		MaxBackground:     1 << 14,
+		PanicHandler: func(v any) fuse.Status {
+			o.Log.Error("a request panicked", "panic", v, "stack", string(debug.Stack()))
+			return fuse.EIO
+		},
+	})
+	if err != nil {
+		s.cancel()
+		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
+	}
+	s.fuse = server
+	go server.Serve() // ends with the mount: Wait waits for it
+	if err := server.WaitMount(); err != nil {
+		s.cancel()
+		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
+	}
+	o.Manager.OnChange(s.changed)
+	s.work.Add(1)
+	go s.nudger()
+	return s, nil
+}
+
+// changed is told of every event; the nudger may be slow, and losing a wake-up of watchers beats delaying others.
+func (s *Server) changed(e vmm.Event) {
+	select {
+	case s.nudges <- e:
+	default:
+	}
+}
+
+// nudger is the goroutine that uses the daemon's own mount, and holds no lock over it.
+func (s *Server) nudger() {
+	defer s.work.Done()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case e := <-s.nudges:
+			s.nudge(e)
+		}
+	}
+}
+
+func (s *Server) nudgeFile(node uint64, path string) {
+	if _, ok := s.watched.Load(node); !ok {
+		return
+	}
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
+	// A VM that was renamed or removed since has no watchers of that name.
+	_ = unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(s.o.Dir, path), times, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// Wait returns when the tree is mounted no more, by whomever.
+func (s *Server) Wait() { s.fuse.Wait() }
+
+// Unmount frees who blocks in a read or a write, unmounts, detaching the mount
+// when files are still open, and waits for what the package runs.
+func (s *Server) Unmount(ctx context.Context) error {
+	s.cancel()
+	s.work.Wait()
+	err := s.fuse.Unmount()
+	if err != nil {
+		err = detach(ctx, s.o.Dir)
+	}
+	return err
+}
+
+// clearDir makes the directory ready for a mount.
+func clearDir(ctx context.Context, dir string) error {
+	if mounted(dir) {
+		alive := make(chan error, 1)
+		go func() { // ends when the kernel answers for the mount, at the latest when it is detached
+			var st unix.Statfs_t
+			alive <- unix.Statfs(dir, &st)
+		}()
+		select {
+		case err := <-alive:
+			if err == nil {
+				return fmt.Errorf("cannot mount %s: another bangerd serves it: %w", dir, vmm.ErrBusy)
+			}
+			if !errors.Is(err, syscall.ENOTCONN) && !errors.Is(err, syscall.ECONNABORTED) {
+				return fmt.Errorf("cannot mount %s: %w", dir, err)
+			}
+		case <-time.After(deadMountWait):
+			return fmt.Errorf("cannot mount %s: the mount that is there does not answer: %w", dir, vmm.ErrBusy)
+		}
+		if err := detach(ctx, dir); err != nil {
+			return fmt.Errorf("cannot remove the dead mount at %s: %w", dir, err)
+		}
+	}
+	return os.MkdirAll(dir, 0o755)
+}
+
+// mounted reports whether dir is a mount of ours (proc(5), mountinfo).
+func mounted(dir string) bool {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		fields := strings.Fields(before)
+		if ok && len(fields) > 4 && fields[4] == dir && strings.HasPrefix(after, fsType+" ") {
+			return true
+		}
+	}
+	return false
+}
+
+// detach takes a mount out of the tree whoever uses it.
+func detach(ctx context.Context, dir string) error {
+	if os.Getuid() == 0 {
+		return unix.Unmount(dir, unix.MNT_DETACH)
+	}
+	out, err := exec.CommandContext(ctx, "fusermount3", "-u", "-z", "--", dir).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("fusermount3: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

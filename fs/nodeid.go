@@ -1,0 +1,20 @@
+package fs
+
+// A node number is the VM's serial, the number of the row and a parameter (a
+// port, an image), so that looking one up is arithmetic. Serials are never
+// reused, so that no number ever means another file: no generations.
+const (
+	rowShift    = 16
+	serialShift = 24
+)
+
+// rootID is FUSE_ROOT_ID of the protocol: row 0, parameter 1.
+const rootID = 1
+
+func nodeID(serial uint64, row uint8, param uint16) uint64 {
+	return serial<<serialShift | uint64(row)<<rowShift | uint64(param)
+}
+
+func splitID(id uint64) (serial uint64, row uint8, param uint16) {
+	return id >> serialShift, uint8(id >> rowShift), uint16(id)
+}

@@ -1,0 +1,644 @@
+package fs
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"banger/vmm"
+)
+
+const (
+	maxWrite    = 4096 // bytes of one command
+	firstSize   = 4096 // st_size of a generated file before its first open, as in sysfs
+	attrSeconds = 1
+)
+
+// request is one request of the kernel, taken apart.
+type request struct {
+	server   *Server
+	ctx      context.Context
+	file     *file
+	vm       *vmm.VM // nil above vms/NAME
+	param    uint16
+	node     uint64
+	uid, gid uint32
+	pid      uint32
+	nonblock bool
+}
+
+func (r *request) snap() *vmm.Snapshot { return r.vm.Snapshot() }
+
+// raw implements fuse.RawFileSystem; what it does not define is refused with ENOSYS, which
+// the kernel takes as "never ask again" and where that is silence, refusals are below.
+type raw struct {
+	fuse.RawFileSystem
+	*Server
+}
+
+func (s raw) String() string    { return "banger" }
+func (s raw) Init(*fuse.Server) {}
+func (s raw) OnUnmount()        {}
+
+// request finds the row and the VM of a node. ENOENT for what has been removed.
+func (s raw) request(cancel <-chan struct{}, h *fuse.InHeader) (*request, fuse.Status) {
+	r := &request{
+		server: s.Server, ctx: &fuse.Context{Caller: h.Caller, Cancel: cancel},
+		node: h.NodeId, uid: h.Uid, gid: h.Gid, pid: h.Pid,
+	}
+	if h.NodeId == rootID {
+		r.file = rows[0]
+		return r, fuse.OK
+	}
+	serial, row, param := splitID(h.NodeId)
+	if int(row) >= len(rows) {
+		return nil, fuse.ENOENT
+	}
+	r.file, r.param = rows[row], param
+	if serial != 0 {
+		if r.vm = s.o.Manager.BySerial(serial); r.vm == nil {
+			return nil, fuse.ENOENT
+		}
+	}
+	return r, fuse.OK
+}
+
+// blocking gives the request a context that ends with the mount, too. The caller calls the function it gives.
+func (r *request) blocking() func() {
+	ctx, cancel := context.WithCancel(r.server.ctx)
+	stop := context.AfterFunc(r.ctx, cancel)
+	r.ctx = ctx
+	return func() { stop(); cancel() }
+}
+
+// child is the request's node for a name in it.
+func (r *request) child(name string) (*file, uint64, *vmm.VM, bool) {
+	f := r.file
+	if f.find != nil {
+		e, ok := f.find(r, name)
+		if !ok {
+			return nil, 0, nil, false
+		}
+		v := r.vm
+		if e.serial != 0 && v == nil {
+			if v = r.server.o.Manager.BySerial(e.serial); v == nil {
+				return nil, 0, nil, false
+			}
+		}
+		return rows[e.row], nodeID(e.serial, e.row, e.param), v, true
+	}
+	for i := range f.files {
+		if c := &f.files[i]; c.name == name {
+			return c, nodeID(r.serial(), c.row, r.below()), r.vm, true
+		}
+	}
+	return nil, 0, nil, false
+}
+
+func (r *request) serial() uint64 {
+	if r.vm == nil {
+		return 0
+	}
+	return r.vm.Serial()
+}
+
+// below is the parameter that a directory hands to what is in it: an image's.
+func (r *request) below() uint16 {
+	if r.node == rootID {
+		return 0
+	}
+	return r.param
+}
+
+// attr fills in a node's attributes; it collects nothing.
+func (s raw) attr(r *request, out *fuse.Attr) {
+	f := r.file
+	out.Ino = r.node
+	out.Mode = f.fileType() | f.mode
+	out.Nlink = 1
+	out.Blksize = 4096
+	out.Owner = fuse.Owner{Uid: s.uid, Gid: s.gid}
+	changed := s.started
+	created := s.started
+	if r.vm != nil {
+		snap := r.snap()
+		out.Owner = fuse.Owner{Uid: snap.Owner.UID, Gid: snap.Owner.GID}
+		if f == vmRow {
+			out.Mode = syscall.S_IFDIR | snap.Owner.Mode&0o7777
+		}
+		changed, created = snap.Created, snap.Created
+		if t, ok := snap.Changed[strings.TrimSuffix(f.name, ".json")]; ok {
+			changed = t
+		}
+	} else if f == vmsRow {
+		changed = s.o.Manager.ListChanged()
+		out.Mode = syscall.S_IFDIR | s.vmsMode
+		if s.o.Group >= 0 {
+			out.Gid = uint32(s.o.Group)
+		}
+	}
+	out.SetTimes(&changed, &changed, &created)
+	if f.kind != plain {
+		return
+	}
+	switch {
+	case f.size != nil:
+		out.Size = uint64(f.size(r))
+	case f.open != nil:
+		out.Size = 0
+	default:
+		out.Size = uint64(s.sizes.told(r.node))
+	}
+	out.Blocks = (out.Size + 511) / 512
+}
+
+// attrValid is how long the kernel may keep attributes: not at all where the size is that of a growing file.
+// A Timeout of 0 would be replaced by the mount's default.
+func attrValid(f *file) time.Duration {
+	if f.size != nil {
+		return 1
+	}
+	return attrSeconds * time.Second
+}
+
+func (s raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	r, code := s.request(cancel, h)
+	if !code.Ok() {
+		return code
+	}
+	f, node, v, ok := r.child(name)
+	if !ok {
+		return fuse.ENOENT
+	}
+	r.file, r.node, r.vm = f, node, v
+	s.entry(r, out)
+	return fuse.OK
+}
+
+func (s raw) entry(r *request, out *fuse.EntryOut) {
+	_, _, r.param = splitID(r.node)
+	out.NodeId = r.node
+	s.attr(r, &out.Attr)
+	out.SetEntryTimeout(attrSeconds * time.Second)
+	out.SetAttrTimeout(attrValid(r.file))
+	if r.file.watch {
+		s.watched.Store(r.node, struct{}{})
+	}
+}
+
+func (s raw) Forget(node, _ uint64) {
+	s.watched.Delete(node)
+	s.sizes.forget(node)
+}
+
+func (s raw) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	s.attr(r, &out.Attr)
+	out.SetTimeout(attrValid(r.file))
+	return fuse.OK
+}
+
+// SetAttr takes O_TRUNC's size, the owner and mode of a VM's directory, and times.
+func (s raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	if in.Valid&fuse.FATTR_SIZE != 0 && !r.file.writable() {
+		return fuse.EACCES
+	}
+	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_MODE) != 0 {
+		if err := s.chown(r, in); err != nil {
+			if r.vm != nil {
+				s.fail(r, err)
+			}
+			return errno(err)
+		}
+	}
+	// The daemon's own changes of times are for inotify's watchers; anybody else's are a use of the VM.
+	if in.Valid&(fuse.FATTR_MTIME|fuse.FATTR_ATIME) != 0 && r.vm != nil && int(r.pid) != os.Getpid() {
+		if r.file.name == "touched" && in.Valid&fuse.FATTR_MTIME != 0 && in.Valid&fuse.FATTR_MTIME_NOW == 0 {
+			r.vm.SetTouched(minTime(time.Unix(int64(in.Mtime), int64(in.Mtimensec)), time.Now()))
+		} else {
+			r.vm.Touch()
+		}
+	}
+	s.attr(r, &out.Attr)
+	out.SetTimeout(attrValid(r.file))
+	return fuse.OK
+}
+
+// chown changes a VM's owner, group and mode; the kernel's default_permissions has asked who may, we ask again.
+func (s raw) chown(r *request, in *fuse.SetAttrIn) error {
+	if r.file != vmRow {
+		return fmt.Errorf("owner and mode are those of the VM's directory: %w", vmm.ErrNotPermitted)
+	}
+	o := r.snap().Owner
+	root := r.uid == 0 || r.uid == s.uid
+	if !root && (r.uid != o.UID || in.Valid&fuse.FATTR_UID != 0 && in.Uid != o.UID) {
+		return fmt.Errorf("cannot change whose %s is: %w", r.snap().Name, vmm.ErrNotPermitted)
+	}
+	if in.Valid&fuse.FATTR_UID != 0 {
+		o.UID = in.Uid
+	}
+	if in.Valid&fuse.FATTR_GID != 0 {
+		o.GID = in.Gid
+	}
+	if in.Valid&fuse.FATTR_MODE != 0 {
+		o.Mode = in.Mode & 0o7777
+	}
+	return r.vm.Chown(r.ctx, o)
+}
+
+func (s raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	if r.file != vmsRow {
+		return fuse.EPERM
+	}
+	v, err := s.o.Manager.Create(r.ctx, name, vmm.Owner{UID: in.Uid, GID: in.Gid, Mode: in.Mode & 0o777})
+	if err != nil {
+		s.refused(r.uid, err)
+		return errno(err)
+	}
+	r.file, r.vm, r.node = vmRow, v, nodeID(v.Serial(), vmRow.row, 0)
+	s.entry(r, out)
+	return fuse.OK
+}
+
+func (s raw) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	r, code := s.request(cancel, h)
+	if !code.Ok() {
+		return code
+	}
+	if r.file != vmsRow {
+		return fuse.EPERM
+	}
+	v := s.o.Manager.VM(name)
+	if err := s.o.Manager.Remove(r.ctx, name); err != nil {
+		s.refused(r.uid, err)
+		if v != nil {
+			v.Fail(err)
+		}
+		return errno(err)
+	}
+	return fuse.OK
+}
+
+func (s raw) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.Status {
+	const exchange = 2 // RENAME_EXCHANGE of renameat2(2)
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	if r.file != vmsRow || in.Newdir != r.node {
+		return fuse.EPERM
+	}
+	if in.Flags&exchange != 0 {
+		return fuse.EINVAL
+	}
+	if err := s.o.Manager.Rename(r.ctx, from, to); err != nil {
+		s.refused(r.uid, err)
+		return errno(err)
+	}
+	return fuse.OK
+}
+
+// Only rmdir destroys and only mkdir makes; a node tree's defaults would succeed in silence.
+
+func (s raw) Unlink(<-chan struct{}, *fuse.InHeader, string) fuse.Status { return fuse.EPERM }
+func (s raw) Mknod(<-chan struct{}, *fuse.MknodIn, string, *fuse.EntryOut) fuse.Status {
+	return fuse.EPERM
+}
+func (s raw) Create(<-chan struct{}, *fuse.CreateIn, string, *fuse.CreateOut) fuse.Status {
+	return fuse.EPERM
+}
+func (s raw) Tmpfile(<-chan struct{}, *fuse.CreateIn, *fuse.CreateOut) fuse.Status { return fuse.EPERM }
+func (s raw) Link(<-chan struct{}, *fuse.LinkIn, string, *fuse.EntryOut) fuse.Status {
+	return fuse.EPERM
+}
+func (s raw) Symlink(<-chan struct{}, *fuse.InHeader, string, string, *fuse.EntryOut) fuse.Status {
+	return fuse.EPERM
+}
+func (s raw) Fallocate(<-chan struct{}, *fuse.FallocateIn) fuse.Status {
+	return fuse.Status(syscall.EOPNOTSUPP)
+}
+
+func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	s.counted.open.Add(1)
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	access := in.Flags & syscall.O_ACCMODE
+	if access != syscall.O_RDONLY && !r.file.writable() {
+		return fuse.EACCES
+	}
+	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
+	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
+	h := &opened{nonblock: r.nonblock}
+	if access != syscall.O_WRONLY {
+		var err error
+		if h.handle, err = s.capture(r, access == syscall.O_RDWR); err != nil {
+			return errno(err)
+		}
+	}
+	out.Fh = s.handles.add(h)
+	return fuse.OK
+}
+
+// capture runs the row's show once for this open, and tells the kernel its length.
+func (s raw) capture(r *request, readWrite bool) (handle, error) {
+	if r.file.open != nil {
+		return r.file.open(r, readWrite)
+	}
+	b, err := r.file.show(r)
+	if err != nil {
+		if readWrite {
+			return capture(nil), nil // it was opened to be written
+		}
+		s.o.Log.Debug("cannot read", "file", r.file.name, "err", err)
+		return nil, err
+	}
+	s.tellSize(r.node, b)
+	return capture(b), nil
+}
+
+func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	s.counted.read.Add(1)
+	h := s.handles.get(in.Fh)
+	if h == nil || h.handle == nil {
+		return nil, fuse.EBADF
+	}
+	var ctx context.Context = &fuse.Context{Caller: in.Caller, Cancel: cancel}
+	if _, quick := h.handle.(capture); !quick {
+		r := &request{server: s.Server, ctx: ctx}
+		defer r.blocking()()
+		ctx = r.ctx
+	}
+	b, err := h.handle.read(ctx, int(in.Size), int64(in.Offset))
+	if err != nil {
+		return nil, errno(err)
+	}
+	return fuse.ReadResultData(b), fuse.OK
+}
+
+// Write is one command; its offset means nothing.
+func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return 0, code
+	}
+	if h := s.handles.get(in.Fh); h != nil {
+		r.nonblock = h.nonblock
+	}
+	defer r.blocking()()
+	r.vm.Touch() // every row that can be written is a VM's
+	err := s.store(r, data)
+	s.fail(r, err)
+	if err != nil {
+		return 0, errno(err)
+	}
+	return uint32(len(data)), fuse.OK
+}
+
+func (s raw) store(r *request, data []byte) error {
+	if r.file.typed != nil {
+		return r.file.typed(r, data)
+	}
+	name := r.file.name
+	if len(data) > maxWrite {
+		return fmt.Errorf("cannot write %d bytes to %s of %s, at most %d at once: %w", len(data), name, r.snap().Name, maxWrite, vmm.ErrTooBig)
+	}
+	if strings.IndexByte(string(data), 0) >= 0 {
+		return fmt.Errorf("cannot write a NUL byte to %s of %s: %w", name, r.snap().Name, vmm.ErrInvalid)
+	}
+	return r.file.store(r, strings.TrimSpace(string(data)))
+}
+
+// fail keeps the sentence of a refused command in the VM's `error`; nil clears it.
+func (s raw) fail(r *request, err error) {
+	if err != nil {
+		if errno(err) == fuse.Status(syscall.EINTR) {
+			return // the command goes on
+		}
+		s.o.Log.Info("refused", "vm", r.snap().Name, "file", r.file.name, "uid", r.uid, "err", err)
+	}
+	r.vm.Fail(err)
+}
+
+func (s raw) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK }
+func (s raw) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
+
+func (s raw) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	s.counted.release.Add(1)
+	if h := s.handles.drop(in.Fh); h != nil && h.handle != nil {
+		h.handle.close()
+	}
+}
+
+func (s raw) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	out.Fh = s.handles.add(&opened{entries: s.entries(r)})
+	return fuse.OK
+}
+
+// entries are the names of a directory as one reader of it sees them.
+func (s raw) entries(r *request) []entry {
+	switch r.file.kind {
+	case dynamic:
+		return r.file.list(r)
+	case dir:
+		var list []entry
+		for i := range r.file.files {
+			list = append(list, entry{name: r.file.files[i].name, serial: r.serial(), row: r.file.files[i].row, param: r.below()})
+		}
+		return list
+	}
+	return nil
+}
+
+func (s raw) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	s.readDir(in, func(e fuse.DirEntry) bool { return out.AddDirEntry(e) })
+	return fuse.OK
+}
+
+func (s raw) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	s.readDir(in, func(e fuse.DirEntry) bool {
+		entry := out.AddDirLookupEntry(e)
+		if entry == nil {
+			return false
+		}
+		h := in.InHeader
+		h.NodeId = e.Ino
+		if e.Name == "." || e.Name == ".." {
+			return true
+		}
+		// A VM that went since OpenDir stays a name without a node, which the kernel looks up.
+		if r, code := s.request(cancel, &h); code.Ok() {
+			s.entry(r, entry)
+		}
+		return true
+	})
+	return fuse.OK
+}
+
+// readDir adds entries from the offset on until add refuses one. Offsets count from 1, `.` and `..` being the first two.
+func (s raw) readDir(in *fuse.ReadIn, add func(fuse.DirEntry) bool) {
+	h := s.handles.get(in.Fh)
+	if h == nil {
+		return
+	}
+	for i := in.Offset; i < uint64(len(h.entries))+2; i++ {
+		e := fuse.DirEntry{Name: [2]string{".", ".."}[i&1], Mode: syscall.S_IFDIR, Ino: in.NodeId, Off: i + 1}
+		if i >= 2 {
+			named := h.entries[i-2]
+			e.Name, e.Mode = named.name, rows[named.row].fileType()
+			e.Ino = nodeID(named.serial, named.row, named.param)
+		}
+		if !add(e) {
+			return
+		}
+	}
+}
+
+func (s raw) ReleaseDir(in *fuse.ReleaseIn) { s.handles.drop(in.Fh) }
+
+func (s raw) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
+
+func (s raw) Access(<-chan struct{}, *fuse.AccessIn) fuse.Status { return fuse.OK }
+
+func (s raw) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	out.Bsize, out.NameLen = 4096, 255
+	return fuse.OK
+}
+
+// opened is one open file or directory.
+type opened struct {
+	handle   handle  // nil when opened only to be written
+	entries  []entry // of a directory
+	nonblock bool
+}
+
+// handles gives numbers to what is open.
+type handles struct {
+	mu   sync.RWMutex // guards what follows
+	last uint64
+	open map[uint64]*opened
+}
+
+func (t *handles) add(h *opened) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	t.open[t.last] = h
+	return t.last
+}
+
+func (t *handles) get(fh uint64) *opened {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.open[fh]
+}
+
+func (t *handles) drop(fh uint64) *opened {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.open[fh]
+	delete(t.open, fh)
+	return h
+}
+
+// sizes are the lengths last captured of the nodes that the kernel knows, where they are not firstSize.
+type sizes struct {
+	mu   sync.RWMutex // guards size
+	size map[uint64]int64
+}
+
+func (t *sizes) told(node uint64) int64 {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if n, ok := t.size[node]; ok {
+		return n
+	}
+	return firstSize
+}
+
+// tell keeps a new length and gives the one before.
+func (t *sizes) tell(node uint64, size int64) int64 {
+	old := t.told(node)
+	if old != size {
+		t.mu.Lock()
+		t.size[node] = size
+		t.mu.Unlock()
+	}
+	return old
+}
+
+func (t *sizes) forget(node uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.size, node)
+}
+
+// tellSize makes the kernel believe the capture's length, which sendfile(2) and
+// fstat(2) go by: a longer one by storing its last byte in the page cache (the
+// only thing that raises the size of a file being read), and in any case by
+// making it ask again. No lock is held over either.
+func (s raw) tellSize(node uint64, b []byte) {
+	size := int64(len(b))
+	old := s.sizes.tell(node, size)
+	if size == old {
+		return
+	}
+	if size > old {
+		s.fuse.InodeNotifyStoreCache(node, size-1, b[size-1:])
+	}
+	s.fuse.InodeNotify(node, -1, 0)
+}
+
+// nudge tells inotify's watchers that a file has changed: only a change made
+// through the mount does (FUSE has no notification that reaches them).
+func (s *Server) nudge(e vmm.Event) {
+	names := map[string][]string{
+		vmm.EventState:  {"state", "health", "events"},
+		vmm.EventHealth: {"health", "events"},
+	}[e.What]
+	if names == nil {
+		names = []string{"events"}
+	}
+	for _, name := range names {
+		if f := vmFile(name); f != nil {
+			s.nudgeFile(nodeID(e.Serial, f.row, 0), filepath.Join("vms", e.VM, name))
+		}
+	}
+	for _, f := range rows[0].files {
+		if f.watch {
+			s.nudgeFile(nodeID(0, f.row, 0), f.name)
+		}
+	}
+}
+
+func vmFile(name string) *file {
+	for i := range vmRow.files {
+		if vmRow.files[i].name == name {
+			return &vmRow.files[i]
+		}
+	}
+	return nil
+}

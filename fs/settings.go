@@ -1,0 +1,121 @@
+package fs
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"banger/vmm"
+)
+
+// setting is one of a VM's settings: how it is shown and read, in the file of
+// its name as well as in `config`.
+type setting struct {
+	name string
+	doc  string
+	show func(*vmm.Config) string
+	set  func(*vmm.Config, string) error
+}
+
+var settings = []setting{
+	{"image", "name of a directory in images/",
+		func(c *vmm.Config) string { return c.Image },
+		func(c *vmm.Config, s string) error { c.Image = s; return nil }},
+	{"cpus", "count of CPUs",
+		func(c *vmm.Config) string { return strconv.Itoa(c.CPUs) },
+		func(c *vmm.Config, s string) error {
+			n, err := parseUint(s, 1<<16)
+			c.CPUs = int(n)
+			return err
+		}},
+	{"memory", "bytes of memory",
+		func(c *vmm.Config) string { return strconv.FormatInt(c.Memory, 10) },
+		func(c *vmm.Config, s string) (err error) { c.Memory, err = parseBytes(s); return err }},
+	{"disk", "bytes of the VM's own writable disk",
+		func(c *vmm.Config) string { return strconv.FormatInt(c.Disk, 10) },
+		func(c *vmm.Config, s string) (err error) { c.Disk, err = parseBytes(s); return err }},
+	{"cmdline", "appended to the kernel's command line",
+		func(c *vmm.Config) string { return c.Cmdline },
+		func(c *vmm.Config, s string) error { c.Cmdline = s; return nil }},
+	{"vmm", "what runs the VM",
+		func(c *vmm.Config) string { return c.VMM },
+		func(c *vmm.Config, s string) error { c.VMM = s; return nil }},
+	{"net", "bridge, user or none",
+		func(c *vmm.Config) string { return string(c.Net) },
+		func(c *vmm.Config, s string) error {
+			switch mode := vmm.NetMode(s); mode {
+			case vmm.NetBridge, vmm.NetUser, vmm.NetNone:
+				c.Net = mode
+				return nil
+			}
+			return fmt.Errorf("%q is not bridge, user or none: %w", s, vmm.ErrInvalid)
+		}},
+	{"autostart", "1: start it with the daemon",
+		func(c *vmm.Config) string { return formatBool(c.Autostart) },
+		func(c *vmm.Config, s string) (err error) { c.Autostart, err = parseBool(s); return err }},
+	{"idle_timeout", "seconds without use until it is stopped, or max",
+		func(c *vmm.Config) string { return formatDuration(c.IdleTimeout) },
+		func(c *vmm.Config, s string) (err error) { c.IdleTimeout, err = parseDuration(s); return err }},
+	{"stop_timeout", "seconds that a stop waits for the guest",
+		func(c *vmm.Config) string { return formatDuration(c.StopTimeout) },
+		func(c *vmm.Config, s string) (err error) { c.StopTimeout, err = parseDuration(s); return err }},
+	{"protected", "1: rmdir gives EPERM",
+		func(c *vmm.Config) string { return formatBool(c.Protected) },
+		func(c *vmm.Config, s string) (err error) { c.Protected, err = parseBool(s); return err }},
+}
+
+// settingFiles makes a row of each setting.
+func settingFiles() []file {
+	var rows []file
+	for _, s := range settings {
+		rows = append(rows, file{
+			name: s.name, mode: 0o640, doc: s.doc,
+			show: func(r *request) ([]byte, error) { return line(s.show(&r.snap().Config)) },
+			store: func(r *request, text string) error {
+				return r.vm.Configure(r.ctx, func(c *vmm.Config) error { return s.set(c, text) })
+			},
+		})
+	}
+	return rows
+}
+
+func configPairs(r *request) []pair {
+	c := &r.snap().Config
+	var pairs []pair
+	for _, s := range settings {
+		pairs = append(pairs, pair{key: s.name, value: s.show(c)})
+	}
+	return pairs
+}
+
+func configShow(r *request) ([]byte, error)     { return flat(configPairs(r)), nil }
+func configJSONShow(r *request) ([]byte, error) { return object(configPairs(r)) }
+
+// configStore applies `key value` lines whole or not at all.
+func configStore(r *request, text string) error {
+	return r.vm.Configure(r.ctx, func(c *vmm.Config) error {
+		for _, l := range strings.Split(text, "\n") {
+			key, value, _ := strings.Cut(strings.TrimSpace(l), " ")
+			if key == "" {
+				continue
+			}
+			s := findSetting(key)
+			if s == nil {
+				return fmt.Errorf("%q is not a setting: %w", escape(key), vmm.ErrInvalid)
+			}
+			if err := s.set(c, strings.TrimSpace(value)); err != nil {
+				return fmt.Errorf("%s: %w", key, err)
+			}
+		}
+		return nil
+	})
+}
+
+func findSetting(name string) *setting {
+	for i := range settings {
+		if settings[i].name == name {
+			return &settings[i]
+		}
+	}
+	return nil
+}

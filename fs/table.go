@@ -1,0 +1,165 @@
+package fs
+
+import (
+	"syscall"
+
+	"banger/vmm"
+)
+
+// file is one row of a directory.
+type file struct {
+	name  string
+	mode  uint32 // permission bits
+	doc   string
+	show  func(*request) ([]byte, error)       // what one open captures
+	store func(*request, string) error         // one write, trimmed
+	open  func(*request, bool) (handle, error) // instead of show: streams and growing files; the bool: opened read-write
+	typed func(*request, []byte) error         // instead of store: what is written is taken as it is
+	size  func(*request) int64                 // the real size, for growing files
+	files []file                               // of a directory
+	list  func(*request) []entry               // of a directory with names of its own
+	find  func(*request, string) (entry, bool)
+	kind  kind
+	watch bool // inotify watchers are told of its changes
+
+	row    uint8 // position in rows
+	parent uint8
+}
+
+// kind says what a directory is.
+type kind uint8
+
+const (
+	plain   kind = iota
+	dir          // lists its rows
+	hidden       // has its rows, lists none: what is in it blocks
+	dynamic      // its names come from list and find
+)
+
+// entry is a name of a dynamic directory.
+type entry struct {
+	name   string
+	serial uint64
+	row    uint8
+	param  uint16
+}
+
+// rows are all files of the tree by number; the first is the root.
+var rows []*file
+
+// Rows that requests are recognised by.
+var vmsRow, vmRow, imageRow, portRow *file
+
+func init() {
+	top := file{name: "", mode: 0o755, kind: dir, files: topFiles()}
+	number(&top, 0)
+}
+
+// number gives each row its number, depth first.
+func number(f *file, parent uint8) {
+	f.row, f.parent = uint8(len(rows)), parent
+	rows = append(rows, f)
+	for i := range f.files {
+		number(&f.files[i], f.row)
+	}
+	switch f.name {
+	case "vms":
+		vmsRow, vmRow = f, &f.files[0]
+	case "images":
+		imageRow = &f.files[0]
+	case "tcp":
+		portRow = &f.files[0]
+	}
+}
+
+func topFiles() []file {
+	return []file{
+		{name: "version", mode: 0o444, doc: "banger's version", show: func(r *request) ([]byte, error) { return line(r.server.o.Version) }},
+		{name: "config", mode: 0o444, doc: "the daemon's settings in effect", show: func(r *request) ([]byte, error) { return []byte(r.server.o.Config()), nil }},
+		{name: "stats", mode: 0o444, doc: "the host's totals", show: hostStatsShow},
+		{name: "stats.json", mode: 0o444, doc: "stats as JSON", show: hostStatsJSONShow},
+		{name: "list", mode: 0o444, doc: "table, one row per VM", show: listShow},
+		{name: "list.json", mode: 0o444, doc: "list as JSON", show: listJSONShow},
+		{name: "events", mode: 0o444, doc: "what happened since the daemon started", open: eventsOpen, size: eventsSize, watch: true},
+		{name: "error", mode: 0o444, doc: "the last refusal of a mkdir, rmdir or mv by the reader's uid", show: topErrorShow},
+		{name: "wait", mode: 0o555, kind: hidden, doc: "what blocks", files: []file{
+			{name: "events", mode: 0o444, doc: "blocks for the next event", open: followOpen},
+		}},
+		{name: "images", mode: 0o755, kind: dynamic, doc: "what VMs are made from", list: imagesList, find: imagesFind, files: []file{
+			{name: "NAME", mode: 0o755, kind: dir, doc: "an image", files: imageFiles()},
+		}},
+		{name: "vms", mode: 0o1755, kind: dynamic, doc: "the VMs", list: vmsList, find: vmsFind, files: []file{
+			{name: "NAME", mode: 0o755, kind: dir, doc: "a VM", files: vmFiles()},
+		}},
+	}
+}
+
+func vmFiles() []file {
+	files := settingFiles()
+	return append(files, []file{
+		{name: "config", mode: 0o640, doc: "all settings, flat keyed", show: configShow, store: configStore},
+		{name: "config.json", mode: 0o440, doc: "config as JSON", show: configJSONShow},
+		{name: "state", mode: 0o640, doc: "where it is in its life; takes commands", show: stateShow, store: stateStore, watch: true},
+		{name: "error", mode: 0o440, doc: "the last failure in one sentence", show: func(r *request) ([]byte, error) { return line(escape(r.snap().Error)) }},
+		fact("id", "UUID", func(s *vmm.Snapshot) string { return s.ID }),
+		fact("created", "Unix seconds", func(s *vmm.Snapshot) string { return formatTime(s.Created) }),
+		fact("started", "Unix seconds", func(s *vmm.Snapshot) string { return formatTime(s.Started) }),
+		{name: "touched", mode: 0o640, doc: "the last use; writing renews it", show: touchedShow, store: touchedStore},
+		fact("pid", "the VMM's process", pidText),
+		fact("address", "the guest's IP", addressText),
+		fact("mac", "the guest's MAC", func(s *vmm.Snapshot) string { return s.MAC }),
+		fact("name", "the VM's name", func(s *vmm.Snapshot) string { return s.Name }),
+		fact("dns", "the name served for it", func(*vmm.Snapshot) string { return "" }),
+		{name: "console", mode: 0o660, doc: "the guest's serial console", open: consoleOpen, typed: consoleType, size: tailSize(vmm.ConsoleFile)},
+		{name: "log", mode: 0o440, doc: "what the VMM printed and banger did", open: logOpen, size: tailSize(vmm.LogFile)},
+		{name: "events", mode: 0o440, doc: "this VM's events", open: eventsOpen, size: eventsSize, watch: true},
+		{name: "stats", mode: 0o440, doc: "figures, flat keyed", show: statsShow},
+		{name: "stats.json", mode: 0o440, doc: "stats as JSON", show: statsJSONShow},
+		{name: "ports", mode: 0o440, doc: "what listens in the guest", show: portsShow},
+		{name: "ports.json", mode: 0o440, doc: "ports as JSON", show: portsJSONShow},
+		{name: "health", mode: 0o440, doc: "whether the agent answers", show: healthShow, watch: true},
+		{name: "health.json", mode: 0o440, doc: "health as JSON", show: healthJSONShow},
+		{name: "wait", mode: 0o550, kind: hidden, doc: "what blocks", files: []file{
+			{name: "events", mode: 0o440, doc: "blocks for the VM's next event", open: followOpen},
+			{name: "running", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Running)},
+			{name: "stopped", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Stopped)},
+			{name: "paused", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Paused)},
+			{name: "healthy", mode: 0o440, doc: "blocks until the agent answers", open: waitHealthy},
+			{name: "tcp", mode: 0o550, kind: hidden, doc: "by port", find: portFind, files: []file{
+				{name: "PORT", mode: 0o440, doc: "blocks until something listens on it", open: waitPort},
+			}},
+		}},
+	}...)
+}
+
+// attr is the row's mode with its type.
+func (f *file) fileType() uint32 {
+	if f.kind != plain {
+		return syscall.S_IFDIR
+	}
+	return syscall.S_IFREG
+}
+
+func (f *file) writable() bool { return f.store != nil || f.typed != nil }
+
+// DocRow is one line of the tree's table, for the documentation's tests.
+type DocRow struct {
+	Path string // below the mount, with NAME and PORT for names that vary
+	Mode uint32
+	Doc  string
+}
+
+// Doc gives every file and directory of the tree.
+func Doc() []DocRow {
+	var docs []DocRow
+	var walk func(f *file, path string)
+	walk = func(f *file, path string) {
+		for i := range f.files {
+			c := &f.files[i]
+			docs = append(docs, DocRow{path + c.name, c.mode, c.doc})
+			walk(c, path+c.name+"/")
+		}
+	}
+	walk(rows[0], "")
+	return docs
+}
