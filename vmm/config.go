@@ -62,8 +62,8 @@ func changedSettings(old, new *Config) (changed []string, live bool) {
 // checkConfig reports the first setting of c that cannot be; old is what it replaces.
 func (m *Manager) checkConfig(old, c *Config) error {
 	image, err := m.o.Images.Image(c.Image)
-	if err != nil {
-		return fmt.Errorf("image %q: %w: %w", c.Image, err, ErrInvalid)
+	if err != nil && c.Image != old.Image {
+		return fmt.Errorf("%v: %w", err, ErrInvalid)
 	}
 	if c.CPUs < 1 || c.CPUs > maxCPUs {
 		return fmt.Errorf("cpus must be 1 to %d, not %d: %w", maxCPUs, c.CPUs, ErrInvalid)

@@ -34,6 +34,9 @@ type Options struct {
 	Sweep time.Duration
 }
 
+// defaultMemory is for VMs made before their image, bytes.
+const defaultMemory = 128 << 20
+
 // autostartsAtOnce bounds the boots that Open begins side by side.
 const autostartsAtOnce = 4
 
@@ -254,6 +257,7 @@ func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, er
 		State:   Stopped,
 	}
 	if r.Config.Memory == 0 {
+		r.Config.Memory = defaultMemory
 		if image, err := m.o.Images.Image(r.Config.Image); err == nil {
 			r.Config.Memory = image.Memory
 		}
