@@ -358,12 +358,18 @@ func (v *VM) begin(ctx context.Context, c Command) (*transition, error) {
 			v.mu.Unlock()
 			return t, err
 		}
+		changed := v.changed
 		v.mu.Unlock()
-		if c != Kill && (c != Stop || state != Starting) {
+		switch {
+		case c == Kill || c == Stop && state == Starting:
+			busy.cancel()
+			changed = nil // only its end will do
+		case state == Starting || state == Stopping:
 			return nil, fmt.Errorf("cannot %s %s: a %s is under way: %w", c, name, busy.command, ErrBusy)
 		}
-		busy.cancel()
+		// Otherwise the transition has just begun or has shown its result already: it is worth the moment.
 		select {
+		case <-changed:
 		case <-busy.done:
 		case <-ctx.Done():
 			return nil, ctx.Err()
