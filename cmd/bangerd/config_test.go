@@ -1,0 +1,54 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestConfig(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"", ""},
+		{"nat = \"on\"\nmemory = \"256M\"\nidle_timeout = \"15m\"\nsubnet = \"10.0.0.0/24\"\nstats_max_age = \"2s\"\n", ""},
+		{"nat = true\nidle_timeout = \"max\"\n", ""},
+		{"cpus = 1\n  colour = 3\n", ":2: unknown key \"colour\""},
+		{"\n[net]\nx = 1\n", ":2: unknown key \"net"},
+		{"cpus = \n", ":1: "},
+		{"nat = \"maybe\"\n", "neither \"on\" nor \"off\""},
+		{"cpus = 0\n", "cpus = 0"},
+		{"accel = \"xen\"\n", "none of auto"},
+		{"memory = \"9999999999T\"\n", "not a number of bytes"},
+		{"idle_timeout = \"-1s\"\n", "negative"},
+	} {
+		path := filepath.Join(t.TempDir(), "config.toml")
+		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := readConfig(path, true)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%q: got %v, want %q", c.text, err, c.want)
+		}
+	}
+	if _, err := readConfig("/nonexistent/x", true); err == nil {
+		t.Error("a file asked for by name may not be absent")
+	}
+	c, err := readConfig("/nonexistent/x", false)
+	if err != nil || time.Duration(c.StopTimeout) != 10*time.Second {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+func TestDefaultPaths(t *testing.T) {
+	env := map[string]string{"HOME": "/home/u"}
+	get := func(k string) string { return env[k] }
+	if _, err := defaultPaths(false, get); err == nil || !strings.Contains(err.Error(), "XDG_RUNTIME_DIR") {
+		t.Error(err)
+	}
+	env["XDG_RUNTIME_DIR"] = "/run/user/5"
+	p, err := defaultPaths(false, get)
+	if want := (paths{"/run/user/5/banger", "/home/u/.local/state/banger", "/home/u/.config/banger/config.toml"}); err != nil || p != want {
+		t.Errorf("%v, %v", p, err)
+	}
+}

@@ -1,0 +1,306 @@
+// Command bangerd serves virtual machines as files.
+//
+// It reads the flags and the configuration, takes the lock of the state directory, and wires the store, the
+// drivers, the network, the manager, the collector and the mount together; what they do is theirs.
+// SIGTERM or SIGINT unmounts and leaves the VMs running for the next start to adopt; a second signal exits at once.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"banger/collector"
+	"banger/fs"
+	"banger/vmm"
+	"banger/vmm/fake"
+	"banger/vmm/image"
+	"banger/vmm/network"
+	"banger/vmm/qemu"
+	"banger/vmm/store"
+)
+
+// version is set by the linker.
+var version = "unknown"
+
+// closeTimeout bounds the wait at the end for the transitions under way.
+const closeTimeout = 15 * time.Second
+
+// flags are the command line.
+type flags struct {
+	paths
+	level    slog.Level
+	fake     bool
+	cleanup  bool
+	version  bool
+	explicit map[string]bool
+}
+
+func main() {
+	f, err := parse(os.Args[1:])
+	if err != nil {
+		if !errors.Is(err, flag.ErrHelp) {
+			os.Exit(2) // the flag package has said why
+		}
+		return
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: f.level}))
+	switch {
+	case f.version:
+		fmt.Println(version)
+	case f.cleanup:
+		err = runCleanup(log, f)
+	default:
+		err = run(log, f)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bangerd:", err)
+		os.Exit(1)
+	}
+}
+
+func parse(args []string) (flags, error) {
+	f := flags{explicit: map[string]bool{}}
+	set := flag.NewFlagSet("bangerd", flag.ContinueOnError)
+	set.StringVar(&f.mount, "mount", "", "directory to mount the tree on")
+	set.StringVar(&f.state, "state-dir", "", "directory of records, images and disks")
+	set.StringVar(&f.config, "config", "", "configuration file")
+	set.TextVar(&f.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	set.BoolVar(&f.fake, "enable-fake-vmm", false, "allow vmm = fake")
+	set.BoolVar(&f.cleanup, "cleanup", false, "remove what banger made on this host")
+	set.BoolVar(&f.version, "version", false, "print the version")
+	if err := set.Parse(args); err != nil {
+		return f, err
+	}
+	if set.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "bangerd: unexpected argument %q\n", set.Arg(0))
+		return f, errors.New("unexpected argument")
+	}
+	set.Visit(func(x *flag.Flag) { f.explicit[x.Name] = true })
+	return f, nil
+}
+
+// complete fills in the defaults of paths that no flag gave and makes all of them absolute.
+func (f *flags) complete() error {
+	def, err := defaultPaths(os.Getuid() == 0, os.Getenv)
+	if err != nil && f.mount == "" {
+		return err
+	}
+	for _, p := range []struct {
+		to  *string
+		def string
+	}{{&f.mount, def.mount}, {&f.state, def.state}, {&f.config, def.config}} {
+		if *p.to == "" {
+			*p.to = p.def
+		}
+		if *p.to, err = filepath.Abs(*p.to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run is the life of the daemon.
+func run(log *slog.Logger, f flags) (err error) {
+	if err := f.complete(); err != nil {
+		return err
+	}
+	c, err := readConfig(f.config, f.explicit["config"])
+	if err != nil {
+		return err
+	}
+	// From here a signal is an order to end tidily, whatever is under way.
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		log.Info("ending", "signal", (<-signals).String())
+		cancel()
+		<-signals
+		os.Exit(130)
+	}()
+	raiseFiles(log)
+
+	root := os.Getuid() == 0
+	mode := os.FileMode(0o700)
+	if root {
+		mode = 0o711 // VMMs of other uids enter their own directory through it
+	}
+	if err := os.MkdirAll(f.state, mode); err != nil {
+		return fmt.Errorf("cannot make the state directory: %w", err)
+	}
+	lockFile, err := lock(f.state)
+	if err != nil {
+		return err
+	}
+	defer lockFile.Close()
+	id, err := instance(f.state)
+	if err != nil {
+		return fmt.Errorf("cannot tell the state directory's instance: %w", err)
+	}
+
+	images, err := image.Open(filepath.Join(f.state, "images"))
+	if err != nil {
+		return fmt.Errorf("cannot open the images: %w", err)
+	}
+	net, netMode, err := openNetwork(log, c, id, root)
+	if err != nil {
+		return err
+	}
+	records, err := store.Open(ctx, filepath.Join(f.state, "banger.db"))
+	if err != nil {
+		return err
+	}
+	o := vmm.Options{StateDir: f.state, Store: records, Drivers: drivers(log, c, f.fake), Network: net, Images: images, Log: log,
+		Defaults: vmm.Config{Image: c.Image, CPUs: c.CPUs, Memory: int64(c.Memory), VMM: "qemu", Net: netMode,
+			IdleTimeout: time.Duration(c.IdleTimeout), StopTimeout: time.Duration(c.StopTimeout)}}
+	if root {
+		o.VMUIDBase = c.VMUIDBase
+	}
+	manager, err := vmm.Open(ctx, o)
+	if err != nil {
+		return errors.Join(err, records.Close())
+	}
+	closing := func(what string, end func(context.Context) error) {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		if e := end(ctx); e != nil {
+			err = errors.Join(err, fmt.Errorf("cannot %s: %w", what, e))
+		}
+	}
+	defer closing("close the records", manager.Close)
+	reads := collector.New(collector.Options{Manager: manager, Log: log, StatsMaxAge: c.StatsMaxAge, PortsMaxAge: c.PortsMaxAge,
+		HealthMaxAge: c.HealthMaxAge, PollInterval: c.PollInterval, TapName: net.TapName})
+	defer reads.Close()
+
+	text := c.text(f.paths)
+	server, err := fs.Mount(ctx, fs.Options{Dir: f.mount, Manager: manager, Collector: reads, Images: images, Version: version,
+		Config: func() string { return text }, Log: log, Group: group(log, c.Group, root), AllowOther: root || allowOther()})
+	if err != nil {
+		return err
+	}
+	defer closing("unmount "+f.mount, server.Unmount)
+	log.Info("serving", "mount", f.mount, "state_dir", f.state, "vms", len(manager.VMs()), "version", version)
+	notify(log, daemon.SdNotifyReady)
+	<-ctx.Done()
+	notify(log, daemon.SdNotifyStopping)
+	return nil
+}
+
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("systemd not told", "err", err)
+	}
+}
+
+// openNetwork gives the network and the default `net` of new VMs. A host that cannot have the bridge still has
+// user networking; a configuration that makes no sense ends the daemon.
+func openNetwork(log *slog.Logger, c config, instance string, root bool) (vmm.Network, vmm.NetMode, error) {
+	if !root {
+		return network.Unprivileged(), vmm.NetUser, nil
+	}
+	n, err := network.New(network.Options{Bridge: c.Bridge, Prefix: c.Subnet, NAT: bool(c.NAT), Instance: instance, Log: log})
+	switch {
+	case err == nil:
+		return n, vmm.NetBridge, nil
+	case errors.Is(err, vmm.ErrInvalid):
+		return nil, "", err
+	}
+	log.Warn("no bridge, so new VMs get net = user", "err", err)
+	return network.Without(err), vmm.NetUser, nil
+}
+
+// drivers gives the real one first. Where QEMU cannot be used the daemon serves all the same, and a start says why.
+func drivers(log *slog.Logger, c config, withFake bool) []vmm.Driver {
+	var all []vmm.Driver
+	if d, err := qemu.New(qemu.Options{Binary: c.QEMU, Accel: c.Accel, Machine: c.Machine, Log: log}); err == nil {
+		all = append(all, d)
+	} else {
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("QEMU is not installed; install it with `apt install qemu-system-x86`: %w", err)
+		}
+		log.Warn("no QEMU", "err", err)
+		all = append(all, missing{"qemu", err})
+	}
+	if withFake {
+		all = append(all, fake.New())
+	}
+	return all
+}
+
+// missing is a driver whose VMM cannot be used on this host.
+type missing struct {
+	name string
+	why  error
+}
+
+func (m missing) Name() string { return m.name }
+func (m missing) Start(context.Context, *vmm.Spec, func(vmm.Notice)) (vmm.Machine, error) {
+	return nil, fmt.Errorf("%w: %v", vmm.ErrUnsupported, m.why)
+}
+func (m missing) Adopt(context.Context, *vmm.Spec, vmm.Process, func(vmm.Notice)) (vmm.Machine, error) {
+	return nil, fmt.Errorf("%w: %v", vmm.ErrNotFound, m.why)
+}
+func (m missing) Sweep(context.Context, string, func(string) bool) error { return nil }
+
+// group is the gid whose members may create VMs: the user's own for a user, root's where there is no such group.
+func group(log *slog.Logger, name string, root bool) int {
+	if !root {
+		return os.Getgid()
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		log.Debug("only root may create VMs", "err", err)
+		return 0
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return 0
+	}
+	return gid
+}
+
+// allowOther reports whether fuse.conf lets a user open a mount to others (mount.fuse3(8)).
+func allowOther() bool {
+	b, err := os.ReadFile("/etc/fuse.conf")
+	if err != nil {
+		return false
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if strings.TrimSpace(line) == "user_allow_other" {
+			return true
+		}
+	}
+	return false
+}
+
+// raiseFiles lifts the limit of open files: each running VM holds a few.
+func raiseFiles(log *slog.Logger) {
+	const want = 1 << 20
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return
+	}
+	if l.Max < want && unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: want, Max: want}) == nil {
+		return
+	}
+	l.Cur = l.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		log.Debug("limit of open files not raised", "err", err)
+	}
+}
