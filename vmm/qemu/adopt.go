@@ -1,0 +1,233 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"banger/vmm"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	adoptDeadline = 2 * time.Second
+	killDeadline  = 10 * time.Second
+)
+
+// Adopt implements vmm.Driver. A process that is the VM's but cannot be taken
+// over, because it is stopped or answers nothing within 2 s, is ended: left
+// alone it would hold the VM's disks and nobody would ever stop it.
+func (d *Driver) Adopt(ctx context.Context, spec *vmm.Spec, proc vmm.Process, notify func(vmm.Notice)) (vmm.Machine, error) {
+	spec, err := absolute(spec)
+	if err != nil {
+		return nil, err
+	}
+	p := d.find(spec, proc)
+	if p == nil {
+		removeSockets(spec.Dir)
+		return nil, fmt.Errorf("no QEMU of %s lives: %w", spec.Name, vmm.ErrNotFound)
+	}
+	m, err := d.takeOver(ctx, spec, p, notify)
+	if err == nil {
+		return m, nil
+	}
+	if ctx.Err() != nil {
+		p.pidfd.Close()
+		return nil, ctx.Err()
+	}
+	ended, cancel := context.WithTimeout(ctx, killDeadline)
+	defer cancel()
+	if killErr := p.end(ended); killErr != nil {
+		return nil, fmt.Errorf("cannot adopt %s: %w; %v", spec.Name, err, killErr)
+	}
+	removeSockets(spec.Dir)
+	return nil, fmt.Errorf("cannot adopt %s, so process %d was ended: %w", spec.Name, p.PID, err)
+}
+
+// find gives the VM's process: the recorded one, else whichever shows its UUID and its directory.
+func (d *Driver) find(spec *vmm.Spec, proc vmm.Process) *process {
+	try := func(pid int, start uint64) *process {
+		p, err := openProcess(pid, start)
+		if err != nil {
+			return nil
+		}
+		uuid, log := readCommandLine(pid)
+		if uuid == spec.ID && log == filepath.Join(spec.Dir, vmm.ConsoleFile) {
+			return p
+		}
+		p.pidfd.Close()
+		return nil
+	}
+	if proc.PID != 0 {
+		if p := try(proc.PID, proc.StartTime); p != nil {
+			return p
+		}
+	}
+	for _, pid := range pids() {
+		if uuid, _ := readCommandLine(pid); uuid == spec.ID {
+			if p := try(pid, 0); p != nil {
+				return p
+			}
+		}
+	}
+	return nil
+}
+
+func (d *Driver) takeOver(ctx context.Context, spec *vmm.Spec, p *process, notify func(vmm.Notice)) (*Machine, error) {
+	ctx, cancel := context.WithTimeout(ctx, adoptDeadline)
+	defer cancel()
+	accel := "tcg"
+	if args := readArgs(p.PID); option(args, "-accel") == "kvm" {
+		accel = "kvm"
+	}
+	m, err := newMachine(spec, p, accel, d.vsock(), notify)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.adopt(ctx); err != nil {
+		m.disconnect()
+		return nil, err
+	}
+	m.serve()
+	return m, nil
+}
+
+func (m *Machine) adopt(ctx context.Context) error {
+	if err := m.connect(ctx, true); err != nil {
+		return err
+	}
+	var id struct {
+		UUID string `json:"UUID"`
+	}
+	if err := m.qmp.call(ctx, "query-uuid", nil, &id); err != nil {
+		return err
+	}
+	if id.UUID != m.id {
+		return fmt.Errorf("it is the VM %s", id.UUID)
+	}
+	status, err := m.status(ctx)
+	if err != nil {
+		return err
+	}
+	m.paused.Store(status != "running")
+	return nil
+}
+
+// checkPeer compares the pid of the process that listens, which QEMU became
+// when it called listen(2) again on the socket it inherited (unix(7), SO_PEERCRED).
+func checkPeer(conn *net.UnixConn, pid int) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return err
+	}
+	if credErr != nil {
+		return credErr
+	}
+	if int(cred.Pid) != pid {
+		return fmt.Errorf("its socket is process %d's", cred.Pid)
+	}
+	return nil
+}
+
+// Sweep implements vmm.Driver.
+func (d *Driver) Sweep(ctx context.Context, stateDir string, keep func(uuid string) bool) error {
+	stateDir, err := filepath.Abs(stateDir)
+	if err != nil {
+		return err
+	}
+	ours := func(pid int) (string, bool) {
+		uuid, log := readCommandLine(pid)
+		return uuid, uuid != "" && strings.HasPrefix(log, stateDir+"/") && !keep(uuid)
+	}
+	var errs []error
+	for _, pid := range pids() {
+		if _, ok := ours(pid); !ok {
+			continue
+		}
+		p, err := openProcess(pid, 0)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		uuid, ok := ours(pid) // again, now that the pid is held
+		if !ok {
+			p.pidfd.Close()
+			continue
+		}
+		d.log.Info("ending a leftover QEMU", "pid", pid, "uuid", uuid)
+		bounded, cancel := context.WithTimeout(ctx, killDeadline)
+		errs = append(errs, p.end(bounded))
+		cancel()
+	}
+	return errors.Join(errs...)
+}
+
+// pids lists the processes of this host that may be seen.
+func pids() []int {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil
+	}
+	var list []int
+	for _, n := range names {
+		if pid, err := strconv.Atoi(n); err == nil && pid > 0 {
+			list = append(list, pid)
+		}
+	}
+	return list
+}
+
+func readArgs(pid int) []string {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	if err != nil || len(b) == 0 {
+		return nil
+	}
+	return strings.Split(string(bytes.TrimSuffix(b, []byte{0})), "\x00")
+}
+
+// readCommandLine gives the UUID and the console's file of a QEMU that a driver
+// of this package started, both empty for any other process.
+func readCommandLine(pid int) (uuid, log string) { return parseArgs(readArgs(pid)) }
+
+func parseArgs(args []string) (uuid, log string) {
+	for i, a := range args {
+		if i == 0 || args[i-1] != "-chardev" || !strings.HasPrefix(a, "socket,id=console,") {
+			continue
+		}
+		_, a, ok := strings.Cut(a, ",logfile=")
+		a, ok2 := strings.CutSuffix(a, ",logappend=on")
+		if ok && ok2 {
+			return option(args, "-uuid"), strings.ReplaceAll(a, ",,", ",")
+		}
+	}
+	return "", ""
+}
+
+// option gives the argument after the first name.
+func option(args []string, name string) string {
+	for i, a := range args {
+		if a == name && i+1 < len(args) {
+			return args[i+1]
+		}
+	}
+	return ""
+}

@@ -1,0 +1,113 @@
+package qemu
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"banger/vmm"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func exampleSpec() *vmm.Spec {
+	return &vmm.Spec{
+		Serial: 7, ID: "6a2f0f6e-9d0c-4c55-8f1b-0d3c5c1f7a11", Name: "web",
+		StateDir: "/var/lib/banger", Dir: "/var/lib/banger/vms/6a2f0f6e-9d0c-4c55-8f1b-0d3c5c1f7a11",
+		Config: vmm.Config{CPUs: 2, Memory: 192 << 20, Cmdline: "quiet"},
+		Image:  vmm.Image{Kernel: "/i/vmlinux", Initrd: "/i/initramfs.cpio", Cmdline: "console=ttyS0"},
+		NIC:    vmm.NIC{Mode: vmm.NetBridge, MAC: "02:00:00:00:00:07"},
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	micro := host{binary: "qemu-system-x86_64", accel: "tcg", machine: "microvm", tscKHz: 2596144}
+	for name, c := range map[string]struct {
+		change func(*vmm.Spec)
+		host   host
+	}{
+		"microvm": {func(*vmm.Spec) {}, micro},
+		"user-disks": {func(s *vmm.Spec) {
+			s.NIC.Mode = vmm.NetUser
+			s.Disks = []vmm.Disk{
+				{Path: s.Dir + "/" + vmm.DiskOverlay, Format: "qcow2"},
+				{Path: s.Dir + "/" + vmm.DiskWork, Format: "raw"},
+				{Path: "/odd, path/it's", Format: "raw", ReadOnly: true},
+			}
+		}, micro},
+		"q35-kvm-vsock": {func(s *vmm.Spec) { s.NIC.Mode = vmm.NetNone; s.Image.Initrd = "" },
+			host{binary: "qemu-system-x86_64", accel: "kvm", machine: "q35", vsock: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := exampleSpec()
+			c.change(spec)
+			args, fds := commandLine(spec, c.host)
+			var b strings.Builder
+			for _, f := range fds {
+				b.WriteString(string(f) + "\n")
+			}
+			b.WriteString(shellQuote(append([]string{c.host.binary}, args...)) + "\n")
+			golden := filepath.Join("testdata", name+".golden")
+			if *update {
+				if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b.String() != string(want) {
+				t.Errorf("got\n%swant\n%s", b.String(), want)
+			}
+			uuid, log := parseArgs(args)
+			if uuid != spec.ID || log != spec.Dir+"/"+vmm.ConsoleFile {
+				t.Errorf("recognised as %q, %q", uuid, log)
+			}
+		})
+	}
+}
+
+func TestParseStat(t *testing.T) {
+	line := "42 (a) b) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2\n"
+	state, start, err := parseStat([]byte(line))
+	if state != 'S' || start != 987654 || err != nil {
+		t.Errorf("%c %d %v", state, start, err)
+	}
+	for _, bad := range []string{"", "42 (a", "42 (a) S 1", strings.Replace(line, "987654", "x", 1)} {
+		if _, _, err := parseStat([]byte(bad)); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+func FuzzParseStat(f *testing.F) {
+	f.Add([]byte("42 (a) b) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2\n"))
+	f.Fuzz(func(_ *testing.T, b []byte) { parseStat(b) })
+}
+
+func TestVirtualises(t *testing.T) {
+	for text, want := range map[string]bool{
+		"flags\t\t: fpu svm lm\n":          true,
+		"flags\t\t: fpu vmx\n":             true,
+		"flags: fpu lm\nvmx flags: vnmi\n": false,
+		"model name: svm\n":                false,
+		"":                                 false,
+	} {
+		if got := virtualises([]byte(text)); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+func TestTSC(t *testing.T) {
+	measured := measureTSC()
+	if measured == 0 {
+		t.Skip("no time stamp counter: run on x86-64")
+	}
+	if told := kvmTSC(); told != 0 && (measured < told-told/200 || measured > told+told/200) {
+		t.Errorf("measured %d kHz, KVM says %d", measured, told)
+	}
+}

@@ -1,0 +1,477 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"banger/vmm"
+	"banger/vmm/agent"
+
+	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
+)
+
+// lastWords is how long, after a process is gone, what it said before is waited for.
+const lastWords = time.Second
+
+// Machine is one QEMU. It implements vmm.Machine, vmm.Pauser, vmm.Guester,
+// vmm.Consoler and vmm.BlockStatser; all methods may be called from many goroutines.
+type Machine struct {
+	id     string
+	accel  string
+	proc   *process
+	dir    string
+	dirFD  *os.File // sockets are dialled through it, however long the path
+	out    *os.File // the VM's log, for QEMU's last line; nil if it cannot be read
+	outPos int64
+	notify func(vmm.Notice)
+	qmp    *qmpClient
+	line   *console
+	guest  *agent.Client
+
+	done    chan struct{} // the process is gone, exit is valid
+	closing chan struct{} // Close was called
+	ended   chan struct{} // the goroutines have ended
+	once    sync.Once
+	exit    vmm.Exit // set before done is closed
+	paused  atomic.Bool
+	killed  atomic.Bool
+	notices chan vmm.Notice
+
+	mu       sync.Mutex
+	shutdown string // reason of the SHUTDOWN event
+	panicked string // what the guest's kernel said
+	ioError  string // of the last BLOCK_IO_ERROR
+	pausing  int    // calls of Pause under way
+}
+
+// newMachine prepares a machine; it owns p only once serve was called.
+func newMachine(spec *vmm.Spec, p *process, accel string, vsocks bool, notify func(vmm.Notice)) (*Machine, error) {
+	dir, err := openDir(spec.Dir)
+	if err != nil {
+		return nil, err
+	}
+	m := &Machine{
+		id: spec.ID, accel: accel, proc: p, dir: spec.Dir, dirFD: dir, notify: notify,
+		done: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}),
+		notices: make(chan vmm.Notice, 16),
+	}
+	if spec.LogFile != nil {
+		if f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", spec.LogFile.Fd())); err == nil {
+			m.out = f
+			if info, err := f.Stat(); err == nil {
+				m.outPos = info.Size()
+			}
+		}
+	}
+	dial := m.dialAgent
+	if vsocks {
+		cid := contextID(spec.Serial)
+		dial = func(ctx context.Context) (net.Conn, error) { return dialVsock(ctx, cid) }
+	}
+	m.guest = agent.New(dial, !vsocks)
+	return m, nil
+}
+
+func openDir(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// through names a file of an opened directory in few bytes.
+func through(dir *os.File, name string) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)
+}
+
+func (m *Machine) dial(ctx context.Context, name string) (*net.UnixConn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", through(m.dirFD, name))
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach %s: %w", name, err)
+	}
+	return conn.(*net.UnixConn), nil
+}
+
+func (m *Machine) dialAgent(ctx context.Context) (net.Conn, error) {
+	select {
+	case <-m.done:
+		return nil, vmm.ErrNotRunning
+	default:
+	}
+	conn, err := m.dial(ctx, agentSocket)
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// dialVsock lets ctx end the wait; the kernel's own limit of 2 s ends the attempt.
+func dialVsock(ctx context.Context, cid uint32) (net.Conn, error) {
+	type dialled struct {
+		conn net.Conn
+		err  error
+	}
+	ch := make(chan dialled)
+	go func() {
+		var r dialled
+		if conn, err := vsock.Dial(cid, agent.VsockPort, nil); err != nil {
+			r.err = err
+		} else {
+			r.conn = conn
+		}
+		select {
+		case ch <- r:
+		case <-ctx.Done():
+			if r.conn != nil {
+				r.conn.Close()
+			}
+		}
+	}()
+	select {
+	case r := <-ch:
+		return r.conn, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// connect opens the monitor and the console. With check, the monitor must be the process's own.
+func (m *Machine) connect(ctx context.Context, check bool) error {
+	conn, err := m.dial(ctx, qmpSocket)
+	if err != nil {
+		return err
+	}
+	if check {
+		if err := checkPeer(conn, m.proc.PID); err != nil {
+			conn.Close()
+			return err
+		}
+	}
+	if m.qmp, err = newQMP(ctx, conn, m.event); err != nil {
+		return err
+	}
+	if conn, err = m.dial(ctx, consoleSocket); err != nil {
+		return err
+	}
+	m.line = newConsole(conn, openConsoleFile(m.dirFD), m.panic)
+	return nil
+}
+
+// openConsoleFile opens console.log for trimming. The directory belongs to the
+// VMM's user, so what is not a plain file with one name is left alone.
+func openConsoleFile(dir *os.File) *os.File {
+	fd, err := unix.Openat(int(dir.Fd()), vmm.ConsoleFile, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
+		unix.Close(fd)
+		return nil
+	}
+	return os.NewFile(uintptr(fd), vmm.ConsoleFile)
+}
+
+// disconnect closes all but the process.
+func (m *Machine) disconnect() {
+	m.guest.Close()
+	if m.qmp != nil {
+		m.qmp.Close()
+	}
+	if m.line != nil {
+		m.line.Close()
+	}
+	m.dirFD.Close()
+	if m.out != nil {
+		m.out.Close()
+	}
+}
+
+// serve starts the goroutine that tells what happens and sees the process end.
+func (m *Machine) serve() {
+	gone, waited := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(waited)
+		if m.proc.wait() == nil {
+			close(gone)
+		}
+	}()
+	go func() {
+		defer close(m.ended)
+		defer func() { <-waited }()
+		for {
+			select {
+			case n := <-m.notices:
+				m.notify(n)
+			case <-gone:
+				m.bury()
+				return
+			case <-m.closing:
+				return
+			}
+		}
+	}()
+}
+
+func (m *Machine) bury() {
+	timer := time.NewTimer(lastWords)
+	defer timer.Stop()
+	for _, said := range []<-chan struct{}{m.qmp.done, m.line.done} {
+		select {
+		case <-said:
+		case <-timer.C:
+		}
+	}
+	ws, child := m.proc.reap()
+	m.exit = m.verdict(ws, child)
+	removeSockets(m.dir)
+	close(m.done)
+	for {
+		select {
+		case n := <-m.notices:
+			m.notify(n)
+			continue
+		default:
+		}
+		break
+	}
+	m.notify(vmm.Notice{Kind: vmm.NoticeExited, Detail: m.exit.Reason})
+}
+
+// verdict says how the machine ended, from the SHUTDOWN event's reason (QMP
+// schema, ShutdownCause) and the exit status where the process was our child.
+func (m *Machine) verdict(ws unix.WaitStatus, child bool) vmm.Exit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	last := ""
+	if m.out != nil {
+		if l := lastLine(m.out, m.outPos); l != "" {
+			last = ": " + l
+		}
+	}
+	switch {
+	case m.panicked != "":
+		return vmm.Exit{Reason: "the guest's kernel panicked: " + m.panicked}
+	case m.killed.Load():
+		return vmm.Exit{Reason: "killed"}
+	case m.shutdown == "guest-shutdown":
+		return vmm.Exit{Orderly: true, Reason: "the guest powered itself off"}
+	case m.shutdown == "guest-reset":
+		return vmm.Exit{Orderly: true, Reason: "the guest rebooted, which ends it"}
+	case child && ws.Signaled():
+		return vmm.Exit{Reason: fmt.Sprintf("the VMM was killed by signal %d (%s)", ws.Signal(), unix.SignalName(ws.Signal()))}
+	case m.shutdown == "host-signal":
+		return vmm.Exit{Reason: "the VMM was ended by a signal"}
+	case child && ws.ExitStatus() != 0:
+		return vmm.Exit{Reason: fmt.Sprintf("the VMM ended with status %d%s", ws.ExitStatus(), last)}
+	}
+	return vmm.Exit{Reason: "the VMM ended unexpectedly" + last}
+}
+
+// tell queues a notice; more than the queue holds are dropped, for a guest may cause any number.
+func (m *Machine) tell(kind vmm.NoticeKind, detail string) {
+	select {
+	case m.notices <- vmm.Notice{Kind: kind, Detail: detail}:
+	default:
+	}
+}
+
+// panic is called for the kernel's own line on the console.
+func (m *Machine) panic(line string) {
+	m.mu.Lock()
+	first := m.panicked == ""
+	if first {
+		m.panicked = line
+	}
+	m.mu.Unlock()
+	if first {
+		m.tell(vmm.NoticePanic, line)
+	}
+}
+
+// event takes what QEMU tells (QMP schema, qapi/run-state.json and block-core.json).
+func (m *Machine) event(e qmpEvent) {
+	var data struct {
+		Reason string `json:"reason"`
+		Action string `json:"action"`
+		Node   string `json:"node-name"`
+	}
+	if len(e.Data) > 0 && json.Unmarshal(e.Data, &data) != nil {
+		return
+	}
+	switch e.Name {
+	case "SHUTDOWN":
+		m.mu.Lock()
+		m.shutdown = data.Reason
+		m.mu.Unlock()
+	case "GUEST_PANICKED":
+		m.panic("reported by pvpanic")
+	case "BLOCK_IO_ERROR":
+		if data.Action == "stop" {
+			m.mu.Lock()
+			m.ioError = fmt.Sprintf("disk %s: %s", data.Node, data.Reason)
+			m.mu.Unlock()
+		}
+	case "STOP":
+		m.paused.Store(true)
+		m.mu.Lock()
+		asked, why := m.pausing > 0, m.ioError
+		m.ioError = ""
+		m.mu.Unlock()
+		if asked && why == "" {
+			return
+		}
+		if why == "" {
+			why = "not asked by banger"
+		}
+		m.tell(vmm.NoticePaused, "the VMM stopped the CPUs: "+why)
+	case "RESUME":
+		m.paused.Store(false)
+	}
+}
+
+// Process implements vmm.Machine.
+func (m *Machine) Process() vmm.Process { return m.proc.Process }
+
+// Accel implements vmm.Machine.
+func (m *Machine) Accel() string { return m.accel }
+
+// Done implements vmm.Machine.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Exit implements vmm.Machine.
+func (m *Machine) Exit() vmm.Exit {
+	select {
+	case <-m.done:
+		return m.exit
+	default:
+		return vmm.Exit{}
+	}
+}
+
+// Kill implements vmm.Machine. SIGKILL ends also a QEMU that is stopped or hangs.
+func (m *Machine) Kill(ctx context.Context) error {
+	select {
+	case <-m.done:
+		return nil
+	default:
+	}
+	m.killed.Store(true)
+	if err := m.proc.kill(); err != nil {
+		select {
+		case <-m.done:
+			return nil
+		default:
+		}
+		return fmt.Errorf("cannot kill process %d: %w", m.proc.PID, err)
+	}
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close implements vmm.Machine. The guest runs on; another Driver may adopt it afterwards.
+func (m *Machine) Close() error {
+	m.once.Do(func() {
+		close(m.closing)
+		m.proc.pidfd.Close()
+		<-m.ended
+		m.disconnect()
+	})
+	return nil
+}
+
+// Paused reports whether the CPUs are stopped, as last told by QEMU.
+func (m *Machine) Paused() bool { return m.paused.Load() }
+
+func (m *Machine) status(ctx context.Context) (string, error) {
+	var s struct {
+		Status string `json:"status"`
+	}
+	err := m.qmp.call(ctx, "query-status", nil, &s)
+	return s.Status, err
+}
+
+// call is a QMP call on a machine that may be gone.
+func (m *Machine) call(ctx context.Context, command string, out any) error {
+	select {
+	case <-m.done:
+		return vmm.ErrNotRunning
+	default:
+	}
+	return m.qmp.call(ctx, command, nil, out)
+}
+
+// Pause implements vmm.Pauser. It returns when the CPUs stand still.
+func (m *Machine) Pause(ctx context.Context) error {
+	m.mu.Lock()
+	m.pausing++
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		m.pausing--
+		m.mu.Unlock()
+	}()
+	if err := m.call(ctx, "stop", nil); err != nil {
+		return err
+	}
+	m.paused.Store(true)
+	return nil
+}
+
+// Resume implements vmm.Pauser.
+func (m *Machine) Resume(ctx context.Context) error {
+	if err := m.call(ctx, "cont", nil); err != nil {
+		return err
+	}
+	m.paused.Store(false)
+	return nil
+}
+
+// Guest implements vmm.Guester.
+func (m *Machine) Guest() vmm.Guest { return m.guest }
+
+// Console implements vmm.Consoler.
+func (m *Machine) Console() vmm.Console { return m.line }
+
+// BlockStats implements vmm.BlockStatser with query-blockstats.
+func (m *Machine) BlockStats(ctx context.Context) (vmm.BlockStats, error) {
+	var devices []struct {
+		Stats struct {
+			ReadBytes  uint64 `json:"rd_bytes"`
+			WriteBytes uint64 `json:"wr_bytes"`
+			ReadOps    uint64 `json:"rd_operations"`
+			WriteOps   uint64 `json:"wr_operations"`
+		} `json:"stats"`
+	}
+	if err := m.call(ctx, "query-blockstats", &devices); err != nil {
+		return vmm.BlockStats{}, err
+	}
+	var sum vmm.BlockStats
+	for _, d := range devices {
+		sum.ReadBytes += d.Stats.ReadBytes
+		sum.WriteBytes += d.Stats.WriteBytes
+		sum.ReadOps += d.Stats.ReadOps
+		sum.WriteOps += d.Stats.WriteOps
+	}
+	return sum, nil
+}
+
+func removeSockets(dir string) {
+	for _, name := range socketNames {
+		os.Remove(filepath.Join(dir, name))
+	}
+}
