@@ -56,23 +56,24 @@ func runInit() {
 	for {
 		select {
 		case how := <-off:
-			shutdown(how)
+			shutdown(&r, how)
 		case s := <-signals:
 			switch s {
 			case unix.SIGCHLD:
 				r.reap()
 			case unix.SIGUSR1, unix.SIGUSR2:
-				shutdown(unix.LINUX_REBOOT_CMD_POWER_OFF)
+				shutdown(&r, unix.LINUX_REBOOT_CMD_POWER_OFF)
 			default:
-				shutdown(unix.LINUX_REBOOT_CMD_RESTART)
+				shutdown(&r, unix.LINUX_REBOOT_CMD_RESTART)
 			}
 		}
 	}
 }
 
 // shutdown ends everything and the machine; it does not return.
-func shutdown(how int) {
+func shutdown(r *reaper, how int) {
 	unix.Kill(-1, unix.SIGTERM)
+	r.hangUp()
 	unix.Kill(-1, unix.SIGCONT)
 	for end := time.Now().Add(grace); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if !reapAll() {
@@ -139,6 +140,15 @@ func (r *reaper) run(cmd *exec.Cmd) error {
 	<-done
 	cmd.Process.Release()
 	return nil
+}
+
+// hangUp tells what was started here that its terminal is gone: an interactive shell ignores SIGTERM.
+func (r *reaper) hangUp() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for pid := range r.known {
+		unix.Kill(pid, unix.SIGHUP)
+	}
 }
 
 func (r *reaper) reap() {

@@ -2,12 +2,9 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
-
-	"banger/vmm/agent"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,9 +12,12 @@ import (
 // port is a virtio-serial port. While no host is connected read(2) gives 0 and poll(2)
 // POLLHUP all the time, so both directions wait with an edge-triggered epoll
 // (drivers/char/virtio_console.c wakes it when a host connects).
+//
+// That state proves nothing: it comes through another queue than the data, so the bytes
+// of a new connection may be there before the news that the old one has ended. A hangup
+// is therefore never told; the marker that begins each connection is what counts.
 type port struct {
 	fd, in, out int
-	hungUp      bool
 }
 
 // findPort gives the device of the port of that name, "" if there is none.
@@ -36,7 +36,7 @@ func openPort(path string) (*port, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open %s: %w", path, err)
 	}
-	p := &port{fd: fd, in: -1, out: -1, hungUp: true}
+	p := &port{fd: fd, in: -1, out: -1}
 	for _, e := range []struct {
 		fd     *int
 		events uint32
@@ -52,40 +52,37 @@ func openPort(path string) (*port, error) {
 	return p, nil
 }
 
-func wait(epoll int) (uint32, error) {
+// wait returns once the port's state has changed since the last wait with this epoll.
+func wait(epoll int) error {
 	var events [1]unix.EpollEvent
 	for {
 		n, err := unix.EpollWait(epoll, events[:], -1)
 		if err == unix.EINTR || err == nil && n == 0 {
 			continue
 		}
-		return events[0].Events, err
+		return os.NewSyscallError("epoll_wait", err)
 	}
 }
 
-// Read implements io.Reader as agent.ServePort wants it: io.EOF once for each time that the host goes.
+// Read implements io.Reader; it waits while no host is connected.
 func (p *port) Read(b []byte) (int, error) {
 	for {
 		n, err := unix.Read(p.fd, b)
 		switch {
 		case n > 0:
-			p.hungUp = false
 			return n, nil
 		case err == unix.EINTR:
 			continue
-		case err == nil && !p.hungUp:
-			p.hungUp = true
-			return 0, io.EOF
 		case err != nil && err != unix.EAGAIN:
 			return 0, os.NewSyscallError("read", err)
 		}
-		if _, err := wait(p.in); err != nil {
+		if err := wait(p.in); err != nil {
 			return 0, err
 		}
 	}
 }
 
-// Write implements io.Writer; agent.ErrHostGone when the host goes meanwhile.
+// Write implements io.Writer. What a host did not take goes to the next one, who discards it.
 func (p *port) Write(b []byte) (int, error) {
 	done := 0
 	for done < len(b) {
@@ -94,12 +91,8 @@ func (p *port) Write(b []byte) (int, error) {
 		case n > 0:
 			done += n
 		case err == unix.EAGAIN:
-			events, err := wait(p.out)
-			if err != nil {
+			if err := wait(p.out); err != nil {
 				return done, err
-			}
-			if events&unix.EPOLLHUP != 0 {
-				return done, agent.ErrHostGone
 			}
 		case err != nil && err != unix.EINTR:
 			return done, os.NewSyscallError("write", err)
