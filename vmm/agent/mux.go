@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -59,9 +58,9 @@ func muxConfig() *yamux.Config {
 	return c
 }
 
-// ServePort serves h on port, a byte stream whose far end comes and goes: Read
-// gives io.EOF when the host has gone and blocks in the next call until it is
-// back. ServePort returns the first other error of Read, after its
+// ServePort serves h on port, a byte stream whose far end comes and goes. Read
+// may give io.EOF when the host has certainly gone, and blocks in the next call until
+// it is back; a port that cannot be sure just waits. ServePort returns the first other error of Read, after its
 // goroutines have ended; it does not close port.
 func ServePort(port io.ReadWriter, h http.Handler) error {
 	var (
@@ -95,7 +94,7 @@ func ServePort(port io.ReadWriter, h http.Handler) error {
 			writing.Lock()
 			_, err := port.Write(marker)
 			writing.Unlock()
-			if err != nil && !errors.Is(err, ErrHostGone) {
+			if err != nil {
 				return err
 			}
 			current = newPortSession(port, &writing, h)
@@ -113,9 +112,6 @@ func ServePort(port io.ReadWriter, h http.Handler) error {
 		tail = append([]byte(nil), keep...)
 	}
 }
-
-// ErrHostGone is what a port's Write may return when the host disconnected meanwhile.
-var ErrHostGone = errors.New("the host has disconnected")
 
 // portSession is one yamux session on a port, from a marker to the next.
 type portSession struct {
