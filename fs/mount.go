@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -83,6 +84,11 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	root := s.uid == 0
+	if root {
+		// go-fuse opens /dev/fuse without O_CLOEXEC; a VMM that inherited it would keep the mount of a dead
+		// daemon from ever ending. Without root an exec is part of mounting, and the lock would be held against it.
+		syscall.ForkLock.RLock()
+	}
 	server, err := fuse.NewServer(raw{fuse.NewDefaultRawFileSystem(), s}, o.Dir, &fuse.MountOptions{
 		FsName: "banger", Name: "banger",
 		AllowOther:        o.AllowOther,
@@ -95,6 +101,10 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 			return fuse.EIO
 		},
 	})
+	closeOnExec()
+	if root {
+		syscall.ForkLock.RUnlock()
+	}
 	if err != nil {
 		s.cancel()
 		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
@@ -109,6 +119,21 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	s.work.Add(1)
 	go s.nudger()
 	return s, nil
+}
+
+// closeOnExec keeps the connection to the kernel from the programs that the daemon starts.
+func closeOnExec() {
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, e := range fds {
+		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && target == "/dev/fuse" {
+			if fd, err := strconv.Atoi(e.Name()); err == nil {
+				syscall.CloseOnExec(fd)
+			}
+		}
+	}
 }
 
 // changed is told of every event; the nudger may be slow, and losing a wake-up of watchers beats delaying others.
