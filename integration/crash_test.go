@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -37,20 +36,11 @@ func testDaemon(t *testing.T, vmm string) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The VMMs run as other uids and have to come through.
-	for dir := d.state; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
+	if err := openUp(d.state); err != nil {
+		t.Fatal(err)
 	}
-	if vmm == "qemu" {
-		images := filepath.Join(d.state, "images")
-		if err := os.MkdirAll(images, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if out, err := exec.Command("cp", "-r", builtin(), images).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+	if err := d.addImage(vmm); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(d.cleanup)
 	if err := d.start(); err != nil {

@@ -52,18 +52,15 @@ func params(files []string, vmm string) testscript.Params {
 	return testscript.Params{
 		Files: files,
 		Setup: func(e *testscript.Env) error {
+			if err := openUp(e.WorkDir); err != nil {
+				return err
+			}
 			d, err := newDaemon(e.WorkDir)
 			if err != nil {
 				return err
 			}
-			if vmm == "qemu" {
-				images := filepath.Join(d.state, "images")
-				if err := os.MkdirAll(images, 0o755); err != nil {
-					return err
-				}
-				if err := exec.Command("cp", "-r", builtin(), images).Run(); err != nil {
-					return err
-				}
+			if err := d.addImage(vmm); err != nil {
+				return err
 			}
 			e.Setenv("M", d.mount)
 			e.Setenv("S", d.state)
