@@ -14,9 +14,10 @@ import (
 )
 
 const (
-	powerOffWait   = 3 * time.Second // for the agent to accept a shutdown
-	configureWait  = 3 * time.Second // for the agent to set the guest's address
-	configureTries = 5
+	powerOffWait  = 3 * time.Second        // for the agent to accept a shutdown
+	configureWait = 3 * time.Second        // for the agent to set the guest's address
+	greetAgain    = 100 * time.Millisecond // after the first greeting that failed, then twice as long
+	greetAtLast   = 5 * time.Second
 )
 
 var errUnchanged = errors.New("nothing to change")
@@ -786,11 +787,20 @@ func (v *VM) greet(machine Machine) {
 			}
 			cancel()
 		}()
-		if err := v.introduce(ctx, g.Guest()); err != nil {
-			if ctx.Err() == nil {
-				v.logf("the agent was not told its settings: %v", err)
+		for wait := greetAgain; ; wait = min(2*wait, greetAtLast) {
+			err := v.introduce(ctx, g.Guest())
+			if err == nil {
+				break
 			}
-			return
+			if ctx.Err() != nil {
+				return
+			}
+			v.logf("the agent was not told its settings, trying again: %v", err)
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return
+			}
 		}
 		v.publish(func(s *Snapshot) {
 			if s.Machine == machine {
@@ -811,17 +821,10 @@ func (v *VM) introduce(ctx context.Context, g Guest) error {
 		c.Address = netip.PrefixFrom(s.Address, v.m.o.Network.Prefix().Bits())
 		c.Gateway = v.m.o.Network.Gateway()
 	}
-	var err error
-	for range configureTries {
-		c.Time = time.Now()
-		try, cancel := context.WithTimeout(ctx, configureWait)
-		err = g.Configure(try, c)
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-	}
-	return err
+	c.Time = time.Now()
+	ctx, cancel := context.WithTimeout(ctx, configureWait)
+	defer cancel()
+	return g.Configure(ctx, c)
 }
 
 // recover finds out what became of a VM that was not stopped when the daemon before this one ended.
