@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -59,6 +60,8 @@ type Server struct {
 	sizes   sizes
 	watched sync.Map // node numbers of watchable files that the kernel knows
 	counted struct{ open, read, release atomic.Uint64 }
+
+	nudgerTID atomic.Uint32 // the kernel names a request's sender by its thread
 
 	refusalsMu sync.Mutex
 	refusals   map[uint32]string // by uid; guarded by refusalsMu
@@ -147,6 +150,8 @@ func (s *Server) changed(e vmm.Event) {
 // nudger is the goroutine that uses the daemon's own mount, and holds no lock over it.
 func (s *Server) nudger() {
 	defer s.work.Done()
+	runtime.LockOSThread()
+	s.nudgerTID.Store(uint32(unix.Gettid()))
 	for {
 		select {
 		case <-s.ctx.Done():

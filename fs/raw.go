@@ -3,7 +3,6 @@ package fs
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -226,7 +225,7 @@ func (s raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrO
 		}
 	}
 	// The daemon's own changes of times are for inotify's watchers; anybody else's are a use of the VM.
-	if in.Valid&(fuse.FATTR_MTIME|fuse.FATTR_ATIME) != 0 && r.vm != nil && int(r.pid) != os.Getpid() {
+	if in.Valid&(fuse.FATTR_MTIME|fuse.FATTR_ATIME) != 0 && r.vm != nil && r.pid != s.nudgerTID.Load() {
 		if r.file.name == "touched" && in.Valid&fuse.FATTR_MTIME != 0 && in.Valid&fuse.FATTR_MTIME_NOW == 0 {
 			r.vm.SetTouched(minTime(time.Unix(int64(in.Mtime), int64(in.Mtimensec)), time.Now()))
 		} else {
@@ -355,6 +354,11 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 			return errno(err)
 		}
 	}
+	switch h.handle.(type) {
+	case *eventStream, *terminal:
+		// A shell reads ahead on what it can seek in, and seeks back: lines would be lost.
+		out.OpenFlags |= fuse.FOPEN_STREAM | fuse.FOPEN_NONSEEKABLE
+	}
 	out.Fh = s.handles.add(h)
 	return fuse.OK
 }
@@ -406,10 +410,12 @@ func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 	}
 	defer r.blocking()()
 	r.vm.Touch() // every row that can be written is a VM's
-	err := s.store(r, data)
-	s.fail(r, err)
-	if err != nil {
+	if err := s.store(r, data); err != nil {
+		s.fail(r, err)
 		return 0, errno(err)
+	}
+	if r.file.store != nil && r.file.name != "state" {
+		r.vm.Fail(nil) // a command to `state` clears it itself, before what it starts may fail
 	}
 	return uint32(len(data)), fuse.OK
 }
@@ -428,14 +434,12 @@ func (s raw) store(r *request, data []byte) error {
 	return r.file.store(r, strings.TrimSpace(string(data)))
 }
 
-// fail keeps the sentence of a refused command in the VM's `error`; nil clears it.
+// fail keeps the sentence of a refused command in the VM's `error`.
 func (s raw) fail(r *request, err error) {
-	if err != nil {
-		if errno(err) == fuse.Status(syscall.EINTR) {
-			return // the command goes on
-		}
-		s.o.Log.Info("refused", "vm", r.snap().Name, "file", r.file.name, "uid", r.uid, "err", err)
+	if errno(err) == fuse.Status(syscall.EINTR) {
+		return // the command goes on
 	}
+	s.o.Log.Info("refused", "vm", r.snap().Name, "file", r.file.name, "uid", r.uid, "err", err)
 	r.vm.Fail(err)
 }
 
