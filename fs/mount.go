@@ -150,7 +150,11 @@ func (s *Server) changed(e vmm.Event) {
 // nudger is the goroutine that uses the daemon's own mount, and holds no lock over it.
 func (s *Server) nudger() {
 	defer s.work.Done()
-	runtime.LockOSThread()
+	runtime.LockOSThread() // for good: the thread ends with this goroutine
+	if err := ownFiles(); err != nil {
+		s.o.Log.Warn("inotify watchers will not be told of changes", "err", err)
+		return
+	}
 	s.nudgerTID.Store(uint32(unix.Gettid()))
 	for {
 		select {
@@ -160,6 +164,31 @@ func (s *Server) nudger() {
 			s.nudge(e)
 		}
 	}
+}
+
+// ownFiles gives the calling thread a table of open files of its own, without
+// the connection to the kernel. A thread that waits for an answer of its own
+// process cannot be killed; were it to hold the connection open, a daemon
+// killed in that moment would never end, as only the connection's end frees
+// the thread. The runtime's poller is kept: a locked thread may have to wake it.
+func ownFiles() error {
+	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
+		return fmt.Errorf("cannot unshare the table of open files: %w", err)
+	}
+	fds, err := os.ReadDir("/proc/thread-self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range fds {
+		target, err := os.Readlink("/proc/thread-self/fd/" + e.Name())
+		if err != nil || strings.HasPrefix(target, "anon_inode:[event") {
+			continue
+		}
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			unix.Close(fd)
+		}
+	}
+	return nil
 }
 
 func (s *Server) nudgeFile(node uint64, path string) {

@@ -69,10 +69,23 @@ func (s raw) request(cancel <-chan struct{}, h *fuse.InHeader) (*request, fuse.S
 	return r, fuse.OK
 }
 
-// blocking gives the request a context that ends with the mount, too. The caller calls the function it gives.
+// blocking gives the request a context that ends with the mount, or when a
+// signal ends the caller's system call. The caller calls the function it gives.
 func (r *request) blocking() func() {
 	ctx, cancel := context.WithCancel(r.server.ctx)
-	stop := context.AfterFunc(r.ctx, cancel)
+	pid := r.pid
+	stop := context.AfterFunc(r.ctx, func() {
+		// The kernel tells of the first signal only, whichever it is: a shell's
+		// child that ends must not end the shell's write.
+		for harmless(pid) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(signalLook):
+			}
+		}
+		cancel()
+	})
 	r.ctx = ctx
 	return func() { stop(); cancel() }
 }
@@ -355,8 +368,8 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		}
 	}
 	switch h.handle.(type) {
-	case *eventStream, *terminal:
-		// A shell reads ahead on what it can seek in, and seeks back: lines would be lost.
+	case *terminal:
+		// A shell reads ahead on what it can seek in, and seeks back: bytes would be lost.
 		out.OpenFlags |= fuse.FOPEN_STREAM | fuse.FOPEN_NONSEEKABLE
 	}
 	out.Fh = s.handles.add(h)
@@ -388,7 +401,7 @@ func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 	}
 	var ctx context.Context = &fuse.Context{Caller: in.Caller, Cancel: cancel}
 	if _, quick := h.handle.(capture); !quick {
-		r := &request{server: s.Server, ctx: ctx}
+		r := &request{server: s.Server, ctx: ctx, pid: in.Pid}
 		defer r.blocking()()
 		ctx = r.ctx
 	}

@@ -235,6 +235,10 @@ func (h *eventStream) read(ctx context.Context, n int, _ int64) ([]byte, error) 
 		}
 		h.rest.Write(eventLines(events).Bytes())
 	}
+	// One line at a time: head and a shell's read seek back over what they read too much.
+	if i := bytes.IndexByte(h.rest.Bytes(), '\n'); i >= 0 {
+		n = min(n, i+1)
+	}
 	return bytes.Clone(h.rest.Next(n)), nil
 }
 

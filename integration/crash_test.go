@@ -16,6 +16,7 @@ import (
 
 var (
 	crashRounds = flag.Int("crash.rounds", 0, "how often TestCrash kills the daemon on each driver (default: 60 fake, 10 real)")
+	campaign    = flag.Bool("campaign", false, "run the random campaigns, TestCrash and TestShells, as well")
 	seed        = flag.Uint64("seed", 0, "seed of the random tests (default: from the clock)")
 )
 
@@ -112,6 +113,9 @@ func (l *life) step(d *daemon, r *rand.Rand, vmm, other string) error {
 
 // TestCrash kills the daemon at random points of VMs' lives; what it acknowledged must be so afterwards, and nothing more be there.
 func TestCrash(t *testing.T) {
+	if !*campaign {
+		t.Skip("a campaign: run with -campaign; see the known failures in docs/hacking.md")
+	}
 	for _, c := range []struct {
 		vmm    string
 		rounds int

@@ -1,0 +1,20 @@
+package fs
+
+import "testing"
+
+func TestPendingSignals(t *testing.T) {
+	for _, c := range []struct {
+		status string
+		want   uint64
+		ok     bool
+	}{
+		{"Name:\tx\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000010002\nSigBlk:\t0000000000010000\n", 2, true},
+		{"SigPnd:\t0000000000010000\nShdPnd:\t0\nSigBlk:\t0\n", 1 << 16, true},
+		{"SigPnd:\tx\n", 0, false},
+		{"", 0, false},
+	} {
+		if got, ok := pendingSignals([]byte(c.status)); got != c.want || ok != c.ok {
+			t.Errorf("pendingSignals(%q) = %x, %v, want %x, %v", c.status, got, ok, c.want, c.ok)
+		}
+	}
+}
