@@ -9,7 +9,7 @@ STATIC = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X 
 PROGRAMS = bangerd banger banger-agent
 SCRIPTS = integration/install.sh integration/run.sh .ci/run
 
-# Longer campaigns of the integration tests: make test TESTFLAGS='-long'.
+# Longer campaigns of the integration tests: make test TESTFLAGS='-campaign'.
 TESTFLAGS =
 
 .PHONY: all build run test unit integration lint bench image clean help install-deps
@@ -45,7 +45,7 @@ unit: image
 	$(GO) test -race -p 2 $$($(GO) list ./... | grep -v '/integration')
 
 integration: image
-	$(GO) test -race -p 1 -timeout 15m ./integration/... $(TESTFLAGS)
+	$(GO) test -race -p 1 -parallel 1 -timeout 15m ./integration/... $(TESTFLAGS)
 
 lint: install-deps
 	@files=$$(gofmt=$$($(GO) env GOROOT)/bin/gofmt; $$gofmt -l .); \
