@@ -59,7 +59,6 @@ type Server struct {
 	handles handles
 	sizes   sizes
 	watched sync.Map // node numbers of watchable files that the kernel knows
-	counted struct{ open, read, release atomic.Uint64 }
 
 	nudgerTID atomic.Uint32 // the kernel names a request's sender by its thread
 

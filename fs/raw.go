@@ -349,7 +349,6 @@ func (s raw) Fallocate(<-chan struct{}, *fuse.FallocateIn) fuse.Status {
 }
 
 func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	s.counted.open.Add(1)
 	r, code := s.request(cancel, &in.InHeader)
 	if !code.Ok() {
 		return code
@@ -394,7 +393,6 @@ func (s raw) capture(r *request, readWrite bool) (handle, error) {
 }
 
 func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	s.counted.read.Add(1)
 	h := s.handles.get(in.Fh)
 	if h == nil || h.handle == nil {
 		return nil, fuse.EBADF
@@ -460,7 +458,6 @@ func (s raw) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK 
 func (s raw) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
 
 func (s raw) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	s.counted.release.Add(1)
 	if h := s.handles.drop(in.Fh); h != nil && h.handle != nil {
 		h.handle.close()
 	}
