@@ -150,6 +150,24 @@ func (s *Server) changed(e vmm.Event) {
 func (s *Server) nudger() {
 	defer s.work.Done()
 	runtime.LockOSThread() // for good: the thread ends with this goroutine
+	if unix.Gettid() != os.Getpid() {
+		s.tellWatchers()
+		return
+	}
+	// The main thread's open files are what /proc/self/fd shows all threads: they
+	// must stay everybody's. While this goroutine keeps it, another gets another.
+	done := make(chan struct{})
+	go func() { // waited for here
+		defer close(done)
+		runtime.LockOSThread()
+		s.tellWatchers()
+	}()
+	<-done
+	runtime.UnlockOSThread()
+}
+
+// tellWatchers runs on a thread that nobody else uses, before or after.
+func (s *Server) tellWatchers() {
 	if err := ownFiles(); err != nil {
 		s.o.Log.Warn("inotify watchers will not be told of changes", "err", err)
 		return

@@ -153,7 +153,7 @@ func (d *Driver) Start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 	m, err := d.start(ctx, spec, notify)
 	if err != nil {
 		removeSockets(spec.Dir)
-		return nil, fmt.Errorf("cannot start %s: %w", spec.Name, err)
+		return nil, err
 	}
 	return m, nil
 }
