@@ -9,7 +9,7 @@ STATIC = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X 
 PROGRAMS = bangerd banger banger-agent
 SCRIPTS = integration/install.sh integration/run.sh .ci/run
 
-# Longer campaigns of the integration tests: make test TESTFLAGS='-campaign'.
+# Of the integration tests: make integration TESTFLAGS='-run TestCrash -crash.rounds 500'.
 TESTFLAGS =
 
 .PHONY: all build run test unit integration lint bench image clean help install-deps

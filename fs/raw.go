@@ -280,6 +280,7 @@ func (s raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *f
 	if r.file != vmsRow {
 		return fuse.EPERM
 	}
+	defer r.blocking()()
 	v, err := s.o.Manager.Create(r.ctx, name, vmm.Owner{UID: in.Uid, GID: in.Gid, Mode: in.Mode & 0o777})
 	if err != nil {
 		s.refused(r.uid, err)
@@ -298,6 +299,7 @@ func (s raw) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.S
 	if r.file != vmsRow {
 		return fuse.EPERM
 	}
+	defer r.blocking()()
 	v := s.o.Manager.VM(name)
 	if err := s.o.Manager.Remove(r.ctx, name); err != nil {
 		s.refused(r.uid, err)
@@ -318,6 +320,7 @@ func (s raw) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string) 
 	if r.file != vmsRow || in.Newdir != r.node {
 		return fuse.EPERM
 	}
+	defer r.blocking()()
 	if in.Flags&exchange != 0 {
 		return fuse.EINVAL
 	}
@@ -503,8 +506,8 @@ func (s raw) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirE
 		if e.Name == "." || e.Name == ".." {
 			return true
 		}
-		// A VM that went since OpenDir stays a name without a node, which the kernel looks up.
-		if r, code := s.request(cancel, &h); code.Ok() {
+		// A VM that went or was renamed since OpenDir stays a name without a node, which the kernel looks up.
+		if r, code := s.request(cancel, &h); code.Ok() && (r.file != vmRow || r.snap().Name == e.Name) {
 			s.entry(r, entry)
 		}
 		return true

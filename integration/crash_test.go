@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +17,6 @@ import (
 
 var (
 	crashRounds = flag.Int("crash.rounds", 0, "how often TestCrash kills the daemon on each driver (default: 60 fake, 10 real)")
-	campaign    = flag.Bool("campaign", false, "run the random campaigns, TestCrash and TestShells, as well")
 	seed        = flag.Uint64("seed", 0, "seed of the random tests (default: from the clock)")
 )
 
@@ -113,9 +113,6 @@ func (l *life) step(d *daemon, r *rand.Rand, vmm, other string) error {
 
 // TestCrash kills the daemon at random points of VMs' lives; what it acknowledged must be so afterwards, and nothing more be there.
 func TestCrash(t *testing.T) {
-	if !*campaign {
-		t.Skip("a campaign: run with -campaign; see the known failures in docs/hacking.md")
-	}
 	for _, c := range []struct {
 		vmm    string
 		rounds int
@@ -221,14 +218,53 @@ func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
 	for name := range left {
 		t.Errorf("round %d: %s is there and nobody made it", round, name)
 	}
-	dirs, err := os.ReadDir(filepath.Join(d.state, "vms"))
-	if err != nil && !os.IsNotExist(err) {
+	d.leftovers(t, round, running)
+}
+
+// leftovers reports what no VM of the tree accounts for: directories, processes, taps.
+func (d *daemon) leftovers(t *testing.T, round, running int) {
+	t.Helper()
+	ids := map[string]bool{}
+	names, err := filepath.Glob(d.path("*", "id"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	if len(dirs) != len(entries) {
-		t.Errorf("round %d: %d directories for %d VMs", round, len(dirs), len(entries))
+	for _, name := range names {
+		id, err := read(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[id] = true
+	}
+	dirs, err := os.ReadDir(filepath.Join(d.state, "vms"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		if !ids[dir.Name()] {
+			t.Errorf("round %d: the directory %s is no VM's", round, dir.Name())
+		}
 	}
 	if n := len(d.machines()); n > running {
 		t.Errorf("round %d: %d processes for %d running VMs", round, n, running)
 	}
+	if n := len(d.taps(t)); n > running {
+		t.Errorf("round %d: %d taps for %d running VMs: %v", round, n, running, d.taps(t))
+	}
+}
+
+// taps gives the links in the daemon's bridge.
+func (d *daemon) taps(t *testing.T) []string {
+	t.Helper()
+	links, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var taps []string
+	for _, l := range links {
+		if strings.HasPrefix(l.Name, d.bridge+"-") {
+			taps = append(taps, l.Name)
+		}
+	}
+	return taps
 }

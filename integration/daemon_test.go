@@ -20,6 +20,7 @@ var daemons atomic.Int32
 // daemon is a bangerd in its own process, with a mount and a state directory of its own.
 type daemon struct {
 	mount, state, config, log string
+	bridge                    string
 	env                       []string
 	cmd                       *exec.Cmd
 	ended                     chan struct{} // closed when cmd was waited for
@@ -34,7 +35,8 @@ func newDaemon(dir string) (*daemon, error) {
 		log:    filepath.Join(dir, "bangerd.log"),
 	}
 	n := daemons.Add(1)
-	text := fmt.Sprintf("bridge = \"bt%d\"\nsubnet = \"172.30.%d.0/24\"\n", n, n)
+	d.bridge = fmt.Sprintf("bt%d", n)
+	text := fmt.Sprintf("bridge = %q\nsubnet = \"172.30.%d.0/24\"\n", d.bridge, n)
 	if err := os.WriteFile(d.config, []byte(text), 0o644); err != nil {
 		return nil, err
 	}

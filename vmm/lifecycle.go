@@ -133,6 +133,11 @@ func (v *VM) update(ctx context.Context, change func(*Snapshot) error) error {
 	if v.gone() {
 		return ErrNotFound
 	}
+	return v.updateOwned(ctx, change)
+}
+
+// updateOwned is update for who has the turn.
+func (v *VM) updateOwned(ctx context.Context, change func(*Snapshot) error) error {
 	s := *v.Snapshot()
 	if err := change(&s); err != nil {
 		if errors.Is(err, errUnchanged) {
@@ -276,38 +281,91 @@ func (v *VM) saveTouched(ctx context.Context) {
 	}
 }
 
-// remove destroys the VM: first its record, durably, then what belongs to it; a
-// crash in between leaves a directory without a record, which Open removes.
-func (v *VM) remove(ctx context.Context) error {
-	select {
-	case v.own <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+// ownDown takes the turn to write the record of a VM that is stopped or failed
+// and about which no command is under way; it waits for the end of one whose
+// result is shown already. ErrBusy in any other state. claim runs before any
+// other command can begin. Without an error the caller gives the turn back.
+func (v *VM) ownDown(ctx context.Context, claim func(*Snapshot) error) error {
+	for {
+		select {
+		case v.own <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		v.mu.Lock()
+		s, busy, changed := v.Snapshot(), v.busy, v.changed
+		var err error
+		switch {
+		case v.removed:
+			err = ErrNotFound
+		case s.State != Stopped && s.State != Failed:
+			err = fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
+		case busy == nil:
+			err = claim(s)
+		}
+		v.mu.Unlock()
+		if busy == nil && err == nil {
+			return nil
+		}
+		<-v.own
+		if err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-busy.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	defer func() { <-v.own }()
-	s := v.Snapshot()
-	v.mu.Lock()
-	var err error
-	switch {
-	case v.removed:
-		err = ErrNotFound
-	case v.busy != nil || s.State != Stopped && s.State != Failed:
-		err = fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
-	case s.Config.Protected:
-		err = fmt.Errorf("write 0 to its file protected first: %w", ErrProtected)
-	default:
-		v.removed = true // no command begins from here on
-	}
-	v.mu.Unlock()
+}
+
+// rename gives the VM a name that the caller has taken.
+func (v *VM) rename(ctx context.Context, from, to string) error {
+	err := v.ownDown(ctx, func(s *Snapshot) error {
+		if s.Name != from {
+			return ErrNotFound
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
+	defer func() { <-v.own }()
+	err = v.updateOwned(ctx, func(s *Snapshot) error {
+		s.Name = to
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	v.m.renamed(v, from, to)
+	v.emit(EventRename, from)
+	v.m.release(from)
+	return nil
+}
+
+// remove destroys the VM: first its record, durably, then what belongs to it; a
+// crash in between leaves a directory without a record, which Open removes.
+func (v *VM) remove(ctx context.Context) error {
+	err := v.ownDown(ctx, func(s *Snapshot) error {
+		if s.Config.Protected {
+			return fmt.Errorf("write 0 to its file protected first: %w", ErrProtected)
+		}
+		v.removed = true // no command begins from here on
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { <-v.own }()
 	if err := v.m.o.Store.Delete(context.WithoutCancel(ctx), v.serial); err != nil {
 		v.mu.Lock()
 		v.removed = false
 		v.mu.Unlock()
 		return err
 	}
+	s := v.Snapshot()
 	if err := os.RemoveAll(s.Dir); err != nil {
 		v.m.o.Log.Error("cannot remove a VM's directory; the next start of the daemon tries again", "vm", s.Name, "err", err)
 	}
@@ -315,6 +373,7 @@ func (v *VM) remove(ctx context.Context) error {
 	v.publish(func(*Snapshot) {}) // wakes who waits for a change that can no longer come
 	v.emit(EventRemove, "")
 	v.events.end()
+	v.m.release(s.Name)
 	return nil
 }
 
@@ -526,7 +585,7 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	bridged := s.Config.Net == NetBridge && !unwired
 	var address netip.Addr
 	if bridged {
-		address, err = v.m.o.Store.Lease(ctx, v.serial, v.m.o.Network.Prefix(), v.m.o.Network.Gateway())
+		address, err = v.m.o.Store.Lease(context.WithoutCancel(ctx), v.serial, v.m.o.Network.Prefix(), v.m.o.Network.Gateway())
 		if err != nil {
 			return nil, &refusal{fmt.Errorf("cannot lease an address: %w", err)}
 		}

@@ -57,9 +57,10 @@ type Manager struct {
 	closing chan struct{}  // closed when Close begins
 	work    sync.WaitGroup // every goroutine of the Manager
 
-	mu       sync.Mutex // guards the next four
+	mu       sync.Mutex // guards the next five
 	closed   bool
 	byName   map[string]*VM
+	taken    map[string]bool // names that are being given or given up: nobody else may have them
 	bySerial map[uint64]*VM
 	changed  time.Time
 	sorted   atomic.Pointer[[]*VM] // nil when byName has changed since; stored under mu
@@ -87,6 +88,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		vmsDir:   filepath.Join(o.StateDir, "vms"),
 		closing:  make(chan struct{}),
 		byName:   make(map[string]*VM),
+		taken:    make(map[string]bool),
 		bySerial: make(map[uint64]*VM),
 		changed:  time.Now(),
 	}
@@ -243,9 +245,10 @@ func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, er
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	if m.VM(name) != nil {
+	if !m.take(name) {
 		return nil, fmt.Errorf("cannot create %s: %w", name, ErrExists)
 	}
+	defer m.release(name)
 	now := time.Now()
 	r := Record{
 		ID:      uuid.NewString(),
@@ -262,10 +265,13 @@ func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, er
 			r.Config.Memory = image.Memory
 		}
 	}
-	if err := m.o.Store.Insert(ctx, &r); err != nil {
+	// A wait that was given up would leave a record that nobody knows of.
+	if err := m.o.Store.Insert(context.WithoutCancel(ctx), &r); err != nil {
 		return nil, fmt.Errorf("cannot create %s: %w", name, err)
 	}
 	v := m.newVM(r)
+	v.own <- struct{}{} // nothing of it happens before its create is told
+	defer func() { <-v.own }()
 	m.insert(v)
 	v.emit(EventCreate, "")
 	return v, nil
@@ -292,26 +298,41 @@ func (m *Manager) Rename(ctx context.Context, from, to string) error {
 	if v == nil {
 		return fmt.Errorf("cannot rename %s: %w", from, ErrNotFound)
 	}
-	if m.VM(to) != nil {
+	if !m.take(to) {
 		return fmt.Errorf("cannot rename %s to %s: %w", from, to, ErrExists)
 	}
-	err := v.update(ctx, func(s *Snapshot) error {
-		if s.State != Stopped && s.State != Failed || v.transition() != nil {
-			return fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
-		}
-		s.Name = to
-		return nil
-	})
-	if err != nil {
+	defer m.release(to)
+	if err := v.rename(ctx, from, to); err != nil {
 		return fmt.Errorf("cannot rename %s: %w", from, err)
 	}
+	return nil
+}
+
+// take keeps a name from others until release; false if a VM has it or somebody is about to give it.
+func (m *Manager) take(name string) bool {
 	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.byName[name] != nil || m.taken[name] {
+		return false
+	}
+	m.taken[name] = true
+	return true
+}
+
+func (m *Manager) release(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.taken, name)
+}
+
+// renamed lists a VM by its new name; the old one stays taken until its caller releases it.
+func (m *Manager) renamed(v *VM, from, to string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	delete(m.byName, from)
 	m.byName[to] = v
+	m.taken[from] = true
 	m.listChangedLocked()
-	m.mu.Unlock()
-	v.emit(EventRename, from)
-	return nil
 }
 
 func (m *Manager) insert(v *VM) {
@@ -322,10 +343,13 @@ func (m *Manager) insert(v *VM) {
 	m.listChangedLocked()
 }
 
+// forget takes a VM from the lists; its name stays taken until its caller releases it.
 func (m *Manager) forget(v *VM) {
+	name := v.Snapshot().Name
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.byName, v.Snapshot().Name)
+	delete(m.byName, name)
+	m.taken[name] = true
 	delete(m.bySerial, v.serial)
 	m.listChangedLocked()
 }
