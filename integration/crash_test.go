@@ -199,8 +199,8 @@ func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
 				t.Errorf("round %d: %v", round, err)
 			}
 		}
-		// A start or stop that was cut off may have failed, an acknowledged state may not have changed.
-		cut := l.next != l.state && state == "failed"
+		// A start or stop that was cut off may have failed or ended, an acknowledged state may not have changed.
+		cut := l.next != "" && l.next != l.state && (state == "failed" || state == "stopped")
 		if state != l.state && state != l.next && !cut {
 			t.Errorf("round %d: %s is %q, acknowledged was %q, under way %q", round, l.name, state, l.state, l.next)
 		}
