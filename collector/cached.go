@@ -24,6 +24,7 @@ type cached[T any] struct {
 	// guarded by mu
 	epoch  epoch
 	value  *T
+	begun  time.Time // when the collection of value was
 	at     time.Time // when value was complete
 	tried  time.Time // when the last collection ended, well or not
 	read   time.Time // when somebody last asked
@@ -33,6 +34,7 @@ type cached[T any] struct {
 // flight is one collection, shared by all who wait for it.
 type flight[T any] struct {
 	cancel  context.CancelFunc
+	begun   time.Time
 	waiting int // guarded by the cached's mu; who is last to leave cancels
 
 	done  chan struct{} // closed when value and err are final
@@ -82,7 +84,7 @@ func (k *cached[T]) join(c *Collector, collect func(context.Context) (*T, error)
 		f.waiting++
 		return f
 	}
-	f := &flight[T]{waiting: 1, done: make(chan struct{})}
+	f := &flight[T]{begun: c.now(), waiting: 1, done: make(chan struct{})}
 	ctx, cancel := context.WithCancel(c.ctx)
 	f.cancel = cancel
 	if !c.start(func() { k.fly(ctx, c, f, collect) }) {
@@ -108,13 +110,25 @@ func (k *cached[T]) fly(ctx context.Context, c *Collector, f *flight[T], collect
 		k.flight = nil
 		k.tried = c.now()
 		if err == nil {
-			k.value, k.at = v, k.tried
+			k.value, k.begun, k.at = v, f.begun, k.tried
 		} else {
 			k.value = nil
 		}
 	}
 	k.mu.Unlock()
 	close(f.done)
+}
+
+// outdate makes who asks from now on get nothing that was begun before t, when something newer was seen.
+func (k *cached[T]) outdate(t time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.begun.Before(t) {
+		k.value = nil
+	}
+	if k.flight != nil && k.flight.begun.Before(t) {
+		k.flight = nil // it ends for those who wait for it, and is not kept
+	}
 }
 
 // leave gives up waiting for f.

@@ -16,7 +16,10 @@ const (
 )
 
 // portSet is the TCP ports that something in the guest listens on.
-type portSet map[int]struct{}
+type portSet struct {
+	seen  time.Time
+	ports map[int]struct{}
+}
 
 // WaitHealthy blocks until the VM's agent has answered and gives how long after its start that was;
 // WaitPort until something in the guest listens on TCP port. vmm.ErrGone when it can no longer come, vmm.ErrNotFound when the VM is removed,
@@ -91,13 +94,13 @@ func (c *Collector) waitPort(ctx context.Context, v subject, port int) (time.Dur
 			if err != nil {
 				return nil, err
 			}
-			set := portSet{}
+			set := &portSet{seen: c.now(), ports: map[int]struct{}{}}
 			for _, l := range ls {
 				if l.Protocol == "tcp" {
-					set[l.Port] = struct{}{}
+					set.ports[l.Port] = struct{}{}
 				}
 			}
-			return &set, nil
+			return set, nil
 		})
 		switch {
 		case ctx.Err() != nil:
@@ -105,7 +108,8 @@ func (c *Collector) waitPort(ctx context.Context, v subject, port int) (time.Dur
 		case errors.Is(err, vmm.ErrNoAgent), errors.Is(err, errClosed):
 			return 0, err
 		case err == nil:
-			if _, ok := (*set)[port]; ok {
+			if _, ok := set.ports[port]; ok {
+				e.ports.outdate(set.seen) // who waited for a port finds it in `ports`
 				return max(0, c.now().Sub(s.Since)), nil
 			}
 		}
