@@ -12,7 +12,7 @@ SCRIPTS = integration/install.sh integration/run.sh .ci/run
 # Of the integration tests: make integration TESTFLAGS='-run TestCrash -crash.rounds 500'.
 TESTFLAGS =
 
-.PHONY: all build run test unit integration lint bench image clean help install-deps
+.PHONY: all build run test unit integration lint bench image clean help install-deps test-deps
 
 all: build
 
@@ -41,10 +41,13 @@ run: image
 
 test: unit integration
 
-unit: image
+test-deps:
+	@sh integration/install.sh --tests
+
+unit: test-deps image
 	$(GO) test -race -p 2 $$($(GO) list ./... | grep -v '/integration')
 
-integration: image
+integration: test-deps image
 	$(GO) test -race -p 1 -parallel 1 -timeout 15m ./integration/... $(TESTFLAGS)
 
 lint: install-deps

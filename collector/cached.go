@@ -17,9 +17,11 @@ type epoch struct {
 
 func epochOf(s *vmm.Snapshot) epoch { return epoch{s.Run, s.State, s.Ready} }
 
-// cached is the last answer of one kind of one VM, and the collection in flight if there is one. The zero value is empty.
+// cached is the last answer of one kind of one VM, and the collection in flight if there is one. Without an answer it is empty, but for its meter.
 // Its lock is never held while something is collected.
 type cached[T any] struct {
+	meter *meter // immutable
+
 	mu sync.Mutex
 	// guarded by mu
 	epoch  epoch
@@ -53,7 +55,7 @@ func (k *cached[T]) get(ctx context.Context, c *Collector, ep epoch, maxAge time
 	if k.value != nil && now.Sub(k.at) <= maxAge {
 		v := k.value
 		k.mu.Unlock()
-		c.hits.Add(1)
+		k.meter.hits.Add(1)
 		return v, nil
 	}
 	f := k.join(c, collect)
@@ -98,10 +100,10 @@ func (k *cached[T]) join(c *Collector, collect func(context.Context) (*T, error)
 // fly collects. It is the one place that counts collections and failures.
 func (k *cached[T]) fly(ctx context.Context, c *Collector, f *flight[T], collect func(context.Context) (*T, error)) {
 	defer f.cancel()
-	c.collections.Add(1)
+	k.meter.collections.Add(1)
 	v, err := collect(ctx)
+	k.meter.ended(c.now().Sub(f.begun), err)
 	if err != nil {
-		c.failures.Add(1)
 		v = nil
 	}
 	k.mu.Lock()

@@ -90,7 +90,8 @@ type Collector struct {
 	untold  map[uint64]news   // guarded by mu; VMs whose health follows from their state and may change again, and what was last told
 	changes uint64            // guarded by mu; counts stateChanged
 
-	collections, hits, failures, guestCalls atomic.Uint64
+	meters     *meters
+	guestCalls atomic.Uint64
 }
 
 // entry is what is kept of one VM.
@@ -171,6 +172,7 @@ func newCollector(o Options) *Collector {
 		entries:      map[uint64]*entry{},
 		hot:          map[uint64]*entry{},
 		untold:       map[uint64]news{},
+		meters:       newMeters(),
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -224,6 +226,7 @@ func (c *Collector) entry(v subject) (*entry, error) {
 	c.mu.Lock()
 	if e = c.entries[serial]; e == nil {
 		e = &entry{vm: v, gone: make(chan struct{})}
+		e.stats.meter, e.ports.meter, e.health.meter, e.listeners.meter = &c.meters.stats, &c.meters.ports, &c.meters.health, &c.meters.listeners
 		c.entries[serial] = e
 	}
 	c.mu.Unlock()
@@ -269,24 +272,6 @@ func (c *Collector) known(v subject) (*Stats, *Health) {
 		h = e.health.known(ep)
 	}
 	return stats, h
-}
-
-// Totals are the daemon's own counters for the host's `stats`.
-func (c *Collector) Totals() Totals {
-	return Totals{
-		Collections: c.collections.Load(),
-		CacheHits:   c.hits.Load(),
-		Errors:      c.failures.Load(),
-		GuestCalls:  c.guestCalls.Load(),
-	}
-}
-
-// Totals count since the daemon's start. The slow poll, which asks no guest, is not counted.
-type Totals struct {
-	Collections uint64 // collections begun, of all kinds
-	CacheHits   uint64 // reads answered without one
-	Errors      uint64 // collections that failed
-	GuestCalls  uint64 // requests sent to agents
 }
 
 // Ports is the table of listeners, sorted and without duplicates.

@@ -34,7 +34,7 @@ func TestWaitedPortIsInPorts(t *testing.T) {
 			t.Fatalf("after the wait: %v, %v", p, err)
 		}
 	}
-	if n := c.collections.Load(); n != 3 {
+	if n := c.Totals().Collections; n != 3 {
 		t.Errorf("%d collections, not 3: ports, listeners, ports", n)
 	}
 }

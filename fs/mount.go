@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/collector"
+	"banger/collector/metrics"
 	"banger/vmm"
 )
 
@@ -38,7 +39,8 @@ type Options struct {
 	Collector  *collector.Collector
 	Images     vmm.Images
 	Version    string
-	Config     func() string // the daemon's settings in effect, flat keyed
+	Metrics    *metrics.Metrics // gets the figures of the mount itself
+	Config     func() string    // the daemon's settings in effect, flat keyed
 	Log        *slog.Logger
 	Group      int  // gid whose members may create VMs, -1 for none
 	AllowOther bool // other users than the daemon's may enter
@@ -85,13 +87,18 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		s.vmsMode = 0o1775
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	bridge, figures := newTimed(raw{fuse.NewDefaultRawFileSystem(), s})
+	if err := o.Metrics.Register(figures); err != nil {
+		s.cancel()
+		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
+	}
 	root := s.uid == 0
 	if root {
 		// go-fuse opens /dev/fuse without O_CLOEXEC; a VMM that inherited it would keep the mount of a dead
 		// daemon from ever ending. Without root an exec is part of mounting, and the lock would be held against it.
 		syscall.ForkLock.RLock()
 	}
-	server, err := fuse.NewServer(raw{fuse.NewDefaultRawFileSystem(), s}, o.Dir, &fuse.MountOptions{
+	server, err := fuse.NewServer(bridge, o.Dir, &fuse.MountOptions{
 		FsName: "banger", Name: "banger",
 		AllowOther:        o.AllowOther,
 		Options:           []string{"default_permissions"},

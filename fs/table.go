@@ -78,6 +78,7 @@ func topFiles() []file {
 		{name: "config", mode: 0o444, doc: "the daemon's settings in effect", show: func(r *request) ([]byte, error) { return []byte(r.server.o.Config()), nil }},
 		{name: "stats", mode: 0o444, doc: "the host's totals", show: hostStatsShow},
 		{name: "stats.json", mode: 0o444, doc: "stats as JSON", show: hostStatsJSONShow},
+		{name: "metrics", mode: 0o444, doc: "all figures as Prometheus metrics", show: func(r *request) ([]byte, error) { return r.server.o.Metrics.Text() }},
 		{name: "list", mode: 0o444, doc: "table, one row per VM", show: listShow},
 		{name: "list.json", mode: 0o444, doc: "list as JSON", show: listJSONShow},
 		{name: "events", mode: 0o444, doc: "what happened since the daemon started", open: eventsOpen, size: eventsSize, watch: true},

@@ -30,10 +30,10 @@ func random(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(s, s))
 }
 
-// testDaemon starts a daemon that is gone, with all it made, when the test ends.
-func testDaemon(t *testing.T, vmm string) *daemon {
+// testDaemon starts a daemon with these lines in its configuration; it is gone, with all it made, when the test ends.
+func testDaemon(t *testing.T, vmm string, settings ...string) *daemon {
 	t.Helper()
-	d, err := newDaemon(t.TempDir())
+	d, err := newDaemon(t.TempDir(), settings...)
 	if err != nil {
 		t.Fatal(err)
 	}

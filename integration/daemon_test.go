@@ -26,8 +26,8 @@ type daemon struct {
 	ended                     chan struct{} // closed when cmd was waited for
 }
 
-// newDaemon prepares the directories under dir; nothing is started.
-func newDaemon(dir string) (*daemon, error) {
+// newDaemon prepares the directories under dir and a configuration with these lines in it; nothing is started.
+func newDaemon(dir string, settings ...string) (*daemon, error) {
 	d := &daemon{
 		mount:  filepath.Join(dir, "mnt"),
 		state:  filepath.Join(dir, "state"),
@@ -37,6 +37,7 @@ func newDaemon(dir string) (*daemon, error) {
 	n := daemons.Add(1)
 	d.bridge = fmt.Sprintf("bt%d", n)
 	text := fmt.Sprintf("bridge = %q\nsubnet = \"172.30.%d.0/24\"\n", d.bridge, n)
+	text += strings.Join(settings, "\n")
 	if err := os.WriteFile(d.config, []byte(text), 0o644); err != nil {
 		return nil, err
 	}

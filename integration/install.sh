@@ -4,6 +4,7 @@
 # It says what it does; with nothing missing it does nothing, without network.
 #
 #   install.sh          install what is missing
+#   install.sh --tests  also what only the tests need
 #   install.sh --check  say what is missing, exit status 1 if anything is
 #   install.sh --go     print the path of a good enough go, exit status 1 if there is none
 set -eu
@@ -32,6 +33,12 @@ make make
 git git
 /etc/ssl/certs/ca-certificates.crt ca-certificates
 '
+test_needs='
+promtool prometheus
+'
+case ${1-} in
+--tests) needs=$needs$test_needs ;;
+esac
 
 # good_go PATH: a go command that is new enough without fetching another toolchain.
 good_go() {
@@ -126,6 +133,15 @@ if [ -n "$packages" ]; then
 	# shellcheck disable=SC2086 # a list of packages
 	apt-get install -q -y --no-install-recommends $packages
 fi
+case " $packages " in
+*" prometheus "*)
+	# The tests start one of their own.
+	if command -v systemctl >/dev/null; then
+		say "disables the service prometheus, which its package starts"
+		systemctl disable --now prometheus 2>/dev/null || :
+	fi
+	;;
+esac
 if [ -n "$go_missing" ]; then
 	say "installs $go_missing of bookworm-backports"
 	apt-get install -q -y --no-install-recommends -t bookworm-backports "$go_missing"

@@ -445,6 +445,7 @@ func (v *VM) launchLocked(c Command, run func(context.Context) error) (*transiti
 	ok := v.m.spawn(func() {
 		defer cancel()
 		t.err = run(ctx)
+		v.m.count(c, t.err)
 		v.mu.Lock()
 		v.busy = nil
 		v.mu.Unlock()
@@ -698,7 +699,7 @@ func (v *VM) exited() {
 				v.mu.Unlock()
 				return // the notice was of an earlier run
 			}
-			t, err := v.launchLocked("exit", func(context.Context) error { return v.bury(machine) })
+			t, err := v.launchLocked(exit, func(context.Context) error { return v.bury(machine) })
 			v.mu.Unlock()
 			if err == nil {
 				<-t.done

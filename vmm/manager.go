@@ -65,6 +65,8 @@ type Manager struct {
 	changed  time.Time
 	sorted   atomic.Pointer[[]*VM] // nil when byName has changed since; stored under mu
 
+	counts [len(counted)]struct{ done, failed atomic.Uint64 }
+
 	emitMu sync.Mutex // orders events
 	seq    uint64
 	seqF   *os.File
@@ -424,6 +426,33 @@ func (m *Manager) OnChange(f func(Event)) {
 			}
 		}
 	})
+}
+
+// counted are the transitions that Transitions tells apart; exit is the end of a machine that nobody asked to end.
+var counted = [...]Command{Start, Stop, Restart, Kill, Pause, Resume, exit}
+
+// Transitions is how often a command's transition has ended since the daemon's start.
+type Transitions struct {
+	Command      Command
+	Done, Failed uint64
+}
+
+// Transitions counts by command.
+func (m *Manager) Transitions() []Transitions {
+	all := make([]Transitions, len(counted))
+	for i, c := range counted {
+		all[i] = Transitions{c, m.counts[i].done.Load(), m.counts[i].failed.Load()}
+	}
+	return all
+}
+
+func (m *Manager) count(c Command, err error) {
+	i := slices.Index(counted[:], c)
+	if err == nil {
+		m.counts[i].done.Add(1)
+	} else {
+		m.counts[i].failed.Add(1)
+	}
 }
 
 // emit numbers an event and shows it to all who follow.

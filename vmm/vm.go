@@ -30,6 +30,8 @@ const (
 	Kill    Command = "kill"
 	Pause   Command = "pause"
 	Resume  Command = "resume"
+
+	exit Command = "exit" // no user's: what the Manager does when a machine ends by itself
 )
 
 // NetMode is how a guest is connected.

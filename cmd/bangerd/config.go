@@ -34,12 +34,18 @@ type config struct {
 	HealthMaxAge time.Duration `toml:"health_max_age"`
 	PollInterval time.Duration `toml:"poll_interval"`
 	Group        string        `toml:"group"` // whose members may create VMs
+
+	MetricsListen string `toml:"metrics_listen"` // off, HOST:PORT, or a port on loopback
 }
+
+// notServed is the metrics_listen of a daemon without HTTP.
+const notServed = "off"
 
 func defaultConfig() config {
 	return config{Image: "builtin", Accel: "auto", Bridge: "banger0", Subnet: netip.MustParsePrefix("172.30.0.0/16"),
 		VMUIDBase: 1879048192, IdleTimeout: span(vmm.NoLimit), StopTimeout: span(10 * time.Second), CPUs: 1,
-		StatsMaxAge: time.Second, PortsMaxAge: 2 * time.Second, HealthMaxAge: time.Second, PollInterval: 10 * time.Second, Group: "banger"}
+		StatsMaxAge: time.Second, PortsMaxAge: 2 * time.Second, HealthMaxAge: time.Second, PollInterval: 10 * time.Second, Group: "banger",
+		MetricsListen: notServed}
 }
 
 // onOff is the words on and off, or TOML's true and false.
@@ -178,7 +184,12 @@ func (c *config) check() error {
 	case c.StatsMaxAge <= 0 || c.PortsMaxAge <= 0 || c.HealthMaxAge <= 0 || c.PollInterval <= 0:
 		return errors.New("max_age and poll_interval must be more than 0")
 	}
-	return nil
+	if c.MetricsListen == notServed {
+		return nil
+	}
+	var err error
+	c.MetricsListen, err = listenAddress(c.MetricsListen)
+	return err
 }
 
 // paths are where the daemon works when no flag says otherwise.
@@ -217,6 +228,7 @@ func (c *config) text(p paths) string {
 		{"cpus", strconv.Itoa(c.CPUs)}, {"memory", strconv.FormatInt(int64(c.Memory), 10)},
 		{"stats_max_age", seconds(c.StatsMaxAge)}, {"ports_max_age", seconds(c.PortsMaxAge)},
 		{"health_max_age", seconds(c.HealthMaxAge)}, {"poll_interval", seconds(c.PollInterval)}, {"group", c.Group},
+		{"metrics_listen", c.MetricsListen},
 	} {
 		if kv[1] == "" {
 			kv[1] = "auto"

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/collector"
+	"banger/collector/metrics"
 	"banger/fs"
 	"banger/vmm"
 	"banger/vmm/fake"
@@ -188,13 +189,21 @@ func run(log *slog.Logger, f flags) (err error) {
 		HealthMaxAge: c.HealthMaxAge, PollInterval: c.PollInterval, TapName: net.TapName})
 	defer reads.Close()
 
+	figures := metrics.New(metrics.Options{Manager: manager, Collector: reads, Version: version, Store: records.Counts})
 	text := c.text(f.paths)
-	server, err := fs.Mount(ctx, fs.Options{Dir: f.mount, Manager: manager, Collector: reads, Images: images, Version: version,
+	server, err := fs.Mount(ctx, fs.Options{Dir: f.mount, Manager: manager, Collector: reads, Images: images, Metrics: figures, Version: version,
 		Config: func() string { return text }, Log: log, Group: group(log, c.Group, root), AllowOther: root || allowOther()})
 	if err != nil {
 		return err
 	}
 	defer closing("unmount "+f.mount, server.Unmount)
+	if c.MetricsListen != notServed {
+		stop, err := serveMetrics(log, c.MetricsListen, figures.Handler())
+		if err != nil {
+			return err
+		}
+		defer closing("end the service of metrics", stop)
+	}
 	log.Info("serving", "mount", f.mount, "state_dir", f.state, "vms", len(manager.VMs()), "version", version)
 	notify(log, daemon.SdNotifyReady)
 	<-ctx.Done()

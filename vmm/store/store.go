@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"modernc.org/sqlite"
@@ -35,7 +36,12 @@ type Store struct {
 	closed  chan struct{}
 	closeDB func() error
 	err     error // of the close; valid once closed is closed
+
+	commits, calls atomic.Uint64
 }
+
+// Counts gives how many transactions were made since Open, and how many calls they answered: those made at the same time share one.
+func (s *Store) Counts() (commits, calls uint64) { return s.commits.Load(), s.calls.Load() }
 
 // op is one call on its way through the writer. Its run writes with one statement at most that takes effect.
 type op struct {
@@ -150,6 +156,8 @@ func (s *Store) work(w *writer) {
 			}
 		}
 		w.commit(group)
+		s.commits.Add(1)
+		s.calls.Add(uint64(len(group)))
 		for _, o := range group {
 			close(o.done)
 		}
@@ -245,7 +253,6 @@ type writer struct {
 	leaseOf, leases, leaseTake, exists *sql.Stmt
 	stmts                              []*sql.Stmt
 	conn                               *sql.Conn
-	commits                            int // made since Open
 }
 
 func newWriter(ctx context.Context, conn *sql.Conn) (*writer, error) {
@@ -294,7 +301,6 @@ func (w *writer) commit(group []*op) {
 	if len(group) == 1 {
 		// One statement is a transaction of its own; BEGIN and a savepoint's journal would cost a third more.
 		group[0].err = group[0].run(ctx, w)
-		w.commits++
 		return
 	}
 	if err := w.together(ctx, group); err != nil {
@@ -305,9 +311,7 @@ func (w *writer) commit(group []*op) {
 				o.err = err
 			}
 		}
-		return
 	}
-	w.commits++
 }
 
 // together runs the ops in one transaction, each in a savepoint.

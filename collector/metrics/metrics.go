@@ -1,0 +1,116 @@
+// Package metrics shows what is known of the VMs, and of the daemon itself, as Prometheus metrics.
+//
+// It reads snapshots and the collector's cache and never makes a guest, a VMM or a disk work: what nobody has read
+// and the slow poll does not take is left out. Per VM there is one series of each family, labelled vm (and device where
+// there are several), none for what is not known. Names and units follow Prometheus's naming conventions.
+//
+// The package runs no goroutines. The HTTP handler is the caller's to serve.
+package metrics
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+
+	"banger/collector"
+	"banger/vmm"
+)
+
+// Bounds of what scrapers over HTTP may take.
+const (
+	scrapesAtOnce = 4
+	scrapeTimeout = 10 * time.Second
+)
+
+// Options of Metrics.
+type Options struct {
+	Manager   *vmm.Manager
+	Collector *collector.Collector
+	Version   string
+	// Store counts since the daemon's start: transactions of the database of records, and the calls that they answered. Nil: left out.
+	Store func() (commits, calls uint64)
+}
+
+// Metrics gathers. Its methods may be called from many goroutines.
+type Metrics struct {
+	o   Options // immutable
+	own *prometheus.Registry
+}
+
+// New makes one with the daemon's own metrics registered.
+func New(o Options) *Metrics {
+	m := &Metrics{o: o, own: prometheus.NewRegistry()}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "banger_build_info", Help: "1, labelled with the daemon's version.",
+		ConstLabels: prometheus.Labels{"version": o.Version}})
+	info.Set(1)
+	m.own.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		o.Collector, transitions{o.Manager})
+	if o.Store != nil {
+		m.own.MustRegister(
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "banger_store_commits_total", Help: "Transactions of the database of records."},
+				func() float64 { commits, _ := o.Store(); return float64(commits) }),
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "banger_store_calls_total", Help: "Calls that the transactions answered; those made at the same time share one."},
+				func() float64 { _, calls := o.Store(); return float64(calls) }))
+	}
+	return m
+}
+
+// Register adds a part of the daemon's own metrics, before the first Gather.
+func (m *Metrics) Register(c prometheus.Collector) error { return m.own.Register(c) }
+
+// Gather implements prometheus.Gatherer. The VMs' families are built here and not by the registry, whose checks of each of some
+// hundred thousand series would cost several times what the series do.
+func (m *Metrics) Gather() ([]*dto.MetricFamily, error) {
+	own, err := m.own.Gather()
+	if err != nil {
+		return nil, fmt.Errorf("cannot gather the daemon's own metrics: %w", err)
+	}
+	all := append(own, m.vms()...)
+	slices.SortFunc(all, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return all, nil
+}
+
+// Text gives all metrics in Prometheus's text format, version 0.0.4.
+func (m *Metrics) Text() ([]byte, error) {
+	families, err := m.Gather()
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			return nil, fmt.Errorf("cannot write %s: %w", f.GetName(), err)
+		}
+	}
+	return b.Bytes(), nil
+}
+
+// Handler serves the metrics over HTTP, as OpenMetrics where that is asked for; a few scrapes at once, the others get 503.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m, promhttp.HandlerOpts{
+		EnableOpenMetrics: true, MaxRequestsInFlight: scrapesAtOnce, Timeout: scrapeTimeout, ErrorHandling: promhttp.HTTPErrorOnError,
+	})
+}
+
+// transitions counts the commands that VMs went through.
+type transitions struct{ manager *vmm.Manager }
+
+var transitionsDesc = prometheus.NewDesc("banger_transitions_total", "Transitions of VMs' states that have ended.", []string{"command", "result"}, nil)
+
+func (transitions) Describe(ch chan<- *prometheus.Desc) { ch <- transitionsDesc }
+
+func (t transitions) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range t.manager.Transitions() {
+		ch <- prometheus.MustNewConstMetric(transitionsDesc, prometheus.CounterValue, float64(c.Done), string(c.Command), "done")
+		ch <- prometheus.MustNewConstMetric(transitionsDesc, prometheus.CounterValue, float64(c.Failed), string(c.Command), "failed")
+	}
+}

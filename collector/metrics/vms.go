@@ -1,0 +1,215 @@
+package metrics
+
+import (
+	"math"
+
+	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/protobuf/proto"
+
+	"banger/collector"
+	"banger/vmm"
+)
+
+// vm is what is known of one VM at the moment of a scrape.
+type vm struct {
+	snap   *vmm.Snapshot
+	stats  *collector.Stats // nil where nothing is known
+	health *collector.Health
+}
+
+// alive is the stats of a VM that has a process, nil otherwise.
+func (v *vm) alive() *collector.Stats {
+	if !v.snap.State.Alive() {
+		return nil
+	}
+	return v.stats
+}
+
+// guest is what the agent said, nil where it was not asked.
+func (v *vm) guest() *vmm.GuestStats {
+	if s := v.alive(); s != nil {
+		return s.Guest
+	}
+	return nil
+}
+
+// family is one metric of every VM. value gives false where it is not known.
+type family struct {
+	name, help string
+	device     string // a second series of the same name follows in the next row
+	counter    bool
+	value      func(*vm) (float64, bool)
+}
+
+// families are sorted by name in the output; rows of one name follow each other.
+var families = []family{
+	state("banger_vm_running", "1 while the VM's CPUs run.", vmm.Running),
+	state("banger_vm_paused", "1 while the VM is paused.", vmm.Paused),
+	state("banger_vm_failed", "1 when the VM could not start or its VMM died.", vmm.Failed),
+	{name: "banger_vm_healthy", help: "1 when the guest's agent answered last time it was asked, 0 when it did not.", value: healthy},
+	{name: "banger_vm_cpus", help: "CPUs that the VM is given.", value: func(v *vm) (float64, bool) { return float64(v.snap.Config.CPUs), true }},
+	{name: "banger_vm_memory_bytes", help: "Memory that the VM is given.", value: func(v *vm) (float64, bool) { return float64(v.snap.Config.Memory), true }},
+	{name: "banger_vm_start_time_seconds", help: "When the VM was started, in Unix time.", value: func(v *vm) (float64, bool) {
+		return float64(v.snap.Started.UnixMilli()) / 1000, v.snap.State.Alive() && !v.snap.Started.IsZero()
+	}},
+	{name: "banger_vm_cpu_seconds_total", help: "CPU time of the VMM's process, user and system.", counter: true, value: func(v *vm) (float64, bool) {
+		if s := v.alive(); s != nil && s.CPUUsec != nil {
+			return float64(*s.CPUUsec) / 1e6, true
+		}
+		return 0, false
+	}},
+	figure("banger_vm_resident_memory_bytes", "Resident memory of the VMM's process.", false, func(s *collector.Stats) *int64 { return s.RSSBytes }),
+	figure("banger_vm_virtual_memory_bytes", "Virtual memory of the VMM's process.", false, func(s *collector.Stats) *int64 { return s.VSZBytes }),
+	disk("overlay", func(s *collector.Stats) *int64 { return s.OverlayBytes }),
+	disk("work", func(s *collector.Stats) *int64 { return s.WorkBytes }),
+	figure("banger_vm_disk_read_bytes_total", "Bytes that the guest read from its disks.", true, func(s *collector.Stats) *uint64 { return s.DiskReadBytes }),
+	figure("banger_vm_disk_written_bytes_total", "Bytes that the guest wrote to its disks.", true, func(s *collector.Stats) *uint64 { return s.DiskWriteBytes }),
+	figure("banger_vm_disk_reads_completed_total", "Reads of the guest's disks that ended.", true, func(s *collector.Stats) *uint64 { return s.DiskReadOps }),
+	figure("banger_vm_disk_writes_completed_total", "Writes to the guest's disks that ended.", true, func(s *collector.Stats) *uint64 { return s.DiskWriteOps }),
+	figure("banger_vm_network_receive_bytes_total", "Bytes that the guest received.", true, func(s *collector.Stats) *uint64 { return s.NetRxBytes }),
+	figure("banger_vm_network_transmit_bytes_total", "Bytes that the guest sent.", true, func(s *collector.Stats) *uint64 { return s.NetTxBytes }),
+	figure("banger_vm_network_receive_packets_total", "Packets that the guest received.", true, func(s *collector.Stats) *uint64 { return s.NetRxPackets }),
+	figure("banger_vm_network_transmit_packets_total", "Packets that the guest sent.", true, func(s *collector.Stats) *uint64 { return s.NetTxPackets }),
+	inside("banger_vm_guest_memory_size_bytes", "Memory as the guest counts it.", func(g *vmm.GuestStats) float64 { return float64(g.MemTotal) }),
+	inside("banger_vm_guest_memory_available_bytes", "Memory that the guest could give to programs.", func(g *vmm.GuestStats) float64 { return float64(g.MemAvailable) }),
+	inside("banger_vm_guest_load1", "The guest's load, averaged over a minute.", func(g *vmm.GuestStats) float64 { return g.Load1 }),
+	inside("banger_vm_guest_processes", "Processes in the guest.", func(g *vmm.GuestStats) float64 { return float64(g.Procs) }),
+	inside("banger_vm_guest_uptime_seconds", "Time since the guest's kernel started.", func(g *vmm.GuestStats) float64 { return g.Uptime }),
+	filesystem("banger_vm_guest_filesystem_used_bytes", "Used on the guest's file systems.", func(g *vmm.GuestStats) int64 { return g.DiskUsed }),
+	filesystem("banger_vm_guest_filesystem_size_bytes", "Size of the guest's file systems.", func(g *vmm.GuestStats) int64 { return g.DiskTotal }),
+}
+
+func state(name, help string, want vmm.State) family {
+	return family{name: name, help: help, value: func(v *vm) (float64, bool) { return one(v.snap.State == want), true }}
+}
+
+func healthy(v *vm) (float64, bool) {
+	known := v.health != nil && (v.health.Status == collector.Healthy || v.health.Status == collector.Unhealthy)
+	return one(known && v.health.Status == collector.Healthy), known
+}
+
+func one(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// figure is one of the stats of a VM that has a process.
+func figure[T int64 | uint64](name, help string, counter bool, get func(*collector.Stats) *T) family {
+	return family{name: name, help: help, counter: counter, value: func(v *vm) (float64, bool) {
+		s := v.alive()
+		if s == nil || get(s) == nil {
+			return 0, false
+		}
+		return float64(*get(s)), true
+	}}
+}
+
+// disk is what a disk takes on the host, also of a stopped VM.
+func disk(device string, get func(*collector.Stats) *int64) family {
+	return family{name: "banger_vm_disk_allocated_bytes", help: "What the VM's disk takes on the host.", device: device, value: func(v *vm) (float64, bool) {
+		if v.stats == nil || get(v.stats) == nil {
+			return 0, false
+		}
+		return float64(*get(v.stats)), true
+	}}
+}
+
+// inside is one of the guest's own figures, which it may have made up.
+func inside(name, help string, get func(*vmm.GuestStats) float64) family {
+	return family{name: name, help: help, value: func(v *vm) (float64, bool) {
+		g := v.guest()
+		if g == nil || math.IsNaN(get(g)) || math.IsInf(get(g), 0) {
+			return 0, false
+		}
+		return get(g), true
+	}}
+}
+
+func filesystem(name, help string, get func(*vmm.GuestStats) int64) family {
+	return family{name: name, help: help, value: func(v *vm) (float64, bool) {
+		g := v.guest()
+		if g == nil || g.DiskTotal <= 0 {
+			return 0, false
+		}
+		return float64(get(g)), true
+	}}
+}
+
+// vms builds the families of all VMs in one pass over their snapshots, and how many there are.
+func (m *Metrics) vms() []*dto.MetricFamily {
+	list := m.o.Manager.VMs()
+	known := make([]vm, len(list))
+	names := make([]*dto.LabelPair, len(list))
+	byState := map[vmm.State]int{vmm.Stopped: 0, vmm.Starting: 0, vmm.Running: 0, vmm.Paused: 0, vmm.Stopping: 0, vmm.Failed: 0}
+	for i, v := range list {
+		known[i].snap = v.Snapshot()
+		known[i].stats, known[i].health = m.o.Collector.Known(v)
+		names[i] = pair("vm", known[i].snap.Name)
+		byState[known[i].snap.State]++
+	}
+	total := &dto.MetricFamily{Name: proto.String("banger_vms"), Help: proto.String("VMs by their state."), Type: dto.MetricType_GAUGE.Enum()}
+	for _, s := range []vmm.State{vmm.Failed, vmm.Paused, vmm.Running, vmm.Starting, vmm.Stopped, vmm.Stopping} {
+		total.Metric = append(total.Metric, &dto.Metric{Label: []*dto.LabelPair{pair("state", string(s))}, Gauge: &dto.Gauge{Value: proto.Float64(float64(byState[s]))}})
+	}
+	all := []*dto.MetricFamily{total}
+	for i := range families {
+		f := &families[i]
+		metrics := f.metrics(known, names)
+		switch last := all[len(all)-1]; {
+		case len(metrics) == 0:
+		case last.GetName() == f.name:
+			last.Metric = append(last.Metric, metrics...)
+		default:
+			kind := dto.MetricType_GAUGE
+			if f.counter {
+				kind = dto.MetricType_COUNTER
+			}
+			all = append(all, &dto.MetricFamily{Name: &f.name, Help: &f.help, Type: kind.Enum(), Metric: metrics})
+		}
+	}
+	return all
+}
+
+// metrics gives the family's series, allocated together.
+func (f *family) metrics(vms []vm, names []*dto.LabelPair) []*dto.Metric {
+	out := make([]*dto.Metric, 0, len(vms))
+	series := make([]struct {
+		metric  dto.Metric
+		gauge   dto.Gauge
+		counter dto.Counter
+		value   float64
+		labels  [2]*dto.LabelPair
+	}, len(vms))
+	var device *dto.LabelPair
+	if f.device != "" {
+		device = pair("device", f.device)
+	}
+	for i := range vms {
+		value, ok := f.value(&vms[i])
+		if !ok {
+			continue
+		}
+		s := &series[i]
+		s.value = value
+		if s.labels[0] = names[i]; device != nil { // sorted by name
+			s.labels = [2]*dto.LabelPair{device, names[i]}
+		}
+		s.metric.Label = s.labels[:1]
+		if device != nil {
+			s.metric.Label = s.labels[:]
+		}
+		if f.counter {
+			s.counter.Value, s.metric.Counter = &s.value, &s.counter
+		} else {
+			s.gauge.Value, s.metric.Gauge = &s.value, &s.gauge
+		}
+		out = append(out, &s.metric)
+	}
+	return out
+}
+
+func pair(name, value string) *dto.LabelPair {
+	return &dto.LabelPair{Name: proto.String(name), Value: proto.String(value)}
+}
