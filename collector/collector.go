@@ -17,6 +17,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,6 +58,7 @@ type subject interface {
 	Snapshot() *vmm.Snapshot
 	Changed() <-chan struct{}
 	PublishHealth(health string)
+	LastHealth() string
 }
 
 // Collector is the cache and the poller. Its methods may be called from many goroutines.
@@ -249,8 +251,8 @@ func (c *Collector) forget(serial uint64) {
 	}
 }
 
-// Known gives what the cache holds of a VM, however old, nil where it holds nothing of this run and state; it never
-// collects. Stats of the slow poll hold process figures only.
+// Known gives what the cache holds of a VM, however old, nil where it holds nothing of this run and state, and the health that
+// was last told; it never collects. Stats of the slow poll hold process figures only.
 func (c *Collector) Known(v *vmm.VM) (*Stats, *Health) { return c.known(v) }
 
 func (c *Collector) known(v subject) (*Stats, *Health) {
@@ -259,6 +261,11 @@ func (c *Collector) known(v subject) (*Stats, *Health) {
 	c.mu.RUnlock()
 	s := v.Snapshot()
 	h := passive(s, c.now)
+	if h == nil {
+		if status, reason, _ := strings.Cut(v.LastHealth(), " "); status == Healthy || status == Unhealthy {
+			h = &Health{Status: status, Reason: reason}
+		}
+	}
 	if e == nil {
 		return nil, h
 	}
@@ -267,9 +274,6 @@ func (c *Collector) known(v subject) (*Stats, *Health) {
 	slow := e.slow.Load()
 	if s.State.Alive() && slow != nil && slow.run == s.Run && (stats == nil || stats.Collected.Before(slow.stats.Collected)) {
 		stats = slow.stats
-	}
-	if h == nil {
-		h = e.health.known(ep)
 	}
 	return stats, h
 }

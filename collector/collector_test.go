@@ -92,6 +92,14 @@ func (v *testVM) PublishHealth(h string) {
 		v.published = append(v.published, h)
 	}
 }
+func (v *testVM) LastHealth() string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.published) == 0 {
+		return ""
+	}
+	return v.published[len(v.published)-1]
+}
 func (v *testVM) update(change func(*vmm.Snapshot)) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

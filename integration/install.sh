@@ -35,6 +35,7 @@ git git
 '
 test_needs='
 promtool prometheus
+tmux tmux
 '
 case ${1-} in
 --tests) needs=$needs$test_needs ;;

@@ -251,6 +251,13 @@ func (v *VM) PublishHealth(health string) {
 	}
 }
 
+// LastHealth is what PublishHealth said last, empty if it never did; it does not block.
+func (v *VM) LastHealth() string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.health
+}
+
 // Events gives this VM's events, Follow a reader of those to come.
 func (v *VM) Events() []Event     { return v.events.all() }
 func (v *VM) Follow() EventReader { return v.events.follow() }

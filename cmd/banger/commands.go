@@ -43,7 +43,7 @@ func newRoot(std stdio) *cobra.Command {
 	} {
 		root.AddCommand(c.stateCmd(x.word, x.short))
 	}
-	root.AddCommand(c.rmCmd(), c.consoleCmd(), c.logsCmd(), c.portsCmd(), c.waitCmd())
+	root.AddCommand(c.rmCmd(), c.consoleCmd(), c.logsCmd(), c.portsCmd(), c.waitCmd(), c.topCmd(), c.eventsCmd())
 	return root
 }
 
@@ -126,37 +126,46 @@ func twin(file string, asJSON bool) string {
 }
 
 func (c *client) statusCmd() *cobra.Command {
-	var asJSON bool
+	var asJSON, watch bool
 	cmd := &cobra.Command{
 		Use: "status [NAME]", Short: "Show a VM's state, health and figures, or the host's", Args: cobra.MaximumNArgs(1), ValidArgsFunction: c.complete(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				if err := c.tree().check(); err != nil {
-					return err
-				}
-				return c.show("cannot read the host's figures", c.tree().top(twin("stats", asJSON)), "")
+			if watch {
+				return c.watch(func() error { return c.status(args, asJSON) })
 			}
-			name := args[0]
-			dir, err := c.tree().vm(name)
-			if err != nil {
-				return err
-			}
-			if !asJSON {
-				for _, file := range []string{"health", "address", "error"} {
-					text, err := read(filepath.Join(dir, file))
-					if err != nil {
-						return explain("cannot read "+file+" of "+name, "", err)
-					}
-					if text = strings.TrimSpace(text); text != "" {
-						fmt.Fprintf(c.std.out, "%s %s\n", file, text)
-					}
-				}
-			}
-			return c.show("cannot read the figures of "+name, filepath.Join(dir, twin("stats", asJSON)), "")
+			return c.status(args, asJSON)
 		},
 	}
 	jsonFlag(cmd, &asJSON)
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "again every second, until Ctrl-C or an error")
 	return cmd
+}
+
+// status prints the figures of the VM named, or the host's.
+func (c *client) status(args []string, asJSON bool) error {
+	if len(args) == 0 {
+		if err := c.tree().check(); err != nil {
+			return err
+		}
+		return c.show("cannot read the host's figures", c.tree().top(twin("stats", asJSON)), "")
+	}
+	name := args[0]
+	dir, err := c.tree().vm(name)
+	if err != nil {
+		return err
+	}
+	if !asJSON {
+		for _, file := range []string{"health", "address", "error"} {
+			text, err := read(filepath.Join(dir, file))
+			if err != nil {
+				return explain("cannot read "+file+" of "+name, "", err)
+			}
+			if text = strings.TrimSpace(text); text != "" {
+				fmt.Fprintf(c.std.out, "%s %s\n", file, text)
+			}
+		}
+	}
+	return c.show("cannot read the figures of "+name, filepath.Join(dir, twin("stats", asJSON)), "")
 }
 
 func (c *client) stateCmd(word, short string) *cobra.Command {
@@ -189,23 +198,6 @@ func (c *client) rmCmd() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill them first")
-	return cmd
-}
-
-func (c *client) portsCmd() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use: "ports NAME", Short: "List what listens in a VM", Args: cobra.ExactArgs(1), ValidArgsFunction: c.complete(1),
-		Long: "List what listens in a VM: scheme, port, endpoint, bind address, pid, process, command line.\nPrints the file `ports`.",
-		RunE: func(_ *cobra.Command, args []string) error {
-			dir, err := c.tree().vm(args[0])
-			if err != nil {
-				return err
-			}
-			return c.show("cannot list the ports of "+args[0], filepath.Join(dir, twin("ports", asJSON)), "")
-		},
-	}
-	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 

@@ -1,0 +1,309 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	tea "github.com/charmbracelet/bubbletea"
+	"github.com/spf13/cobra"
+)
+
+// topPace is how often `banger top` looks, detailPace how often while it shows one VM.
+const (
+	topPace    = time.Second
+	detailPace = 2 * time.Second
+)
+
+func (c *client) topCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "top", Short: "Watch all VMs in the terminal", Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		Long: "Watch all VMs in the terminal: figures, CPU over time, and a VM's ports and events on Enter.\n" +
+			"Reads the file `list.json` and, of the VMs on the screen, `stats.json`: only they are kept warm. The keys are shown at the bottom.",
+		RunE: func(*cobra.Command, []string) error {
+			if err := c.tree().check(); err != nil {
+				return err
+			}
+			if _, ok := terminal(c.std.out); !ok {
+				return &failure{exitUsage, fmt.Errorf("top needs a terminal; `banger ls` prints the same once")}
+			}
+			p := tea.NewProgram(newTop(c.tree()), tea.WithAltScreen(), tea.WithInput(c.std.in), tea.WithOutput(c.std.out))
+			last, err := p.Run()
+			if err != nil {
+				return &failure{exitFailed, fmt.Errorf("cannot use this terminal: %w", err)}
+			}
+			return last.(*top).failed
+		},
+	}
+}
+
+// order is what the rows may be sorted by.
+type order struct {
+	name string
+	less func(a, b *topRow) int
+}
+
+// orders begin with the one at the start; biggest first where that is what one looks for.
+var orders = []order{
+	{"name", func(a, b *topRow) int { return strings.Compare(a.Name, b.Name) }},
+	{"cpu", func(a, b *topRow) int { return cmp.Compare(or(b.CPU, -1), or(a.CPU, -1)) }},
+	{"memory", func(a, b *topRow) int { return cmp.Compare(or(b.RSS, -1), or(a.RSS, -1)) }},
+	{"state", func(a, b *topRow) int { return strings.Compare(a.State, b.State) }},
+	{"uptime", func(a, b *topRow) int { return cmp.Compare(or(b.Uptime, -1), or(a.Uptime, -1)) }},
+}
+
+func or[T any](v *T, otherwise T) T {
+	if v == nil {
+		return otherwise
+	}
+	return *v
+}
+
+// top is the model of the program (tea.Model); only bubbletea's own goroutine touches it.
+type top struct {
+	tree          tree
+	width, height int
+
+	rows    []topRow // as sorted and filtered
+	all     []topRow
+	history map[string][]float64 // CPU percent by VM, oldest first
+	asked   map[string]bool      // VMs whose figures are being read
+
+	order    int
+	reversed bool
+	filter   string
+	typing   bool   // the filter
+	selected string // a VM's name
+	first    int    // row at the top of the screen
+
+	detail *detail // of the VM that is shown, nil for the list
+	err    string  // why the list is old
+	failed error   // why the program ended
+}
+
+func newTop(t tree) *top {
+	return &top{tree: t, width: 80, height: 24, history: map[string][]float64{}, asked: map[string]bool{}}
+}
+
+type (
+	tickMsg   time.Time
+	detailMsg *detail
+	listMsg   struct {
+		rows []topRow
+		err  error
+	}
+	figuresMsg struct {
+		name string
+		row  *topRow // nil if they could not be read
+	}
+)
+
+func tick() tea.Cmd { return tea.Tick(topPace, func(t time.Time) tea.Msg { return tickMsg(t) }) }
+
+func (m *top) Init() tea.Cmd { return tea.Batch(m.readList, tick()) }
+
+func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
+	switch msg := msg.(type) {
+	case tea.WindowSizeMsg:
+		m.width, m.height = msg.Width, msg.Height
+		m.arrange()
+	case tickMsg:
+		return m, tea.Batch(m.readList, tick())
+	case listMsg:
+		return m, m.listed(msg)
+	case figuresMsg:
+		delete(m.asked, msg.name)
+		m.figures(msg)
+	case detailMsg:
+		if m.detail != nil && m.detail.name == msg.name {
+			m.detail = msg
+			return m, tea.Tick(detailPace, func(time.Time) tea.Msg { return m.readDetail(msg.name) })
+		}
+	case tea.KeyMsg:
+		if msg.Type != tea.KeyRunes {
+			return m, m.key(msg)
+		}
+		var cmds []tea.Cmd
+		for _, r := range msg.Runes { // what was typed fast comes together
+			cmds = append(cmds, m.key(tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune{r}}))
+		}
+		return m, tea.Batch(cmds...)
+	}
+	return m, nil
+}
+
+// listed takes a new list and asks for the figures of the VMs on the screen.
+func (m *top) listed(msg listMsg) tea.Cmd {
+	if msg.err != nil {
+		m.err = msg.err.Error()
+		return nil
+	}
+	m.err = ""
+	alive := map[string]bool{}
+	for i := range msg.rows {
+		r := &msg.rows[i]
+		alive[r.Name] = true
+		if r.CPU != nil {
+			h := append(m.history[r.Name], *r.CPU)
+			m.history[r.Name] = h[max(0, len(h)-sparkWidth):]
+		}
+	}
+	for name := range m.history {
+		if !alive[name] {
+			delete(m.history, name)
+		}
+	}
+	m.all = msg.rows
+	m.arrange()
+	if m.detail != nil {
+		return nil
+	}
+	var cmds []tea.Cmd
+	for _, r := range m.visible() {
+		if r.State == "running" && !m.asked[r.Name] {
+			m.asked[r.Name] = true
+			cmds = append(cmds, m.readFigures(r.Name))
+		}
+	}
+	return tea.Batch(cmds...)
+}
+
+// figures shows what a VM's own stats say until the next list.
+func (m *top) figures(msg figuresMsg) {
+	if msg.row == nil {
+		return
+	}
+	for _, rows := range [][]topRow{m.all, m.rows} {
+		for i := range rows {
+			if rows[i].Name == msg.name {
+				rows[i].CPU, rows[i].RSS = msg.row.CPU, msg.row.RSS
+			}
+		}
+	}
+}
+
+// arrange filters and sorts, and keeps the selected VM selected and on the screen.
+func (m *top) arrange() {
+	m.rows = m.rows[:0:0]
+	for _, r := range m.all {
+		if strings.Contains(r.Name, m.filter) || strings.Contains(r.State, m.filter) {
+			m.rows = append(m.rows, r)
+		}
+	}
+	less := orders[m.order].less
+	slices.SortStableFunc(m.rows, func(a, b topRow) int {
+		if m.reversed {
+			return less(&b, &a)
+		}
+		return less(&a, &b)
+	})
+	at := m.at()
+	if at < 0 && len(m.rows) > 0 {
+		at = min(max(m.first, 0), len(m.rows)-1)
+		m.selected = m.rows[at].Name
+	}
+	page := m.page()
+	m.first = max(0, min(m.first, at, len(m.rows)-page))
+	if at >= m.first+page {
+		m.first = at - page + 1
+	}
+}
+
+// at is the place of the selected VM, -1 if it is not there.
+func (m *top) at() int {
+	return slices.IndexFunc(m.rows, func(r topRow) bool { return r.Name == m.selected })
+}
+
+// page is how many rows the screen has.
+func (m *top) page() int { return max(1, m.height-headLines-footLines) }
+
+func (m *top) visible() []topRow {
+	return m.rows[min(m.first, len(m.rows)):min(m.first+m.page(), len(m.rows))]
+}
+
+func (m *top) move(by int) {
+	if len(m.rows) == 0 {
+		return
+	}
+	m.selected = m.rows[max(0, min(len(m.rows)-1, m.at()+by))].Name
+	m.arrange()
+}
+
+// key does what a key means where the user is.
+func (m *top) key(k tea.KeyMsg) tea.Cmd {
+	if k.Type == tea.KeyCtrlC {
+		return tea.Quit
+	}
+	switch {
+	case m.typing:
+		m.typed(k)
+	case m.detail != nil:
+		switch k.String() {
+		case "esc", "enter", "backspace", "left":
+			m.detail = nil
+		case "q":
+			return tea.Quit
+		}
+	default:
+		return m.listKey(k)
+	}
+	return nil
+}
+
+func (m *top) listKey(k tea.KeyMsg) tea.Cmd {
+	switch k.String() {
+	case "q":
+		return tea.Quit
+	case "up", "k":
+		m.move(-1)
+	case "down", "j":
+		m.move(1)
+	case "pgup":
+		m.move(-m.page())
+	case "pgdown", " ":
+		m.move(m.page())
+	case "home", "g":
+		m.move(-len(m.rows))
+	case "end", "G":
+		m.move(len(m.rows))
+	case "s":
+		m.order = (m.order + 1) % len(orders)
+		m.arrange()
+	case "r":
+		m.reversed = !m.reversed
+		m.arrange()
+	case "/":
+		m.typing = true
+	case "esc":
+		m.filter = ""
+		m.arrange()
+	case "enter", "right":
+		if m.at() >= 0 {
+			name := m.selected
+			m.detail = &detail{name: name}
+			return func() tea.Msg { return m.readDetail(name) }
+		}
+	}
+	return nil
+}
+
+// typed changes the filter.
+func (m *top) typed(k tea.KeyMsg) {
+	switch k.Type {
+	case tea.KeyEnter:
+		m.typing = false
+	case tea.KeyEsc:
+		m.typing, m.filter = false, ""
+	case tea.KeyBackspace:
+		m.filter = m.filter[:max(0, len(m.filter)-1)]
+	case tea.KeyRunes:
+		for _, r := range k.Runes {
+			if r < 0x80 { // as names are
+				m.filter += string(r)
+			}
+		}
+	}
+	m.arrange()
+}
