@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,8 +28,11 @@ import (
 	"banger/vmm"
 )
 
-// fsType is what the mount is called in /proc/self/mountinfo.
-const fsType = "fuse.banger"
+// What the mount is called in /proc/self/mountinfo.
+const (
+	fsName = "banger"
+	fsType = "fuse." + fsName
+)
 
 // deadMountWait bounds how long a mount may take to say that it is dead.
 const deadMountWait = 5 * time.Second
@@ -57,10 +62,13 @@ type Server struct {
 	gid     uint32
 	vmsMode uint32
 	work    sync.WaitGroup
+	begun   sync.WaitGroup // what goes on when its request has ended
 
-	handles handles
-	sizes   sizes
-	watched sync.Map // node numbers of watchable files that the kernel knows
+	handles    handles
+	sizes      sizes
+	growing    growing
+	eventSizes eventSizes
+	nodes      *nodes
 
 	nudgerTID atomic.Uint32 // the kernel names a request's sender by its thread
 
@@ -78,8 +86,10 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, started: time.Now(), uid: uint32(os.Getuid()), gid: uint32(os.Getgid()), vmsMode: 0o1755,
-		handles:  handles{open: make(map[uint64]*opened)},
-		sizes:    sizes{size: make(map[uint64]int64)},
+		handles: handles{open: make(map[uint64]*opened)},
+		sizes:   sizes{size: make(map[uint64]int64)},
+		nodes:   newNodes(),
+		growing: growing{open: make(map[uint64]*shared)}, eventSizes: eventSizes{size: make(map[uint64]eventSize)},
 		refusals: make(map[uint32]string),
 		nudges:   make(chan vmm.Event, vmm.EventHistory),
 	}
@@ -99,7 +109,7 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		syscall.ForkLock.RLock()
 	}
 	server, err := fuse.NewServer(bridge, o.Dir, &fuse.MountOptions{
-		FsName: "banger", Name: "banger",
+		FsName: fsName, Name: fsName,
 		AllowOther:        o.AllowOther,
 		Options:           []string{"default_permissions"},
 		DirectMountStrict: root,
@@ -215,13 +225,14 @@ func ownFiles() error {
 	return nil
 }
 
-func (s *Server) nudgeFile(node uint64, path string) {
-	if _, ok := s.watched.Load(node); !ok {
-		return
-	}
+func (s *Server) nudgeFile(file uint64, path string) {
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
-	// A VM that was renamed or removed since has no watchers of that name.
-	_ = unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(s.o.Dir, path), times, unix.AT_SYMLINK_NOFOLLOW)
+	for _, node := range s.nodes.watchable(file) {
+		s.nodes.touch(node, func() {
+			// A VM that was renamed or removed since has no watchers of that name.
+			_ = unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(s.o.Dir, path), times, unix.AT_SYMLINK_NOFOLLOW)
+		})
+	}
 }
 
 // Wait returns when the tree is mounted no more, by whomever.
@@ -235,6 +246,16 @@ func (s *Server) Unmount(ctx context.Context) error {
 	err := s.fuse.Unmount()
 	if err != nil {
 		err = detach(ctx, s.o.Dir)
+	}
+	ended := make(chan struct{})
+	go func() { // ends with what was begun, at the latest with the process
+		s.begun.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		err = errors.Join(err, errors.New("some changes still wait for the disk"))
 	}
 	return err
 }
@@ -265,22 +286,41 @@ func clearDir(ctx context.Context, dir string) error {
 	return os.MkdirAll(dir, 0o755)
 }
 
-// mounted reports whether dir is a mount of ours (proc(5), mountinfo).
+// mounted reports whether dir is a mount of ours, whatever symbolic links lead to it.
 func mounted(dir string) bool {
-	f, err := os.Open("/proc/self/mountinfo")
+	info, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return false
 	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	mounts := Mounts(info)
+	// The parts above the mount only: looking at a dead mount fails.
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(dir)); err == nil {
+		dir = filepath.Join(parent, filepath.Base(dir))
+	}
+	if target, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = target
+	}
+	return slices.Contains(mounts, dir)
+}
+
+// Mounts gives the mount points of banger in what /proc/self/mountinfo says (proc(5)).
+func Mounts(mountinfo []byte) []string {
+	var dirs []string
+	for lines := bufio.NewScanner(bytes.NewReader(mountinfo)); lines.Scan(); {
 		before, after, ok := strings.Cut(lines.Text(), " - ")
-		fields := strings.Fields(before)
-		if ok && len(fields) > 4 && fields[4] == dir && strings.HasPrefix(after, fsType+" ") {
-			return true
+		left, right := strings.Fields(before), strings.Fields(after)
+		if !ok || len(left) < 5 || len(right) < 2 {
+			continue
+		}
+		if right[0] == fsType || right[0] == "fuse" && right[1] == fsName {
+			dirs = append(dirs, unescape.Replace(left[4]))
 		}
 	}
-	return false
+	return dirs
 }
+
+// unescape undoes the octal escapes of mountinfo.
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // detach takes a mount out of the tree whoever uses it.
 func detach(ctx context.Context, dir string) error {

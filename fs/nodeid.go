@@ -18,3 +18,11 @@ func nodeID(serial uint64, row uint8, param uint16) uint64 {
 func splitID(id uint64) (serial uint64, row uint8, param uint16) {
 	return id >> serialShift, uint8(id >> rowShift), uint16(id)
 }
+
+// plainID is the number of the file that a node stands for: its inode number for stat(2).
+func plainID(id uint64) uint64 {
+	if serial, row, _ := splitID(id); int(row) < len(rows) && rows[row].writable() {
+		return nodeID(serial, row, 0)
+	}
+	return id
+}

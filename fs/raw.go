@@ -2,7 +2,9 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -15,8 +17,9 @@ import (
 )
 
 const (
-	maxWrite    = 4096 // bytes of one command
-	firstSize   = 4096 // st_size of a generated file before its first open, as in sysfs
+	maxWrite    = 4096             // bytes of one command
+	brief       = time.Millisecond // what a file opened O_NONBLOCK waits for what may be there at once
+	firstSize   = 4096             // st_size of a generated file before its first open, as in sysfs
 	attrSeconds = 1
 )
 
@@ -90,6 +93,39 @@ func (r *request) blocking() func() {
 	return func() { stop(); cancel() }
 }
 
+// detached does what waits for the disk. When the request ends first, which the caller makes blocking, its caller is free at once
+// and what was begun goes on: a disk may answer late or never. f uses nothing of the kernel's request.
+func (r *request) detached(f func(context.Context) error) error {
+	done := make(chan error, 1)
+	r.server.begun.Add(1)
+	go func() {
+		defer r.server.begun.Done()
+		done <- f(context.WithoutCancel(r.ctx))
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-r.ctx.Done():
+		return r.ctx.Err()
+	}
+}
+
+// patience bounds the wait of a request that may not block; the caller calls the function.
+func (r *request) patience() (context.Context, context.CancelFunc) {
+	if r.nonblock {
+		return context.WithTimeout(r.ctx, brief)
+	}
+	return r.ctx, func() {}
+}
+
+// again makes the end of such a wait EAGAIN.
+func (r *request) again(err error) error {
+	if r.nonblock && errors.Is(err, context.DeadlineExceeded) {
+		return errAgain
+	}
+	return err
+}
+
 // child is the request's node for a name in it.
 func (r *request) child(name string) (*file, uint64, *vmm.VM, bool) {
 	f := r.file
@@ -132,7 +168,7 @@ func (r *request) below() uint16 {
 // attr fills in a node's attributes; it collects nothing.
 func (s raw) attr(r *request, out *fuse.Attr) {
 	f := r.file
-	out.Ino = r.node
+	out.Ino = plainID(r.node)
 	out.Mode = f.fileType() | f.mode
 	out.Nlink = 1
 	out.Blksize = 4096
@@ -156,26 +192,36 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 			out.Gid = uint32(s.o.Group)
 		}
 	}
+	if f.size != nil {
+		size, grown := f.size(r)
+		out.Size = uint64(size)
+		if !grown.IsZero() {
+			changed = grown
+		}
+	}
 	out.SetTimes(&changed, &changed, &created)
 	if f.kind != plain {
 		return
 	}
 	switch {
 	case f.size != nil:
-		out.Size = uint64(f.size(r))
 	case f.open != nil:
 		out.Size = 0
 	default:
-		out.Size = uint64(s.sizes.told(r.node))
+		size := s.sizes.told(plainID(r.node))
+		s.sizes.tell(r.node, size) // what the kernel knows of this node from now on
+		out.Size = uint64(size)
 	}
 	out.Blocks = (out.Size + 511) / 512
 }
 
-// attrValid is how long the kernel may keep attributes: not at all where the size is that of a growing file.
-// A Timeout of 0 would be replaced by the mount's default.
+// notKept is a timeout for what the kernel may not keep. A nanosecond would be a tick of its clock, some milliseconds.
+const notKept = 0
+
+// attrValid is how long the kernel may keep attributes: not at all where the size is that of a growing file, or of what others write.
 func attrValid(f *file) time.Duration {
-	if f.size != nil {
-		return 1
+	if f.size != nil || f.writable() {
+		return notKept
 	}
 	return attrSeconds * time.Second
 }
@@ -189,6 +235,14 @@ func (s raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 	if !ok {
 		return fuse.ENOENT
 	}
+	if f.writable() {
+		aim, aimed := s.nodes.aimed(node)
+		if aimed && h.Pid == s.nudgerTID.Load() {
+			node = aim
+		} else {
+			node = s.nodes.fresh(node)
+		}
+	}
 	r.file, r.node, r.vm = f, node, v
 	s.entry(r, out)
 	return fuse.OK
@@ -198,16 +252,23 @@ func (s raw) entry(r *request, out *fuse.EntryOut) {
 	_, _, r.param = splitID(r.node)
 	out.NodeId = r.node
 	s.attr(r, &out.Attr)
-	out.SetEntryTimeout(attrSeconds * time.Second)
 	out.SetAttrTimeout(attrValid(r.file))
-	if r.file.watch {
-		s.watched.Store(r.node, struct{}{})
+	switch {
+	case r.file.writable():
+		out.SetEntryTimeout(notKept) // the next look-up gives another node
+		return
+	case r.file.watch:
+		s.nodes.add(r.node, r.node)
 	}
+	out.SetEntryTimeout(attrSeconds * time.Second)
 }
 
 func (s raw) Forget(node, _ uint64) {
-	s.watched.Delete(node)
 	s.sizes.forget(node)
+	s.eventSizes.forget(node)
+	if file := plainID(node); s.nodes.forget(node) && file != node {
+		s.sizes.forget(file)
+	}
 }
 
 func (s raw) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
@@ -269,7 +330,8 @@ func (s raw) chown(r *request, in *fuse.SetAttrIn) error {
 	if in.Valid&fuse.FATTR_MODE != 0 {
 		o.Mode = in.Mode & 0o7777
 	}
-	return r.vm.Chown(r.ctx, o)
+	defer r.blocking()()
+	return r.detached(func(ctx context.Context) error { return r.vm.Chown(ctx, o) })
 }
 
 func (s raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
@@ -281,7 +343,12 @@ func (s raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *f
 		return fuse.EPERM
 	}
 	defer r.blocking()()
-	v, err := s.o.Manager.Create(r.ctx, name, vmm.Owner{UID: in.Uid, GID: in.Gid, Mode: in.Mode & 0o777})
+	var v *vmm.VM
+	name, owner := strings.Clone(name), vmm.Owner{UID: in.Uid, GID: in.Gid, Mode: in.Mode & 0o777}
+	err := r.detached(func(ctx context.Context) (err error) {
+		v, err = s.o.Manager.Create(ctx, name, owner)
+		return err
+	})
 	if err != nil {
 		s.refused(r.uid, err)
 		return errno(err)
@@ -300,8 +367,9 @@ func (s raw) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.S
 		return fuse.EPERM
 	}
 	defer r.blocking()()
+	name = strings.Clone(name)
 	v := s.o.Manager.VM(name)
-	if err := s.o.Manager.Remove(r.ctx, name); err != nil {
+	if err := r.detached(func(ctx context.Context) error { return s.o.Manager.Remove(ctx, name) }); err != nil {
 		s.refused(r.uid, err)
 		if v != nil {
 			v.Fail(err)
@@ -324,8 +392,13 @@ func (s raw) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string) 
 	if in.Flags&exchange != 0 {
 		return fuse.EINVAL
 	}
-	if err := s.o.Manager.Rename(r.ctx, from, to); err != nil {
+	from, to = strings.Clone(from), strings.Clone(to)
+	v := s.o.Manager.VM(from)
+	if err := r.detached(func(ctx context.Context) error { return s.o.Manager.Rename(ctx, from, to) }); err != nil {
 		s.refused(r.uid, err)
+		if v != nil {
+			v.Fail(err)
+		}
 		return errno(err)
 	}
 	return fuse.OK
@@ -360,13 +433,16 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	if access != syscall.O_RDONLY && !r.file.writable() {
 		return fuse.EACCES
 	}
+	if access != syscall.O_RDONLY {
+		s.nodes.writing(r.node)
+	}
 	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
 	h := &opened{nonblock: r.nonblock}
 	if access != syscall.O_WRONLY {
 		var err error
 		if h.handle, err = s.capture(r, access == syscall.O_RDWR); err != nil {
-			return errno(err)
+			return s.unread(r, err)
 		}
 	}
 	switch h.handle.(type) {
@@ -383,13 +459,18 @@ func (s raw) capture(r *request, readWrite bool) (handle, error) {
 	if r.file.open != nil {
 		return r.file.open(r, readWrite)
 	}
+	if r.file.asks {
+		defer r.blocking()()
+		ctx, cancel := r.patience()
+		defer cancel()
+		r.ctx = ctx
+	}
 	b, err := r.file.show(r)
 	if err != nil {
 		if readWrite {
 			return capture(nil), nil // it was opened to be written
 		}
-		s.o.Log.Debug("cannot read", "file", r.file.name, "err", err)
-		return nil, err
+		return nil, r.again(err)
 	}
 	s.tellSize(r.node, b)
 	return capture(b), nil
@@ -408,9 +489,27 @@ func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 	}
 	b, err := h.handle.read(ctx, int(in.Size), int64(in.Offset))
 	if err != nil {
-		return nil, errno(err)
+		r, code := s.request(cancel, &in.InHeader)
+		if !code.Ok() {
+			return nil, code
+		}
+		return nil, s.unread(r, err)
 	}
 	return fuse.ReadResultData(b), fuse.OK
+}
+
+// unread gives the errno of a read that failed, and logs what no other errno explains.
+func (s raw) unread(r *request, err error) fuse.Status {
+	level, name := slog.LevelDebug, ""
+	code := errno(err)
+	if code == fuse.EIO {
+		level = slog.LevelError
+	}
+	if r.vm != nil {
+		name = r.snap().Name
+	}
+	s.o.Log.Log(r.ctx, level, "cannot read", "vm", name, "file", r.file.name, "err", err)
+	return code
 }
 
 // Write is one command; its offset means nothing.
@@ -424,20 +523,25 @@ func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 	}
 	defer r.blocking()()
 	r.vm.Touch() // every row that can be written is a VM's
+	if r.file.typed != nil {
+		n, err := r.file.typed(r, data)
+		if err != nil && n == 0 {
+			s.fail(r, err)
+			return 0, errno(err)
+		}
+		return uint32(n), fuse.OK // a short write says how far it came
+	}
 	if err := s.store(r, data); err != nil {
 		s.fail(r, err)
 		return 0, errno(err)
 	}
-	if r.file.store != nil && r.file.name != "state" {
+	if r.file.name != "state" {
 		r.vm.Fail(nil) // a command to `state` clears it itself, before what it starts may fail
 	}
 	return uint32(len(data)), fuse.OK
 }
 
 func (s raw) store(r *request, data []byte) error {
-	if r.file.typed != nil {
-		return r.file.typed(r, data)
-	}
 	name := r.file.name
 	if len(data) > maxWrite {
 		return fmt.Errorf("cannot write %d bytes to %s of %s, at most %d at once: %w", len(data), name, r.snap().Name, maxWrite, vmm.ErrTooBig)
@@ -450,8 +554,9 @@ func (s raw) store(r *request, data []byte) error {
 
 // fail keeps the sentence of a refused command in the VM's `error`.
 func (s raw) fail(r *request, err error) {
-	if errno(err) == fuse.Status(syscall.EINTR) {
-		return // the command goes on
+	switch errno(err) {
+	case fuse.Status(syscall.EINTR), fuse.EAGAIN:
+		return // the command goes on, or is to be given again
 	}
 	s.o.Log.Info("refused", "vm", r.snap().Name, "file", r.file.name, "uid", r.uid, "err", err)
 	r.vm.Fail(err)
@@ -508,6 +613,9 @@ func (s raw) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirE
 		}
 		// A VM that went or was renamed since OpenDir stays a name without a node, which the kernel looks up.
 		if r, code := s.request(cancel, &h); code.Ok() && (r.file != vmRow || r.snap().Name == e.Name) {
+			if r.file.writable() {
+				r.node = s.nodes.fresh(r.node)
+			}
 			s.entry(r, entry)
 		}
 		return true
@@ -581,7 +689,8 @@ func (t *handles) drop(fh uint64) *opened {
 	return h
 }
 
-// sizes are the lengths last captured of the nodes that the kernel knows, where they are not firstSize.
+// sizes are the lengths last captured of the files that the kernel knows, where they are not firstSize; of files with several nodes
+// also the length that the kernel was last told of each node.
 type sizes struct {
 	mu   sync.RWMutex // guards size
 	size map[uint64]int64
@@ -620,6 +729,9 @@ func (t *sizes) forget(node uint64) {
 func (s raw) tellSize(node uint64, b []byte) {
 	size := int64(len(b))
 	old := s.sizes.tell(node, size)
+	if file := plainID(node); file != node {
+		s.sizes.tell(file, size)
+	}
 	if size == old {
 		return
 	}

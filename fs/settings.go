@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -13,34 +15,35 @@ import (
 type setting struct {
 	name string
 	doc  string
+	word bool // not a number
 	show func(*vmm.Config) string
 	set  func(*vmm.Config, string) error
 }
 
 var settings = []setting{
-	{"image", "name of a directory in images/",
+	{"image", "name of a directory in images/", true,
 		func(c *vmm.Config) string { return c.Image },
 		func(c *vmm.Config, s string) error { c.Image = s; return nil }},
-	{"cpus", "count of CPUs",
+	{"cpus", "count of CPUs", false,
 		func(c *vmm.Config) string { return strconv.Itoa(c.CPUs) },
 		func(c *vmm.Config, s string) error {
 			n, err := parseUint(s, 1<<16)
 			c.CPUs = int(n)
 			return err
 		}},
-	{"memory", "bytes of memory",
+	{"memory", "bytes of memory", false,
 		func(c *vmm.Config) string { return strconv.FormatInt(c.Memory, 10) },
 		func(c *vmm.Config, s string) (err error) { c.Memory, err = parseBytes(s); return err }},
-	{"disk", "bytes of the VM's own writable disk",
+	{"disk", "bytes of the VM's own writable disk", false,
 		func(c *vmm.Config) string { return strconv.FormatInt(c.Disk, 10) },
 		func(c *vmm.Config, s string) (err error) { c.Disk, err = parseBytes(s); return err }},
-	{"cmdline", "appended to the kernel's command line",
+	{"cmdline", "appended to the kernel's command line", true,
 		func(c *vmm.Config) string { return c.Cmdline },
 		func(c *vmm.Config, s string) error { c.Cmdline = s; return nil }},
-	{"vmm", "what runs the VM",
+	{"vmm", "what runs the VM", true,
 		func(c *vmm.Config) string { return c.VMM },
 		func(c *vmm.Config, s string) error { c.VMM = s; return nil }},
-	{"net", "bridge, user or none",
+	{"net", "bridge, user or none", true,
 		func(c *vmm.Config) string { return string(c.Net) },
 		func(c *vmm.Config, s string) error {
 			switch mode := vmm.NetMode(s); mode {
@@ -50,16 +53,16 @@ var settings = []setting{
 			}
 			return fmt.Errorf("%q is not bridge, user or none: %w", s, vmm.ErrInvalid)
 		}},
-	{"autostart", "1: start it with the daemon",
+	{"autostart", "1: start it with the daemon", false,
 		func(c *vmm.Config) string { return formatBool(c.Autostart) },
 		func(c *vmm.Config, s string) (err error) { c.Autostart, err = parseBool(s); return err }},
-	{"idle_timeout", "seconds without use until it is stopped, or max",
+	{"idle_timeout", "seconds without use until it is stopped, or max", false,
 		func(c *vmm.Config) string { return formatDuration(c.IdleTimeout) },
 		func(c *vmm.Config, s string) (err error) { c.IdleTimeout, err = parseDuration(s); return err }},
-	{"stop_timeout", "seconds that a stop waits for the guest",
+	{"stop_timeout", "seconds that a stop waits for the guest", false,
 		func(c *vmm.Config) string { return formatDuration(c.StopTimeout) },
 		func(c *vmm.Config, s string) (err error) { c.StopTimeout, err = parseDuration(s); return err }},
-	{"protected", "1: rmdir gives EPERM",
+	{"protected", "1: rmdir gives EPERM", false,
 		func(c *vmm.Config) string { return formatBool(c.Protected) },
 		func(c *vmm.Config, s string) (err error) { c.Protected, err = parseBool(s); return err }},
 }
@@ -72,18 +75,27 @@ func settingFiles() []file {
 			name: s.name, mode: 0o640, doc: s.doc,
 			show: func(r *request) ([]byte, error) { return line(s.show(&r.snap().Config)) },
 			store: func(r *request, text string) error {
-				return r.vm.Configure(r.ctx, func(c *vmm.Config) error { return s.set(c, text) })
+				return r.configure(func(c *vmm.Config) error { return s.set(c, text) })
 			},
 		})
 	}
 	return rows
 }
 
+func (r *request) configure(change func(*vmm.Config) error) error {
+	return r.detached(func(ctx context.Context) error { return r.vm.Configure(ctx, change) })
+}
+
 func configPairs(r *request) []pair {
 	c := &r.snap().Config
 	var pairs []pair
 	for _, s := range settings {
-		pairs = append(pairs, pair{key: s.name, value: s.show(c)})
+		text := s.show(c)
+		p := pair{key: s.name, value: text}
+		if !s.word && text != noLimit {
+			p = pair{s.name, json.Number(text), text}
+		}
+		pairs = append(pairs, p)
 	}
 	return pairs
 }
@@ -93,7 +105,7 @@ func configJSONShow(r *request) ([]byte, error) { return object(configPairs(r)) 
 
 // configStore applies `key value` lines whole or not at all.
 func configStore(r *request, text string) error {
-	return r.vm.Configure(r.ctx, func(c *vmm.Config) error {
+	return r.configure(func(c *vmm.Config) error {
 		for _, l := range strings.Split(text, "\n") {
 			key, value, _ := strings.Cut(strings.TrimSpace(l), " ")
 			if key == "" {

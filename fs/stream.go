@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -33,46 +32,11 @@ func (c capture) read(_ context.Context, n int, off int64) ([]byte, error) {
 
 func (capture) close() {}
 
-// tail reads a file of the host that grows.
-type tail struct{ *vmm.Tail }
-
-func (t tail) read(_ context.Context, n int, off int64) ([]byte, error) {
-	p := make([]byte, n)
-	n, err := t.ReadAt(p, off)
-	if err == io.EOF {
-		err = nil
-	}
-	return p[:n], err
-}
-
-func (t tail) close() { t.Tail.Close() }
-
-func logOpen(r *request, _ bool) (handle, error) { return openTail(r, vmm.LogFile) }
-
-func openTail(r *request, name string) (handle, error) {
-	t, err := vmm.OpenTail(filepath.Join(r.snap().Dir, name))
-	if err != nil {
-		return nil, err
-	}
-	return tail{t}, nil
-}
-
-func tailSize(name string) func(*request) int64 {
-	return func(r *request) int64 {
-		t, err := vmm.OpenTail(filepath.Join(r.snap().Dir, name))
-		if err != nil {
-			return 0
-		}
-		defer t.Close()
-		return t.Size()
-	}
-}
-
 // consoleOpen gives what was printed; opened read-write, what is printed from now on.
 func consoleOpen(r *request, readWrite bool) (handle, error) {
 	r.vm.Touch()
 	if !readWrite {
-		return openTail(r, vmm.ConsoleFile)
+		return logOf(vmm.ConsoleFile)(r, false)
 	}
 	c, err := guestConsole(r)
 	if err != nil {
@@ -93,12 +57,15 @@ func guestConsole(r *request) (vmm.Console, error) {
 	return c.Console(), nil
 }
 
-func consoleType(r *request, p []byte) error {
+func consoleType(r *request, p []byte) (int, error) {
 	c, err := guestConsole(r)
-	if err == nil {
-		_, err = c.Write(r.ctx, p)
+	if err != nil {
+		return 0, err
 	}
-	return err
+	ctx, cancel := r.patience()
+	defer cancel()
+	n, err := c.Write(ctx, p)
+	return n, r.again(err)
 }
 
 // terminal is a console opened read-write. Its offsets mean nothing.
@@ -120,84 +87,6 @@ func (t *terminal) read(ctx context.Context, n int, _ int64) ([]byte, error) {
 }
 
 func (t *terminal) close() { t.reader.Close() }
-
-// eventLine is one line of `events`.
-func eventLine(b *bytes.Buffer, e vmm.Event) {
-	fmt.Fprintf(b, "%s %d %s %s", formatTime(e.Time), e.Seq, e.VM, e.What)
-	if e.Detail != "" {
-		b.WriteByte(' ')
-		b.WriteString(escape(e.Detail))
-	}
-	b.WriteByte('\n')
-}
-
-func eventLines(events []vmm.Event) *bytes.Buffer {
-	b := new(bytes.Buffer)
-	for _, e := range events {
-		eventLine(b, e)
-	}
-	return b
-}
-
-func (r *request) events() []vmm.Event {
-	if r.vm != nil {
-		return r.vm.Events()
-	}
-	return r.server.o.Manager.Events()
-}
-
-func (r *request) follow() vmm.EventReader {
-	if r.vm != nil {
-		return r.vm.Follow()
-	}
-	return r.server.o.Manager.Follow()
-}
-
-func eventsSize(r *request) int64 { return int64(eventLines(r.events()).Len()) }
-
-// eventsOpen gives the events so far; a reader that stays, as tail -f, sees it grow.
-func eventsOpen(r *request, _ bool) (handle, error) {
-	follow := r.follow() // before the lines, so that none is missed; those of both are told by Seq
-	events := r.events()
-	h := &eventFile{next: follow, text: eventLines(events).Bytes()}
-	if n := len(events); n > 0 {
-		h.last = events[n-1].Seq
-	}
-	return h, nil
-}
-
-// maxEventFile bounds the text that one reader of `events` may make the daemon hold, bytes.
-const maxEventFile = 8 << 20
-
-type eventFile struct {
-	mu   sync.Mutex // guards what follows
-	next vmm.EventReader
-	text []byte
-	last uint64
-}
-
-func (h *eventFile) read(ctx context.Context, n int, off int64) ([]byte, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for off >= int64(len(h.text)) && h.next.Ready() && len(h.text) < maxEventFile {
-		events, _, err := h.next.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range events {
-			if e.Seq > h.last {
-				h.text = append(h.text, eventLines([]vmm.Event{e}).Bytes()...)
-				h.last = e.Seq
-			}
-		}
-	}
-	return capture(h.text).read(ctx, n, off)
-}
-
-func (h *eventFile) close() {}
 
 // followOpen gives the events that come after the open.
 func followOpen(r *request, _ bool) (handle, error) {
@@ -233,7 +122,7 @@ func (h *eventStream) read(ctx context.Context, n int, _ int64) ([]byte, error) 
 		if lost > 0 {
 			fmt.Fprintf(&h.rest, "lost %d\n", lost)
 		}
-		h.rest.Write(eventLines(events).Bytes())
+		h.rest.Write(appendEvents(nil, events))
 	}
 	// One line at a time: head and a shell's read seek back over what they read too much.
 	if i := bytes.IndexByte(h.rest.Bytes(), '\n'); i >= 0 {
@@ -257,18 +146,12 @@ func (w *waiter) read(ctx context.Context, n int, off int64) ([]byte, error) {
 	text := w.text
 	w.mu.Unlock()
 	if text == nil {
-		if w.nonblock {
-			// One look: a wait that is over at once needs no blocking.
-			short, cancel := context.WithTimeout(ctx, time.Millisecond)
-			defer cancel()
-			ctx = short
-		}
+		r := request{ctx: ctx, nonblock: w.nonblock}
+		ctx, cancel := r.patience()
+		defer cancel()
 		took, err := w.wait(ctx)
-		if w.nonblock && errors.Is(err, context.DeadlineExceeded) {
-			return nil, errAgain
-		}
 		if err != nil {
-			return nil, err
+			return nil, r.again(err)
 		}
 		text = capture(strconv.FormatFloat(took.Seconds(), 'f', 2, 64) + "\n")
 		w.mu.Lock()

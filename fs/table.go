@@ -2,6 +2,7 @@ package fs
 
 import (
 	"syscall"
+	"time"
 
 	"banger/vmm"
 )
@@ -14,11 +15,12 @@ type file struct {
 	show  func(*request) ([]byte, error)       // what one open captures
 	store func(*request, string) error         // one write, trimmed
 	open  func(*request, bool) (handle, error) // instead of show: streams and growing files; the bool: opened read-write
-	typed func(*request, []byte) error         // instead of store: what is written is taken as it is
-	size  func(*request) int64                 // the real size, for growing files
+	typed func(*request, []byte) (int, error)  // instead of store: what is written is taken as it is, in part maybe
+	asks  bool                                 // show may wait for the guest
 	files []file                               // of a directory
 	list  func(*request) []entry               // of a directory with names of its own
 	find  func(*request, string) (entry, bool)
+	size  func(*request) (int64, time.Time) // the real size and change, for growing files
 	kind  kind
 	watch bool // inotify watchers are told of its changes
 
@@ -111,15 +113,15 @@ func vmFiles() []file {
 		fact("mac", "the guest's MAC", func(s *vmm.Snapshot) string { return s.MAC }),
 		fact("name", "the VM's name", func(s *vmm.Snapshot) string { return s.Name }),
 		fact("dns", "the name served for it", func(*vmm.Snapshot) string { return "" }),
-		{name: "console", mode: 0o660, doc: "the guest's serial console", open: consoleOpen, typed: consoleType, size: tailSize(vmm.ConsoleFile)},
-		{name: "log", mode: 0o440, doc: "what the VMM printed and banger did", open: logOpen, size: tailSize(vmm.LogFile)},
+		{name: "console", mode: 0o660, doc: "the guest's serial console", open: consoleOpen, typed: consoleType, size: logSize(vmm.ConsoleFile)},
+		{name: "log", mode: 0o440, doc: "what the VMM printed and banger did", open: logOf(vmm.LogFile), size: logSize(vmm.LogFile)},
 		{name: "events", mode: 0o440, doc: "this VM's events", open: eventsOpen, size: eventsSize, watch: true},
-		{name: "stats", mode: 0o440, doc: "figures, flat keyed", show: statsShow},
-		{name: "stats.json", mode: 0o440, doc: "stats as JSON", show: statsJSONShow},
-		{name: "ports", mode: 0o440, doc: "what listens in the guest", show: portsShow},
-		{name: "ports.json", mode: 0o440, doc: "ports as JSON", show: portsJSONShow},
-		{name: "health", mode: 0o440, doc: "whether the agent answers", show: healthShow, watch: true},
-		{name: "health.json", mode: 0o440, doc: "health as JSON", show: healthJSONShow},
+		{name: "stats", mode: 0o440, doc: "figures, flat keyed", asks: true, show: statsShow},
+		{name: "stats.json", mode: 0o440, doc: "stats as JSON", asks: true, show: statsJSONShow},
+		{name: "ports", mode: 0o440, doc: "what listens in the guest", asks: true, show: portsShow},
+		{name: "ports.json", mode: 0o440, doc: "ports as JSON", asks: true, show: portsJSONShow},
+		{name: "health", mode: 0o440, doc: "whether the agent answers", asks: true, show: healthShow, watch: true},
+		{name: "health.json", mode: 0o440, doc: "health as JSON", asks: true, show: healthJSONShow},
 		{name: "wait", mode: 0o550, kind: hidden, doc: "what blocks", files: []file{
 			{name: "events", mode: 0o440, doc: "blocks for the VM's next event", open: followOpen},
 			{name: "running", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Running)},

@@ -10,6 +10,9 @@ import (
 	"banger/vmm"
 )
 
+// noLimit is how vmm.NoLimit is written.
+const noLimit = "max"
+
 // parseBytes reads a count of bytes: digits and at most one of K M G T, powers of 1024.
 func parseBytes(s string) (int64, error) {
 	digits, unit := s, int64(1)
@@ -35,7 +38,7 @@ func parseUint(s string, most int64) (int64, error) {
 
 // parseDuration reads seconds with a fraction, a Go duration, or `max`.
 func parseDuration(s string) (time.Duration, error) {
-	if s == "max" {
+	if s == noLimit {
 		return vmm.NoLimit, nil
 	}
 	bad := fmt.Errorf("%q is not a time, such as 90, 1.5 or 15m: %w", s, vmm.ErrInvalid)
@@ -55,7 +58,7 @@ func parseDuration(s string) (time.Duration, error) {
 
 func formatDuration(d time.Duration) string {
 	if d == vmm.NoLimit {
-		return "max"
+		return noLimit
 	}
 	return strconv.FormatFloat(d.Seconds(), 'f', -1, 64)
 }

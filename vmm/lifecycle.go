@@ -388,7 +388,7 @@ func (v *VM) remove(ctx context.Context) error {
 func (v *VM) Do(ctx context.Context, c Command) error {
 	t, err := v.begin(ctx, c)
 	if err != nil || t == nil {
-		return err
+		return v.nothingToDo(err)
 	}
 	select {
 	case <-t.done:
@@ -400,7 +400,18 @@ func (v *VM) Do(ctx context.Context, c Command) error {
 
 // Accept gives the command and returns once the transition has begun (or was refused).
 func (v *VM) Accept(ctx context.Context, c Command) error {
-	_, err := v.begin(ctx, c)
+	t, err := v.begin(ctx, c)
+	if t == nil {
+		return v.nothingToDo(err)
+	}
+	return err
+}
+
+// nothingToDo is the end of a command that began no transition: unless it was refused, it has succeeded.
+func (v *VM) nothingToDo(err error) error {
+	if err == nil {
+		v.Fail(nil)
+	}
 	return err
 }
 

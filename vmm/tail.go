@@ -38,51 +38,84 @@ func TrimHead(f *os.File, keep int64) error {
 }
 
 // Tail is a file that grows at its end and is trimmed at its head. Offsets
-// count from the first byte that was kept when it was opened.
+// count from its base, by default the first byte that was kept when it was opened.
 type Tail struct {
 	f    *os.File // nil if the file does not exist
 	base int64
 }
 
-// OpenTail opens the file for reading; one that does not exist reads as empty.
+// FirstKept tells OpenTail and TailSize to find the base.
+const FirstKept = -1
+
+// OpenTail opens the file for reading from base; one that does not exist reads as empty.
 // The caller closes it.
-func OpenTail(path string) (*Tail, error) {
+func OpenTail(path string, base int64) (*Tail, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return &Tail{}, nil
+		return &Tail{base: max(base, 0)}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	base, err := firstKept(f)
-	if err != nil {
-		f.Close()
-		return nil, err
+	if base < 0 {
+		if base, err = firstKept(f, 0); err != nil {
+			f.Close()
+			return nil, err
+		}
 	}
 	return &Tail{f: f, base: base}, nil
 }
 
-// firstKept finds where the data of a trimmed file begins: after the hole, at the next line.
-func firstKept(f *os.File) (int64, error) {
-	base, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA)
-	if errors.Is(err, unix.ENXIO) || base == 0 {
-		return 0, nil // empty, or never trimmed
+// TailSize is how many bytes there are to read now from base on, without opening the file where it was never trimmed.
+func TailSize(path string, base int64) int64 {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0
+	}
+	if base < 0 && st.Blocks*512 >= st.Size {
+		base = 0 // no hole
+	}
+	if base >= 0 {
+		return max(0, st.Size-base)
+	}
+	t, err := OpenTail(path, FirstKept)
+	if err != nil {
+		return 0
+	}
+	defer t.Close()
+	return max(0, st.Size-t.base)
+}
+
+// firstKept finds where data begins at or after from: there, or after the hole at the next line.
+func firstKept(f *os.File, from int64) (int64, error) {
+	at, err := unix.Seek(int(f.Fd()), from, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) || at == from {
+		return from, nil // at the end, or not trimmed here
 	}
 	if err != nil {
 		return 0, err
 	}
 	head := make([]byte, 4096)
-	n, err := f.ReadAt(head, base)
+	n, err := f.ReadAt(head, at)
 	if err != nil && err != io.EOF {
 		return 0, err
 	}
 	if i := bytes.IndexByte(head[:n], '\n'); i >= 0 {
-		base += int64(i) + 1
+		at += int64(i) + 1
 	}
-	return base, nil
+	return at, nil
 }
 
-// ReadAt reads as io.ReaderAt does; what was trimmed since the file was opened reads as zeros.
+// Kept gives off, or, where that was trimmed meanwhile, the offset of the first line after it that was not.
+func (t *Tail) Kept(off int64) (int64, error) {
+	if t.f == nil {
+		return off, nil
+	}
+	at, err := firstKept(t.f, t.base+off)
+	return at - t.base, err
+}
+
+// ReadAt reads as io.ReaderAt does; what was trimmed reads as zeros.
 func (t *Tail) ReadAt(p []byte, off int64) (int, error) {
 	if t.f == nil {
 		return 0, io.EOF
@@ -90,17 +123,8 @@ func (t *Tail) ReadAt(p []byte, off int64) (int, error) {
 	return t.f.ReadAt(p, t.base+off)
 }
 
-// Size is how many bytes there are to read now.
-func (t *Tail) Size() int64 {
-	if t.f == nil {
-		return 0
-	}
-	info, err := t.f.Stat()
-	if err != nil {
-		return 0
-	}
-	return max(0, info.Size()-t.base)
-}
+// Base is the place in the file that offsets count from.
+func (t *Tail) Base() int64 { return t.base }
 
 // Close closes the file.
 func (t *Tail) Close() error {

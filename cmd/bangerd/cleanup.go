@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/fs"
 	"banger/vmm/agent"
 	"banger/vmm/network"
 )
@@ -121,7 +120,7 @@ func removeMounts(log *slog.Logger) error {
 		return fmt.Errorf("cannot list the mounts: %w", err)
 	}
 	var errs []error
-	for _, dir := range bangerMounts(b) {
+	for _, dir := range fs.Mounts(b) {
 		if !dead(dir) {
 			continue
 		}
@@ -137,25 +136,6 @@ func removeMounts(log *slog.Logger) error {
 	}
 	return errors.Join(errs...)
 }
-
-// bangerMounts finds the mount points whose type is fuse.banger or whose source is banger (proc(5), mountinfo).
-func bangerMounts(mountinfo []byte) []string {
-	var dirs []string
-	for sc := bufio.NewScanner(bytes.NewReader(mountinfo)); sc.Scan(); {
-		head, tail, ok := strings.Cut(sc.Text(), " - ")
-		left, right := strings.Fields(head), strings.Fields(tail)
-		if !ok || len(left) < 5 || len(right) < 2 {
-			continue
-		}
-		if right[0] == "fuse.banger" || right[0] == "fuse" && right[1] == "banger" {
-			dirs = append(dirs, unescape.Replace(left[4]))
-		}
-	}
-	return dirs
-}
-
-// unescape undoes the octal escapes of mountinfo.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // dead reports whether nobody serves the mount: ENOTCONN. One that does not answer within 2 s is served by somebody who is stopped.
 func dead(dir string) bool {

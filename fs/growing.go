@@ -1,0 +1,287 @@
+package fs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/vmm"
+)
+
+// Files that grow at their end and are cut at their head: `log`, `console`, `events`. stat(2) tells one size to all who have
+// the file open (GETATTR names no open file), and tail -f goes by it; so their offsets count from one base for as long as anybody has the
+// file open, and it is chosen anew when nobody has.
+
+// growing are the bases of the files that are open now, by their plain numbers.
+type growing struct {
+	mu   sync.Mutex // guards open and what is in it
+	open map[uint64]*shared
+}
+
+// shared is what all who have a growing file open share.
+type shared struct {
+	users int
+	base  int64      // of a file of the host
+	text  *eventText // of events
+}
+
+// hold gives the file's, made by first if nobody has the file open. The caller releases it.
+func (g *growing) hold(file uint64, first func() (*shared, error)) (*shared, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.open[file]
+	if s == nil {
+		var err error
+		if s, err = first(); err != nil {
+			return nil, err
+		}
+		g.open[file] = s
+	}
+	s.users++
+	return s, nil
+}
+
+func (g *growing) release(file uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.open[file]
+	if s.users--; s.users == 0 {
+		delete(g.open, file)
+	}
+}
+
+// held gives the file's if anybody has it open, else nil.
+func (g *growing) held(file uint64) *shared {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.open[file]
+}
+
+// logOf opens a file of the VM's directory on the host.
+func logOf(name string) func(*request, bool) (handle, error) {
+	return func(r *request, _ bool) (handle, error) {
+		path := filepath.Join(r.snap().Dir, name)
+		var t *vmm.Tail
+		s, err := r.server.growing.hold(plainID(r.node), func() (*shared, error) {
+			var err error
+			if t, err = vmm.OpenTail(path, vmm.FirstKept); err != nil {
+				return nil, err
+			}
+			return &shared{base: t.Base()}, nil
+		})
+		if err == nil && t == nil {
+			t, err = vmm.OpenTail(path, s.base)
+			if err != nil {
+				r.server.growing.release(plainID(r.node))
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &tail{Tail: t, server: r.server, file: plainID(r.node)}, nil
+	}
+}
+
+func logSize(name string) func(*request) (int64, time.Time) {
+	return func(r *request) (int64, time.Time) {
+		path := filepath.Join(r.snap().Dir, name)
+		base := int64(vmm.FirstKept)
+		if s := r.server.growing.held(plainID(r.node)); s != nil {
+			base = s.base
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return 0, time.Time{}
+		}
+		return vmm.TailSize(path, base), time.Unix(st.Mtim.Unix())
+	}
+}
+
+// tail reads a file of the host that grows.
+type tail struct {
+	*vmm.Tail
+	server *Server
+	file   uint64
+
+	mu      sync.Mutex // guards what follows
+	next    int64      // where the last read ended
+	skipped int64      // what was trimmed before a reader that goes on came to it
+}
+
+func (t *tail) read(_ context.Context, n int, off int64) ([]byte, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if off == t.next {
+		kept, err := t.Kept(off + t.skipped)
+		if err != nil {
+			return nil, err
+		}
+		t.skipped = kept - off
+	}
+	p := make([]byte, n)
+	n, err := t.ReadAt(p, off+t.skipped)
+	if err == io.EOF {
+		err = nil
+	}
+	t.next = off + int64(n)
+	return p[:n], err
+}
+
+func (t *tail) close() {
+	t.Tail.Close()
+	t.server.growing.release(t.file)
+}
+
+// appendEvent adds one line of `events`.
+func appendEvent(b []byte, e *vmm.Event) []byte {
+	b = fmt.Appendf(b, "%s %d %s %s", formatTime(e.Time), e.Seq, e.VM, e.What)
+	if e.Detail != "" {
+		b = append(append(b, ' '), escape(e.Detail)...)
+	}
+	return append(b, '\n')
+}
+
+func appendEvents(b []byte, events []vmm.Event) []byte {
+	for i := range events {
+		b = appendEvent(b, &events[i])
+	}
+	return b
+}
+
+func (r *request) events() []vmm.Event {
+	if r.vm != nil {
+		return r.vm.Events()
+	}
+	return r.server.o.Manager.Events()
+}
+
+func (r *request) follow() vmm.EventReader {
+	if r.vm != nil {
+		return r.vm.Follow()
+	}
+	return r.server.o.Manager.Follow()
+}
+
+// maxEventText bounds the text of events that readers who stay make the daemon hold, bytes. Beyond it the file begins anew with
+// the last lines, which tail -f takes for a truncation.
+const maxEventText = 8 << 20
+
+// eventText is what all who have an `events` open read from.
+type eventText struct {
+	mu   sync.Mutex // guards what follows
+	next vmm.EventReader
+	text []byte
+	last uint64 // Seq of the last line
+}
+
+func newEventText(r *request) *eventText {
+	next := r.follow() // before the lines, so that none is missed; those of both are told by Seq
+	events := r.events()
+	t := &eventText{next: next, text: appendEvents(nil, events)}
+	if n := len(events); n > 0 {
+		t.last = events[n-1].Seq
+	}
+	return t
+}
+
+// now gives the text with all events so far. What is given is not changed afterwards.
+func (t *eventText) now() []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.next.Ready() {
+		events, lost, err := t.next.Next(context.Background()) // is ready
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if lost > 0 {
+			t.text = fmt.Appendf(t.text, "lost %d\n", lost)
+		}
+		for i := range events {
+			if e := &events[i]; e.Seq > t.last {
+				t.text, t.last = appendEvent(t.text, e), e.Seq
+			}
+		}
+	}
+	if len(t.text) > maxEventText {
+		at := len(t.text) - maxEventText/4
+		at += bytes.IndexByte(t.text[at:], '\n') + 1
+		t.text = bytes.Clone(t.text[at:])
+	}
+	return t.text
+}
+
+// eventsOpen gives the events so far; a reader that stays, as tail -f, sees it grow.
+func eventsOpen(r *request, _ bool) (handle, error) {
+	s, err := r.server.growing.hold(plainID(r.node), func() (*shared, error) { return &shared{text: newEventText(r)}, nil })
+	if err != nil {
+		return nil, err
+	}
+	return &eventFile{s.text, r.server, plainID(r.node)}, nil
+}
+
+type eventFile struct {
+	text   *eventText
+	server *Server
+	file   uint64
+}
+
+func (h *eventFile) read(ctx context.Context, n int, off int64) ([]byte, error) {
+	return capture(h.text.now()).read(ctx, n, off)
+}
+
+func (h *eventFile) close() { h.server.growing.release(h.file) }
+
+// eventsSize is the size of `events` and the time of the last.
+func eventsSize(r *request) (int64, time.Time) {
+	events := r.events()
+	changed := time.Time{}
+	if n := len(events); n > 0 {
+		changed = events[n-1].Time
+	}
+	if s := r.server.growing.held(plainID(r.node)); s != nil {
+		return int64(len(s.text.now())), changed
+	}
+	return r.server.eventSizes.of(r.node, events), changed
+}
+
+// eventSizes keeps the lengths of events' texts, so that a stat(2) does not write all lines anew.
+type eventSizes struct {
+	mu   sync.Mutex // guards what follows
+	size map[uint64]eventSize
+}
+
+type eventSize struct {
+	first, last uint64 // Seqs that the length is of
+	bytes       int64
+}
+
+func (t *eventSizes) of(node uint64, events []vmm.Event) int64 {
+	if len(events) == 0 {
+		return 0
+	}
+	now := eventSize{first: events[0].Seq, last: events[len(events)-1].Seq}
+	t.mu.Lock()
+	kept := t.size[node]
+	t.mu.Unlock()
+	if kept.first == now.first && kept.last == now.last {
+		return kept.bytes
+	}
+	now.bytes = int64(len(appendEvents(nil, events)))
+	t.mu.Lock()
+	t.size[node] = now
+	t.mu.Unlock()
+	return now.bytes
+}
+
+func (t *eventSizes) forget(node uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.size, node)
+}

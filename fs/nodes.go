@@ -1,0 +1,116 @@
+package fs
+
+import "sync"
+
+// The kernel locks a file's inode while a write(2) to it is under way, and who opens the file with O_TRUNC meanwhile, as a shell does,
+// waits for that lock and cannot even be killed: nobody could write `kill` while a `start` blocks. So each look-up of a file that can be
+// written gets a node of its own, with the same inode number for stat(2); a writer's lock is nobody else's.
+
+// nodes are those that the kernel knows of files that can be written or watched.
+type nodes struct {
+	mu    sync.Mutex                 // guards what follows
+	known map[uint64]map[uint64]bool // by the file's plain number; true: opened to be written
+	last  uint16
+	aim   uint64     // that the nudger is about to touch, 0 for none
+	hit   *sync.Cond // aim has become 0
+}
+
+func newNodes() *nodes {
+	n := &nodes{known: make(map[uint64]map[uint64]bool)}
+	n.hit = sync.NewCond(&n.mu)
+	return n
+}
+
+// fresh gives a number for a look-up of the file.
+func (n *nodes) fresh(file uint64) uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for range 1 << 16 { // all are taken only if that many have the file open
+		n.last++
+		if _, taken := n.known[file][file|uint64(n.last)]; !taken && n.last != 0 {
+			break
+		}
+	}
+	node := file | uint64(n.last)
+	n.addLocked(file, node)
+	return node
+}
+
+// add notes that the kernel knows the node.
+func (n *nodes) add(file, node uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.addLocked(file, node)
+}
+
+func (n *nodes) addLocked(file, node uint64) {
+	if n.known[file] == nil {
+		n.known[file] = make(map[uint64]bool)
+	}
+	if !n.known[file][node] {
+		n.known[file][node] = false
+	}
+}
+
+// forget reports whether that was the last node of its file.
+func (n *nodes) forget(node uint64) bool {
+	file := plainID(node)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.known[file], node)
+	if len(n.known[file]) > 0 {
+		return false
+	}
+	delete(n.known, file)
+	return true
+}
+
+// writing notes that the node is opened to be written, before any write(2) holds its lock: the nudger leaves it alone from here on.
+func (n *nodes) writing(node uint64) {
+	file := plainID(node)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.known[file][node]; ok {
+		n.known[file][node] = true
+	}
+	for n.aim == node {
+		n.hit.Wait()
+	}
+}
+
+// watchable are the nodes of a file that somebody may watch.
+func (n *nodes) watchable(file uint64) []uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var list []uint64
+	for node, writer := range n.known[file] {
+		if !writer {
+			list = append(list, node)
+		}
+	}
+	return list
+}
+
+// touch calls f while the nudger's look-ups of the node's file give that node, unless somebody writes it.
+func (n *nodes) touch(node uint64, f func()) {
+	n.mu.Lock()
+	writer, ok := n.known[plainID(node)][node]
+	if !ok || writer {
+		n.mu.Unlock()
+		return
+	}
+	n.aim = node
+	n.mu.Unlock()
+	f()
+	n.mu.Lock()
+	n.aim = 0
+	n.hit.Broadcast()
+	n.mu.Unlock()
+}
+
+// aimed gives the node that the nudger looks up; false if it is of another file.
+func (n *nodes) aimed(file uint64) (uint64, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.aim, n.aim != 0 && plainID(n.aim) == file
+}
