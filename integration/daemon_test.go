@@ -147,6 +147,7 @@ func (d *daemon) cleanup() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	_ = syscall.Unmount(d.mount, syscall.MNT_DETACH)
+	_ = syscall.Unmount(d.state, syscall.MNT_DETACH) // where it is a disk of its own
 }
 
 // machines gives the QEMU processes of the VMs of this state directory.

@@ -84,6 +84,7 @@ func params(files []string, vmm string) testscript.Params {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"bangerd": bangerdCmd,
+			"disk":    diskCmd,
 			"sh":      shCmd,
 			"waitfor": waitforCmd,
 		},
@@ -109,6 +110,28 @@ func bangerdCmd(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("unknown: bangerd %s", args[0])
 	}
 	expect(ts, neg, err)
+}
+
+// diskCmd puts the state directory on an ext4 of its own, and freezes and thaws that.
+func diskCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: disk SIZE|freeze|thaw")
+	}
+	d := ts.Value(daemonKey{}).(*daemon)
+	switch args[0] {
+	case "freeze":
+		ts.Defer(func() { _ = exec.Command("fsfreeze", "-u", d.state).Run() }) // thawed already, if all went well
+		ts.Check(ts.Exec("fsfreeze", "-f", d.state))
+	case "thaw":
+		ts.Check(ts.Exec("fsfreeze", "-u", d.state))
+	default:
+		image, old := d.state+".img", d.state+".old"
+		ts.Check(os.Rename(d.state, old))
+		ts.Check(os.Mkdir(d.state, 0o711))
+		ts.Check(ts.Exec("truncate", "-s", args[0], image))
+		ts.Check(ts.Exec("mke2fs", "-q", "-t", "ext4", "-d", old, image))
+		ts.Check(ts.Exec("mount", "-o", "loop", image, d.state))
+	}
 }
 
 func shCmd(ts *testscript.TestScript, neg bool, args []string) {
