@@ -16,7 +16,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -141,12 +143,8 @@ func New(o Options) *Collector {
 		case vmm.EventState:
 			c.stateChanged(e.Serial)
 		}
-	})
-	c.each(func(v subject) { // adopted
-		if v.Snapshot().State.Alive() {
-			c.stateChanged(v.Serial())
-		}
-	})
+	}, c.reconcile)
+	c.reconcile() // with what was adopted
 	c.start(c.poller)
 	return c
 }
@@ -238,6 +236,23 @@ func (c *Collector) entry(v subject) (*entry, error) {
 		return nil, fmt.Errorf("cannot read %s: removed: %w", v.Snapshot().Name, vmm.ErrNotFound)
 	}
 	return e, nil
+}
+
+// reconcile does what the events that were missed would have: drops the removed VMs and tells the others' health.
+func (c *Collector) reconcile() {
+	c.mu.RLock()
+	serials := slices.Collect(maps.Keys(c.entries))
+	c.mu.RUnlock()
+	for _, serial := range serials {
+		if !c.exists(serial) {
+			c.forget(serial)
+		}
+	}
+	c.each(func(v subject) {
+		if s := v.Snapshot().State; s.Alive() || s == vmm.Starting || v.LastHealth() != "" {
+			c.stateChanged(v.Serial())
+		}
+	})
 }
 
 // forget drops what is kept of a removed VM and ends the waits for it.

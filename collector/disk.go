@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"context"
 	"path/filepath"
 
 	"banger/vmm"
@@ -12,6 +13,23 @@ import (
 func diskStats(s *vmm.Snapshot, st *Stats) {
 	st.OverlayBytes = allocated(filepath.Join(s.Dir, vmm.DiskOverlay))
 	st.WorkBytes = allocated(filepath.Join(s.Dir, vmm.DiskWork))
+}
+
+// blockStats fills in what the VMM counts of the guest's disks; nothing for a VM that does not run, has none, or whose VMM does not answer.
+func (c *Collector) blockStats(ctx context.Context, s *vmm.Snapshot, st *Stats) {
+	counts, ok := s.Machine.(vmm.BlockStatser)
+	if !ok || !s.State.Alive() || st.OverlayBytes == nil && st.WorkBytes == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, blockTimeout)
+	defer cancel()
+	b, err := counts.BlockStats(ctx)
+	if err != nil {
+		c.log.Debug("no block figures", "vm", s.Name, "err", err)
+		return
+	}
+	st.DiskReadBytes, st.DiskWriteBytes = &b.ReadBytes, &b.WriteBytes
+	st.DiskReadOps, st.DiskWriteOps = &b.ReadOps, &b.WriteOps
 }
 
 // allocated gives the bytes that a file occupies (st_blocks is in units of 512 whatever the file system, stat(2)), nil if there is none.

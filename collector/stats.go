@@ -62,6 +62,7 @@ func (c *Collector) statsOf(e *entry, s *vmm.Snapshot) func(context.Context) (*S
 			c.processStats(e, s, st)
 		}
 		diskStats(s, st)
+		c.blockStats(ctx, s, st)
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("cannot read stats of %s: %w", s.Name, err)
 		}

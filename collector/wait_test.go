@@ -2,6 +2,9 @@ package collector
 
 import (
 	"context"
+	"errors"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -36,5 +39,64 @@ func TestWaitedPortIsInPorts(t *testing.T) {
 	}
 	if n := c.Totals().Collections; n != 3 {
 		t.Errorf("%d collections, not 3: ports, listeners, ports", n)
+	}
+}
+
+// Events that were missed are made up for: entries of VMs that are gone go, and the health of the others is told.
+func TestReconcile(t *testing.T) {
+	c, _, v, _ := newTest(t)
+	if _, err := c.stats(context.Background(), v); err != nil {
+		t.Fatal(err)
+	}
+	c.find = func(uint64) subject { return v }
+	c.reconcile()
+	if c.tell(); v.LastHealth() != Healthy {
+		t.Errorf("health told is %q", v.LastHealth())
+	}
+	c.exists = func(uint64) bool { return false }
+	c.each = func(func(subject)) {}
+	c.reconcile()
+	if n := len(c.entries); n != 0 {
+		t.Errorf("%d entries of removed VMs are kept", n)
+	}
+}
+
+// diskMachine is a machine whose VMM counts, or does not answer.
+type diskMachine struct {
+	guestMachine
+	err error
+}
+
+func (m diskMachine) BlockStats(ctx context.Context) (vmm.BlockStats, error) {
+	return vmm.BlockStats{ReadBytes: 1, WriteBytes: 2, ReadOps: 3, WriteOps: 4}, m.err
+}
+
+func TestBlockStats(t *testing.T) {
+	c, clock, v, g := newTest(t)
+	dir := v.Snapshot().Dir
+	read := func() *Stats {
+		t.Helper()
+		clock.advance(time.Minute)
+		st, err := c.stats(context.Background(), v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	v.update(func(s *vmm.Snapshot) { s.Machine = diskMachine{guestMachine: guestMachine{guest: g}} })
+	if st := read(); st.DiskReadBytes != nil {
+		t.Error("a VM without disks has block figures")
+	}
+	if err := os.WriteFile(filepath.Join(dir, vmm.DiskWork), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if st := read(); st.DiskReadBytes == nil || *st.DiskReadBytes != 1 || *st.DiskWriteBytes != 2 || *st.DiskReadOps != 3 || *st.DiskWriteOps != 4 {
+		t.Errorf("block figures %v", st)
+	}
+	v.update(func(s *vmm.Snapshot) {
+		s.Machine = diskMachine{guestMachine{guest: g}, errors.New("no answer")}
+	})
+	if st := read(); st.DiskReadBytes != nil || st.WorkBytes == nil {
+		t.Errorf("figures of a VMM that does not answer: %v", st)
 	}
 }

@@ -134,7 +134,7 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		s.cancel()
 		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
 	}
-	o.Manager.OnChange(s.changed)
+	o.Manager.OnChange(s.changed, func() {})
 	s.work.Add(1)
 	go s.nudger()
 	return s, nil

@@ -954,6 +954,11 @@ func (v *VM) recover(ctx context.Context) error {
 		return err
 	}
 	v.logf("adopted process %d", machine.Process().PID)
-	v.greet(machine)
+	select {
+	case <-machine.Done(): // before anybody could be told
+		v.m.spawn(v.exited)
+	default:
+		v.greet(machine)
+	}
 	return nil
 }

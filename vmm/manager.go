@@ -37,6 +37,9 @@ type Options struct {
 // defaultMemory is for VMs made before their image, bytes.
 const defaultMemory = 128 << 20
 
+// adoptionsAtOnce bounds what Open asks side by side.
+const adoptionsAtOnce = 32
+
 // autostartsAtOnce bounds the boots that Open begins side by side.
 const autostartsAtOnce = 4
 
@@ -162,14 +165,33 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 	for _, r := range records {
 		m.insert(m.newVM(r))
 	}
+	return m.adopt(ctx)
+}
+
+// adopt recovers the VMs that were not stopped, side by side: a VMM that does not answer takes its deadline.
+func (m *Manager) adopt(ctx context.Context) error {
+	slots := make(chan struct{}, adoptionsAtOnce)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var errs []error // guarded by mu
 	for _, v := range m.VMs() {
-		if s := v.Snapshot().State; s != Stopped && s != Failed {
-			if err := v.recover(ctx); err != nil {
-				return fmt.Errorf("cannot recover %s: %w", v.Snapshot().Name, err)
-			}
+		if s := v.Snapshot().State; s == Stopped || s == Failed {
+			continue
 		}
+		slots <- struct{}{}
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			defer func() { <-slots }()
+			if err := v.recover(ctx); err != nil {
+				mu.Lock()
+				errs = append(errs, fmt.Errorf("cannot recover %s: %w", v.Snapshot().Name, err))
+				mu.Unlock()
+			}
+		}()
 	}
-	return nil
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 func (m *Manager) autostart() {
@@ -409,8 +431,9 @@ func (m *Manager) Events() []Event { return m.events.all() }
 func (m *Manager) Follow() EventReader { return m.events.follow() }
 
 // OnChange registers f to be called after each event was published, in order, from one goroutine
-// of the Manager. Before Open's VMs are used.
-func (m *Manager) OnChange(f func(Event)) {
+// of the Manager. When f was too slow for EventHistory events, missed is called in the place of those that it is not told of.
+// Before Open's VMs are used.
+func (m *Manager) OnChange(f func(Event), missed func()) {
 	r := m.events.follow()
 	m.spawn(func() {
 		for {
@@ -420,6 +443,7 @@ func (m *Manager) OnChange(f func(Event)) {
 			}
 			if lost > 0 {
 				m.o.Log.Warn("watchers were not told of events", "lost", lost)
+				missed()
 			}
 			for _, e := range events {
 				f(e)

@@ -20,5 +20,5 @@
 //	fake.panic=3s                    the guest's kernel panics after 3 s of running
 //	fake.disk=N                      N bytes of the system disk's overlay are allocated
 //
-// The console echoes typed lines and obeys the lines `poweroff` and `panic`.
+// A guest with a disk reads and writes a page of it each second. The console echoes typed lines and obeys the lines `poweroff` and `panic`.
 package fake
