@@ -143,28 +143,38 @@ func (d *daemon) cleanup() {
 	if d.cmd != nil && d.signal(syscall.SIGTERM) != nil {
 		_ = d.signal(syscall.SIGKILL)
 	}
-	for _, pid := range d.machines() {
+	for _, pid := range append(d.machines(), d.others()...) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	_ = syscall.Unmount(d.mount, syscall.MNT_DETACH)
 	_ = syscall.Unmount(d.state, syscall.MNT_DETACH) // where it is a disk of its own
 }
 
-// machines gives the QEMU processes of the VMs of this state directory.
+// others gives the processes whose pids a script left in *.pid beside the mount.
+func (d *daemon) others() []int {
+	var pids []int
+	files, _ := filepath.Glob(filepath.Join(filepath.Dir(d.mount), "*.pid"))
+	for _, f := range files {
+		text, _ := os.ReadFile(f)
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && pid > 1 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// machines gives the QEMU processes of the VMs whose directories are beside the mount.
 func (d *daemon) machines() []int {
 	var pids []int
-	dirs, _ := os.ReadDir(filepath.Join(d.state, "vms"))
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		line, _ := os.ReadFile(p)
 		if !bytes.Contains(line, []byte("qemu-system")) {
 			continue
 		}
-		for _, dir := range dirs {
-			if strings.Contains(string(line), dir.Name()) {
-				pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(p)))
-				pids = append(pids, pid)
-			}
+		if bytes.Contains(line, []byte(filepath.Dir(d.mount)+"/")) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+			pids = append(pids, pid)
 		}
 	}
 	return pids

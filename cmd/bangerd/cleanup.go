@@ -141,8 +141,8 @@ func removeMounts(log *slog.Logger) error {
 func dead(dir string) bool {
 	answer := make(chan error, 1)
 	go func() {
-		_, err := os.Lstat(dir)
-		answer <- err
+		var st unix.Statfs_t
+		answer <- unix.Statfs(dir, &st) // attributes may still be in the kernel's cache
 	}()
 	select {
 	case err := <-answer:

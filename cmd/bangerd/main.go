@@ -184,6 +184,9 @@ func run(log *slog.Logger, f flags) (err error) {
 			err = errors.Join(err, fmt.Errorf("cannot %s: %w", what, e))
 		}
 	}
+	if n, ok := net.(interface{ Release() error }); ok {
+		defer closing("release the network", func(context.Context) error { return n.Release() })
+	}
 	defer closing("close the records", manager.Close)
 	reads := collector.New(collector.Options{Manager: manager, Log: log, StatsMaxAge: c.StatsMaxAge, PortsMaxAge: c.PortsMaxAge,
 		HealthMaxAge: c.HealthMaxAge, PollInterval: c.PollInterval, TapName: net.TapName})

@@ -226,6 +226,35 @@ func (n *Network) tap(bridge netlink.Link, name, uuid string) (*os.File, error) 
 	return f, nil
 }
 
+// Release removes the bridge and the table of NAT when no guest uses them any more: at the end of a daemon that leaves no VM running.
+func (n *Network) Release() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	bridge, err := netlink.LinkByName(n.o.Bridge)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot look for %s: %w", n.o.Bridge, err)
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("cannot list the links: %w", err)
+	}
+	for _, l := range links {
+		if l.Attrs().MasterIndex == bridge.Attrs().Index {
+			return nil
+		}
+	}
+	if err := netlink.LinkDel(bridge); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("cannot remove %s: %w", n.o.Bridge, err)
+	}
+	if !n.o.NAT {
+		return nil
+	}
+	return removeTables(n.o.Log, tablePrefix+n.o.Bridge)
+}
+
 // unprivileged has no bridge, and says why.
 type unprivileged struct{ why error }
 
