@@ -31,7 +31,7 @@ func random(t *testing.T) *rand.Rand {
 }
 
 // testDaemon starts a daemon with these lines in its configuration; it is gone, with all it made, when the test ends.
-func testDaemon(t *testing.T, vmm string, settings ...string) *daemon {
+func testDaemon(t testing.TB, vmm string, settings ...string) *daemon {
 	t.Helper()
 	d, err := newDaemon(t.TempDir(), settings...)
 	if err != nil {

@@ -16,6 +16,12 @@ var bin, module string
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
+	if what := os.Getenv(bareEnv); what != "" {
+		if err := serveBare(what); err != nil {
+			return fail(err)
+		}
+		return 0
+	}
 	if os.Geteuid() == 0 && os.Getenv(inNamespace) == "" {
 		return reexec()
 	}
