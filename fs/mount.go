@@ -69,6 +69,7 @@ type Server struct {
 	growing    growing
 	eventSizes eventSizes
 	nodes      *nodes
+	texts      sync.Map // *text by node
 
 	nudgerTID atomic.Uint32 // the kernel names a request's sender by its thread
 
@@ -86,7 +87,6 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, started: time.Now(), uid: uint32(os.Getuid()), gid: uint32(os.Getgid()), vmsMode: 0o1755,
-		handles: handles{open: make(map[uint64]*opened)},
 		sizes:   sizes{size: make(map[uint64]int64)},
 		nodes:   newNodes(),
 		growing: growing{open: make(map[uint64]*shared)}, eventSizes: eventSizes{size: make(map[uint64]eventSize)},

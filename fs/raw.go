@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -70,27 +71,6 @@ func (s raw) request(cancel <-chan struct{}, h *fuse.InHeader) (*request, fuse.S
 		}
 	}
 	return r, fuse.OK
-}
-
-// blocking gives the request a context that ends with the mount, or when a
-// signal ends the caller's system call. The caller calls the function it gives.
-func (r *request) blocking() func() {
-	ctx, cancel := context.WithCancel(r.server.ctx)
-	pid := r.pid
-	stop := context.AfterFunc(r.ctx, func() {
-		// The kernel tells of the first signal only, whichever it is: a shell's
-		// child that ends must not end the shell's write.
-		for harmless(pid) {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(signalLook):
-			}
-		}
-		cancel()
-	})
-	r.ctx = ctx
-	return func() { stop(); cancel() }
 }
 
 // detached does what waits for the disk. When the request ends first, which the caller makes blocking, its caller is free at once
@@ -266,6 +246,7 @@ func (s raw) entry(r *request, out *fuse.EntryOut) {
 func (s raw) Forget(node, _ uint64) {
 	s.sizes.forget(node)
 	s.eventSizes.forget(node)
+	s.texts.Delete(node)
 	if file := plainID(node); s.nodes.forget(node) && file != node {
 		s.sizes.forget(file)
 	}
@@ -608,19 +589,22 @@ func (s raw) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirE
 		}
 		h := in.InHeader
 		h.NodeId = e.Ino
-		if e.Name == "." || e.Name == ".." {
+		if e.Name == "." || e.Name == ".." || !lasting(e.Ino) {
 			return true
 		}
 		// A VM that went or was renamed since OpenDir stays a name without a node, which the kernel looks up.
 		if r, code := s.request(cancel, &h); code.Ok() && (r.file != vmRow || r.snap().Name == e.Name) {
-			if r.file.writable() {
-				r.node = s.nodes.fresh(r.node)
-			}
 			s.entry(r, entry)
 		}
 		return true
 	})
 	return fuse.OK
+}
+
+// lasting reports whether the kernel may keep what it is told of a node. Of others, which it would ask for again, a listing gives the name only.
+func lasting(node uint64) bool {
+	_, row, _ := splitID(node)
+	return rows[row].size == nil && !rows[row].writable()
 }
 
 // readDir adds entries from the offset on until add refuses one. Offsets count from 1, `.` and `..` being the first two.
@@ -660,32 +644,40 @@ type opened struct {
 	nonblock bool
 }
 
-// handles gives numbers to what is open.
+// handles gives numbers to what is open, in parts by their last bits so that many readers do not wait for one lock.
 type handles struct {
-	mu   sync.RWMutex // guards what follows
-	last uint64
-	open map[uint64]*opened
+	last  atomic.Uint64
+	parts [16]struct {
+		mu   sync.RWMutex // guards open
+		open map[uint64]*opened
+	}
 }
 
 func (t *handles) add(h *opened) uint64 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.last++
-	t.open[t.last] = h
-	return t.last
+	fh := t.last.Add(1)
+	p := &t.parts[fh%uint64(len(t.parts))]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open == nil {
+		p.open = make(map[uint64]*opened)
+	}
+	p.open[fh] = h
+	return fh
 }
 
 func (t *handles) get(fh uint64) *opened {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.open[fh]
+	p := &t.parts[fh%uint64(len(t.parts))]
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.open[fh]
 }
 
 func (t *handles) drop(fh uint64) *opened {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	h := t.open[fh]
-	delete(t.open, fh)
+	p := &t.parts[fh%uint64(len(t.parts))]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.open[fh]
+	delete(p.open, fh)
 	return h
 }
 

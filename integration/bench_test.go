@@ -26,6 +26,8 @@ import (
 	"banger/vmm/store"
 )
 
+var only = flag.String("report.only", "", "of TestReport: the parts whose names contain this")
+
 var report = flag.Bool("report", false, "run TestReport, which measures and prints docs/performance.md's table")
 
 // rounds is how often each side is measured, one after the other; the median counts.
@@ -61,8 +63,13 @@ func TestReport(t *testing.T) {
 		t.Skip("a measurement: make bench")
 	}
 	lines := []line{}
-	for _, part := range []func(*testing.T) []line{reportReads, reportOnce, reportCommits, reportTrees, reportBoot} {
-		lines = append(lines, part(t)...)
+	for _, part := range []struct {
+		name    string
+		measure func(*testing.T) []line
+	}{{"reads", reportReads}, {"once", reportOnce}, {"commits", reportCommits}, {"trees", reportTrees}, {"boot", reportBoot}} {
+		if strings.Contains(part.name, *only) {
+			lines = append(lines, part.measure(t)...)
+		}
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n| what | banger | bare | ratio | aim |\n|---|---|---|---|---|\n")

@@ -60,7 +60,7 @@ type Manager struct {
 	closing chan struct{}  // closed when Close begins
 	work    sync.WaitGroup // every goroutine of the Manager
 
-	mu       sync.Mutex // guards the next five
+	mu       sync.RWMutex // guards the next five
 	closed   bool
 	byName   map[string]*VM
 	taken    map[string]bool // names that are being given or given up: nobody else may have them
@@ -385,15 +385,15 @@ func (m *Manager) listChangedLocked() {
 
 // VM finds by name, nil if there is none; it does not block.
 func (m *Manager) VM(name string) *VM {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	return m.byName[name]
 }
 
 // BySerial finds by serial, nil if there is none; it does not block.
 func (m *Manager) BySerial(serial uint64) *VM {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	return m.bySerial[serial]
 }
 
@@ -419,8 +419,8 @@ func (m *Manager) VMs() []*VM {
 
 // ListChanged is when the set of names last changed.
 func (m *Manager) ListChanged() time.Time {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	return m.changed
 }
 
