@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"banger/vmm"
 )
 
@@ -32,20 +30,18 @@ type shared struct {
 	text  *eventText // of events
 }
 
-// hold gives the file's, made by first if nobody has the file open. The caller releases it.
-func (g *growing) hold(file uint64, first func() (*shared, error)) (*shared, error) {
+// hold gives what the file's users share, s if there are none yet; nil for neither. The caller releases what is not nil.
+func (g *growing) hold(file uint64, s *shared) *shared {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := g.open[file]
-	if s == nil {
-		var err error
-		if s, err = first(); err != nil {
-			return nil, err
-		}
-		g.open[file] = s
+	if known := g.open[file]; known != nil {
+		s = known
 	}
-	s.users++
-	return s, nil
+	if s != nil {
+		g.open[file] = s
+		s.users++
+	}
+	return s
 }
 
 func (g *growing) release(file uint64) {
@@ -67,41 +63,46 @@ func (g *growing) held(file uint64) *shared {
 // logOf opens a file of the VM's directory on the host.
 func logOf(name string) func(*request, bool) (handle, error) {
 	return func(r *request, _ bool) (handle, error) {
-		path := filepath.Join(r.snap().Dir, name)
-		var t *vmm.Tail
-		s, err := r.server.growing.hold(plainID(r.node), func() (*shared, error) {
-			var err error
-			if t, err = vmm.OpenTail(path, vmm.FirstKept); err != nil {
-				return nil, err
-			}
-			return &shared{base: t.Base()}, nil
-		})
-		if err == nil && t == nil {
-			t, err = vmm.OpenTail(path, s.base)
-			if err != nil {
-				r.server.growing.release(plainID(r.node))
-			}
-		}
+		t, err := vmm.OpenTail(filepath.Join(r.snap().Dir, name))
 		if err != nil {
 			return nil, err
 		}
-		return &tail{Tail: t, server: r.server, file: plainID(r.node)}, nil
+		file := plainID(r.node)
+		t.SetBase(r.server.growing.hold(file, &shared{base: t.Base()}).base)
+		return &tail{Tail: t, server: r.server, file: file}, nil
 	}
 }
 
 func logSize(name string) func(*request) (int64, time.Time) {
 	return func(r *request) (int64, time.Time) {
-		path := filepath.Join(r.snap().Dir, name)
-		base := int64(vmm.FirstKept)
+		base := int64(-1)
 		if s := r.server.growing.held(plainID(r.node)); s != nil {
 			base = s.base
 		}
-		var st unix.Stat_t
-		if err := unix.Stat(path, &st); err != nil {
-			return 0, time.Time{}
-		}
-		return vmm.TailSize(path, base), time.Unix(st.Mtim.Unix())
+		return vmm.TailSize(filepath.Join(r.snap().Dir, name), base)
 	}
+}
+
+// place follows one reader through a file that is cut at its head.
+type place struct {
+	next    int64 // where the last read ended
+	skipped int64 // what was cut before a reader that goes on came to it
+}
+
+// find gives the place in the file of a read at off. kept gives an offset, or where that was cut the first one behind it.
+// Who seeks finds things where the file's size says that they are; who begins or goes on never meets what was cut.
+func (p *place) find(off int64, kept func(int64) (int64, error)) (int64, error) {
+	if off != p.next {
+		p.skipped = 0
+	}
+	if off == p.next || off == 0 {
+		at, err := kept(off + p.skipped)
+		if err != nil {
+			return 0, err
+		}
+		p.skipped = at - off
+	}
+	return off + p.skipped, nil
 }
 
 // tail reads a file of the host that grows.
@@ -110,27 +111,23 @@ type tail struct {
 	server *Server
 	file   uint64
 
-	mu      sync.Mutex // guards what follows
-	next    int64      // where the last read ended
-	skipped int64      // what was trimmed before a reader that goes on came to it
+	mu    sync.Mutex // guards Tail and place
+	place place
 }
 
 func (t *tail) read(_ context.Context, n int, off int64) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if off == t.next {
-		kept, err := t.Kept(off + t.skipped)
-		if err != nil {
-			return nil, err
-		}
-		t.skipped = kept - off
+	at, err := t.place.find(off, t.Kept)
+	if err != nil {
+		return nil, err
 	}
 	p := make([]byte, n)
-	n, err := t.ReadAt(p, off+t.skipped)
+	n, err = t.ReadAt(p, at)
 	if err == io.EOF {
 		err = nil
 	}
-	t.next = off + int64(n)
+	t.place.next = off + int64(n)
 	return p[:n], err
 }
 
@@ -169,16 +166,17 @@ func (r *request) follow() vmm.EventReader {
 	return r.server.o.Manager.Follow()
 }
 
-// maxEventText bounds the text of events that readers who stay make the daemon hold, bytes. Beyond it the file begins anew with
-// the last lines, which tail -f takes for a truncation.
+// maxEventText bounds the text of events that readers who stay make the daemon hold, bytes. Beyond it the
+// oldest three quarters are dropped; the offsets of what is left stay as they are.
 const maxEventText = 8 << 20
 
 // eventText is what all who have an `events` open read from.
 type eventText struct {
-	mu   sync.Mutex // guards what follows
-	next vmm.EventReader
-	text []byte
-	last uint64 // Seq of the last line
+	mu      sync.Mutex // guards what follows
+	next    vmm.EventReader
+	text    []byte
+	dropped int64  // bytes before text
+	last    uint64 // Seq of the last line
 }
 
 func newEventText(r *request) *eventText {
@@ -191,8 +189,8 @@ func newEventText(r *request) *eventText {
 	return t
 }
 
-// now gives the text with all events so far. What is given is not changed afterwards.
-func (t *eventText) now() []byte {
+// now gives the text with all events so far, and how much of it was dropped before. What is given is not changed afterwards.
+func (t *eventText) now() (text []byte, dropped int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for t.next.Ready() {
@@ -213,27 +211,46 @@ func (t *eventText) now() []byte {
 		at := len(t.text) - maxEventText/4
 		at += bytes.IndexByte(t.text[at:], '\n') + 1
 		t.text = bytes.Clone(t.text[at:])
+		t.dropped += int64(at)
 	}
-	return t.text
+	return t.text, t.dropped
 }
 
 // eventsOpen gives the events so far; a reader that stays, as tail -f, sees it grow.
 func eventsOpen(r *request, _ bool) (handle, error) {
-	s, err := r.server.growing.hold(plainID(r.node), func() (*shared, error) { return &shared{text: newEventText(r)}, nil })
-	if err != nil {
-		return nil, err
+	file := plainID(r.node)
+	s := r.server.growing.hold(file, nil)
+	if s == nil {
+		s = r.server.growing.hold(file, &shared{text: newEventText(r)})
 	}
-	return &eventFile{s.text, r.server, plainID(r.node)}, nil
+	return &eventFile{text: s.text, server: r.server, file: file}, nil
 }
 
 type eventFile struct {
 	text   *eventText
 	server *Server
 	file   uint64
+
+	mu    sync.Mutex // guards place
+	place place
 }
 
 func (h *eventFile) read(ctx context.Context, n int, off int64) ([]byte, error) {
-	return capture(h.text.now()).read(ctx, n, off)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	text, dropped := h.text.now()
+	at, err := h.place.find(off, func(off int64) (int64, error) { return max(off, dropped), nil })
+	if err != nil {
+		return nil, err
+	}
+	var p []byte
+	if at < dropped {
+		p = make([]byte, min(int64(n), dropped-at)) // as a trimmed log reads
+	} else if p, err = capture(text).read(ctx, n, at-dropped); err != nil {
+		return nil, err
+	}
+	h.place.next = off + int64(len(p))
+	return p, nil
 }
 
 func (h *eventFile) close() { h.server.growing.release(h.file) }
@@ -246,7 +263,8 @@ func eventsSize(r *request) (int64, time.Time) {
 		changed = events[n-1].Time
 	}
 	if s := r.server.growing.held(plainID(r.node)); s != nil {
-		return int64(len(s.text.now())), changed
+		text, dropped := s.text.now()
+		return dropped + int64(len(text)), changed
 	}
 	return r.server.eventSizes.of(r.node, events), changed
 }

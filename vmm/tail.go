@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,52 +39,71 @@ func TrimHead(f *os.File, keep int64) error {
 }
 
 // Tail is a file that grows at its end and is trimmed at its head. Offsets
-// count from its base, by default the first byte that was kept when it was opened.
+// count from its base, at first the first byte that was kept when it was opened.
+// One goroutine at a time uses it.
 type Tail struct {
-	f    *os.File // nil if the file does not exist
+	path string
+	f    *os.File // nil while the file does not exist
 	base int64
 }
 
-// FirstKept tells OpenTail and TailSize to find the base.
-const FirstKept = -1
+// OpenTail opens the file for reading; one that does not exist reads as empty until it does. The caller closes it.
+func OpenTail(path string) (*Tail, error) {
+	t := &Tail{path: path}
+	f, err := t.file()
+	if f == nil || err != nil {
+		return t, err
+	}
+	if t.base, err = firstKept(f, 0); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return t, nil
+}
 
-// OpenTail opens the file for reading from base; one that does not exist reads as empty.
-// The caller closes it.
-func OpenTail(path string, base int64) (*Tail, error) {
-	f, err := os.Open(path)
+// file opens the file as soon as it is there. Its directory is the VMM's, which may have put anything in its place.
+func (t *Tail) file() (*os.File, error) {
+	if t.f != nil {
+		return t.f, nil
+	}
+	f, err := os.OpenFile(t.path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return &Tail{base: max(base, 0)}, nil
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	if base < 0 {
-		if base, err = firstKept(f, 0); err != nil {
-			f.Close()
-			return nil, err
-		}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", t.path)
 	}
-	return &Tail{f: f, base: base}, nil
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	t.f = f
+	return f, nil
 }
 
-// TailSize is how many bytes there are to read now from base on, without opening the file where it was never trimmed.
-func TailSize(path string, base int64) int64 {
+// TailSize is how many bytes there are to read now, and when the last came, the zero time if the file does not exist: from base
+// on, or, if base is negative, from the first byte that is kept. A file that was never trimmed is not opened for it.
+func TailSize(path string, base int64) (int64, time.Time) {
 	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0
+	if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return 0, time.Time{}
 	}
-	if base < 0 && st.Blocks*512 >= st.Size {
-		base = 0 // no hole
+	if base < 0 {
+		base = 0
+		if st.Blocks*512 < st.Size { // a hole
+			t, err := OpenTail(path)
+			if err != nil {
+				return 0, time.Time{}
+			}
+			defer t.Close()
+			base = t.base
+		}
 	}
-	if base >= 0 {
-		return max(0, st.Size-base)
-	}
-	t, err := OpenTail(path, FirstKept)
-	if err != nil {
-		return 0
-	}
-	defer t.Close()
-	return max(0, st.Size-t.base)
+	return max(0, st.Size-base), time.Unix(st.Mtim.Unix())
 }
 
 // firstKept finds where data begins at or after from: there, or after the hole at the next line.
@@ -108,23 +128,31 @@ func firstKept(f *os.File, from int64) (int64, error) {
 
 // Kept gives off, or, where that was trimmed meanwhile, the offset of the first line after it that was not.
 func (t *Tail) Kept(off int64) (int64, error) {
-	if t.f == nil {
-		return off, nil
+	f, err := t.file()
+	if f == nil || err != nil {
+		return off, err
 	}
-	at, err := firstKept(t.f, t.base+off)
+	at, err := firstKept(f, t.base+off)
 	return at - t.base, err
 }
 
 // ReadAt reads as io.ReaderAt does; what was trimmed reads as zeros.
 func (t *Tail) ReadAt(p []byte, off int64) (int, error) {
-	if t.f == nil {
+	f, err := t.file()
+	if err != nil {
+		return 0, err
+	}
+	if f == nil {
 		return 0, io.EOF
 	}
-	return t.f.ReadAt(p, t.base+off)
+	return f.ReadAt(p, t.base+off)
 }
 
 // Base is the place in the file that offsets count from.
 func (t *Tail) Base() int64 { return t.base }
+
+// SetBase makes offsets count from another place.
+func (t *Tail) SetBase(base int64) { t.base = base }
 
 // Close closes the file.
 func (t *Tail) Close() error {
