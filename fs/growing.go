@@ -115,7 +115,7 @@ type tail struct {
 	place place
 }
 
-func (t *tail) read(_ context.Context, n int, off int64) ([]byte, error) {
+func (t *tail) read(_ *request, n int, off int64) ([]byte, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	at, err := t.place.find(off, t.Kept)
@@ -235,7 +235,7 @@ type eventFile struct {
 	place place
 }
 
-func (h *eventFile) read(ctx context.Context, n int, off int64) ([]byte, error) {
+func (h *eventFile) read(r *request, n int, off int64) ([]byte, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	text, dropped := h.text.now()
@@ -246,7 +246,7 @@ func (h *eventFile) read(ctx context.Context, n int, off int64) ([]byte, error) 
 	var p []byte
 	if at < dropped {
 		p = make([]byte, min(int64(n), dropped-at)) // as a trimmed log reads
-	} else if p, err = capture(text).read(ctx, n, at-dropped); err != nil {
+	} else if p, err = capture(text).read(r, n, at-dropped); err != nil {
 		return nil, err
 	}
 	h.place.next = off + int64(len(p))

@@ -419,7 +419,7 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	}
 	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
-	h := &opened{nonblock: r.nonblock}
+	h := &opened{}
 	if access != syscall.O_WRONLY {
 		var err error
 		if h.handle, err = s.capture(r, access == syscall.O_RDWR); err != nil {
@@ -427,7 +427,7 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		}
 	}
 	switch h.handle.(type) {
-	case *terminal:
+	case terminal:
 		// A shell reads ahead on what it can seek in, and seeks back: bytes would be lost.
 		out.OpenFlags |= fuse.FOPEN_STREAM | fuse.FOPEN_NONSEEKABLE
 	}
@@ -462,13 +462,14 @@ func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 	if h == nil || h.handle == nil {
 		return nil, fuse.EBADF
 	}
-	var ctx context.Context = &fuse.Context{Caller: in.Caller, Cancel: cancel}
-	if _, quick := h.handle.(capture); !quick {
-		r := &request{server: s.Server, ctx: ctx, pid: in.Pid}
-		defer r.blocking()()
-		ctx = r.ctx
+	r := &request{
+		server: s.Server, ctx: &fuse.Context{Caller: in.Caller, Cancel: cancel}, pid: in.Pid,
+		nonblock: in.Flags&syscall.O_NONBLOCK != 0, // as it is now: fcntl(2) may have changed it
 	}
-	b, err := h.handle.read(ctx, int(in.Size), int64(in.Offset))
+	if _, quick := h.handle.(capture); !quick {
+		defer r.blocking()()
+	}
+	b, err := h.handle.read(r, int(in.Size), int64(in.Offset))
 	if err != nil {
 		r, code := s.request(cancel, &in.InHeader)
 		if !code.Ok() {
@@ -499,9 +500,7 @@ func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 	if !code.Ok() {
 		return 0, code
 	}
-	if h := s.handles.get(in.Fh); h != nil {
-		r.nonblock = h.nonblock
-	}
+	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
 	defer r.blocking()()
 	r.vm.Touch() // every row that can be written is a VM's
 	if r.file.typed != nil {
@@ -639,9 +638,8 @@ func (s raw) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fu
 
 // opened is one open file or directory.
 type opened struct {
-	handle   handle  // nil when opened only to be written
-	entries  []entry // of a directory
-	nonblock bool
+	handle  handle  // nil when opened only to be written
+	entries []entry // of a directory
 }
 
 // handles gives numbers to what is open, in parts by their last bits so that many readers do not wait for one lock.

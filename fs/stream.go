@@ -14,16 +14,16 @@ import (
 )
 
 // handle is what one open reads from. read gives at most n bytes from off,
-// nothing at the end; it may block until ctx ends. close frees what it holds.
+// nothing at the end; it may block until the request's ctx ends. close frees what it holds.
 type handle interface {
-	read(ctx context.Context, n int, off int64) ([]byte, error)
+	read(r *request, n int, off int64) ([]byte, error)
 	close()
 }
 
 // capture is what an open of a generated file gives to all its reads.
 type capture []byte
 
-func (c capture) read(_ context.Context, n int, off int64) ([]byte, error) {
+func (c capture) read(_ *request, n int, off int64) ([]byte, error) {
 	if off >= int64(len(c)) {
 		return nil, nil
 	}
@@ -42,7 +42,7 @@ func consoleOpen(r *request, readWrite bool) (handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &terminal{reader: c.Subscribe(), nonblock: r.nonblock}, nil
+	return terminal{c.Subscribe()}, nil
 }
 
 func guestConsole(r *request) (vmm.Console, error) {
@@ -69,55 +69,49 @@ func consoleType(r *request, p []byte) (int, error) {
 }
 
 // terminal is a console opened read-write. Its offsets mean nothing.
-type terminal struct {
-	reader   vmm.ConsoleReader
-	nonblock bool
-}
+type terminal struct{ reader vmm.ConsoleReader }
 
-func (t *terminal) read(ctx context.Context, n int, _ int64) ([]byte, error) {
-	if t.nonblock && t.reader.Pending() == 0 {
-		return nil, errAgain
-	}
+func (t terminal) read(r *request, n int, _ int64) ([]byte, error) {
+	ctx, cancel := r.patience()
+	defer cancel()
 	p := make([]byte, n)
 	n, err := t.reader.Read(ctx, p)
 	if err == io.EOF {
 		err = nil
 	}
-	return p[:n], err
+	return p[:n], r.again(err)
 }
 
-func (t *terminal) close() { t.reader.Close() }
+func (t terminal) close() { t.reader.Close() }
 
 // followOpen gives the events that come after the open.
 func followOpen(r *request, _ bool) (handle, error) {
-	return &eventStream{next: r.follow(), nonblock: r.nonblock, turn: make(chan struct{}, 1)}, nil
+	return &eventStream{next: r.follow(), turn: make(chan struct{}, 1)}, nil
 }
 
 // eventStream gives whole lines in the order they happen; offsets mean nothing.
 type eventStream struct {
-	next     vmm.EventReader
-	nonblock bool
-	turn     chan struct{} // held by the one read at a time that owns next and rest
-	rest     bytes.Buffer
+	next vmm.EventReader
+	turn chan struct{} // held by the one read at a time that owns next and rest
+	rest bytes.Buffer
 }
 
-func (h *eventStream) read(ctx context.Context, n int, _ int64) ([]byte, error) {
+func (h *eventStream) read(r *request, n int, _ int64) ([]byte, error) {
+	ctx, cancel := r.patience()
+	defer cancel()
 	select {
 	case h.turn <- struct{}{}:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, r.again(ctx.Err())
 	}
 	defer func() { <-h.turn }()
 	if h.rest.Len() == 0 {
-		if h.nonblock && !h.next.Ready() {
-			return nil, errAgain
-		}
 		events, lost, err := h.next.Next(ctx)
 		if errors.Is(err, io.EOF) {
 			return nil, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, r.again(err)
 		}
 		if lost > 0 {
 			fmt.Fprintf(&h.rest, "lost %d\n", lost)
@@ -135,18 +129,16 @@ func (h *eventStream) close() {}
 
 // waiter blocks in its first read and gives one line.
 type waiter struct {
-	wait     func(context.Context) (time.Duration, error)
-	nonblock bool
-	mu       sync.Mutex // guards text
-	text     capture
+	wait func(context.Context) (time.Duration, error)
+	mu   sync.Mutex // guards text
+	text capture
 }
 
-func (w *waiter) read(ctx context.Context, n int, off int64) ([]byte, error) {
+func (w *waiter) read(r *request, n int, off int64) ([]byte, error) {
 	w.mu.Lock()
 	text := w.text
 	w.mu.Unlock()
 	if text == nil {
-		r := request{ctx: ctx, nonblock: w.nonblock}
 		ctx, cancel := r.patience()
 		defer cancel()
 		took, err := w.wait(ctx)
@@ -158,7 +150,7 @@ func (w *waiter) read(ctx context.Context, n int, off int64) ([]byte, error) {
 		w.text = text
 		w.mu.Unlock()
 	}
-	return text.read(ctx, n, off)
+	return text.read(r, n, off)
 }
 
 func (w *waiter) close() {}
@@ -166,7 +158,7 @@ func (w *waiter) close() {}
 func waitState(want vmm.State) func(*request, bool) (handle, error) {
 	return func(r *request, _ bool) (handle, error) {
 		v, m, began := r.vm, r.server.o.Manager, time.Now()
-		return &waiter{nonblock: r.nonblock, wait: func(ctx context.Context) (time.Duration, error) {
+		return &waiter{wait: func(ctx context.Context) (time.Duration, error) {
 			for {
 				changed := v.Changed()
 				s := v.Snapshot()
@@ -190,10 +182,10 @@ func waitState(want vmm.State) func(*request, bool) (handle, error) {
 
 func waitHealthy(r *request, _ bool) (handle, error) {
 	v, c := r.vm, r.server.o.Collector
-	return &waiter{nonblock: r.nonblock, wait: func(ctx context.Context) (time.Duration, error) { return c.WaitHealthy(ctx, v) }}, nil
+	return &waiter{wait: func(ctx context.Context) (time.Duration, error) { return c.WaitHealthy(ctx, v) }}, nil
 }
 
 func waitPort(r *request, _ bool) (handle, error) {
 	v, c, port := r.vm, r.server.o.Collector, int(r.param)
-	return &waiter{nonblock: r.nonblock, wait: func(ctx context.Context) (time.Duration, error) { return c.WaitPort(ctx, v, port) }}, nil
+	return &waiter{wait: func(ctx context.Context) (time.Duration, error) { return c.WaitPort(ctx, v, port) }}, nil
 }

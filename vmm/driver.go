@@ -143,8 +143,6 @@ type Console interface {
 // ConsoleReader is one reader of a Console.
 type ConsoleReader interface {
 	Read(ctx context.Context, p []byte) (int, error)
-	// Pending is how many bytes a Read would give now without blocking.
-	Pending() int
 	Close() error
 }
 

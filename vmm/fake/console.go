@@ -60,6 +60,9 @@ type terminal struct{ m *machine }
 
 func (t terminal) Write(ctx context.Context, p []byte) (int, error) {
 	if err := t.m.awake(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
 		return 0, err
 	}
 	c := &t.m.console
@@ -131,12 +134,6 @@ func (r *reader) Read(ctx context.Context, p []byte) (int, error) {
 			return 0, ctx.Err()
 		}
 	}
-}
-
-func (r *reader) Pending() int {
-	r.m.console.mu.Lock()
-	defer r.m.console.mu.Unlock()
-	return len(r.pending)
 }
 
 func (r *reader) Close() error {

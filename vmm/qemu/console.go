@@ -185,13 +185,6 @@ func (s *subscriber) Read(ctx context.Context, p []byte) (int, error) {
 	}
 }
 
-// Pending implements vmm.ConsoleReader.
-func (s *subscriber) Pending() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.buf)
-}
-
 // Close implements vmm.ConsoleReader.
 func (s *subscriber) Close() error {
 	s.c.mu.Lock()
