@@ -292,15 +292,28 @@ func mounted(dir string) bool {
 	if err != nil {
 		return false
 	}
-	mounts := Mounts(info)
-	// The parts above the mount only: looking at a dead mount fails.
-	if parent, err := filepath.EvalSymlinks(filepath.Dir(dir)); err == nil {
+	return slices.Contains(Mounts(info), resolve(dir))
+}
+
+// resolve gives the path without symbolic links, as far as there are directories. It never looks at
+// what the last part is unless that is a link: looking at a dead mount fails.
+func resolve(dir string) string {
+	for range 40 { // as many as the kernel follows (path_resolution(7))
+		parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+		if err != nil {
+			return dir
+		}
 		dir = filepath.Join(parent, filepath.Base(dir))
+		target, err := os.Readlink(dir)
+		if err != nil {
+			return dir
+		}
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(parent, target)
+		}
+		dir = filepath.Clean(target)
 	}
-	if target, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = target
-	}
-	return slices.Contains(mounts, dir)
+	return dir
 }
 
 // Mounts gives the mount points of banger in what /proc/self/mountinfo says (proc(5)).

@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -101,16 +100,3 @@ func topErrorShow(r *request) ([]byte, error) {
 	defer r.server.refusalsMu.Unlock()
 	return line(escape(r.server.refusals[r.uid]))
 }
-
-// refused keeps the sentence for who was refused, of the most recent uids.
-func (s *Server) refused(uid uint32, err error) {
-	s.o.Log.Info("refused", "uid", uid, "err", err)
-	s.refusalsMu.Lock()
-	defer s.refusalsMu.Unlock()
-	if len(s.refusals) >= maxRefusals {
-		clear(s.refusals)
-	}
-	s.refusals[uid] = fmt.Sprint(err)
-}
-
-const maxRefusals = 1024

@@ -22,6 +22,7 @@ const (
 	brief       = time.Millisecond // what a file opened O_NONBLOCK waits for what may be there at once
 	firstSize   = 4096             // st_size of a generated file before its first open, as in sysfs
 	attrSeconds = 1
+	maxRefusals = 1024 // uids whose last refusal is kept
 )
 
 // request is one request of the kernel, taken apart.
@@ -198,9 +199,10 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 // notKept is a timeout for what the kernel may not keep. A nanosecond would be a tick of its clock, some milliseconds.
 const notKept = 0
 
-// attrValid is how long the kernel may keep attributes: not at all where the size is that of a growing file, or of what others write.
+// attrValid is how long the kernel may keep attributes: not at all where the size is that of a growing file, or of what
+// others write, or where there are too many nodes to tell the kernel of a new owner.
 func attrValid(f *file) time.Duration {
-	if f.size != nil || f.writable() {
+	if f.size != nil || f.writable() || f == portRow {
 		return notKept
 	}
 	return attrSeconds * time.Second
@@ -278,6 +280,7 @@ func (s raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrO
 			}
 			return errno(err)
 		}
+		s.chowned(r.vm, vmRow)
 	}
 	// The daemon's own changes of times are for inotify's watchers; anybody else's are a use of the VM.
 	if in.Valid&(fuse.FATTR_MTIME|fuse.FATTR_ATIME) != 0 && r.vm != nil && r.pid != s.nudgerTID.Load() {
@@ -315,13 +318,24 @@ func (s raw) chown(r *request, in *fuse.SetAttrIn) error {
 	return r.detached(func(ctx context.Context) error { return r.vm.Chown(ctx, o) })
 }
 
+// chowned makes the kernel ask again whose the files below a VM's directory are, by which it decides who may open them.
+func (s raw) chowned(v *vmm.VM, dir *file) {
+	for i := range dir.files {
+		f := &dir.files[i]
+		if attrValid(f) != notKept {
+			s.fuse.InodeNotify(nodeID(v.Serial(), f.row, 0), -1, 0) // unless the kernel does not know it
+		}
+		s.chowned(v, f)
+	}
+}
+
 func (s raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
 	r, code := s.request(cancel, &in.InHeader)
 	if !code.Ok() {
 		return code
 	}
 	if r.file != vmsRow {
-		return fuse.EPERM
+		return s.refused(r.uid, fmt.Errorf("cannot make the directory %s here, only in vms: %w", name, vmm.ErrNotPermitted))
 	}
 	defer r.blocking()()
 	var v *vmm.VM
@@ -331,8 +345,7 @@ func (s raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *f
 		return err
 	})
 	if err != nil {
-		s.refused(r.uid, err)
-		return errno(err)
+		return s.refused(r.uid, err)
 	}
 	r.file, r.vm, r.node = vmRow, v, nodeID(v.Serial(), vmRow.row, 0)
 	s.entry(r, out)
@@ -345,17 +358,13 @@ func (s raw) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.S
 		return code
 	}
 	if r.file != vmsRow {
-		return fuse.EPERM
+		return s.refused(r.uid, fmt.Errorf("cannot remove the directory %s, only those in vms: %w", name, vmm.ErrNotPermitted))
 	}
 	defer r.blocking()()
 	name = strings.Clone(name)
 	v := s.o.Manager.VM(name)
 	if err := r.detached(func(ctx context.Context) error { return s.o.Manager.Remove(ctx, name) }); err != nil {
-		s.refused(r.uid, err)
-		if v != nil {
-			v.Fail(err)
-		}
-		return errno(err)
+		return s.refusedVM(r.uid, v, err)
 	}
 	return fuse.OK
 }
@@ -366,21 +375,20 @@ func (s raw) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string) 
 	if !code.Ok() {
 		return code
 	}
-	if r.file != vmsRow || in.Newdir != r.node {
-		return fuse.EPERM
+	if r.file != vmsRow {
+		return s.refused(r.uid, fmt.Errorf("cannot move %s, only what is in vms: %w", from, vmm.ErrNotPermitted))
 	}
 	defer r.blocking()()
-	if in.Flags&exchange != 0 {
-		return fuse.EINVAL
-	}
 	from, to = strings.Clone(from), strings.Clone(to)
 	v := s.o.Manager.VM(from)
+	if in.Newdir != r.node {
+		return s.refusedVM(r.uid, v, fmt.Errorf("cannot move %s out of vms, only give it another name there: %w", from, vmm.ErrNotPermitted))
+	}
+	if in.Flags&exchange != 0 {
+		return s.refusedVM(r.uid, v, fmt.Errorf("cannot exchange %s with %s: %w", from, to, vmm.ErrInvalid))
+	}
 	if err := r.detached(func(ctx context.Context) error { return s.o.Manager.Rename(ctx, from, to) }); err != nil {
-		s.refused(r.uid, err)
-		if v != nil {
-			v.Fail(err)
-		}
-		return errno(err)
+		return s.refusedVM(r.uid, v, err)
 	}
 	return fuse.OK
 }
@@ -482,16 +490,21 @@ func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 
 // unread gives the errno of a read that failed, and logs what no other errno explains.
 func (s raw) unread(r *request, err error) fuse.Status {
-	level, name := slog.LevelDebug, ""
+	name := ""
 	code := errno(err)
-	if code == fuse.EIO {
-		level = slog.LevelError
-	}
 	if r.vm != nil {
 		name = r.snap().Name
 	}
-	s.o.Log.Log(r.ctx, level, "cannot read", "vm", name, "file", r.file.name, "err", err)
+	s.o.Log.Log(r.ctx, level(code, slog.LevelDebug), "cannot read", "vm", name, "file", r.file.name, "err", err)
 	return code
+}
+
+// level is that of the log's line about a failure: the usual one, but for what only the log explains.
+func level(code fuse.Status, usual slog.Level) slog.Level {
+	if code == fuse.EIO {
+		return slog.LevelError
+	}
+	return usual
 }
 
 // Write is one command; its offset means nothing.
@@ -534,12 +547,38 @@ func (s raw) store(r *request, data []byte) error {
 
 // fail keeps the sentence of a refused command in the VM's `error`.
 func (s raw) fail(r *request, err error) {
-	switch errno(err) {
+	code := errno(err)
+	switch code {
 	case fuse.Status(syscall.EINTR), fuse.EAGAIN:
 		return // the command goes on, or is to be given again
 	}
-	s.o.Log.Info("refused", "vm", r.snap().Name, "file", r.file.name, "uid", r.uid, "err", err)
+	s.o.Log.Log(r.ctx, level(code, slog.LevelInfo), "refused", "vm", r.snap().Name, "file", r.file.name, "uid", r.uid, "err", err)
 	r.vm.Fail(err)
+}
+
+// refused keeps the sentence for who was refused, of the most recent uids, and gives the errno.
+func (s *Server) refused(uid uint32, err error) fuse.Status {
+	code := errno(err)
+	if code == fuse.Status(syscall.EINTR) {
+		return code // what was begun goes on
+	}
+	s.o.Log.Log(s.ctx, level(code, slog.LevelInfo), "refused", "uid", uid, "err", err)
+	s.refusalsMu.Lock()
+	defer s.refusalsMu.Unlock()
+	if len(s.refusals) >= maxRefusals {
+		clear(s.refusals)
+	}
+	s.refusals[uid] = fmt.Sprint(err)
+	return code
+}
+
+// refusedVM is refused for what was asked of a VM, whose `error` says it too; v is nil if there is none of that name.
+func (s *Server) refusedVM(uid uint32, v *vmm.VM, err error) fuse.Status {
+	code := s.refused(uid, err)
+	if v != nil && code != fuse.Status(syscall.EINTR) {
+		v.Fail(err)
+	}
+	return code
 }
 
 func (s raw) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK }
@@ -560,6 +599,21 @@ func (s raw) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	return fuse.OK
 }
 
+// rewound gives the names for a read of a directory: those of its open or, since who reads from the beginning
+// again wants what is there now (rewinddir(3)), of the last such read.
+func (s raw) rewound(cancel <-chan struct{}, in *fuse.ReadIn, h *opened) []entry {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if in.Offset == 0 && h.begun {
+		h.entries = nil
+		if r, code := s.request(cancel, &in.InHeader); code.Ok() { // not one of a VM that was removed
+			h.entries = s.entries(r)
+		}
+	}
+	h.begun = true
+	return h.entries
+}
+
 // entries are the names of a directory as one reader of it sees them.
 func (s raw) entries(r *request) []entry {
 	switch r.file.kind {
@@ -575,13 +629,13 @@ func (s raw) entries(r *request) []entry {
 	return nil
 }
 
-func (s raw) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	s.readDir(in, func(e fuse.DirEntry) bool { return out.AddDirEntry(e) })
+func (s raw) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	s.readDir(cancel, in, func(e fuse.DirEntry) bool { return out.AddDirEntry(e) })
 	return fuse.OK
 }
 
 func (s raw) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	s.readDir(in, func(e fuse.DirEntry) bool {
+	s.readDir(cancel, in, func(e fuse.DirEntry) bool {
 		entry := out.AddDirLookupEntry(e)
 		if entry == nil {
 			return false
@@ -607,15 +661,16 @@ func lasting(node uint64) bool {
 }
 
 // readDir adds entries from the offset on until add refuses one. Offsets count from 1, `.` and `..` being the first two.
-func (s raw) readDir(in *fuse.ReadIn, add func(fuse.DirEntry) bool) {
+func (s raw) readDir(cancel <-chan struct{}, in *fuse.ReadIn, add func(fuse.DirEntry) bool) {
 	h := s.handles.get(in.Fh)
 	if h == nil {
 		return
 	}
-	for i := in.Offset; i < uint64(len(h.entries))+2; i++ {
+	entries := s.rewound(cancel, in, h)
+	for i := in.Offset; i < uint64(len(entries))+2; i++ {
 		e := fuse.DirEntry{Name: [2]string{".", ".."}[i&1], Mode: syscall.S_IFDIR, Ino: in.NodeId, Off: i + 1}
 		if i >= 2 {
-			named := h.entries[i-2]
+			named := entries[i-2]
 			e.Name, e.Mode = named.name, rows[named.row].fileType()
 			e.Ino = nodeID(named.serial, named.row, named.param)
 		}
@@ -638,8 +693,11 @@ func (s raw) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fu
 
 // opened is one open file or directory.
 type opened struct {
-	handle  handle  // nil when opened only to be written
-	entries []entry // of a directory
+	handle handle // nil when opened only to be written
+
+	mu      sync.Mutex // guards what follows
+	entries []entry    // of a directory
+	begun   bool       // entries were read from
 }
 
 // handles gives numbers to what is open, in parts by their last bits so that many readers do not wait for one lock.
