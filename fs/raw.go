@@ -427,7 +427,7 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	}
 	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
-	h := &opened{}
+	h := &opened{nonblock: r.nonblock}
 	if access != syscall.O_WRONLY {
 		var err error
 		if h.handle, err = s.capture(r, access == syscall.O_RDWR); err != nil {
@@ -472,7 +472,7 @@ func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 	}
 	r := &request{
 		server: s.Server, ctx: &fuse.Context{Caller: in.Caller, Cancel: cancel}, pid: in.Pid,
-		nonblock: in.Flags&syscall.O_NONBLOCK != 0, // as it is now: fcntl(2) may have changed it
+		nonblock: h.nonblock,
 	}
 	if _, quick := h.handle.(capture); !quick {
 		defer r.blocking()()
@@ -513,7 +513,9 @@ func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 	if !code.Ok() {
 		return 0, code
 	}
-	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
+	if h := s.handles.get(in.Fh); h != nil {
+		r.nonblock = h.nonblock
+	}
 	defer r.blocking()()
 	r.vm.Touch() // every row that can be written is a VM's
 	if r.file.typed != nil {
@@ -694,6 +696,9 @@ func (s raw) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fu
 // opened is one open file or directory.
 type opened struct {
 	handle handle // nil when opened only to be written
+	// As the open said: what fcntl(2) sets later is left aside, because Go's runtime sets it on whatever seems pollable, and a
+	// Go program that writes `start` or reads wait/ means to wait.
+	nonblock bool
 
 	mu      sync.Mutex // guards what follows
 	entries []entry    // of a directory
