@@ -8,15 +8,21 @@ import "sync"
 
 // nodes are those that the kernel knows of files that can be written or watched.
 type nodes struct {
-	mu    sync.Mutex                 // guards what follows
-	known map[uint64]map[uint64]bool // by the file's plain number; true: opened to be written
+	mu    sync.Mutex                     // guards what follows
+	known map[uint64]map[uint64]*nodeUse // by the file's plain number
 	last  uint16
 	aim   uint64     // that the nudger is about to touch, 0 for none
 	hit   *sync.Cond // aim has become 0
 }
 
+// nodeUse is what the kernel was told of a node and has not forgotten.
+type nodeUse struct {
+	lookups uint64 // answered with it
+	writer  bool   // it was opened to be written
+}
+
 func newNodes() *nodes {
-	n := &nodes{known: make(map[uint64]map[uint64]bool)}
+	n := &nodes{known: make(map[uint64]map[uint64]*nodeUse)}
 	n.hit = sync.NewCond(&n.mu)
 	return n
 }
@@ -36,7 +42,7 @@ func (n *nodes) fresh(file uint64) uint64 {
 	return node
 }
 
-// add notes that the kernel knows the node.
+// add notes a look-up that is answered with the node.
 func (n *nodes) add(file, node uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -45,24 +51,31 @@ func (n *nodes) add(file, node uint64) {
 
 func (n *nodes) addLocked(file, node uint64) {
 	if n.known[file] == nil {
-		n.known[file] = make(map[uint64]bool)
+		n.known[file] = make(map[uint64]*nodeUse)
 	}
-	if !n.known[file][node] {
-		n.known[file][node] = false
+	k := n.known[file][node]
+	if k == nil {
+		k = new(nodeUse)
+		n.known[file][node] = k
 	}
+	k.lookups++
 }
 
-// forget reports whether that was the last node of its file.
-func (n *nodes) forget(node uint64) bool {
+// forget takes back so many look-ups, and reports whether the kernel knows the node no more, and whether it was the last of its file.
+func (n *nodes) forget(node, lookups uint64) (gone, last bool) {
 	file := plainID(node)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if k := n.known[file][node]; k != nil && k.lookups > lookups {
+		k.lookups -= lookups
+		return false, false
+	}
 	delete(n.known[file], node)
 	if len(n.known[file]) > 0 {
-		return false
+		return true, false
 	}
 	delete(n.known, file)
-	return true
+	return true, true
 }
 
 // writing notes that the node is opened to be written, before any write(2) holds its lock: the nudger leaves it alone from here on.
@@ -70,8 +83,8 @@ func (n *nodes) writing(node uint64) {
 	file := plainID(node)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, ok := n.known[file][node]; ok {
-		n.known[file][node] = true
+	if k := n.known[file][node]; k != nil {
+		k.writer = true
 	}
 	for n.aim == node {
 		n.hit.Wait()
@@ -83,8 +96,8 @@ func (n *nodes) watchable(file uint64) []uint64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var list []uint64
-	for node, writer := range n.known[file] {
-		if !writer {
+	for node, k := range n.known[file] {
+		if !k.writer {
 			list = append(list, node)
 		}
 	}
@@ -94,8 +107,7 @@ func (n *nodes) watchable(file uint64) []uint64 {
 // touch calls f while the nudger's look-ups of the node's file give that node, unless somebody writes it.
 func (n *nodes) touch(node uint64, f func()) {
 	n.mu.Lock()
-	writer, ok := n.known[plainID(node)][node]
-	if !ok || writer {
+	if k := n.known[plainID(node)][node]; k == nil || k.writer {
 		n.mu.Unlock()
 		return
 	}

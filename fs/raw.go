@@ -220,6 +220,7 @@ func (s raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 	if f.writable() {
 		aim, aimed := s.nodes.aimed(node)
 		if aimed && h.Pid == s.nudgerTID.Load() {
+			s.nodes.add(node, aim)
 			node = aim
 		} else {
 			node = s.nodes.fresh(node)
@@ -245,12 +246,16 @@ func (s raw) entry(r *request, out *fuse.EntryOut) {
 	out.SetEntryTimeout(attrSeconds * time.Second)
 }
 
-func (s raw) Forget(node, _ uint64) {
+func (s raw) Forget(node, lookups uint64) {
+	gone, last := s.nodes.forget(node, lookups)
+	if !gone {
+		return
+	}
 	s.sizes.forget(node)
 	s.eventSizes.forget(node)
 	s.texts.Delete(node)
-	if file := plainID(node); s.nodes.forget(node) && file != node {
-		s.sizes.forget(file)
+	if last {
+		s.sizes.forget(plainID(node))
 	}
 }
 
