@@ -67,8 +67,10 @@ func open(ctx context.Context, path string, steps []string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Exclusive before WAL: the log's index is then not in memory mapped from a file (sqlite.org/wal.html, "Use of WAL
+	// Without Shared-Memory"), where a frozen disk would hold a thread in a page fault and with it Go's collector, that is all.
 	u := url.URL{Scheme: "file", Path: path, RawQuery: url.Values{
-		"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"},
+		"_pragma": {"busy_timeout(5000)", "locking_mode(EXCLUSIVE)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"},
 		"_txlock": {"immediate"},
 	}.Encode()}
 	db, err := sql.Open("sqlite", u.String())

@@ -166,6 +166,27 @@ func TestLeases(t *testing.T) {
 
 // TestGroupCommit holds the writer in one call until all others wait: they share the next commit,
 // and the refused one of them leaves the others alone.
+// SQLite's index of the log is not mapped from the disk: a page fault on a disk that is frozen would hold
+// its thread, and Go, which waits for every thread before it collects garbage, all others.
+func TestNothingIsMapped(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	s := opened(t, path)
+	defer s.Close()
+	if err := s.Insert(bg, &vmm.Record{ID: "a", Name: "web"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path + "-wal"); err != nil {
+		t.Errorf("not in WAL mode: %v", err)
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(maps), path) {
+		t.Errorf("%s is mapped:\n%s", path, maps)
+	}
+}
+
 func TestGroupCommit(t *testing.T) {
 	s := opened(t, filepath.Join(t.TempDir(), "db"))
 	defer s.Close()
