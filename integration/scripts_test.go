@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,9 +49,12 @@ func TestScripts(t *testing.T) {
 	}
 }
 
+var update = flag.Bool("update", false, "write what the scripts' cmp finds into their golden files")
+
 func params(files []string, vmm string) testscript.Params {
 	return testscript.Params{
-		Files: files,
+		Files:         files,
+		UpdateScripts: *update,
 		Setup: func(e *testscript.Env) error {
 			if err := openUp(e.WorkDir); err != nil {
 				return err

@@ -11,8 +11,8 @@
 //	fake.agent=never                 there is no agent
 //	fake.agent=hang                  the agent never answers
 //	fake.agent=slow:1s               the agent answers after 1 s
-//	fake.listen=80/http/nginx,53/udp/dns
-//	                                 listeners: port, protocol, process; nothing really listens
+//	fake.listen=80/tcp/nginx,53/udp/dns/dns%20-v
+//	                                 listeners: port, protocol, process and command, %XX for any byte; nothing really listens
 //	fake.stop=hang                   the agent never answers a request to power off
 //	fake.stop=ignore                 the agent accepts it and does nothing
 //	fake.poweroff=3s                 the guest powers itself off after 3 s of running

@@ -2,6 +2,7 @@ package fake
 
 import (
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -104,14 +105,19 @@ func oneOf(value string, words ...string) error {
 func parseListeners(list string) ([]vmm.Listener, error) {
 	var all []vmm.Listener
 	for i, entry := range strings.Split(list, ",") {
-		parts := strings.SplitN(entry, "/", 3)
+		parts := strings.SplitN(entry, "/", 4)
 		port, err := strconv.Atoi(parts[0])
 		if err != nil || len(parts) < 2 || port > 65535 {
-			return nil, fmt.Errorf("%q is not PORT/PROTOCOL/PROCESS", entry)
+			return nil, fmt.Errorf("%q is not PORT/PROTOCOL/PROCESS/COMMAND", entry)
 		}
 		l := vmm.Listener{Protocol: parts[1], Address: "0.0.0.0", Port: port, PID: 100 + i}
-		if len(parts) == 3 {
-			l.Process = parts[2]
+		for j, text := range []*string{&l.Process, &l.Command} {
+			if len(parts) > 2+j {
+				// A cmdline has no control characters, the text of a guest has any.
+				if *text, err = url.PathUnescape(parts[2+j]); err != nil {
+					return nil, err
+				}
+			}
 		}
 		all = append(all, l)
 	}
