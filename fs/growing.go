@@ -140,7 +140,7 @@ func (t *tail) close() {
 func appendEvent(b []byte, e *vmm.Event) []byte {
 	b = fmt.Appendf(b, "%s %d %s %s", formatTime(e.Time), e.Seq, e.VM, e.What)
 	if e.Detail != "" {
-		b = append(append(b, ' '), escape(e.Detail)...)
+		b = append(append(b, ' '), sentence(e.Detail)...)
 	}
 	return append(b, '\n')
 }

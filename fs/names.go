@@ -98,5 +98,5 @@ func addressText(s *vmm.Snapshot) string {
 func topErrorShow(r *request) ([]byte, error) {
 	r.server.refusalsMu.Lock()
 	defer r.server.refusalsMu.Unlock()
-	return line(escape(r.server.refusals[r.uid]))
+	return line(sentence(r.server.refusals[r.uid]))
 }

@@ -104,7 +104,7 @@ func healthShow(r *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return line(escape(h.String()))
+	return line(sentence(h.String()))
 }
 
 func healthJSONShow(r *request) ([]byte, error) {

@@ -51,7 +51,7 @@ var settings = []setting{
 				c.Net = mode
 				return nil
 			}
-			return fmt.Errorf("%q is not bridge, user or none: %w", s, vmm.ErrInvalid)
+			return fmt.Errorf("%.64q is not bridge, user or none: %w", s, vmm.ErrInvalid)
 		}},
 	{"autostart", "1: start it with the daemon", false,
 		func(c *vmm.Config) string { return formatBool(c.Autostart) },
@@ -86,8 +86,7 @@ func (r *request) configure(change func(*vmm.Config) error) error {
 	return r.detached(func(ctx context.Context) error { return r.vm.Configure(ctx, change) })
 }
 
-func configPairs(r *request) []pair {
-	c := &r.snap().Config
+func configPairs(c *vmm.Config) []pair {
 	var pairs []pair
 	for _, s := range settings {
 		text := s.show(c)
@@ -100,27 +99,29 @@ func configPairs(r *request) []pair {
 	return pairs
 }
 
-func configShow(r *request) ([]byte, error)     { return flat(configPairs(r)), nil }
-func configJSONShow(r *request) ([]byte, error) { return object(configPairs(r)) }
+func configShow(r *request) ([]byte, error)     { return flat(configPairs(&r.snap().Config)), nil }
+func configJSONShow(r *request) ([]byte, error) { return object(configPairs(&r.snap().Config)) }
 
-// configStore applies `key value` lines whole or not at all.
 func configStore(r *request, text string) error {
-	return r.configure(func(c *vmm.Config) error {
-		for _, l := range strings.Split(text, "\n") {
-			key, value, _ := strings.Cut(strings.TrimSpace(l), " ")
-			if key == "" {
-				continue
-			}
-			s := findSetting(key)
-			if s == nil {
-				return fmt.Errorf("%q is not a setting: %w", escape(key), vmm.ErrInvalid)
-			}
-			if err := s.set(c, strings.TrimSpace(value)); err != nil {
-				return fmt.Errorf("%s: %w", key, err)
-			}
+	return r.configure(func(c *vmm.Config) error { return applyConfig(c, text) })
+}
+
+// applyConfig sets what the `key value` lines of text say; after an error c is to be thrown away.
+func applyConfig(c *vmm.Config, text string) error {
+	for _, l := range strings.Split(text, "\n") {
+		key, value, _ := strings.Cut(strings.TrimSpace(l), " ")
+		if key == "" {
+			continue
 		}
-		return nil
-	})
+		s := findSetting(key)
+		if s == nil {
+			return fmt.Errorf("%.64q is not a setting: %w", key, vmm.ErrInvalid)
+		}
+		if err := s.set(c, strings.TrimSpace(value)); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	return nil
 }
 
 func findSetting(name string) *setting {

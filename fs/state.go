@@ -20,7 +20,7 @@ func stateShow(r *request) ([]byte, error) { return line(string(r.snap().State))
 func stateStore(r *request, text string) error {
 	c, ok := commands[text]
 	if !ok {
-		return fmt.Errorf("%q is not a command; write start, stop, restart, kill, pause or resume: %w", escape(text), vmm.ErrInvalid)
+		return fmt.Errorf("%.64q is not a command; write start, stop, restart, kill, pause or resume: %w", text, vmm.ErrInvalid)
 	}
 	if r.nonblock {
 		return r.vm.Accept(r.ctx, c)

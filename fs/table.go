@@ -103,7 +103,7 @@ func vmFiles() []file {
 		{name: "config", mode: 0o640, doc: "all settings, flat keyed", show: configShow, store: configStore},
 		{name: "config.json", mode: 0o440, doc: "config as JSON", show: configJSONShow},
 		{name: "state", mode: 0o640, doc: "where it is in its life; takes commands", show: stateShow, store: stateStore, watch: true},
-		{name: "error", mode: 0o440, doc: "the last failure in one sentence", show: func(r *request) ([]byte, error) { return line(escape(r.snap().Error)) }},
+		{name: "error", mode: 0o440, doc: "the last failure in one sentence", show: func(r *request) ([]byte, error) { return line(sentence(r.snap().Error)) }},
 		fact("id", "UUID", func(s *vmm.Snapshot) string { return s.ID }),
 		fact("created", "Unix seconds", func(s *vmm.Snapshot) string { return formatTime(s.Created) }),
 		fact("started", "Unix seconds", func(s *vmm.Snapshot) string { return formatTime(s.Started) }),

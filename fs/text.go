@@ -11,14 +11,25 @@ import (
 
 const maxCell = 1024 // bytes of one cell of untrusted text
 
-// escape makes untrusted text printable: what is no printable character becomes \x1b style.
-func escape(s string) string {
+// escape makes untrusted text printable: what is no printable character becomes \x1b style, and so that this is told
+// from what was there, a backslash does. At most maxCell bytes of s, whole characters, are looked at.
+func escape(s string) string { return printable(s, '\\') }
+
+// sentence is escape for a sentence of banger's own, in which what others wrote is quoted already: a backslash stays.
+func sentence(s string) string { return printable(s, -1) }
+
+// printable escapes what is no printable character, and the character special.
+func printable(s string, special rune) string {
 	if len(s) > maxCell {
-		s = s[:maxCell]
+		n := maxCell
+		for n > maxCell-utf8.UTFMax && !utf8.RuneStart(s[n]) {
+			n--
+		}
+		s = s[:n]
 	}
 	clean := true
 	for i := 0; i < len(s) && clean; i++ {
-		clean = s[i] >= ' ' && s[i] < 0x7f && s[i] != '\\'
+		clean = s[i] >= ' ' && s[i] < 0x7f && rune(s[i]) != special
 	}
 	if clean {
 		return s
@@ -26,7 +37,7 @@ func escape(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
-		if r == utf8.RuneError && n == 1 || r == '\\' || !unicode.IsPrint(r) {
+		if r == utf8.RuneError && n == 1 || r == special || !unicode.IsPrint(r) {
 			for _, c := range []byte(s[i : i+n]) {
 				fmt.Fprintf(&b, `\x%02x`, c)
 			}
@@ -46,7 +57,7 @@ func cell(s string) string {
 	return strings.ReplaceAll(escape(s), " ", `\x20`)
 }
 
-// table pads every column but the last with spaces.
+// table pads every column but the last with spaces; no row ends in them.
 func table(rows [][]string) []byte {
 	var widths []int
 	for _, row := range rows {
@@ -59,13 +70,17 @@ func table(rows [][]string) []byte {
 	}
 	var b bytes.Buffer
 	for _, row := range rows {
+		pad := 0
 		for i, c := range row {
-			b.WriteString(c)
-			if i < len(row)-1 {
-				for range widths[i] - utf8.RuneCountInString(c) + 2 {
-					b.WriteByte(' ')
-				}
+			if c == "" {
+				pad += widths[i] + 2
+				continue
 			}
+			for range pad {
+				b.WriteByte(' ')
+			}
+			b.WriteString(c)
+			pad = widths[i] - utf8.RuneCountInString(c) + 2
 		}
 		b.WriteByte('\n')
 	}

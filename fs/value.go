@@ -22,7 +22,7 @@ func parseBytes(s string) (int64, error) {
 	}
 	n, err := parseUint(digits, math.MaxInt64/unit)
 	if err != nil {
-		return 0, fmt.Errorf("%q is not a number of bytes, such as 134217728 or 128M: %w", s, vmm.ErrInvalid)
+		return 0, fmt.Errorf("%.64q is not a number of bytes, such as 134217728 or 128M: %w", s, vmm.ErrInvalid)
 	}
 	return n * unit, nil
 }
@@ -31,26 +31,29 @@ func parseBytes(s string) (int64, error) {
 func parseUint(s string, most int64) (int64, error) {
 	n, err := strconv.ParseUint(s, 10, 63)
 	if err != nil || int64(n) > most || s[0] == '+' {
-		return 0, fmt.Errorf("%q is not a number from 0 to %d: %w", s, most, vmm.ErrInvalid)
+		return 0, fmt.Errorf("%.64q is not a number from 0 to %d: %w", s, most, vmm.ErrInvalid)
 	}
 	return int64(n), nil
 }
+
+// maxDuration is the longest time that is not `max`: 100 years of 365 days. Its nanoseconds survive being written as seconds.
+const maxDuration = 100 * 365 * 24 * time.Hour
 
 // parseDuration reads seconds with a fraction, a Go duration, or `max`.
 func parseDuration(s string) (time.Duration, error) {
 	if s == noLimit {
 		return vmm.NoLimit, nil
 	}
-	bad := fmt.Errorf("%q is not a time, such as 90, 1.5 or 15m: %w", s, vmm.ErrInvalid)
+	bad := fmt.Errorf("%.64q is not a time, such as 90, 1.5 or 15m, of at most 100 years: %w", s, vmm.ErrInvalid)
 	if strings.Trim(s, "0123456789.") == "" && s != "" {
 		seconds, err := strconv.ParseFloat(s, 64)
-		if err != nil || seconds > math.MaxInt64/float64(2*time.Second) {
+		if err != nil || seconds > maxDuration.Seconds() {
 			return 0, bad
 		}
-		return time.Duration(seconds * float64(time.Second)), nil
+		return time.Duration(math.Round(seconds * float64(time.Second))), nil
 	}
 	d, err := time.ParseDuration(s)
-	if err != nil || d < 0 {
+	if err != nil || d < 0 || d > maxDuration {
 		return 0, bad
 	}
 	return d, nil
@@ -70,7 +73,7 @@ func parseBool(s string) (bool, error) {
 	case "1":
 		return true, nil
 	}
-	return false, fmt.Errorf("%q is not 0 or 1: %w", s, vmm.ErrInvalid)
+	return false, fmt.Errorf("%.64q is not 0 or 1: %w", s, vmm.ErrInvalid)
 }
 
 func formatBool(b bool) string {
@@ -91,8 +94,8 @@ func formatTime(t time.Time) string {
 // parseTime reads what formatTime gives.
 func parseTime(s string) (time.Time, error) {
 	seconds, err := strconv.ParseFloat(s, 64)
-	if err != nil || !(seconds >= 0 && seconds < 1e11) || strings.Trim(s, "0123456789.") != "" {
-		return time.Time{}, fmt.Errorf("%q is not a time in Unix seconds: %w", s, vmm.ErrInvalid)
+	if err != nil || !(seconds >= 0 && seconds <= 1e11) || strings.Trim(s, "0123456789.") != "" {
+		return time.Time{}, fmt.Errorf("%.64q is not a time in Unix seconds: %w", s, vmm.ErrInvalid)
 	}
 	return time.UnixMilli(int64(math.Round(seconds * 1000))), nil
 }
