@@ -12,7 +12,7 @@ SCRIPTS = integration/install.sh integration/run.sh .ci/run
 # Of the integration tests: make integration TESTFLAGS='-run TestCrash -crash.rounds 500'.
 TESTFLAGS =
 
-.PHONY: all build run test unit integration lint bench image clean help install-deps test-deps
+.PHONY: all build run test unit integration lint bench image man clean help install-deps test-deps
 
 all: build
 
@@ -23,6 +23,7 @@ help:
 	@echo 'make lint          gofmt, vet, staticcheck, import rules, shell syntax'
 	@echo 'make bench         ratios against the bare thing'
 	@echo 'make image         the built-in image, in .cache/image/builtin'
+	@echo 'make man           the manual pages, in bin/man'
 	@echo 'make install-deps  what is missing of Debian packages and Go'
 	@echo 'make clean         removes bin and .cache'
 
@@ -60,6 +61,12 @@ lint: install-deps
 
 bench: image
 	$(GO) test ./integration -run TestReport -report -timeout 15m -v
+
+# The manual pages, in bin/man.
+man: install-deps
+	@mkdir -p bin/man
+	@set -e; for page in files:banger.5 banger.1:banger.1 bangerd.8:bangerd.8; do \
+		$(GO) run github.com/cpuguy83/go-md2man/v2 -in docs/$${page%%:*}.md -out bin/man/$${page#*:}; done
 
 clean:
 	rm -rf bin .cache
