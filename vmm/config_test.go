@@ -1,0 +1,20 @@
+package vmm
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func TestCheckName(t *testing.T) {
+	for name, want := range map[string]error{
+		"a": nil, "0": nil, "web": nil, "a-b": nil, "a--b": nil, "9z": nil, strings.Repeat("a", 63): nil,
+		"": ErrInvalid, ".": ErrInvalid, "..": ErrInvalid, "-": ErrInvalid, "-a": ErrInvalid, "a-": ErrInvalid, "A": ErrInvalid, "a.b": ErrInvalid,
+		"a_b": ErrInvalid, "a b": ErrInvalid, "grün": ErrInvalid, "a/b": ErrInvalid, "a\x00": ErrInvalid, "a\n": ErrInvalid,
+		strings.Repeat("a", 64): ErrNameTooLong, strings.Repeat("A", 64): ErrNameTooLong,
+	} {
+		if err := CheckName(name); !errors.Is(err, want) {
+			t.Errorf("%q: %v, not %v", name, err, want)
+		}
+	}
+}
