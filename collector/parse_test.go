@@ -1,11 +1,13 @@
 package collector
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,8 +47,9 @@ func FuzzParseProcStat(f *testing.F) {
 	f.Add([]byte(statFixture))
 	f.Add([]byte("1 () Z"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if p, err := parseProcStat(b); err != nil && p != (procStat{}) && p.state == 0 {
-			t.Fatal("figures with an error")
+		p, err := parseProcStat(b)
+		if err != nil && p != (procStat{}) || err == nil && !bytes.Contains(b, []byte{')'}) {
+			t.Fatalf("%q is %+v, %v", b, p, err)
 		}
 	})
 }
@@ -64,7 +67,11 @@ func FuzzParseStatm(f *testing.F) {
 
 func FuzzParseCounter(f *testing.F) {
 	f.Add([]byte("18446744073709551615\n"))
-	f.Fuzz(func(t *testing.T, b []byte) { parseCounter(b) })
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if n, ok := parseCounter(b); ok && strings.TrimLeft(string(bytes.TrimSpace(b)), "0") != strings.TrimLeft(strconv.FormatUint(n, 10), "0") {
+			t.Fatalf("%q is %d", b, n)
+		}
+	})
 }
 
 func TestReadProcess(t *testing.T) {

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,19 @@ junk
 	if want := []string{"/a b", "/d"}; !slices.Equal(got, want) {
 		t.Errorf("got %q", got)
 	}
+}
+
+func FuzzMounts(f *testing.F) {
+	f.Add([]byte(`36 35 98:0 / /a\040b rw,noatime shared:1 - fuse.banger banger rw`))
+	f.Fuzz(func(t *testing.T, mountinfo []byte) {
+		dirs := Mounts(mountinfo)
+		if most := bytes.Count(mountinfo, []byte("\n")) + 1; len(dirs) > most {
+			t.Errorf("%d mounts in %d lines", len(dirs), most)
+		}
+		if len(dirs) > 0 && !bytes.Contains(mountinfo, []byte(fsName)) {
+			t.Errorf("%q are taken for mounts of ours", dirs)
+		}
+	})
 }
 
 // A mount is recognised through symbolic links; a plain directory is none.

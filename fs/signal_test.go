@@ -1,6 +1,9 @@
 package fs
 
-import "testing"
+import (
+	"bytes"
+	"testing"
+)
 
 func TestPendingSignals(t *testing.T) {
 	for _, c := range []struct {
@@ -17,4 +20,16 @@ func TestPendingSignals(t *testing.T) {
 			t.Errorf("pendingSignals(%q) = %x, %v, want %x, %v", c.status, got, ok, c.want, c.ok)
 		}
 	}
+}
+
+func FuzzPendingSignals(f *testing.F) {
+	f.Add([]byte("Name:\tx\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000010002\nSigBlk:\t0000000000010000\n"))
+	f.Fuzz(func(t *testing.T, status []byte) {
+		got, ok := pendingSignals(status)
+		for _, key := range []string{"SigPnd:", "ShdPnd:", "SigBlk:"} {
+			if ok && !bytes.Contains(status, []byte(key)) {
+				t.Errorf("%x is told without %s", got, key)
+			}
+		}
+	})
 }

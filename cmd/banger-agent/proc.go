@@ -99,7 +99,7 @@ func firstFloat(b []byte) float64 {
 		return 0
 	}
 	v, err := strconv.ParseFloat(f[0], 64)
-	if err != nil || v < 0 || v > 1e15 {
+	if err != nil || !(v >= 0 && v <= 1e15) { // not a number is neither
 		return 0
 	}
 	return v

@@ -1,6 +1,10 @@
 package main
 
-import "testing"
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
 
 const tcpFixture = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 12345 1 0000000000000000 100 0 0 10 0
@@ -44,9 +48,22 @@ func FuzzProc(f *testing.F) {
 		if n := len(parseSockets(b, "tcp", stateListen)); n > maxRows {
 			t.Fatal(n)
 		}
-		parseMeminfo(b)
-		firstFloat(b)
-		parseMounts(b)
-		command(b)
+		for _, s := range parseSockets(b, "udp", stateClose) {
+			if !s.address.IsValid() || s.port < 0 || s.port > 65535 {
+				t.Fatalf("%+v", s)
+			}
+		}
+		if total, available := parseMeminfo(b); total%1024 != 0 || available%1024 != 0 {
+			t.Fatal(total, available)
+		}
+		if v := firstFloat(b); !(v >= 0 && v <= 1e15) {
+			t.Fatal(v)
+		}
+		if n := len(parseMounts(b)); n > bytes.Count(b, []byte("/dev/")) {
+			t.Fatal(n)
+		}
+		if c := command(b); len(c) > maxText || strings.Contains(c, "\x00") {
+			t.Fatalf("%q", c)
+		}
 	})
 }

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"banger/vmm"
 )
@@ -336,10 +337,23 @@ func FuzzAnswers(f *testing.F) {
 	f.Add([]byte(`[{"protocol":"tcp","port":80}]`))
 	f.Add([]byte(`{"uptime":1e308}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		parseInfo(b)
-		parseStats(b)
-		if ls, _ := parseListeners(b); len(ls) > maxListeners {
+		i, _ := parseInfo(b)
+		texts := []string{i.Version, i.Kernel, i.Hostname}
+		s, err := parseStats(b)
+		if min(s.MemTotal, s.MemAvailable, s.DiskUsed, s.DiskTotal, int64(s.Procs)) < 0 || min(s.Load1, s.Uptime, i.Uptime) < 0 {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		ls, _ := parseListeners(b)
+		if len(ls) > maxListeners {
 			t.Fatal(len(ls))
+		}
+		for _, l := range ls {
+			texts = append(texts, l.Protocol, l.Address, l.Process, l.Command)
+		}
+		for _, text := range texts {
+			if len(text) > maxString || !utf8.ValidString(text) {
+				t.Fatalf("%q", text)
+			}
 		}
 	})
 }

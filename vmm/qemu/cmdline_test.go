@@ -1,9 +1,11 @@
 package qemu
 
 import (
+	"bytes"
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -85,7 +87,22 @@ func TestParseStat(t *testing.T) {
 
 func FuzzParseStat(f *testing.F) {
 	f.Add([]byte("42 (a) b) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2\n"))
-	f.Fuzz(func(_ *testing.T, b []byte) { parseStat(b) })
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if state, _, err := parseStat(b); err == nil && bytes.LastIndexByte(b, state) < bytes.LastIndexByte(b, ')') {
+			t.Fatalf("the state of %q is %q", b, state)
+		}
+	})
+}
+
+func FuzzParseArgs(f *testing.F) {
+	f.Add([]byte("qemu\x00-uuid\x006a2f0f6e-9d0c-4c55-8f1b-0d3c5c1f7a11\x00-chardev\x00socket,id=console,fd=3,logfile=/a,,b,logappend=on"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		args := strings.Split(string(b), "\x00")
+		uuid, log := parseArgs(args)
+		if uuid != "" && !slices.Contains(args, uuid) || strings.Contains(log, "\x00") || len(log) > len(b) {
+			t.Fatalf("%q has the UUID %q and the console's file %q", b, uuid, log)
+		}
+	})
 }
 
 func TestVirtualises(t *testing.T) {
