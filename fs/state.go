@@ -20,7 +20,7 @@ func stateShow(r *request) ([]byte, error) { return line(string(r.snap().State))
 func stateStore(r *request, text string) error {
 	c, ok := commands[text]
 	if !ok {
-		return fmt.Errorf("%.64q is not a command; write start, stop, restart, kill, pause or resume: %w", text, vmm.ErrInvalid)
+		return fmt.Errorf("cannot tell %s: %.64q is not a command; write start, stop, restart, kill, pause or resume: %w", r.snap().Name, text, vmm.ErrInvalid)
 	}
 	if r.nonblock {
 		return r.vm.Accept(r.ctx, c)
@@ -36,10 +36,11 @@ func touchedStore(r *request, text string) error {
 		return nil
 	}
 	t, err := parseTime(text)
-	if err == nil {
-		r.vm.SetTouched(minTime(t, time.Now()))
+	if err != nil {
+		return fmt.Errorf("cannot set touched of %s: %w", r.snap().Name, err)
 	}
-	return err
+	r.vm.SetTouched(minTime(t, time.Now()))
+	return nil
 }
 
 // minTime keeps a lease from being renewed into the future.
