@@ -5,12 +5,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/vmm"
-	"banger/vmm/agent"
 	"banger/vmm/store"
 )
 
@@ -66,7 +63,7 @@ func TestReport(t *testing.T) {
 	for _, part := range []struct {
 		name    string
 		measure func(*testing.T) []line
-	}{{"reads", reportReads}, {"once", reportOnce}, {"commits", reportCommits}, {"trees", reportTrees}, {"boot", reportBoot}} {
+	}{{"reads", reportReads}, {"once", reportOnce}, {"commits", reportCommits}, {"trees", reportTrees}, {"boot", reportBoot}, {"quiet", reportQuiet}} {
 		if strings.Contains(part.name, *only) {
 			lines = append(lines, part.measure(t)...)
 		}
@@ -368,83 +365,4 @@ func reportIdle(t *testing.T, d *daemon, count int) []line {
 	do("kill")
 	return []line{{fmt.Sprintf("CPU with %d running, nobody looking", count), fmt.Sprintf("%.2f %% of a core", 100*used.Seconds()/window.Seconds()), "", "", "≤ 0.2 %"},
 		{fmt.Sprintf("RSS with %d running", count), mib(rss), "", "", ""}}
-}
-
-// reportBoot starts real VMs through the daemon and by hand, with the same arguments but for the sockets.
-func reportBoot(t *testing.T) []line {
-	if ok, cure := realVMs(); !ok {
-		t.Log("no boots measured: ", cure)
-		return nil
-	}
-	d := testDaemon(t, "qemu")
-	if err := os.Mkdir(d.path("web"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := write(d.path("web", "net"), "user"); err != nil {
-		t.Fatal(err)
-	}
-	ours := func() time.Duration {
-		defer func() {
-			if err := write(d.path("web", "state"), "kill"); err != nil {
-				t.Fatal(err)
-			}
-		}()
-		return took(func() {
-			if err := write(d.path("web", "state"), "start"); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := read(d.path("web", "wait", "healthy")); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
-	ours() // its command line is in the log from now on
-	log, err := read(d.path("web", "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := strings.LastIndex(log, "/usr/bin/qemu-system")
-	if i < 0 {
-		t.Fatal("no command line in the log")
-	}
-	commandLine, _, _ := strings.Cut(log[i:], "\n")
-	dir := t.TempDir()
-	for n, name := range []string{"mon", "console", "agent"} {
-		commandLine = strings.Replace(commandLine, fmt.Sprintf("socket,id=%s,fd=%d", name, n+3), "socket,id="+name+",path="+filepath.Join(dir, name), 1)
-	}
-	commandLine = regexp.MustCompile(`logfile=\S*console\.log`).ReplaceAllString(commandLine, "logfile="+filepath.Join(dir, "console.log"))
-	bare := func() time.Duration {
-		q := exec.Command("sh", "-c", "exec "+commandLine)
-		defer func() {
-			_ = q.Process.Kill()
-			_ = q.Wait() // killed
-		}()
-		client := agent.New(func(ctx context.Context) (net.Conn, error) {
-			var n net.Dialer
-			for {
-				c, err := n.DialContext(ctx, "unix", filepath.Join(dir, "agent"))
-				if err == nil {
-					return c, nil
-				}
-				select {
-				case <-ctx.Done():
-					return nil, err
-				case <-time.After(time.Millisecond):
-				}
-			}
-		}, true)
-		defer client.Close()
-		return took(func() {
-			if err := q.Start(); err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			defer cancel()
-			if _, err := client.Ping(ctx); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
-	a, b := compare(ours, bare)
-	return []line{against("start to healthy, against bare QEMU", a.Round(time.Millisecond), b.Round(time.Millisecond), fmt.Sprintf("≤ 1.05x (%d CPUs)", runtime.NumCPU()))}
 }
