@@ -2,6 +2,7 @@ package collector
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -26,10 +27,12 @@ type cached[T any] struct {
 	// guarded by mu
 	epoch  epoch
 	value  *T
-	begun  time.Time // when the collection of value was
-	at     time.Time // when value was complete
-	tried  time.Time // when the last collection ended, well or not
-	read   time.Time // when somebody last asked
+	begun  time.Time     // when the collection of value was
+	at     time.Time     // when value was complete
+	took   time.Duration // for value
+	chance float64       // 0 to 1, anew for each value
+	tried  time.Time     // when the last collection ended, well or not
+	read   time.Time     // when somebody last asked
 	flight *flight[T]
 }
 
@@ -113,6 +116,7 @@ func (k *cached[T]) fly(ctx context.Context, c *Collector, f *flight[T], collect
 		k.tried = c.now()
 		if err == nil {
 			k.value, k.begun, k.at = v, f.begun, k.tried
+			k.took, k.chance = k.at.Sub(f.begun), rand.Float64()
 		} else {
 			k.value = nil
 		}
@@ -156,22 +160,58 @@ func (k *cached[T]) known(ep epoch) *T {
 	return k.value
 }
 
-// warm begins a collection when the answer was read lately and is half way to being too old. It waits for nothing;
-// release is called when the collection has ended, if true is returned. hot reports whether it was read lately.
-func (k *cached[T]) warm(c *Collector, ep epoch, maxAge time.Duration, release func(), collect func(context.Context) (*T, error)) (begun, hot bool) {
+// warm begins a collection when the answer was read lately and will soon be too old. It waits for nothing but the lane's slot, and gives
+// when to look again; the zero time if nobody read it lately.
+func (k *cached[T]) warm(c *Collector, ep epoch, maxAge time.Duration, l lane, collect func(context.Context) (*T, error)) time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := c.now()
 	if k.read.IsZero() || now.Sub(k.read) > keepWarm {
-		return false, false
+		return time.Time{}
 	}
 	k.enter(ep)
-	if k.flight != nil || now.Sub(k.tried) < maxAge/2 {
-		return false, true
+	due := k.tried.Add(maxAge / 2) // after a failure
+	if k.value != nil {
+		// In time for it to end before the answer is too old, and a little earlier by chance, so that what was read together spreads.
+		lead := min(k.took+2*c.pace(), maxAge/2)
+		due = k.at.Add(maxAge - lead - time.Duration(k.chance*float64(maxAge)/ticksPerAge))
+	}
+	switch {
+	case k.flight != nil:
+		return now.Add(c.pace())
+	case now.Before(due):
+		return due
+	}
+	k.beginLocked(c, l, collect)
+	return now.Add(c.pace())
+}
+
+// begin begins a collection for nobody in particular unless one is under way or no slot is free.
+func (k *cached[T]) begin(c *Collector, ep epoch, l lane, collect func(context.Context) (*T, error)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.enter(ep)
+	if k.flight == nil {
+		k.beginLocked(c, l, collect)
+	}
+}
+
+func (k *cached[T]) beginLocked(c *Collector, l lane, collect func(context.Context) (*T, error)) {
+	if !l.take() {
+		return
 	}
 	f := k.join(c, func(ctx context.Context) (*T, error) {
-		defer release()
+		defer l.release()
 		return collect(ctx)
 	})
-	return f != nil, true
+	if f == nil {
+		l.release()
+	}
+}
+
+// want counts as a read of somebody who is told of changes.
+func (k *cached[T]) want(now time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.read = now
 }

@@ -30,19 +30,25 @@ import (
 // Options of a Collector.
 type Options struct {
 	Manager      *vmm.Manager
-	Log          *slog.Logger               // nil: silent
-	TapName      func(serial uint64) string // name of a VM's link on the host; nil: no link figures
-	StatsMaxAge  time.Duration              // 1 s if 0
-	PortsMaxAge  time.Duration              // 2 s
-	HealthMaxAge time.Duration              // 1 s
-	PollInterval time.Duration              // 10 s
+	Log          *slog.Logger  // nil: silent
+	Network      vmm.Network   // whose links are read if it is a vmm.LinkStatser
+	StatsMaxAge  time.Duration // 1 s if 0
+	PortsMaxAge  time.Duration // 2 s
+	HealthMaxAge time.Duration // 1 s
+	PollInterval time.Duration // 10 s
 }
+
+// linkShare of stats_max_age is how old the links' figures in fresh stats may be.
+const linkShare = 8
 
 // Bounds of what a collection may take.
 const (
 	guestTimeout  = 3 * time.Second        // for one answer of an agent
 	guestBriefly  = 100 * time.Millisecond // for an agent that has just been silent for guestTimeout
 	guestDoubt    = 10 * time.Second       // how long an agent is given only guestBriefly
+	firstRest     = time.Second            // how long the poller leaves an agent alone that did not answer, then twice as long
+	longestRest   = 30 * time.Second
+	callsInAll    = 4096                   // requests to agents under way
 	blockTimeout  = 300 * time.Millisecond // for the VMM's block figures
 	probeTimeout  = 750 * time.Millisecond // for one request to one port
 	probeBudget   = 2 * probeTimeout       // for the probes of one VM, if the agent took long
@@ -50,7 +56,8 @@ const (
 	probesInAll   = 64
 	maxListeners  = 4096
 	keepWarm      = 10 * time.Second // after the last read
-	warmInAll     = 64               // collections that the poller has in flight at most
+	warmInAll     = 256              // collections that the poller has in flight at most
+	doubtInAll    = 64               // the same, of guests that did not answer the last time
 	defaultMaxAge = time.Second
 )
 
@@ -67,7 +74,6 @@ type subject interface {
 type Collector struct {
 	// immutable
 	log          *slog.Logger
-	tapName      func(serial uint64) string
 	statsMaxAge  time.Duration
 	portsMaxAge  time.Duration
 	healthMaxAge time.Duration
@@ -78,22 +84,29 @@ type Collector struct {
 	each         func(visit func(subject))
 	find         func(serial uint64) subject // nil if there is none
 	proc         string                      // root of procfs
-	sysNet       string                      // directory of the host's links in sysfs
+	groups       *cgroups
+	mostKept     int64 // processes whose files may be kept open
 	prober       *http.Transport
 	probes       chan struct{} // slots for probes, of all VMs
+	calls        chan struct{} // slots for requests to agents
 	warming      chan struct{} // slots for the poller's collections
+	doubting     chan struct{} // the same, of guests that did not answer the last time
 	wake         chan struct{} // tells the poller that something became hot or changed its state
 	ctx          context.Context
 	cancel       context.CancelFunc
 	wg           sync.WaitGroup
 
 	mu      sync.RWMutex
-	closed  bool              // guarded by mu
-	entries map[uint64]*entry // guarded by mu; by serial
-	hot     map[uint64]*entry // guarded by mu; read lately, kept warm
-	untold  map[uint64]news   // guarded by mu; VMs whose health follows from their state and may change again, and what was last told
-	changes uint64            // guarded by mu; counts stateChanged
+	closed  bool                // guarded by mu
+	entries map[uint64]*entry   // guarded by mu; by serial
+	hot     map[uint64]*entry   // guarded by mu; read lately, kept warm
+	hotList []*entry            // guarded by mu; those of hot, nil to be made anew; what it holds is not changed
+	watched map[uint64]watching // guarded by mu; whose health is watched, by serial, 0 being everybody's
+	untold  map[uint64]news     // guarded by mu; VMs whose health follows from their state and may change again, and what was last told
+	changes uint64              // guarded by mu; counts stateChanged
 
+	links      links
+	kept       atomic.Int64 // processes whose files are kept open
 	meters     *meters
 	guestCalls atomic.Uint64
 }
@@ -108,9 +121,11 @@ type entry struct {
 	health    cached[Health]
 	listeners cached[portSet]
 	slow      atomic.Pointer[slowStats]
+	process   keptProcess
 	cpu       sampler
 	guest     patience
 	probed    memory
+	due       time.Time // when the poller looks again; the poller's own
 }
 
 // slowStats is what the slow poll found, and in which run.
@@ -142,6 +157,7 @@ func New(o Options) *Collector {
 			c.forget(e.Serial)
 		case vmm.EventState:
 			c.stateChanged(e.Serial)
+			c.letGoEnded(e.Serial)
 		}
 	}, c.reconcile)
 	c.reconcile() // with what was adopted
@@ -153,7 +169,6 @@ func New(o Options) *Collector {
 func newCollector(o Options) *Collector {
 	c := &Collector{
 		log:          o.Log,
-		tapName:      o.TapName,
 		statsMaxAge:  orElse(o.StatsMaxAge, defaultMaxAge),
 		portsMaxAge:  orElse(o.PortsMaxAge, 2*defaultMaxAge),
 		healthMaxAge: orElse(o.HealthMaxAge, defaultMaxAge),
@@ -164,15 +179,22 @@ func newCollector(o Options) *Collector {
 		each:         func(func(subject)) {},
 		find:         func(uint64) subject { return nil },
 		proc:         "/proc",
-		sysNet:       "/sys/class/net",
+		groups:       findCgroups("/proc"),
+		mostKept:     mostKept(),
 		prober:       newProber(),
 		probes:       make(chan struct{}, probesInAll),
+		calls:        make(chan struct{}, callsInAll),
 		warming:      make(chan struct{}, warmInAll),
+		doubting:     make(chan struct{}, doubtInAll),
 		wake:         make(chan struct{}, 1),
 		entries:      map[uint64]*entry{},
 		hot:          map[uint64]*entry{},
+		watched:      map[uint64]watching{},
 		untold:       map[uint64]news{},
 		meters:       newMeters(),
+	}
+	if n, ok := o.Network.(vmm.LinkStatser); ok {
+		c.links.dump = n.LinkStats
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -197,6 +219,12 @@ func (c *Collector) Close() {
 	c.cancel()
 	c.wg.Wait()
 	c.prober.CloseIdleConnections()
+	c.mu.RLock()
+	entries := slices.Collect(maps.Values(c.entries))
+	c.mu.RUnlock()
+	for _, e := range entries {
+		e.process.drop(c, true)
+	}
 }
 
 // start runs f in a goroutine that Close waits for; false when the collector is closed.
@@ -255,14 +283,29 @@ func (c *Collector) reconcile() {
 	})
 }
 
+// letGoEnded closes the files of a process that has ended.
+func (c *Collector) letGoEnded(serial uint64) {
+	c.mu.RLock()
+	e := c.entries[serial]
+	c.mu.RUnlock()
+	if e != nil && !e.vm.Snapshot().State.Alive() {
+		e.process.drop(c, false)
+	}
+}
+
 // forget drops what is kept of a removed VM and ends the waits for it.
 func (c *Collector) forget(serial uint64) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e := c.entries[serial]; e != nil {
+	e := c.entries[serial]
+	if e != nil {
 		close(e.gone)
 		delete(c.entries, serial)
 		delete(c.hot, serial)
+		c.hotList = nil
+	}
+	c.mu.Unlock()
+	if e != nil {
+		e.process.drop(c, true)
 	}
 }
 

@@ -497,19 +497,16 @@ func TestReadAfterClose(t *testing.T) {
 
 func TestStatsOfHost(t *testing.T) {
 	c, _, v, _ := newTest(t)
-	c.proc, c.sysNet = t.TempDir(), t.TempDir()
-	c.tapName = func(uint64) string { return "banger0-7" }
-	counters := filepath.Join(c.sysNet, "banger0-7", "statistics")
+	c.proc = t.TempDir()
+	c.links.dump = func() (map[uint64]vmm.LinkStats, error) {
+		return map[uint64]vmm.LinkStats{7: {RxBytes: 200, TxBytes: 100, RxPackets: 4, TxPackets: 3}, 8: {}}, nil
+	}
 	write := func(path, text string) {
 		t.Helper()
-		os.MkdirAll(filepath.Dir(path), 0o755)
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write(counters+"/tx_bytes", "100\n")
-	write(counters+"/rx_bytes", "200\n")
-	write(counters+"/tx_packets", "3\n")
 	writeProc(t, c.proc, 42, 1000, 50)
 	work := filepath.Join(v.snap.Dir, vmm.DiskWork)
 	write(work, "x")
@@ -521,7 +518,7 @@ func TestStatsOfHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if *st.NetRxBytes != 100 || *st.NetTxBytes != 200 || *st.NetRxPackets != 3 || st.NetTxPackets != nil {
+	if *st.NetRxBytes != 100 || *st.NetTxBytes != 200 || *st.NetRxPackets != 3 || *st.NetTxPackets != 4 {
 		t.Error("link figures", st)
 	}
 	if st.OverlayBytes != nil || *st.WorkBytes == 0 || *st.WorkBytes > 1<<20 {

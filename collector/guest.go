@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ type patience struct {
 	// guarded by mu
 	run    uint64
 	silent time.Time // when an answer last failed to come in full time
+	missed int       // answers in a row that did not come
+	until  time.Time // the poller leaves the guest alone
 }
 
 // left is how long the guest of that run may take now.
@@ -38,12 +41,32 @@ func (p *patience) left(s *vmm.Snapshot, now time.Time, full time.Duration) time
 func (p *patience) note(s *vmm.Snapshot, now time.Time, full, given time.Duration, timedOut bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case !timedOut:
-		p.silent = time.Time{}
-	case given >= full:
-		p.run, p.silent = s.Run, now
+	if !timedOut {
+		p.silent, p.missed, p.until = time.Time{}, 0, time.Time{}
+		return
 	}
+	if p.run != s.Run {
+		p.run, p.silent, p.missed = s.Run, time.Time{}, 0
+	}
+	if given >= full {
+		p.silent = now
+	}
+	p.until = now.Add(min(firstRest<<min(p.missed, 8), longestRest))
+	p.missed++
+}
+
+// doubted reports whether the guest of that run did not answer the last time.
+func (p *patience) doubted(s *vmm.Snapshot) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.run == s.Run && p.missed > 0
+}
+
+// rests reports whether the poller should leave the guest of that run alone, which it does longer each time that the guest does not answer.
+func (p *patience) rests(s *vmm.Snapshot, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.run == s.Run && now.Before(p.until)
 }
 
 // ask calls the agent of the machine in s and bounds its time. vmm.ErrTimeout, vmm.ErrNoAgent, or what call returns.
@@ -55,6 +78,12 @@ func (c *Collector) ask(ctx context.Context, e *entry, s *vmm.Snapshot, call fun
 	given := e.guest.left(s, c.now(), c.guestTimeout)
 	bounded, cancel := context.WithTimeout(ctx, given)
 	defer cancel()
+	select {
+	case c.calls <- struct{}{}:
+		defer func() { <-c.calls }()
+	case <-bounded.Done():
+		return fmt.Errorf("cannot ask %s, too many guests are being asked: %w", s.Name, cmp.Or(ctx.Err(), vmm.ErrTimeout))
+	}
 	c.guestCalls.Add(1)
 	err := call(bounded, m.Guest())
 	if ctx.Err() != nil { // nobody waits any more: this says nothing of the guest

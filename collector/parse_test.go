@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -65,23 +66,81 @@ func FuzzParseStatm(f *testing.F) {
 	})
 }
 
-func FuzzParseCounter(f *testing.F) {
-	f.Add([]byte("18446744073709551615\n"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if n, ok := parseCounter(b); ok && strings.TrimLeft(string(bytes.TrimSpace(b)), "0") != strings.TrimLeft(strconv.FormatUint(n, 10), "0") {
-			t.Fatalf("%q is %d", b, n)
+func FuzzParseProcIO(f *testing.F) {
+	f.Add("rchar: 1\nwchar: 2\nread_bytes: 4096\nwrite_bytes: 8192\ncancelled_write_bytes: 0\n")
+	f.Add("\nread_bytes: \nwrite_bytes: -1")
+	f.Add("\nread_bytes: 18446744073709551616\nwrite_bytes: 1")
+	f.Fuzz(func(t *testing.T, text string) {
+		read, written, err := parseProcIO([]byte(text))
+		if err != nil && (read != 0 || written != 0) && !strings.Contains(text, "read_bytes") {
+			t.Fatalf("%q is %d, %d, %v", text, read, written, err)
+		}
+		again := fmt.Sprintf("rchar: 5\nread_bytes: %d\nwrite_bytes: %d\n", read, written)
+		if r, w, err := parseProcIO([]byte(again)); err != nil || r != read || w != written {
+			t.Fatalf("%q is %d, %d, %v", again, r, w, err)
 		}
 	})
+}
+
+func TestKeptProcess(t *testing.T) {
+	c, clock, v, _ := newTest(t)
+	c.proc = t.TempDir()
+	writeProc(t, c.proc, 42, 1000, 50)
+	p := vmm.Process{PID: 42, StartTime: 1000}
+	e, err := c.entry(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(p vmm.Process, young bool) *procFiles {
+		t.Helper()
+		f, done, err := e.process.of(c, p, young)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done()
+		return f
+	}
+	first := of(p, true)
+	if of(p, false) != first || c.kept.Load() != 1 {
+		t.Errorf("the files are opened anew, %d kept", c.kept.Load())
+	}
+	clock.advance(keepGroup)
+	second := of(p, true)
+	if _, err := first.stat.Stat(); second == first || err == nil || c.kept.Load() != 1 {
+		t.Errorf("old files are kept: %v, %d kept", err, c.kept.Load())
+	}
+	// The pid is another's now.
+	writeProc(t, c.proc, 42, 2000, 0)
+	if _, err := second.read(); !errors.Is(err, errProcessGone) {
+		t.Error(err)
+	}
+	of(vmm.Process{PID: 42, StartTime: 2000}, true)
+	e.process.drop(c, false)
+	c.mostKept = 0
+	if of(vmm.Process{PID: 42, StartTime: 2000}, true); e.process.files != nil || c.kept.Load() != 0 {
+		t.Errorf("more are kept than may be: %d", c.kept.Load())
+	}
+	c.mostKept = 1
+	of(vmm.Process{PID: 42, StartTime: 2000}, true)
+	c.forget(7)
+	if of(vmm.Process{PID: 42, StartTime: 2000}, true); c.kept.Load() != 0 {
+		t.Error("files are kept of a VM that was removed")
+	}
 }
 
 func TestReadProcess(t *testing.T) {
 	root := t.TempDir()
 	writeProc(t, root, 42, 1000, 50)
-	if _, err := readProcess(root, vmm.Process{PID: 42, StartTime: 1000}); err != nil {
+	f, err := openProcess(root, vmm.Process{PID: 42, StartTime: 1000})
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer f.close()
+	if _, _, ok := f.readIO(); ok {
+		t.Error("figures of a file that is not there")
+	}
 	for _, p := range []vmm.Process{{PID: 42, StartTime: 1001}, {PID: 43, StartTime: 1000}} {
-		if _, err := readProcess(root, p); !errors.Is(err, errProcessGone) {
+		if _, err := openProcess(root, p); !errors.Is(err, errProcessGone) {
 			t.Errorf("%+v: %v", p, err)
 		}
 	}
@@ -89,13 +148,42 @@ func TestReadProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	self, err := parseProcStat(b)
+	st, err := parseProcStat(b)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := readProcess("/proc", vmm.Process{PID: os.Getpid(), StartTime: self.startTime})
-	if err != nil || f.rss <= 0 || f.vsz < f.rss {
-		t.Fatalf("%+v %v", f, err)
+	self, err := openProcess("/proc", vmm.Process{PID: os.Getpid(), StartTime: st.startTime})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.close()
+	if f, err := self.read(); err != nil || f.rss <= 0 || f.vsz < f.rss {
+		t.Errorf("%+v %v", f, err)
+	}
+	if _, _, ok := self.readIO(); !ok {
+		t.Error("no figures of this process's disks")
+	}
+	// One that has ended is gone, though its files are kept.
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	b, err = os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err = parseProcStat(b); err != nil {
+		t.Fatal(err)
+	}
+	sleeper, err := openProcess("/proc", vmm.Process{PID: cmd.Process.Pid, StartTime: st.startTime})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sleeper.close()
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait() // killed
+	if _, err := sleeper.read(); !errors.Is(err, errProcessGone) {
+		t.Errorf("a process that has ended: %v", err)
 	}
 }
 
@@ -106,13 +194,13 @@ func TestSampler(t *testing.T) {
 	if s.sample(p, 100, at) != nil {
 		t.Fatal("a percentage from one reading")
 	}
-	if got := s.sample(p, 150, at.Add(time.Second)); got == nil || *got != 50 {
+	if got := s.sample(p, 150, at.Add(time.Second)); got == nil || *got != (cpuShare{50, at, at.Add(time.Second)}) {
 		t.Fatal(got)
 	}
-	if got := s.sample(p, 250, at.Add(time.Second+time.Millisecond)); *got != 50 {
+	if got := s.sample(p, 250, at.Add(time.Second+time.Millisecond)); got.percent != 50 {
 		t.Fatal("computed over a millisecond")
 	}
-	if got := s.sample(p, 350, at.Add(2*time.Second)); *got != 200 {
+	if got := s.sample(p, 350, at.Add(2*time.Second)); *got != (cpuShare{200, at.Add(time.Second), at.Add(2 * time.Second)}) {
 		t.Fatal(*got)
 	}
 	if s.sample(vmm.Process{PID: 1, StartTime: 6}, 400, at.Add(3*time.Second)) != nil {

@@ -1,21 +1,28 @@
 package collector
 
 import (
+	"context"
+	"math/rand/v2"
 	"time"
 
 	"banger/vmm"
 )
 
-// pollSlices is in how many parts a slow poll is spread over its interval.
-const pollSlices = 16
+const (
+	// pollSlices is in how many parts a slow poll is spread over its interval.
+	pollSlices = 16
+	// ticksPerAge is how often what was read lately is looked at within the shortest max_age.
+	ticksPerAge = 16
+	// watchGrace is how long a file must have been watched before it counts: whoever looks a file up, as ls does, lets go of it at once.
+	watchGrace = 250 * time.Millisecond
+)
 
-// poller is the one goroutine that looks at VMs by itself: it keeps warm what was read in the last ten seconds and takes,
-// of all living VMs, the process figures once every pollInterval. It also tells the health that follows from a change of state.
+// poller is the one goroutine that looks at VMs by itself: it keeps warm what was read in the last ten seconds, asks for the health of what
+// is watched, and takes, of all living VMs, the process figures once every pollInterval. It also tells the health that follows from a change of state.
 func (c *Collector) poller() {
-	slow := time.NewTicker(max(c.pollInterval/pollSlices, time.Millisecond))
+	slow := time.NewTimer(c.slowPace())
 	defer slow.Stop()
-	// A quarter of the shortest age: what is half way to being too old is then renewed in time.
-	pace := max(min(c.statsMaxAge, c.portsMaxAge, c.healthMaxAge)/4, 10*time.Millisecond)
+	pace := c.pace()
 	fast := time.NewTicker(pace)
 	fast.Stop()
 	defer fast.Stop()
@@ -27,20 +34,35 @@ func (c *Collector) poller() {
 		case <-slow.C:
 			c.pollSlice(slice)
 			slice = (slice + 1) % pollSlices
+			slow.Reset(c.slowPace())
 		case <-c.wake:
 			c.tell()
 			fast.Reset(pace)
 		case <-fast.C:
+			watched := c.wantWatched()
 			hot, booting := c.keepWarm(), c.tell()
-			if !hot && !booting {
+			if !hot && !booting && !watched {
 				fast.Stop() // until woken
 			}
 		}
 	}
 }
 
-// pollSlice takes the process figures of one part of the living VMs. It asks neither guest nor VMM.
+// pace is the time between two looks at what is kept warm.
+func (c *Collector) pace() time.Duration {
+	return max(min(c.statsMaxAge, c.portsMaxAge, c.healthMaxAge)/ticksPerAge, 10*time.Millisecond)
+}
+
+// slowPace is the time between two slices of the slow poll, a quarter more or less so that daemons on many hosts do not go in step.
+func (c *Collector) slowPace() time.Duration {
+	step := float64(c.pollInterval) / pollSlices
+	return max(time.Duration(step*(0.75+rand.Float64()/2)), time.Millisecond)
+}
+
+// pollSlice takes the process figures of one part of the living VMs. It asks neither guest nor VMM, unless somebody watches the health of all VMs.
 func (c *Collector) pollSlice(slice uint64) {
+	now := c.now()
+	all := c.watchesAll(now)
 	c.each(func(v subject) {
 		if v.Serial()%pollSlices != slice {
 			return
@@ -53,8 +75,14 @@ func (c *Collector) pollSlice(slice uint64) {
 		if err != nil {
 			return
 		}
+		if all && s.State == vmm.Running && s.Ready {
+			e.health.begin(c, epochOf(s), c.lane(e, s, nil), c.healthOf(e, s))
+		}
+		if st := e.stats.known(epochOf(s)); st != nil && now.Sub(st.Collected) < c.pollInterval {
+			return // somebody reads them
+		}
 		st := &Stats{State: s.State}
-		c.processStats(e, s, st)
+		c.processStats(e, s, st, false)
 		st.Collected = c.now()
 		e.slow.Store(&slowStats{s.Run, st})
 	})
@@ -72,6 +100,7 @@ func (c *Collector) touch(e *entry) {
 	c.mu.Lock()
 	if c.entries[serial] == e {
 		c.hot[serial] = e
+		c.hotList = nil
 	}
 	c.mu.Unlock()
 	c.wakePoller()
@@ -85,24 +114,40 @@ func (c *Collector) wakePoller() {
 	}
 }
 
-// keepWarm begins a collection of each answer that was read lately and will soon be too old, and reports whether anything
-// was read lately. It waits for none of them, so that a hung guest delays no other.
-func (c *Collector) keepWarm() bool {
-	c.mu.RLock()
-	entries := make([]*entry, 0, len(c.hot))
-	for _, e := range c.hot {
-		entries = append(entries, e)
+// hotNow gives the entries that are kept warm.
+func (c *Collector) hotNow() []*entry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hotList == nil && len(c.hot) > 0 {
+		c.hotList = make([]*entry, 0, len(c.hot))
+		for _, e := range c.hot {
+			c.hotList = append(c.hotList, e)
+		}
 	}
-	c.mu.RUnlock()
+	return c.hotList
+}
+
+// keepWarm begins a collection of each answer that was read lately and will soon be too old, and reports whether anything
+// was read lately. It waits for none of them, so that a hung guest delays no other; while all slots are taken it waits for half a tick in all.
+func (c *Collector) keepWarm() bool {
+	now := c.now()
+	hurry, cancel := context.WithTimeout(c.ctx, c.pace()/2)
+	defer cancel()
 	any := false
-	for _, e := range entries {
-		if c.warmEntry(e) {
+	for _, e := range c.hotNow() {
+		if now.Before(e.due) {
 			any = true
 			continue
 		}
+		if e.due = c.warmEntry(e, now, hurry.Done()); !e.due.IsZero() {
+			any = true
+			continue
+		}
+		serial := e.vm.Serial()
 		c.mu.Lock()
-		if c.hot[e.vm.Serial()] == e {
-			delete(c.hot, e.vm.Serial())
+		if c.hot[serial] == e {
+			delete(c.hot, serial)
+			c.hotList = nil
 		}
 		c.mu.Unlock()
 		// A read between the look and the removal found the entry hot: put it back.
@@ -125,30 +170,71 @@ func (k *cached[T]) readSince(t time.Time) bool {
 	return k.read.After(t)
 }
 
-func (c *Collector) warmEntry(e *entry) bool {
+// warmEntry begins the collections of a VM's answers that are due, and gives when to look again; the zero time if nothing was read lately.
+func (c *Collector) warmEntry(e *entry, now time.Time, hurry <-chan struct{}) time.Time {
 	s := e.vm.Snapshot()
 	ep := epochOf(s)
-	release := func() { <-c.warming }
-	any := false
-	slot := func(warm func() (begun, hot bool)) {
-		select {
-		case c.warming <- struct{}{}:
-		default:
-			any = true // no slot now: look again at the next tick
-			return
+	var next time.Time
+	look := func(at time.Time) {
+		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
+			next = at
 		}
-		begun, hot := warm()
-		if !begun {
-			release()
-		}
-		any = any || hot
 	}
-	slot(func() (bool, bool) { return e.stats.warm(c, ep, c.statsMaxAge, release, c.statsOf(e, s)) })
+	if rests := e.guest.rests(s, now); rests {
+		look(e.stats.warm(c, ep, c.statsMaxAge, lane{c.warming, hurry}, c.statsOf(e, s, false)))
+		if e.readSince(now.Add(-keepWarm)) {
+			look(now.Add(c.pace())) // it may be asked again then
+		}
+		return next
+	}
+	lane := c.lane(e, s, hurry)
+	look(e.stats.warm(c, ep, c.statsMaxAge, lane, c.statsOf(e, s, true)))
 	if s.State == vmm.Running {
-		slot(func() (bool, bool) { return e.ports.warm(c, ep, c.portsMaxAge, release, c.portsOf(e, s)) })
+		look(e.ports.warm(c, ep, c.portsMaxAge, lane, c.portsOf(e, s)))
 		if s.Ready {
-			slot(func() (bool, bool) { return e.health.warm(c, ep, c.healthMaxAge, release, c.healthOf(e, s)) })
+			look(e.health.warm(c, ep, c.healthMaxAge, lane, c.healthOf(e, s)))
 		}
 	}
-	return any
+	if next.IsZero() {
+		return next
+	}
+	// Another kind may be read for the first time meanwhile: it is fresh for its max_age.
+	if soon := now.Add(min(c.statsMaxAge, c.portsMaxAge, c.healthMaxAge) / 2); soon.Before(next) {
+		return soon
+	}
+	return next
 }
+
+// lane is where the poller takes the slots for the collections of one VM.
+type lane struct {
+	slots chan struct{}
+	hurry <-chan struct{} // closed when nobody waits for a slot any more; nil: nobody does at all
+}
+
+// lane gives those of a guest that did not answer the last time a narrow one of their own, so that they never take the slots of the others.
+func (c *Collector) lane(e *entry, s *vmm.Snapshot, hurry <-chan struct{}) lane {
+	if e.guest.doubted(s) {
+		return lane{slots: c.doubting}
+	}
+	return lane{c.warming, hurry}
+}
+
+// take reports whether it got a slot, which the caller gives back.
+func (l lane) take() bool {
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	default:
+	}
+	if l.hurry == nil {
+		return false
+	}
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	case <-l.hurry:
+		return false
+	}
+}
+
+func (l lane) release() { <-l.slots }

@@ -15,19 +15,20 @@ import (
 	"banger/vmm"
 )
 
-// How long the outcome of a probe is believed of the same listener. One that answered in no HTTP may still be starting.
+// How long the outcome of a probe is believed of the same listener, that it speaks no HTTP as well. One that did not answer in time,
+// or refused, may still be starting: it is tried again soon, then less and less often.
 const (
-	rememberHit  = time.Minute
-	rememberMiss = 10 * time.Second
+	remember   = time.Minute
+	firstDoubt = time.Second
 )
 
-// probeKey tells listeners apart for the memory of probes.
+// probeKey tells listeners apart for the memory of probes: a port that another process took over is another one.
 type probeKey struct {
 	port, pid int
-	process   string
+	started   uint64
 }
 
-func keyOf(l vmm.Listener) probeKey { return probeKey{l.Port, l.PID, l.Process} }
+func keyOf(l vmm.Listener) probeKey { return probeKey{l.Port, l.PID, l.Started} }
 
 // memory is what earlier probes of one VM found; at most maxListeners entries, as only present listeners are kept.
 type memory struct {
@@ -40,29 +41,39 @@ type outcome struct {
 	address netip.Addr
 	scheme  string
 	until   time.Time
+	doubt   time.Duration // how long it was believed, if it was not sure
 }
 
-// recall gives what is still believed of the listeners at address and forgets all else.
-func (m *memory) recall(address netip.Addr, ls []vmm.Listener, now time.Time) map[probeKey]outcome {
+// recall gives the schemes that are still believed of the listeners at address, and forgets who listens no more.
+func (m *memory) recall(address netip.Addr, ls []vmm.Listener, now time.Time) map[probeKey]string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	kept := make(map[probeKey]outcome)
+	believed := make(map[probeKey]string)
 	for _, l := range ls {
-		if o, ok := m.seen[keyOf(l)]; ok && o.address == address && now.Before(o.until) {
-			kept[keyOf(l)] = o
+		k := keyOf(l)
+		o, ok := m.seen[k]
+		if !ok || o.address != address {
+			continue
+		}
+		kept[k] = o
+		if now.Before(o.until) {
+			believed[k] = o.scheme
 		}
 	}
 	m.seen = kept
-	copied := make(map[probeKey]outcome, len(kept))
-	for k, o := range kept {
-		copied[k] = o
-	}
-	return copied
+	return believed
 }
 
-func (m *memory) store(k probeKey, o outcome) {
+// store keeps an outcome of now.
+func (m *memory) store(k probeKey, address netip.Addr, scheme string, sure bool, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	o := outcome{address: address, scheme: scheme, until: now.Add(remember)}
+	if !sure {
+		o.doubt = min(max(2*m.seen[k].doubt, firstDoubt), remember)
+		o.until = now.Add(o.doubt)
+	}
 	m.seen[k] = o
 }
 
@@ -121,8 +132,7 @@ func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr,
 	if !address.IsValid() {
 		return nil
 	}
-	believed := m.recall(address, ls, c.now())
-	schemes := make(map[probeKey]string, len(believed))
+	schemes := m.recall(address, ls, c.now())
 	asked := map[int][]probeKey{} // by port: 0.0.0.0 and :: are one probe
 	var order []int
 	for _, l := range ls {
@@ -130,8 +140,7 @@ func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr,
 		if l.Protocol != "tcp" {
 			continue
 		}
-		if o, ok := believed[k]; ok {
-			schemes[k] = o.scheme
+		if _, ok := schemes[k]; ok {
 			continue
 		}
 		if asked[l.Port] == nil {
@@ -154,17 +163,13 @@ func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr,
 				}
 				scheme, sure := c.probe(ctx, netip.AddrPortFrom(address, uint16(port)))
 				<-c.probes
-				if !sure {
-					continue
-				}
-				until := c.now().Add(rememberMiss)
-				if scheme != "" {
-					until = c.now().Add(rememberHit)
+				if !sure && ctx.Err() != nil {
+					continue // it was not given its time
 				}
 				mu.Lock()
 				for _, k := range asked[port] {
 					schemes[k] = scheme
-					m.store(k, outcome{address, scheme, until})
+					m.store(k, address, scheme, sure, c.now())
 				}
 				mu.Unlock()
 			}

@@ -187,10 +187,11 @@ func TestPortsProbesAndRemembers(t *testing.T) {
 	c, clock, v, g := newTest(t)
 	var asked atomic.Int32
 	port := web(t, false, func(http.ResponseWriter, *http.Request) { asked.Add(1) })
+	started := uint64(100)
 	g.listeners = func(context.Context) ([]vmm.Listener, error) {
 		return []vmm.Listener{
-			{Protocol: "TCP ", Port: port, Address: "::", PID: 3, Process: "httpd"},
-			{Protocol: "tcp", Port: port, Address: "0.0.0.0", PID: 3, Process: "httpd"},
+			{Protocol: "TCP ", Port: port, Address: "::", PID: 3, Started: started, Process: "httpd"},
+			{Protocol: "tcp", Port: port, Address: "0.0.0.0", PID: 3, Started: started, Process: "httpd"},
 			{Protocol: "udp", Port: port, Address: "0.0.0.0"},
 		}, nil
 	}
@@ -222,9 +223,46 @@ func TestPortsProbesAndRemembers(t *testing.T) {
 	if d := cmp.Diff(want, read()); d != "" || asked.Load() != 1 {
 		t.Fatal(d, asked.Load())
 	}
-	clock.advance(rememberHit)
+	clock.advance(remember)
 	if read(); asked.Load() != 2 {
 		t.Fatalf("probed %d times", asked.Load())
+	}
+	// Another process that got the same pid.
+	clock.advance(10 * time.Second)
+	started++
+	if read(); asked.Load() != 3 {
+		t.Fatalf("probed %d times", asked.Load())
+	}
+}
+
+// TestDoubtfulOutcomesAreTriedLessAndLess has a port that nobody serves although the guest says so.
+func TestDoubtfulOutcomesAreTriedLessAndLess(t *testing.T) {
+	var m memory
+	at, now := netip.MustParseAddr("172.30.0.2"), time.Unix(1790000000, 0)
+	ls := []vmm.Listener{{Protocol: "tcp", Port: 80, PID: 3}}
+	k := keyOf(ls[0])
+	m.recall(at, ls, now)
+	for _, want := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
+		m.store(k, at, "", false, now)
+		if _, ok := m.recall(at, ls, now.Add(want*time.Second-1))[k]; !ok {
+			t.Errorf("not believed for %d s", want)
+		}
+		now = now.Add(want * time.Second)
+		if _, ok := m.recall(at, ls, now)[k]; ok {
+			t.Errorf("believed for more than %d s", want)
+		}
+	}
+	m.store(k, at, "http", true, now)
+	if s := m.recall(at, ls, now.Add(remember-1))[k]; s != "http" {
+		t.Errorf("%q is remembered", s)
+	}
+	m.store(k, at, "", false, now)
+	if m.seen[k].doubt != firstDoubt {
+		t.Errorf("after an answer it is doubted for %v", m.seen[k].doubt)
+	}
+	m.recall(at, nil, now)
+	if len(m.seen) != 0 {
+		t.Error("who listens no more is remembered")
 	}
 }
 
@@ -245,7 +283,7 @@ func TestRowsGolden(t *testing.T) {
 		{Protocol: "udp", Port: 5353, Address: "224.0.0.251", PID: 7, Process: "b"},
 		{Protocol: "udp", Port: 5353, Address: "0.0.0.0", PID: 7, Process: "a"},
 	})
-	schemes := map[probeKey]string{{80, 3, "httpd"}: "http", {443, 2, "nginx"}: "https", {443, 1, "other"}: "https", {53, 9, "dns"}: "http"}
+	schemes := map[probeKey]string{{80, 3, 0}: "http", {443, 2, 0}: "https", {443, 1, 0}: "https", {53, 9, 0}: "http"}
 	table := rows(ls, netip.MustParseAddr("172.30.0.2"), schemes)
 	for i := range table {
 		if n := len(table[i].Command); n > maxCommand {

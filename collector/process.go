@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/vmm"
 )
@@ -29,6 +32,25 @@ type procStat struct {
 
 var errProcFormat = errors.New("not in the kernel's format")
 
+// fields walks over the words of a line without keeping them.
+type fields struct{ rest []byte }
+
+// next gives the n-th word after the last that was given, n from 1, nothing at the end.
+func (f *fields) next(n int) []byte {
+	for {
+		f.rest = bytes.TrimLeft(f.rest, " \n\t")
+		end := bytes.IndexAny(f.rest, " \n\t")
+		if end < 0 {
+			end = len(f.rest)
+		}
+		word := f.rest[:end]
+		f.rest = f.rest[end:]
+		if n--; n == 0 || len(word) == 0 {
+			return word
+		}
+	}
+}
+
 // parseProcStat parses /proc/PID/stat. The second field, the command's name, may hold anything, brackets and line feeds included.
 func parseProcStat(b []byte) (procStat, error) {
 	var p procStat
@@ -36,106 +58,276 @@ func parseProcStat(b []byte) (procStat, error) {
 	if end < 0 {
 		return p, errProcFormat
 	}
-	f := bytes.Fields(b[end+1:]) // f[0] is field 3 of proc(5)
-	if len(f) < 20 || len(f[0]) != 1 {
+	f := fields{b[end+1:]}
+	state := f.next(1)
+	if len(state) != 1 {
 		return p, errProcFormat
 	}
-	p.state = f[0][0]
+	p.state = state[0]
+	at := 3 // the field of proc(5) that was read last
 	for _, x := range []struct {
 		field int
 		to    *uint64
 	}{{14, &p.utime}, {15, &p.stime}, {22, &p.startTime}} {
-		n, err := strconv.ParseUint(string(f[x.field-3]), 10, 64)
+		n, err := strconv.ParseUint(string(f.next(x.field-at)), 10, 64)
 		if err != nil {
 			return procStat{}, errProcFormat
 		}
-		*x.to = n
+		*x.to, at = n, x.field
 	}
 	return p, nil
 }
 
 // parseStatm gives the pages of address space and of resident memory from /proc/PID/statm.
 func parseStatm(b []byte) (size, resident int64, err error) {
-	f := bytes.Fields(b)
-	if len(f) < 2 {
-		return 0, 0, errProcFormat
-	}
+	f := fields{b}
 	const most = 1 << 50 // pages; more would overflow as bytes
-	if size, err = strconv.ParseInt(string(f[0]), 10, 64); err != nil || size < 0 || size > most {
+	if size, err = strconv.ParseInt(string(f.next(1)), 10, 64); err != nil || size < 0 || size > most {
 		return 0, 0, errProcFormat
 	}
-	if resident, err = strconv.ParseInt(string(f[1]), 10, 64); err != nil || resident < 0 || resident > most {
+	if resident, err = strconv.ParseInt(string(f.next(1)), 10, 64); err != nil || resident < 0 || resident > most {
 		return 0, 0, errProcFormat
 	}
 	return size, resident, nil
 }
 
+// parseProcIO gives what a process had the host's disks read and write, bytes, from /proc/PID/io.
+func parseProcIO(b []byte) (read, written uint64, err error) {
+	for _, x := range []struct {
+		key string
+		to  *uint64
+	}{{"\nread_bytes: ", &read}, {"\nwrite_bytes: ", &written}} {
+		_, value, ok := bytes.Cut(b, []byte(x.key))
+		f := fields{value}
+		n, err := strconv.ParseUint(string(f.next(1)), 10, 64)
+		if !ok || err != nil {
+			return 0, 0, errProcFormat
+		}
+		*x.to = n
+	}
+	return read, written, nil
+}
+
 // figures of one process at one moment.
 type figures struct {
 	ticks    uint64
-	rss, vsz int64
+	rss, vsz int64 // bytes
 }
 
 var errProcessGone = errors.New("process gone")
 
-// readProcess reads the figures of that very process; errProcessGone when it ended, even if another has its pid now.
-func readProcess(proc string, p vmm.Process) (figures, error) {
+// procFiles are the files of one process in procfs. Kept open they cost a fifth of being opened anew, and they stay that process's: once it
+// has ended they give ESRCH, whoever has its pid then. They may be read by many goroutines, also while they are closed.
+type procFiles struct {
+	process     vmm.Process
+	stat, statm *os.File
+	io          *os.File // nil where it may not be read
+	group       *cgroup  // nil where the process has none of its own
+	opened      time.Time
+}
+
+// keepGroup is how long a process is believed to stay in its cgroup.
+const keepGroup = time.Minute
+
+// procBuffers hold what is read of one file: none of those here is longer.
+var procBuffers = sync.Pool{New: func() any { return new([2048]byte) }}
+
+// openProcess opens the files of that very process; errProcessGone when it ended, even if another has its pid now.
+func openProcess(proc string, p vmm.Process) (*procFiles, error) {
 	dir := filepath.Join(proc, strconv.Itoa(p.PID))
-	// statm before stat: a start time that fits afterwards shows that both were of this process.
-	statm, err := os.ReadFile(filepath.Join(dir, "statm"))
+	f := &procFiles{process: p}
+	var err error
+	if f.stat, err = os.Open(filepath.Join(dir, "stat")); err == nil {
+		f.statm, err = os.Open(filepath.Join(dir, "statm"))
+	}
 	if err != nil {
-		return figures{}, fmt.Errorf("cannot read process %d: %w", p.PID, errProcessGone)
+		f.close()
+		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+			return nil, fmt.Errorf("cannot read process %d: %w", p.PID, err)
+		}
+		return nil, fmt.Errorf("cannot read process %d: %w", p.PID, errProcessGone)
 	}
-	stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+	f.io, _ = os.Open(filepath.Join(dir, "io")) // needs more rights than the others (ptrace(2))
+	// A start time that fits now shows that all of them are of this process.
+	if _, err := f.read(); err != nil {
+		f.close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *procFiles) close() {
+	for _, file := range []*os.File{f.stat, f.statm, f.io} {
+		if file != nil {
+			file.Close()
+		}
+	}
+	f.group.close()
+}
+
+// readWhole reads a small file from its beginning into the buffer.
+func readWhole(f *os.File, buf *[2048]byte) ([]byte, error) {
+	n, err := f.ReadAt(buf[:], 0)
+	if err == io.EOF {
+		err = nil
+	}
+	return buf[:n], err
+}
+
+// read gives the figures of now; errProcessGone when the process has ended.
+func (f *procFiles) read() (figures, error) {
+	buf := procBuffers.Get().(*[2048]byte)
+	defer procBuffers.Put(buf)
+	b, err := readWhole(f.stat, buf)
 	if err != nil {
-		return figures{}, fmt.Errorf("cannot read process %d: %w", p.PID, errProcessGone)
+		return figures{}, fmt.Errorf("cannot read process %d: %w", f.process.PID, errProcessGone)
 	}
-	st, err := parseProcStat(stat)
+	st, err := parseProcStat(b)
 	if err != nil {
-		return figures{}, fmt.Errorf("cannot read %s/stat: %w", dir, err)
+		return figures{}, fmt.Errorf("cannot read the figures of process %d: %w", f.process.PID, err)
 	}
-	if st.startTime != p.StartTime || st.state == 'Z' || st.state == 'X' {
-		return figures{}, fmt.Errorf("cannot read process %d: %w", p.PID, errProcessGone)
+	if st.startTime != f.process.StartTime || st.state == 'Z' || st.state == 'X' {
+		return figures{}, fmt.Errorf("cannot read process %d: %w", f.process.PID, errProcessGone)
 	}
-	size, resident, err := parseStatm(statm)
+	if b, err = readWhole(f.statm, buf); err != nil {
+		return figures{}, fmt.Errorf("cannot read process %d: %w", f.process.PID, errProcessGone)
+	}
+	size, resident, err := parseStatm(b)
 	if err != nil {
-		return figures{}, fmt.Errorf("cannot read %s/statm: %w", dir, err)
+		return figures{}, fmt.Errorf("cannot read the memory of process %d: %w", f.process.PID, err)
 	}
-	page := int64(os.Getpagesize())
-	return figures{ticks: st.utime + st.stime, rss: resident * page, vsz: size * page}, nil
+	return figures{ticks: st.utime + st.stime, rss: resident * pageSize, vsz: size * pageSize}, nil
+}
+
+var pageSize = int64(os.Getpagesize())
+
+// readIO gives what the process had the host's disks read and write; false where that may not be known.
+func (f *procFiles) readIO() (read, written uint64, ok bool) {
+	if f.io == nil {
+		return 0, 0, false
+	}
+	buf := procBuffers.Get().(*[2048]byte)
+	defer procBuffers.Put(buf)
+	b, err := readWhole(f.io, buf)
+	if err == nil {
+		read, written, err = parseProcIO(b)
+	}
+	return read, written, err == nil
+}
+
+// filesPerProcess is how many files of one process may be kept open.
+const filesPerProcess = 5
+
+// mostKept leaves half of the files that the daemon may have open to others.
+func mostKept() int64 {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return 0
+	}
+	return int64(min(l.Cur, 1<<30)) / 2 / filesPerProcess
+}
+
+// keptProcess is the process of which an entry keeps the files.
+type keptProcess struct {
+	mu    sync.Mutex // guards what follows
+	files *procFiles // nil for none
+	ended bool       // the VM was removed: nothing is kept any more
+}
+
+// of gives the files of that process, opening them where they are another's or, if young is true, so old that the process may have been
+// moved to another cgroup since. The caller calls done when it has read them.
+func (k *keptProcess) of(c *Collector, p vmm.Process, young bool) (files *procFiles, done func(), err error) {
+	now := c.now()
+	usable := func(f *procFiles) bool {
+		return f != nil && f.process == p && (!young || now.Sub(f.opened) < keepGroup)
+	}
+	k.mu.Lock()
+	files = k.files
+	k.mu.Unlock()
+	if usable(files) {
+		return files, func() {}, nil
+	}
+	if files, err = openProcess(c.proc, p); err != nil {
+		return nil, nil, err
+	}
+	files.opened, files.group = now, c.groups.ownGroup(filepath.Join(c.proc, strconv.Itoa(p.PID), "cgroup"))
+	if c.kept.Add(1) > c.mostKept {
+		c.kept.Add(-1)
+		return files, files.close, nil
+	}
+	k.mu.Lock()
+	old := k.files
+	if k.ended {
+		c.kept.Add(-1)
+		k.mu.Unlock()
+		return files, files.close, nil
+	}
+	k.files = files
+	k.mu.Unlock()
+	c.letGo(old)
+	return files, func() {}, nil
+}
+
+// drop closes what is kept; for good if the VM was removed.
+func (k *keptProcess) drop(c *Collector, removed bool) {
+	k.mu.Lock()
+	old := k.files
+	k.files = nil
+	k.ended = k.ended || removed
+	k.mu.Unlock()
+	c.letGo(old)
+}
+
+func (c *Collector) letGo(f *procFiles) {
+	if f != nil {
+		f.close()
+		c.kept.Add(-1)
+	}
 }
 
 // sampler computes CPU percent from two readings of the same process.
 type sampler struct {
 	mu sync.Mutex
 	// guarded by mu
-	process vmm.Process
-	ticks   uint64
-	at      time.Time
-	percent *float64 // last computed
+	process  vmm.Process
+	ticks    uint64
+	at       time.Time
+	computed *cpuShare // last; nil if there is none yet
 }
 
-// sample takes a reading and gives the percent of one core since an earlier one, nil if there was none.
-func (p *sampler) sample(process vmm.Process, ticks uint64, now time.Time) *float64 {
+// cpuShare is immutable.
+type cpuShare struct {
+	percent  float64 // of one core
+	from, to time.Time
+}
+
+// sample takes a reading and gives what was used since an earlier one, nil if there was none.
+func (p *sampler) sample(process vmm.Process, ticks uint64, now time.Time) *cpuShare {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.process != process || p.at.IsZero() || ticks < p.ticks {
-		p.process, p.ticks, p.at, p.percent = process, ticks, now, nil
+		p.process, p.ticks, p.at, p.computed = process, ticks, now, nil
 		return nil
 	}
 	if d := now.Sub(p.at); d >= leastSample {
-		p.percent = ptr(float64(ticks-p.ticks) / ticksPerSecond / d.Seconds() * 100)
+		p.computed = &cpuShare{float64(ticks-p.ticks) / ticksPerSecond / d.Seconds() * 100, p.at, now}
 		p.ticks, p.at = ticks, now
 	}
-	return p.percent
+	return p.computed
 }
 
-// processStats fills in what the host knows of the VMM's process; nothing when it has ended.
-func (c *Collector) processStats(e *entry, s *vmm.Snapshot, st *Stats) {
+// processStats fills in what the host knows of the VMM's process; nothing when it has ended. What only somebody who reads `stats` sees
+// is left out unless whole is true.
+func (c *Collector) processStats(e *entry, s *vmm.Snapshot, st *Stats, whole bool) {
 	if s.Process.PID == 0 {
 		return
 	}
-	f, err := readProcess(c.proc, s.Process)
+	files, done, err := e.process.of(c, s.Process, whole)
+	var f figures
+	if err == nil {
+		defer done()
+		f, err = files.read()
+	}
 	if err != nil {
 		if !errors.Is(err, errProcessGone) {
 			c.log.Warn("cannot read process figures", "vm", s.Name, "err", err)
@@ -143,11 +335,32 @@ func (c *Collector) processStats(e *entry, s *vmm.Snapshot, st *Stats) {
 		return
 	}
 	now := c.now()
-	st.CPUPercent = e.cpu.sample(s.Process, f.ticks, now)
-	st.CPUUsec = ptr(f.ticks * (1e6 / ticksPerSecond))
-	st.RSSBytes = ptr(f.rss)
-	st.VSZBytes = ptr(f.vsz)
-	if !s.Started.IsZero() {
-		st.Uptime = ptr(max(0, now.Sub(s.Started).Seconds()))
+	// One allocation for all.
+	v := &struct {
+		figures
+		cpu, ioRead, ioWritten, groupCPU uint64
+		groupMemory                      int64
+		uptime                           float64
+	}{figures: f, cpu: f.ticks * (1e6 / ticksPerSecond)}
+	if share := e.cpu.sample(s.Process, f.ticks, now); share != nil {
+		st.CPUPercent, st.CPUFrom, st.CPUTo = &share.percent, share.from, share.to
+	}
+	st.CPUUsec, st.RSSBytes, st.VSZBytes = &v.cpu, &v.rss, &v.vsz
+	if !s.Since.IsZero() {
+		v.uptime = max(0, now.Sub(s.Since).Seconds())
+		st.Uptime = &v.uptime
+	}
+	if !whole {
+		return
+	}
+	var ok bool
+	if v.ioRead, v.ioWritten, ok = files.readIO(); ok {
+		st.IOReadBytes, st.IOWriteBytes = &v.ioRead, &v.ioWritten
+	}
+	if v.groupCPU, ok = files.group.cpu(); ok {
+		st.GroupCPUUsec = &v.groupCPU
+	}
+	if v.groupMemory, ok = files.group.memory(); ok {
+		st.GroupMemoryBytes = &v.groupMemory
 	}
 }

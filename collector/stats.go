@@ -13,7 +13,8 @@ type Stats struct {
 	Collected                                                time.Time
 	State                                                    vmm.State
 	Uptime                                                   *float64 // seconds since the VMM was started
-	CPUPercent                                               *float64 // of one core, since the previous sample of the same process
+	CPUPercent                                               *float64 // of one core, from CPUFrom to CPUTo: two samples of the same process
+	CPUFrom, CPUTo                                           time.Time
 	CPUUsec                                                  *uint64
 	RSSBytes                                                 *int64
 	VSZBytes                                                 *int64
@@ -21,6 +22,9 @@ type Stats struct {
 	WorkBytes                                                *int64 // allocated
 	DiskReadBytes, DiskWriteBytes, DiskReadOps, DiskWriteOps *uint64
 	NetRxBytes, NetTxBytes, NetRxPackets, NetTxPackets       *uint64         // as the guest sees them: rx is what it received
+	IOReadBytes, IOWriteBytes                                *uint64         // what the VMM had the host's disks transfer
+	GroupCPUUsec                                             *uint64         // of the cgroup, where the VM has one of its own
+	GroupMemoryBytes                                         *int64          // charged to it
 	Guest                                                    *vmm.GuestStats // nil if the agent did not answer
 }
 
@@ -37,15 +41,15 @@ func (c *Collector) stats(ctx context.Context, v subject) (*Stats, error) {
 	}
 	s := v.Snapshot()
 	c.touch(e)
-	return e.stats.get(ctx, c, epochOf(s), c.statsMaxAge, c.statsOf(e, s))
+	return e.stats.get(ctx, c, epochOf(s), c.statsMaxAge, c.statsOf(e, s, true))
 }
 
-// statsOf collects the stats of the VM that s shows.
-func (c *Collector) statsOf(e *entry, s *vmm.Snapshot) func(context.Context) (*Stats, error) {
+// statsOf collects the stats of the VM that s shows, with those of the guest if that is to be asked.
+func (c *Collector) statsOf(e *entry, s *vmm.Snapshot, ask bool) func(context.Context) (*Stats, error) {
 	return func(ctx context.Context) (*Stats, error) {
 		st := &Stats{State: s.State}
 		// The guest first: it may take seconds, and the others' figures are then of the same moment as Collected.
-		if s.State == vmm.Running && s.Ready {
+		if ask && s.State == vmm.Running && s.Ready {
 			err := c.ask(ctx, e, s, func(ctx context.Context, g vmm.Guest) error {
 				gs, err := g.Stats(ctx)
 				if err == nil {
@@ -59,7 +63,7 @@ func (c *Collector) statsOf(e *entry, s *vmm.Snapshot) func(context.Context) (*S
 		}
 		if s.State.Alive() {
 			c.linkStats(s, st)
-			c.processStats(e, s, st)
+			c.processStats(e, s, st, true)
 		}
 		diskStats(s, st)
 		c.blockStats(ctx, s, st)

@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,11 +35,41 @@ func (c *Collector) waitHealthy(ctx context.Context, v subject) (time.Duration, 
 	if err != nil {
 		return 0, err
 	}
-	s, err := c.waitReady(ctx, e)
-	if err != nil {
-		return 0, err
+	for {
+		s, err := c.waitReady(ctx, e)
+		if err != nil {
+			return 0, err
+		}
+		if c.now().Sub(s.Since.Add(s.ReadyIn)) <= c.healthMaxAge {
+			return s.ReadyIn, nil // it has just answered the manager
+		}
+		changed := e.vm.Changed()
+		h, err := e.health.get(ctx, c, epochOf(s), c.healthMaxAge, c.healthOf(e, s))
+		switch {
+		case ctx.Err() != nil || errors.Is(err, errClosed):
+			return 0, cmp.Or(ctx.Err(), err)
+		case err == nil && h.Status == Healthy:
+			return s.ReadyIn, nil
+		}
+		if err := c.pause(ctx, e, c.healthMaxAge, changed); err != nil {
+			return 0, err
+		}
 	}
-	return s.ReadyIn, nil
+}
+
+// pause waits for d or a change of the VM; an error when ctx ends or the VM is removed.
+func (c *Collector) pause(ctx context.Context, e *entry, d time.Duration, changed <-chan struct{}) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-changed:
+	case <-e.gone:
+		return fmt.Errorf("cannot wait for %s, it was removed: %w", e.vm.Snapshot().Name, vmm.ErrNotFound)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
 }
 
 // waitReady blocks until the VM runs and its agent has answered. It asks nobody: the manager publishes that.
@@ -113,16 +144,9 @@ func (c *Collector) waitPort(ctx context.Context, v subject, port int) (time.Dur
 				return max(0, c.now().Sub(s.Since)), nil
 			}
 		}
-		timer := time.NewTimer(pace)
-		select {
-		case <-timer.C:
-		case <-changed:
-		case <-e.gone:
-			timer.Stop()
-			return 0, fmt.Errorf("cannot wait for %s, it was removed: %w", s.Name, vmm.ErrNotFound)
-		case <-ctx.Done():
+		if err := c.pause(ctx, e, pace, changed); err != nil {
+			return 0, err
 		}
-		timer.Stop()
 		pace = min(pace*5/4, portPaceLast)
 	}
 }

@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/netip"
 	"os"
@@ -158,6 +159,12 @@ type BlockStatser interface {
 	BlockStats(ctx context.Context) (BlockStats, error)
 }
 
+// MetricsReader is a Machine whose VMM reports figures of its own.
+type MetricsReader interface {
+	// Metrics gives what the VMM reports, as one JSON object. It asks the VMM and blocks until that answers or ctx ends.
+	Metrics(ctx context.Context) (json.RawMessage, error)
+}
+
 // Images gives what VMs boot from. Implemented by vmm/image.
 type Images interface {
 	// Names of the images that exist, sorted.
@@ -177,6 +184,15 @@ type Network interface {
 	// Tap makes the VM's tap, in the bridge, up, and owned by nobody but its
 	// open file: it vanishes when the last holder (the VMM) closes it.
 	Tap(ctx context.Context, serial uint64, uuid string) (*os.File, error)
-	// TapName is the name Tap gives the interface.
-	TapName(serial uint64) string
+}
+
+// LinkStats are the counters of a VM's tap as the host sees it: what it received is what the guest sent.
+type LinkStats struct {
+	RxBytes, TxBytes, RxPackets, TxPackets uint64
+}
+
+// LinkStatser is a Network that counts what taps carry.
+type LinkStatser interface {
+	// LinkStats gives the counters of all taps by the VM's serial. It blocks for the kernel only.
+	LinkStats() (map[uint64]LinkStats, error)
 }

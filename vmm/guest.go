@@ -34,7 +34,8 @@ type Listener struct {
 	Protocol string `json:"protocol"` // tcp, udp (tcp6 and udp6 are told by Address)
 	Address  string `json:"address"`  // bind address
 	Port     int    `json:"port"`
-	PID      int    `json:"pid"` // 0 if not known
+	PID      int    `json:"pid"`     // 0 if not known
+	Started  uint64 `json:"started"` // when the process was, in clock ticks after the guest's boot; 0 if not known
 	Process  string `json:"process"`
 	Command  string `json:"command"` // command line, arguments joined by spaces
 }

@@ -101,7 +101,6 @@ func (network) Gateway() netip.Addr  { return netip.Addr{} }
 func (network) Tap(context.Context, uint64, string) (*os.File, error) {
 	return nil, vmm.ErrNotPermitted
 }
-func (network) TapName(uint64) string { return "" }
 
 func open(t *testing.T, dir string, store vmm.Store) *vmm.Manager {
 	t.Helper()

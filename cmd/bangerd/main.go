@@ -189,7 +189,7 @@ func run(log *slog.Logger, f flags) (err error) {
 	}
 	defer closing("close the records", manager.Close)
 	reads := collector.New(collector.Options{Manager: manager, Log: log, StatsMaxAge: c.StatsMaxAge, PortsMaxAge: c.PortsMaxAge,
-		HealthMaxAge: c.HealthMaxAge, PollInterval: c.PollInterval, TapName: net.TapName})
+		HealthMaxAge: c.HealthMaxAge, PollInterval: c.PollInterval, Network: net})
 	defer reads.Close()
 
 	figures := metrics.New(metrics.Options{Manager: manager, Collector: reads, Version: version, Store: records.Counts})

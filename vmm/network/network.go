@@ -40,9 +40,15 @@ type Options struct {
 type Network struct {
 	o  Options
 	mu sync.Mutex // serialises the making of the bridge
+
+	tapsMu sync.Mutex     // guards taps
+	taps   map[int]uint64 // whose taps links are, by index; 0 for a link that is none of ours
 }
 
-var _ vmm.Network = (*Network)(nil)
+var (
+	_ vmm.Network     = (*Network)(nil)
+	_ vmm.LinkStatser = (*Network)(nil)
+)
 
 // New makes the bridge, or takes over the one an earlier daemon of the same instance made, and sets
 // up or removes its masquerading. It needs CAP_NET_ADMIN.
@@ -76,8 +82,8 @@ func (n *Network) Prefix() netip.Prefix { return n.o.Prefix }
 // Gateway implements vmm.Network.
 func (n *Network) Gateway() netip.Addr { return n.o.Prefix.Addr().Next() }
 
-// TapName implements vmm.Network.
-func (n *Network) TapName(serial uint64) string {
+// tapName gives the name of a VM's tap.
+func (n *Network) tapName(serial uint64) string {
 	return n.o.Bridge + "-" + strconv.FormatUint(serial, 36)
 }
 
@@ -178,7 +184,7 @@ func (n *Network) clash() error {
 
 // Tap implements vmm.Network. The caller closes the file; a bridge that somebody removed is made again.
 func (n *Network) Tap(ctx context.Context, serial uint64, uuid string) (*os.File, error) {
-	name := n.TapName(serial)
+	name := n.tapName(serial)
 	if len(name) >= unix.IFNAMSIZ {
 		return nil, fmt.Errorf("%w: the name %s of the tap is too long; choose a shorter `bridge`", vmm.ErrInvalid, name)
 	}
@@ -272,9 +278,8 @@ func (u unprivileged) Check(mode vmm.NetMode) error {
 	}
 	return nil
 }
-func (unprivileged) Prefix() netip.Prefix         { return netip.Prefix{} }
-func (unprivileged) Gateway() netip.Addr          { return netip.Addr{} }
-func (unprivileged) TapName(serial uint64) string { return "" }
+func (unprivileged) Prefix() netip.Prefix { return netip.Prefix{} }
+func (unprivileged) Gateway() netip.Addr  { return netip.Addr{} }
 func (u unprivileged) Tap(context.Context, uint64, string) (*os.File, error) {
 	return nil, u.Check(vmm.NetBridge)
 }

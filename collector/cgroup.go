@@ -1,0 +1,153 @@
+package collector
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// cgroups knows where the host's hierarchies are and in which groups the daemon is (cgroups(7)). Version 2 or the controllers of
+// version 1 may be mounted, both, or neither. Immutable.
+type cgroups struct {
+	mounts map[string]string // directory by controller; "" is version 2
+	own    map[string]string // the daemon's group by controller
+}
+
+// findCgroups reads /proc/self/mountinfo and /proc/self/cgroup below proc.
+func findCgroups(proc string) *cgroups {
+	g := &cgroups{mounts: map[string]string{}}
+	info, _ := os.ReadFile(filepath.Join(proc, "self", "mountinfo")) // nothing mounted, then
+	g.mounts = cgroupMounts(info)
+	text, _ := os.ReadFile(filepath.Join(proc, "self", "cgroup"))
+	g.own = parseCgroup(text)
+	return g
+}
+
+// cgroupMounts gives the mount points of the hierarchies whose root is the namespace's (proc(5), mountinfo).
+func cgroupMounts(info []byte) map[string]string {
+	mounts := map[string]string{}
+	for _, line := range strings.Split(string(info), "\n") {
+		before, after, _ := strings.Cut(line, " - ")
+		left, right := strings.Fields(before), strings.Fields(after)
+		if len(left) < 5 || len(right) < 3 || left[3] != "/" {
+			continue
+		}
+		switch right[0] {
+		case "cgroup2":
+			mounts[""] = left[4]
+		case "cgroup":
+			for _, option := range strings.Split(right[2], ",") {
+				mounts[option] = left[4]
+			}
+		}
+	}
+	return mounts
+}
+
+// parseCgroup gives a process's groups by controller from /proc/PID/cgroup; "" is version 2. A path out of the namespace's root is left out.
+func parseCgroup(text []byte) map[string]string {
+	groups := map[string]string{}
+	for _, line := range strings.Split(string(text), "\n") {
+		parts := strings.SplitN(line, ":", 3)
+		if len(parts) != 3 || !strings.HasPrefix(parts[2], "/") || strings.HasPrefix(parts[2], "/..") {
+			continue
+		}
+		for _, controller := range strings.Split(parts[1], ",") {
+			groups[controller] = parts[2]
+		}
+	}
+	return groups
+}
+
+// cgroup is a group that is a VM's own: its files, kept open. A nil cgroup has no figures.
+type cgroup struct {
+	cpuFile, memoryFile *os.File // nil where the controller is missing
+	unified             bool     // cpuFile is version 2's cpu.stat, in microseconds
+}
+
+// ownGroup gives the group of the process whose file cgroup is at path, nil if it is the daemon's too.
+func (g *cgroups) ownGroup(path string) *cgroup {
+	if len(g.mounts) == 0 {
+		return nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	groups := parseCgroup(text)
+	open := func(controller, file string) *os.File {
+		mount, mounted := g.mounts[controller]
+		group, in := groups[controller]
+		if !mounted || !in || group == g.own[controller] {
+			return nil
+		}
+		f, _ := os.Open(filepath.Join(mount, group, file)) // the controller is not enabled there
+		return f
+	}
+	c := &cgroup{cpuFile: open("", "cpu.stat"), memoryFile: open("", "memory.current")}
+	c.unified = c.cpuFile != nil
+	if c.cpuFile == nil {
+		c.cpuFile = open("cpuacct", "cpuacct.usage")
+	}
+	if c.memoryFile == nil {
+		c.memoryFile = open("memory", "memory.usage_in_bytes")
+	}
+	if c.cpuFile == nil && c.memoryFile == nil {
+		return nil
+	}
+	return c
+}
+
+// cpu is the CPU time of all that is in the group, microseconds.
+func (c *cgroup) cpu() (uint64, bool) {
+	if c == nil || c.cpuFile == nil {
+		return 0, false
+	}
+	buf := procBuffers.Get().(*[2048]byte)
+	defer procBuffers.Put(buf)
+	b, err := readWhole(c.cpuFile, buf)
+	if err != nil {
+		return 0, false
+	}
+	if c.unified {
+		return parseUsage(b)
+	}
+	n, err := strconv.ParseUint(string(bytes.TrimSpace(b)), 10, 64)
+	return n / 1000, err == nil
+}
+
+// parseUsage gives usage_usec of version 2's cpu.stat.
+func parseUsage(b []byte) (uint64, bool) {
+	value, ok := bytes.CutPrefix(b, []byte("usage_usec "))
+	f := fields{value}
+	n, err := strconv.ParseUint(string(f.next(1)), 10, 64)
+	return n, ok && err == nil
+}
+
+// memory is what the group is charged for, page cache included, bytes.
+func (c *cgroup) memory() (int64, bool) {
+	if c == nil || c.memoryFile == nil {
+		return 0, false
+	}
+	buf := procBuffers.Get().(*[2048]byte)
+	defer procBuffers.Put(buf)
+	b, err := readWhole(c.memoryFile, buf)
+	if err != nil {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
+	return n, err == nil && n >= 0
+}
+
+func (c *cgroup) close() {
+	if c == nil {
+		return
+	}
+	for _, f := range []*os.File{c.cpuFile, c.memoryFile} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
