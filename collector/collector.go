@@ -12,6 +12,7 @@ package collector
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -97,13 +98,13 @@ type Collector struct {
 	wg           sync.WaitGroup
 
 	mu      sync.RWMutex
-	closed  bool                // guarded by mu
-	entries map[uint64]*entry   // guarded by mu; by serial
-	hot     map[uint64]*entry   // guarded by mu; read lately, kept warm
-	hotList []*entry            // guarded by mu; those of hot, nil to be made anew; what it holds is not changed
-	watched map[uint64]watching // guarded by mu; whose health is watched, by serial, 0 being everybody's
-	untold  map[uint64]news     // guarded by mu; VMs whose health follows from their state and may change again, and what was last told
-	changes uint64              // guarded by mu; counts stateChanged
+	closed  bool              // guarded by mu
+	entries map[uint64]*entry // guarded by mu; by serial
+	hot     map[uint64]*entry // guarded by mu; read lately, kept warm
+	hotList []*entry          // guarded by mu; those of hot, nil to be made anew; what it holds is not changed
+	watched map[uint64]int    // guarded by mu; by how many the health is watched, by serial, 0 being everybody's
+	untold  map[uint64]news   // guarded by mu; VMs whose health follows from their state and may change again, and what was last told
+	changes uint64            // guarded by mu; counts stateChanged
 
 	links      links
 	kept       atomic.Int64 // processes whose files are kept open
@@ -120,12 +121,15 @@ type entry struct {
 	ports     cached[Ports]
 	health    cached[Health]
 	listeners cached[portSet]
-	slow      atomic.Pointer[slowStats]
-	process   keptProcess
-	cpu       sampler
-	guest     patience
-	probed    memory
-	due       time.Time // when the poller looks again; the poller's own
+
+	vmmMetrics cached[json.RawMessage]
+
+	slow    atomic.Pointer[slowStats]
+	process keptProcess
+	cpu     sampler
+	guest   patience
+	probed  memory
+	due     time.Time // when the poller looks again; the poller's own
 }
 
 // slowStats is what the slow poll found, and in which run.
@@ -189,7 +193,7 @@ func newCollector(o Options) *Collector {
 		wake:         make(chan struct{}, 1),
 		entries:      map[uint64]*entry{},
 		hot:          map[uint64]*entry{},
-		watched:      map[uint64]watching{},
+		watched:      map[uint64]int{},
 		untold:       map[uint64]news{},
 		meters:       newMeters(),
 	}
@@ -255,6 +259,7 @@ func (c *Collector) entry(v subject) (*entry, error) {
 	if e = c.entries[serial]; e == nil {
 		e = &entry{vm: v, gone: make(chan struct{})}
 		e.stats.meter, e.ports.meter, e.health.meter, e.listeners.meter = &c.meters.stats, &c.meters.ports, &c.meters.health, &c.meters.listeners
+		e.vmmMetrics.meter = &c.meters.vmmMetrics
 		c.entries[serial] = e
 	}
 	c.mu.Unlock()

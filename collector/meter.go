@@ -14,7 +14,7 @@ type meter struct {
 }
 
 // meters are one for each kind of answer.
-type meters struct{ stats, ports, health, listeners meter }
+type meters struct{ stats, ports, health, listeners, vmmMetrics meter }
 
 // durationBuckets go from a figure of the host's to a guest that answers nothing, seconds.
 var durationBuckets = []float64{0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10}
@@ -35,6 +35,7 @@ func (m *meters) each(visit func(kind string, k *meter)) {
 	visit("ports", &m.ports)
 	visit("health", &m.health)
 	visit("listeners", &m.listeners)
+	visit("vmm_metrics", &m.vmmMetrics)
 }
 
 // ended notes a collection that took so long.

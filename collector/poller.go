@@ -13,8 +13,6 @@ const (
 	pollSlices = 16
 	// ticksPerAge is how often what was read lately is looked at within the shortest max_age.
 	ticksPerAge = 16
-	// watchGrace is how long a file must have been watched before it counts: whoever looks a file up, as ls does, lets go of it at once.
-	watchGrace = 250 * time.Millisecond
 )
 
 // poller is the one goroutine that looks at VMs by itself: it keeps warm what was read in the last ten seconds, asks for the health of what
@@ -62,7 +60,7 @@ func (c *Collector) slowPace() time.Duration {
 // pollSlice takes the process figures of one part of the living VMs. It asks neither guest nor VMM, unless somebody watches the health of all VMs.
 func (c *Collector) pollSlice(slice uint64) {
 	now := c.now()
-	all := c.watchesAll(now)
+	all := c.watchesAll()
 	c.each(func(v subject) {
 		if v.Serial()%pollSlices != slice {
 			return
@@ -161,7 +159,7 @@ func (c *Collector) keepWarm() bool {
 
 // readSince reports whether anything of the VM was read after t.
 func (e *entry) readSince(t time.Time) bool {
-	return e.stats.readSince(t) || e.ports.readSince(t) || e.health.readSince(t)
+	return e.stats.readSince(t) || e.ports.readSince(t) || e.health.readSince(t) || e.vmmMetrics.readSince(t)
 }
 
 func (k *cached[T]) readSince(t time.Time) bool {
@@ -179,6 +177,9 @@ func (c *Collector) warmEntry(e *entry, now time.Time, hurry <-chan struct{}) ti
 		if !at.IsZero() && (next.IsZero() || at.Before(next)) {
 			next = at
 		}
+	}
+	if s.State.Alive() {
+		look(e.vmmMetrics.warm(c, ep, c.statsMaxAge, lane{c.warming, hurry}, c.vmmMetricsOf(s)))
 	}
 	if rests := e.guest.rests(s, now); rests {
 		look(e.stats.warm(c, ep, c.statsMaxAge, lane{c.warming, hurry}, c.statsOf(e, s, false)))

@@ -9,6 +9,6 @@
 // that open is served from them. A write: write(2) runs the row's store, whose
 // error becomes the errno (errno.go) and the sentence in the VM's `error`.
 //
-// The package runs one goroutine beside go-fuse's own, which tells inotify
-// watchers of changes. It never reads its own mount.
+// The package runs two goroutines beside go-fuse's own: one tells inotify
+// watchers of changes (mount.go), one finds out what is watched (held.go). It never reads its own mount.
 package fs

@@ -69,6 +69,7 @@ type Server struct {
 	growing    growing
 	eventSizes eventSizes
 	nodes      *nodes
+	held       *held
 	texts      sync.Map // *text by node
 
 	nudgerTID atomic.Uint32 // the kernel names a request's sender by its thread
@@ -129,14 +130,19 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
 	}
 	s.fuse = server
+	s.held = newHeld(o.Collector, server.EntryNotify)
 	go server.Serve() // ends with the mount: Wait waits for it
 	if err := server.WaitMount(); err != nil {
 		s.cancel()
 		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
 	}
 	o.Manager.OnChange(s.changed, func() {})
-	s.work.Add(1)
+	s.work.Add(2)
 	go s.nudger()
+	go func() {
+		defer s.work.Done()
+		s.held.run(s.ctx)
+	}()
 	return s, nil
 }
 

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"strconv"
@@ -18,6 +19,10 @@ func statsPairs(s *collector.Stats) []pair {
 	}
 	pairs = addFloat(pairs, "uptime", s.Uptime)
 	pairs = addFloat(pairs, "cpu_percent", s.CPUPercent)
+	if s.CPUPercent != nil {
+		interval := s.CPUTo.Sub(s.CPUFrom).Seconds()
+		pairs = addFloat(pairs, "cpu_interval", &interval)
+	}
 	pairs = add(pairs, "cpu_usec", s.CPUUsec)
 	pairs = add(pairs, "rss_bytes", s.RSSBytes)
 	pairs = add(pairs, "vsz_bytes", s.VSZBytes)
@@ -31,6 +36,10 @@ func statsPairs(s *collector.Stats) []pair {
 	pairs = add(pairs, "net_tx_bytes", s.NetTxBytes)
 	pairs = add(pairs, "net_rx_packets", s.NetRxPackets)
 	pairs = add(pairs, "net_tx_packets", s.NetTxPackets)
+	pairs = add(pairs, "io_read_bytes", s.IOReadBytes)
+	pairs = add(pairs, "io_write_bytes", s.IOWriteBytes)
+	pairs = add(pairs, "cgroup_cpu_usec", s.GroupCPUUsec)
+	pairs = add(pairs, "cgroup_memory_bytes", s.GroupMemoryBytes)
 	if g := s.Guest; g != nil {
 		pairs = append(pairs,
 			pair{key: "guest_mem_total_bytes", value: g.MemTotal},
@@ -97,6 +106,14 @@ func (r *request) rendered(of *collector.Stats, render func() ([]byte, error)) (
 		r.server.texts.Store(r.node, &text{of, b})
 	}
 	return b, err
+}
+
+func vmmMetricsShow(r *request) ([]byte, error) {
+	b, err := r.server.o.Collector.VMMMetrics(r.ctx, r.vm)
+	if err != nil {
+		return nil, err
+	}
+	return append(bytes.Clone(b), '\n'), nil
 }
 
 func healthShow(r *request) ([]byte, error) {

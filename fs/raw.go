@@ -243,6 +243,9 @@ func (s raw) entry(r *request, out *fuse.EntryOut) {
 	case r.file.watch:
 		s.nodes.add(r.node, r.node)
 	}
+	if r.file.heeds {
+		s.held.named(r.node)
+	}
 	out.SetEntryTimeout(attrSeconds * time.Second)
 }
 
@@ -256,6 +259,9 @@ func (s raw) Forget(node, lookups uint64) {
 	s.texts.Delete(node)
 	if last {
 		s.sizes.forget(plainID(node))
+	}
+	if _, row, _ := splitID(node); rows[row].heeds {
+		s.held.forget(node)
 	}
 }
 
@@ -444,6 +450,10 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		// A shell reads ahead on what it can seek in, and seeks back: bytes would be lost.
 		out.OpenFlags |= fuse.FOPEN_STREAM | fuse.FOPEN_NONSEEKABLE
 	}
+	if r.file.heeds {
+		h.heeds = r.node
+		s.held.opened(r.node)
+	}
 	out.Fh = s.handles.add(h)
 	return fuse.OK
 }
@@ -453,6 +463,18 @@ func (s raw) capture(r *request, readWrite bool) (handle, error) {
 	if r.file.open != nil {
 		return r.file.open(r, readWrite)
 	}
+	b, err := s.text(r)
+	if err != nil {
+		if readWrite {
+			return &generated{}, nil // it was opened to be written
+		}
+		return nil, err
+	}
+	return &generated{capture: b}, nil
+}
+
+// text runs the row's show, and tells the kernel its length.
+func (s raw) text(r *request) (capture, error) {
 	if r.file.asks {
 		defer r.blocking()()
 		ctx, cancel := r.patience()
@@ -461,13 +483,10 @@ func (s raw) capture(r *request, readWrite bool) (handle, error) {
 	}
 	b, err := r.file.show(r)
 	if err != nil {
-		if readWrite {
-			return capture(nil), nil // it was opened to be written
-		}
 		return nil, r.again(err)
 	}
 	s.tellSize(r.node, b)
-	return capture(b), nil
+	return b, nil
 }
 
 func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
@@ -479,7 +498,11 @@ func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 		server: s.Server, ctx: &fuse.Context{Caller: in.Caller, Cancel: cancel}, pid: in.Pid,
 		nonblock: h.nonblock,
 	}
-	if _, quick := h.handle.(capture); !quick {
+	if g, ok := h.handle.(*generated); ok {
+		if code := s.renew(cancel, in, h, g); !code.Ok() {
+			return nil, code
+		}
+	} else {
 		defer r.blocking()()
 	}
 	b, err := h.handle.read(r, int(in.Size), int64(in.Offset))
@@ -491,6 +514,25 @@ func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 		return nil, s.unread(r, err)
 	}
 	return fuse.ReadResultData(b), fuse.OK
+}
+
+// renew captures anew for a read(2) or pread(2) from the beginning that is not the first. Reads by way of the page cache, as for sendfile(2),
+// name no lock owner (FUSE_READ_LOCKOWNER of linux/fuse.h): the kernel may repeat those.
+func (s raw) renew(cancel <-chan struct{}, in *fuse.ReadIn, h *opened, g *generated) fuse.Status {
+	if in.Offset != 0 || in.ReadFlags&fuse.READ_LOCKOWNER == 0 || !g.again() {
+		return fuse.OK
+	}
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	r.nonblock = h.nonblock
+	c, err := s.text(r)
+	if err != nil {
+		return s.unread(r, err)
+	}
+	g.renew(c)
+	return fuse.OK
 }
 
 // unread gives the errno of a read that failed, and logs what no other errno explains.
@@ -592,8 +634,15 @@ func (s raw) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK 
 func (s raw) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
 
 func (s raw) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	if h := s.handles.drop(in.Fh); h != nil && h.handle != nil {
+	h := s.handles.drop(in.Fh)
+	if h == nil {
+		return
+	}
+	if h.handle != nil {
 		h.handle.close()
+	}
+	if h.heeds != 0 {
+		s.held.closed(h.heeds)
 	}
 }
 
@@ -704,6 +753,7 @@ type opened struct {
 	// As the open said: what fcntl(2) sets later is left aside, because Go's runtime sets it on whatever seems pollable, and a
 	// Go program that writes `start` or reads wait/ means to wait.
 	nonblock bool
+	heeds    uint64 // its node, if whoever has it open is told of changes of health; else 0
 
 	mu      sync.Mutex // guards what follows
 	entries []entry    // of a directory

@@ -32,6 +32,38 @@ func (c capture) read(_ *request, n int, off int64) ([]byte, error) {
 
 func (capture) close() {}
 
+// generated is an open generated file: what its open captured is what its reads give. Who reads from the beginning again, as a monitor
+// that keeps the descriptor does, wants what is there now, as with files of cgroup.
+type generated struct {
+	mu      sync.Mutex // guards what follows
+	capture capture
+	begun   bool // it was read from its beginning
+}
+
+func (g *generated) read(r *request, n int, off int64) ([]byte, error) {
+	g.mu.Lock()
+	c := g.capture
+	g.mu.Unlock()
+	return c.read(r, n, off)
+}
+
+// again reports whether a read from the beginning is not the first.
+func (g *generated) again() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	was := g.begun
+	g.begun = true
+	return was
+}
+
+func (g *generated) renew(c capture) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.capture = c
+}
+
+func (g *generated) close() {}
+
 // consoleOpen gives what was printed; opened read-write, what is printed from now on.
 func consoleOpen(r *request, readWrite bool) (handle, error) {
 	r.vm.Touch()

@@ -23,6 +23,7 @@ type file struct {
 	size  func(*request) (int64, time.Time) // the real size and change, for growing files
 	kind  kind
 	watch bool // inotify watchers are told of its changes
+	heeds bool // whoever holds it is told of changes of health: while the kernel knows it, the daemon asks
 
 	row    uint8 // position in rows
 	parent uint8
@@ -83,10 +84,10 @@ func topFiles() []file {
 		{name: "metrics", mode: 0o444, doc: "all figures as Prometheus metrics", show: func(r *request) ([]byte, error) { return r.server.o.Metrics.Text() }},
 		{name: "list", mode: 0o444, doc: "table, one row per VM", show: listShow},
 		{name: "list.json", mode: 0o444, doc: "list as JSON", show: listJSONShow},
-		{name: "events", mode: 0o444, doc: "what happened since the daemon started", open: eventsOpen, size: eventsSize, watch: true},
+		{name: "events", mode: 0o444, doc: "what happened since the daemon started", open: eventsOpen, size: eventsSize, watch: true, heeds: true},
 		{name: "error", mode: 0o444, doc: "the last refusal of a mkdir, rmdir or mv by the reader's uid", show: topErrorShow},
 		{name: "wait", mode: 0o555, kind: hidden, doc: "what blocks", files: []file{
-			{name: "events", mode: 0o444, doc: "blocks for the next event", open: followOpen},
+			{name: "events", mode: 0o444, doc: "blocks for the next event", open: followOpen, heeds: true},
 		}},
 		{name: "images", mode: 0o755, kind: dynamic, doc: "what VMs are made from", list: imagesList, find: imagesFind, files: []file{
 			{name: "NAME", mode: 0o755, kind: dir, doc: "an image", files: imageFiles()},
@@ -115,15 +116,16 @@ func vmFiles() []file {
 		fact("dns", "the name served for it", func(*vmm.Snapshot) string { return "" }),
 		{name: "console", mode: 0o660, doc: "the guest's serial console", open: consoleOpen, typed: consoleType, size: logSize(vmm.ConsoleFile)},
 		{name: "log", mode: 0o440, doc: "what the VMM printed and banger did", open: logOf(vmm.LogFile), size: logSize(vmm.LogFile)},
-		{name: "events", mode: 0o440, doc: "this VM's events", open: eventsOpen, size: eventsSize, watch: true},
+		{name: "events", mode: 0o440, doc: "this VM's events", open: eventsOpen, size: eventsSize, watch: true, heeds: true},
 		{name: "stats", mode: 0o440, doc: "figures, flat keyed", asks: true, show: statsShow},
 		{name: "stats.json", mode: 0o440, doc: "stats as JSON", asks: true, show: statsJSONShow},
 		{name: "ports", mode: 0o440, doc: "what listens in the guest", asks: true, show: portsShow},
 		{name: "ports.json", mode: 0o440, doc: "ports as JSON", asks: true, show: portsJSONShow},
-		{name: "health", mode: 0o440, doc: "whether the agent answers", asks: true, show: healthShow, watch: true},
+		{name: "health", mode: 0o440, doc: "whether the agent answers", asks: true, show: healthShow, watch: true, heeds: true},
 		{name: "health.json", mode: 0o440, doc: "health as JSON", asks: true, show: healthJSONShow},
+		{name: "vmm_metrics", mode: 0o440, doc: "what the VMM itself reports, as JSON", asks: true, show: vmmMetricsShow},
 		{name: "wait", mode: 0o550, kind: hidden, doc: "what blocks", files: []file{
-			{name: "events", mode: 0o440, doc: "blocks for the VM's next event", open: followOpen},
+			{name: "events", mode: 0o440, doc: "blocks for the VM's next event", open: followOpen, heeds: true},
 			{name: "running", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Running)},
 			{name: "stopped", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Stopped)},
 			{name: "paused", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Paused)},

@@ -11,6 +11,7 @@
 //	fake.agent=never                 there is no agent
 //	fake.agent=hang                  the agent never answers
 //	fake.agent=slow:1s               the agent answers after 1 s
+//	fake.agent=deaf:2s-5s            the agent answers nothing while the machine has run for 2 s to 5 s
 //	fake.listen=80/tcp/nginx,53/udp/dns/dns%20-v
 //	                                 listeners: port, protocol, process and command, %XX for any byte; nothing really listens
 //	fake.stop=hang                   the agent never answers a request to power off

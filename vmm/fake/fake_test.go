@@ -35,7 +35,7 @@ func within(t *testing.T, what string, done <-chan struct{}) {
 }
 
 func TestScriptWords(t *testing.T) {
-	for _, bad := range []string{"fake.boot=soon", "fake.start=maybe", "fake.agent=asleep", "fake.stop=never", "fake.listen=80", "fake.listen=x/tcp", "fake.disk=-1", "fake.exit=x", "fake.none=1"} {
+	for _, bad := range []string{"fake.boot=soon", "fake.start=maybe", "fake.agent=asleep", "fake.agent=deaf:2s", "fake.stop=never", "fake.listen=80", "fake.listen=x/tcp", "fake.disk=-1", "fake.exit=x", "fake.none=1"} {
 		if _, err := parseScript(bad); !errors.Is(err, vmm.ErrInvalid) {
 			t.Errorf("%s: %v", bad, err)
 		}

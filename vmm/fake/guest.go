@@ -19,7 +19,7 @@ func (g guest) answer(ctx context.Context) error {
 	if err := g.m.awake(ctx); err != nil {
 		return err
 	}
-	if g.m.script.agent == "hang" {
+	if age := g.running(); g.m.script.agent == "hang" || age >= g.m.script.deafFrom && age < g.m.script.deafTo {
 		return g.m.wait(ctx, nil)
 	}
 	if g.m.script.slow <= 0 {
@@ -31,11 +31,13 @@ func (g guest) answer(ctx context.Context) error {
 	return g.m.wait(ctx, answered)
 }
 
-func (g guest) age() float64 {
+func (g guest) running() time.Duration {
 	g.m.mu.Lock()
 	defer g.m.mu.Unlock()
-	return g.m.age().Seconds()
+	return g.m.age()
 }
+
+func (g guest) age() float64 { return g.running().Seconds() }
 
 func (g guest) Ping(ctx context.Context) (vmm.GuestInfo, error) {
 	if err := g.answer(ctx); err != nil {

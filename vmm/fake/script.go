@@ -18,6 +18,8 @@ type script struct {
 	failStart bool
 	agent     string // "", never or hang
 	slow      time.Duration
+	deafFrom  time.Duration // the agent answers nothing at ages from this one
+	deafTo    time.Duration // to that one
 	stop      string // "", hang or ignore
 	listen    []vmm.Listener
 	disk      int64
@@ -59,6 +61,13 @@ func (s *script) apply(key, value string) (err error) {
 	case "agent":
 		if slow, ok := strings.CutPrefix(value, "slow:"); ok {
 			s.slow, err = time.ParseDuration(slow)
+			return err
+		}
+		if deaf, ok := strings.CutPrefix(value, "deaf:"); ok {
+			from, to, _ := strings.Cut(deaf, "-")
+			if s.deafFrom, err = time.ParseDuration(from); err == nil {
+				s.deafTo, err = time.ParseDuration(to)
+			}
 			return err
 		}
 		s.agent, err = value, oneOf(value, "never", "hang")
