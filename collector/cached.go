@@ -18,6 +18,9 @@ type epoch struct {
 
 func epochOf(s *vmm.Snapshot) epoch { return epoch{s.Run, s.State, s.Ready} }
 
+// spread is the part of max_age by which answers are collected early by chance, so that what was read together spreads.
+const spread = 1.0 / 32
+
 // cached is the last answer of one kind of one VM, and the collection in flight if there is one. Without an answer it is empty, but for its meter.
 // Its lock is never held while something is collected.
 type cached[T any] struct {
@@ -172,9 +175,9 @@ func (k *cached[T]) warm(c *Collector, ep epoch, maxAge time.Duration, l lane, c
 	k.enter(ep)
 	due := k.tried.Add(maxAge / 2) // after a failure
 	if k.value != nil {
-		// In time for it to end before the answer is too old, and a little earlier by chance, so that what was read together spreads.
+		// In time for it to end before the answer is too old.
 		lead := min(k.took+2*c.pace(), maxAge/2)
-		due = k.at.Add(maxAge - lead - time.Duration(k.chance*float64(maxAge)/ticksPerAge))
+		due = k.at.Add(maxAge - lead - time.Duration(k.chance*float64(maxAge)*spread))
 	}
 	switch {
 	case k.flight != nil:

@@ -512,6 +512,7 @@ func TestStatsOfHost(t *testing.T) {
 	write(work, "x")
 	os.Truncate(work, 1<<30)
 	v.update(func(s *vmm.Snapshot) {
+		s.Config.Disk = 1 << 30
 		s.Process, s.Config.Net, s.Address = vmm.Process{PID: 42, StartTime: 1000}, vmm.NetBridge, netip.MustParseAddr("127.0.0.1")
 	})
 	st, err := c.stats(context.Background(), v)

@@ -12,7 +12,9 @@ import (
 // diskStats fills in what the VM's disks take on the host; a disk that is not there is left out.
 func diskStats(s *vmm.Snapshot, st *Stats) {
 	st.OverlayBytes = allocated(filepath.Join(s.Dir, vmm.DiskOverlay))
-	st.WorkBytes = allocated(filepath.Join(s.Dir, vmm.DiskWork))
+	if s.Config.Disk > 0 {
+		st.WorkBytes = allocated(filepath.Join(s.Dir, vmm.DiskWork))
+	}
 }
 
 // blockStats fills in what the VMM counts of the guest's disks; nothing for a VM that does not run, has none, or whose VMM does not answer.

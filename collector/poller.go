@@ -12,7 +12,7 @@ const (
 	// pollSlices is in how many parts a slow poll is spread over its interval.
 	pollSlices = 16
 	// ticksPerAge is how often what was read lately is looked at within the shortest max_age.
-	ticksPerAge = 16
+	ticksPerAge = 50
 )
 
 // poller is the one goroutine that looks at VMs by itself: it keeps warm what was read in the last ten seconds, asks for the health of what

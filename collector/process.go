@@ -28,9 +28,14 @@ type procStat struct {
 	utime     uint64 // clock ticks
 	stime     uint64 // clock ticks
 	startTime uint64 // clock ticks after boot
+	vsize     uint64 // bytes
+	rss       uint64 // pages; as statm's, without another file to read
 }
 
 var errProcFormat = errors.New("not in the kernel's format")
+
+// mostMemory bounds what is believed of a process, bytes: more than any address space has.
+const mostMemory = 1 << 62
 
 // fields walks over the words of a line without keeping them.
 type fields struct{ rest []byte }
@@ -68,27 +73,17 @@ func parseProcStat(b []byte) (procStat, error) {
 	for _, x := range []struct {
 		field int
 		to    *uint64
-	}{{14, &p.utime}, {15, &p.stime}, {22, &p.startTime}} {
+	}{{14, &p.utime}, {15, &p.stime}, {22, &p.startTime}, {23, &p.vsize}, {24, &p.rss}} {
 		n, err := strconv.ParseUint(string(f.next(x.field-at)), 10, 64)
 		if err != nil {
 			return procStat{}, errProcFormat
 		}
 		*x.to, at = n, x.field
 	}
+	if p.vsize > mostMemory || p.rss > mostMemory/uint64(pageSize) {
+		return procStat{}, errProcFormat
+	}
 	return p, nil
-}
-
-// parseStatm gives the pages of address space and of resident memory from /proc/PID/statm.
-func parseStatm(b []byte) (size, resident int64, err error) {
-	f := fields{b}
-	const most = 1 << 50 // pages; more would overflow as bytes
-	if size, err = strconv.ParseInt(string(f.next(1)), 10, 64); err != nil || size < 0 || size > most {
-		return 0, 0, errProcFormat
-	}
-	if resident, err = strconv.ParseInt(string(f.next(1)), 10, 64); err != nil || resident < 0 || resident > most {
-		return 0, 0, errProcFormat
-	}
-	return size, resident, nil
 }
 
 // parseProcIO gives what a process had the host's disks read and write, bytes, from /proc/PID/io.
@@ -119,11 +114,11 @@ var errProcessGone = errors.New("process gone")
 // procFiles are the files of one process in procfs. Kept open they cost a fifth of being opened anew, and they stay that process's: once it
 // has ended they give ESRCH, whoever has its pid then. They may be read by many goroutines, also while they are closed.
 type procFiles struct {
-	process     vmm.Process
-	stat, statm *os.File
-	io          *os.File // nil where it may not be read
-	group       *cgroup  // nil where the process has none of its own
-	opened      time.Time
+	process vmm.Process
+	stat    *os.File
+	io      *os.File // nil where it may not be read
+	group   *cgroup  // nil where the process has none of its own
+	opened  time.Time
 }
 
 // keepGroup is how long a process is believed to stay in its cgroup.
@@ -137,11 +132,7 @@ func openProcess(proc string, p vmm.Process) (*procFiles, error) {
 	dir := filepath.Join(proc, strconv.Itoa(p.PID))
 	f := &procFiles{process: p}
 	var err error
-	if f.stat, err = os.Open(filepath.Join(dir, "stat")); err == nil {
-		f.statm, err = os.Open(filepath.Join(dir, "statm"))
-	}
-	if err != nil {
-		f.close()
+	if f.stat, err = os.Open(filepath.Join(dir, "stat")); err != nil {
 		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 			return nil, fmt.Errorf("cannot read process %d: %w", p.PID, err)
 		}
@@ -157,7 +148,7 @@ func openProcess(proc string, p vmm.Process) (*procFiles, error) {
 }
 
 func (f *procFiles) close() {
-	for _, file := range []*os.File{f.stat, f.statm, f.io} {
+	for _, file := range []*os.File{f.stat, f.io} {
 		if file != nil {
 			file.Close()
 		}
@@ -189,14 +180,7 @@ func (f *procFiles) read() (figures, error) {
 	if st.startTime != f.process.StartTime || st.state == 'Z' || st.state == 'X' {
 		return figures{}, fmt.Errorf("cannot read process %d: %w", f.process.PID, errProcessGone)
 	}
-	if b, err = readWhole(f.statm, buf); err != nil {
-		return figures{}, fmt.Errorf("cannot read process %d: %w", f.process.PID, errProcessGone)
-	}
-	size, resident, err := parseStatm(b)
-	if err != nil {
-		return figures{}, fmt.Errorf("cannot read the memory of process %d: %w", f.process.PID, err)
-	}
-	return figures{ticks: st.utime + st.stime, rss: resident * pageSize, vsz: size * pageSize}, nil
+	return figures{ticks: st.utime + st.stime, rss: int64(st.rss) * pageSize, vsz: int64(st.vsize)}, nil
 }
 
 var pageSize = int64(os.Getpagesize())
@@ -216,7 +200,7 @@ func (f *procFiles) readIO() (read, written uint64, ok bool) {
 }
 
 // filesPerProcess is how many files of one process may be kept open.
-const filesPerProcess = 5
+const filesPerProcess = 4
 
 // mostKept leaves half of the files that the daemon may have open to others.
 func mostKept() int64 {

@@ -90,6 +90,7 @@ func TestBlockStats(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, vmm.DiskWork), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	v.update(func(s *vmm.Snapshot) { s.Config.Disk = 1 << 20 })
 	if st := read(); st.DiskReadBytes == nil || *st.DiskReadBytes != 1 || *st.DiskWriteBytes != 2 || *st.DiskReadOps != 3 || *st.DiskWriteOps != 4 {
 		t.Errorf("block figures %v", st)
 	}

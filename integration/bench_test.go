@@ -1,19 +1,16 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -63,7 +60,7 @@ func TestReport(t *testing.T) {
 	for _, part := range []struct {
 		name    string
 		measure func(*testing.T) []line
-	}{{"reads", reportReads}, {"once", reportOnce}, {"commits", reportCommits}, {"trees", reportTrees}, {"boot", reportBoot}, {"quiet", reportQuiet}} {
+	}{{"reads", reportReads}, {"once", reportOnce}, {"commits", reportCommits}, {"scale", reportScale}, {"hung", reportHung}, {"boot", reportBoot}, {"quiet", reportQuiet}} {
 		if strings.Contains(part.name, *only) {
 			lines = append(lines, part.measure(t)...)
 		}
@@ -247,122 +244,4 @@ func (c *counter) add() int64 {
 	defer c.mu.Unlock()
 	c.n++
 	return c.n
-}
-
-// command runs a program with its output thrown away and gives its time.
-func command(t *testing.T, name string, args ...string) func() time.Duration {
-	return func() time.Duration {
-		return took(func() {
-			if err := exec.Command(name, args...).Run(); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-		})
-	}
-}
-
-// memory gives the resident bytes of a process, cpu its seconds of CPU (proc(5)).
-func memory(t *testing.T, pid int) int {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	kB := regexp.MustCompile(`VmRSS:\s+(\d+)`).FindSubmatch(status)
-	n, err := strconv.Atoi(string(kB[1]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n << 10
-}
-
-func cpu(t *testing.T, pid int) time.Duration {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	user, err1 := strconv.Atoi(f[11])
-	system, err2 := strconv.Atoi(f[12])
-	if err1 != nil || err2 != nil {
-		t.Fatal(err1, err2)
-	}
-	return time.Duration(user+system) * 10 * time.Millisecond
-}
-
-func reportTrees(t *testing.T) []line {
-	d := testDaemon(t, "fake")
-	var lines []line
-	made := 0
-	for _, count := range []int{1000, 10000} {
-		var mu sync.Mutex
-		each(16, (count-made+15)/16*16, func() {
-			mu.Lock()
-			n := made
-			made++
-			mu.Unlock()
-			if n < count {
-				d.makeVM(t, fmt.Sprintf("v%d", n), "")
-			}
-		})
-		made = count
-		bare := startBare(t, count, 400)
-		ours, floor := d.path(), filepath.Join(bare.mount, "vms")
-		a, b := compare(command(t, "ls", "-l", ours), command(t, "ls", "-l", floor))
-		lines = append(lines, against(fmt.Sprintf("`ls -l` of %d VMs", count), a, b, "≤ 1.0x"))
-		a, b = compare(command(t, "find", ours), command(t, "find", floor))
-		lines = append(lines, against(fmt.Sprintf("`find` over %d VMs", count), a, b, "≤ 1.0x"))
-		if count == 1000 {
-			lines = append(lines, reportIdle(t, d, count)...)
-		}
-		if count == 10000 {
-			lines = append(lines, line{"RSS after that, 10,000 stopped", mib(memory(t, d.cmd.Process.Pid)), mib(memory(t, bare.cmd.Process.Pid)), fmt.Sprintf("%.2fx", float64(memory(t, d.cmd.Process.Pid))/float64(memory(t, bare.cmd.Process.Pid))), "≤ 50 MB"})
-		}
-		bare.stop()
-	}
-	for _, file := range []struct{ name, aim string }{{"list", "≤ 20 ms"}, {"metrics", "≤ 150 ms"}} {
-		buf := make([]byte, 1<<20)
-		a, _ := compare(func() time.Duration { return took(func() { readAll(t, filepath.Join(d.mount, file.name), buf) }) }, func() time.Duration { return 0 })
-		lines = append(lines, line{"one read of `" + file.name + "`, 10,000 VMs", a.Round(time.Millisecond / 10).String(), "", "", file.aim})
-	}
-	if err := d.signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	a := took(func() {
-		if err := d.start(); err != nil {
-			t.Fatal(err)
-		}
-	})
-	return append(lines, line{"daemon's start with 10,000 records, to the mount answering", a.Round(time.Millisecond).String(), "", "", "≤ 1 s"})
-}
-
-func mib(n int) string { return fmt.Sprintf("%d MiB", n>>20) }
-
-// reportIdle has all VMs run and nobody look, for a while.
-func reportIdle(t *testing.T, d *daemon, count int) []line {
-	var mu sync.Mutex
-	next := 0
-	do := func(word string) {
-		next = 0
-		each(16, (count+15)/16*16, func() {
-			mu.Lock()
-			n := next
-			next++
-			mu.Unlock()
-			if n >= count {
-				return
-			}
-			if err := write(d.path(fmt.Sprintf("v%d", n), "state"), word); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	do("start")
-	time.Sleep(15 * time.Second) // what was read goes cold
-	const window = 20 * time.Second
-	before := cpu(t, d.cmd.Process.Pid)
-	time.Sleep(window)
-	used := cpu(t, d.cmd.Process.Pid) - before
-	rss := memory(t, d.cmd.Process.Pid)
-	do("kill")
-	return []line{{fmt.Sprintf("CPU with %d running, nobody looking", count), fmt.Sprintf("%.2f %% of a core", 100*used.Seconds()/window.Seconds()), "", "", "≤ 0.2 %"},
-		{fmt.Sprintf("RSS with %d running", count), mib(rss), "", "", ""}}
 }

@@ -20,7 +20,7 @@ type script struct {
 	slow      time.Duration
 	deafFrom  time.Duration // the agent answers nothing at ages from this one
 	deafTo    time.Duration // to that one
-	stop      string // "", hang or ignore
+	stop      string        // "", hang or ignore
 	listen    []vmm.Listener
 	disk      int64
 	ends      []end

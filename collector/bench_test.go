@@ -1,0 +1,57 @@
+package collector
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"banger/vmm"
+)
+
+// BenchmarkWarm is what the poller does for one VM whose stats are read: a collection with figures of a real process and a guest that answers at once.
+func BenchmarkWarm(b *testing.B) {
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		b.Fatal(err)
+	}
+	self, err := parseProcStat(stat)
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := newCollector(Options{})
+	defer c.Close()
+	g := &testGuest{stats: func(context.Context) (vmm.GuestStats, error) { return vmm.GuestStats{Procs: 5}, nil }}
+	v := &testVM{changed: make(chan struct{}), snap: &vmm.Snapshot{
+		Record:  vmm.Record{Serial: 7, Name: "web", State: vmm.Running, Run: 1, Process: vmm.Process{PID: os.Getpid(), StartTime: self.startTime}},
+		Machine: guestMachine{guest: g},
+		Ready:   true,
+		Since:   time.Now(),
+		Dir:     b.TempDir(),
+	}}
+	e, err := c.entry(v)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := v.Snapshot()
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range b.N {
+		e.stats.mu.Lock()
+		e.stats.read, e.stats.tried, e.stats.value = c.now(), time.Time{}, nil
+		e.stats.mu.Unlock()
+		e.stats.warm(c, epochOf(s), c.statsMaxAge, lane{slots: c.warming}, c.statsOf(e, s, true))
+		for done := false; !done; {
+			e.stats.mu.Lock()
+			f := e.stats.flight
+			e.stats.mu.Unlock()
+			if done = f == nil; !done {
+				<-f.done
+			}
+		}
+	}
+	if st, _ := c.known(v); st == nil || st.CPUUsec == nil || st.Guest == nil {
+		b.Fatal(fmt.Sprint(st))
+	}
+}
