@@ -57,6 +57,12 @@ func (c *client) allPorts(asJSON bool) error {
 		}()
 	}
 	wg.Wait()
+	width := 0
+	for i, name := range names {
+		if errs[i] == nil && texts[i] != "" {
+			width = max(width, len(name))
+		}
+	}
 	var first error
 	byName := map[string]json.RawMessage{}
 	for i, name := range names {
@@ -73,7 +79,7 @@ func (c *client) allPorts(asJSON bool) error {
 			byName[name] = json.RawMessage(texts[i])
 		default:
 			for _, line := range lines(texts[i]) {
-				fmt.Fprintf(c.std.out, "%s  %s\n", name, line)
+				fmt.Fprintf(c.std.out, "%-*s  %s\n", width, name, line)
 			}
 		}
 	}

@@ -102,9 +102,11 @@ func (c *client) logsCmd() *cobra.Command {
 				return explain("cannot read the log of "+args[0], "", err)
 			}
 			defer f.Close()
-			return explain("cannot read the log of "+args[0], "", copyLog(f, c.std.out, follow, func() bool {
-				_, err := os.Stat(path)
-				return err == nil
+			return explain("cannot read the log of "+args[0], "", untilUnread(c.std.out, func() error {
+				return copyLog(f, c.std.out, follow, func() bool {
+					_, err := os.Stat(path)
+					return err == nil
+				})
 			}))
 		},
 	}

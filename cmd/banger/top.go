@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,30 +12,33 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// topPace is how often `banger top` looks, detailPace how often while it shows one VM.
+// topPace is how often `banger top` looks, detailPace how often at the VM that it shows.
 const (
 	topPace    = time.Second
 	detailPace = 2 * time.Second
 )
 
+// patience is for how many looks the list may be awaited before the user is told.
+const patience = 3
+
 func (c *client) topCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "top", Short: "Watch all VMs in the terminal", Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		Long: "Watch all VMs in the terminal: figures, CPU over time, and a VM's ports and events on Enter.\n" +
-			"Reads the file `list.json` and, of the VMs on the screen, `stats.json`: only they are kept warm. The keys are shown at the bottom.",
+			"Reads the file `list.json` and, of the VMs on the screen, `stats.json`: only they are kept warm. The keys are shown at the bottom; Ctrl-C quits too.",
 		RunE: func(*cobra.Command, []string) error {
 			if err := c.tree().check(); err != nil {
 				return err
 			}
-			if _, ok := terminal(c.std.out); !ok {
+			_, in := terminal(c.std.in)
+			if _, out := terminal(c.std.out); !in || !out {
 				return &failure{exitUsage, fmt.Errorf("top needs a terminal; `banger ls` prints the same once")}
 			}
 			p := tea.NewProgram(newTop(c.tree()), tea.WithAltScreen(), tea.WithInput(c.std.in), tea.WithOutput(c.std.out))
-			last, err := p.Run()
-			if err != nil {
+			if _, err := p.Run(); err != nil && !errors.Is(err, tea.ErrInterrupted) {
 				return &failure{exitFailed, fmt.Errorf("cannot use this terminal: %w", err)}
 			}
-			return last.(*top).failed
+			return nil
 		},
 	}
 }
@@ -66,21 +70,22 @@ type top struct {
 	tree          tree
 	width, height int
 
-	rows    []topRow // as sorted and filtered
-	all     []topRow
+	rows    []topRow             // as sorted and filtered
+	all     []topRow             // nil before the first list came
 	history map[string][]float64 // CPU percent by VM, oldest first
 	asked   map[string]bool      // VMs whose figures are being read
+	awaited int                  // looks since the list was asked for, 0 when it is there
 
 	order    int
 	reversed bool
 	filter   string
 	typing   bool   // the filter
 	selected string // a VM's name
+	place    int    // row of the selected VM, also after it was removed
 	first    int    // row at the top of the screen
 
 	detail *detail // of the VM that is shown, nil for the list
 	err    string  // why the list is old
-	failed error   // why the program ended
 }
 
 func newTop(t tree) *top {
@@ -88,9 +93,8 @@ func newTop(t tree) *top {
 }
 
 type (
-	tickMsg   time.Time
-	detailMsg *detail
-	listMsg   struct {
+	tickMsg time.Time
+	listMsg struct {
 		rows []topRow
 		err  error
 	}
@@ -102,7 +106,18 @@ type (
 
 func tick() tea.Cmd { return tea.Tick(topPace, func(t time.Time) tea.Msg { return tickMsg(t) }) }
 
-func (m *top) Init() tea.Cmd { return tea.Batch(m.readList, tick()) }
+func (m *top) Init() tea.Cmd { return m.look() }
+
+// look asks for the list once it has the last one, and looks again later.
+func (m *top) look() tea.Cmd {
+	if m.awaited++; m.awaited == 1 {
+		return tea.Batch(m.readList, tick())
+	}
+	if m.awaited > patience {
+		m.err = "bangerd does not answer"
+	}
+	return tick()
+}
 
 func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
@@ -110,16 +125,16 @@ func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		m.width, m.height = msg.Width, msg.Height
 		m.arrange()
 	case tickMsg:
-		return m, tea.Batch(m.readList, tick())
+		return m, m.look()
 	case listMsg:
 		return m, m.listed(msg)
 	case figuresMsg:
 		delete(m.asked, msg.name)
 		m.figures(msg)
-	case detailMsg:
-		if m.detail != nil && m.detail.name == msg.name {
-			m.detail = msg
-			return m, tea.Tick(detailPace, func(time.Time) tea.Msg { return m.readDetail(msg.name) })
+	case partMsg:
+		if m.detail == msg.of {
+			msg.fill()
+			return m, tea.Tick(detailPace, func(time.Time) tea.Msg { return msg.again(msg.of) })
 		}
 	case tea.KeyMsg:
 		if msg.Type != tea.KeyRunes {
@@ -136,6 +151,7 @@ func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 
 // listed takes a new list and asks for the figures of the VMs on the screen.
 func (m *top) listed(msg listMsg) tea.Cmd {
+	m.awaited = 0
 	if msg.err != nil {
 		m.err = msg.err.Error()
 		return nil
@@ -157,11 +173,15 @@ func (m *top) listed(msg listMsg) tea.Cmd {
 	}
 	m.all = msg.rows
 	m.arrange()
+	shown := m.visible()
 	if m.detail != nil {
-		return nil
+		shown = nil
+		if r := m.row(m.detail.name); r != nil {
+			shown = []topRow{*r}
+		}
 	}
 	var cmds []tea.Cmd
-	for _, r := range m.visible() {
+	for _, r := range shown {
 		if r.State == "running" && !m.asked[r.Name] {
 			m.asked[r.Name] = true
 			cmds = append(cmds, m.readFigures(r.Name))
@@ -176,12 +196,23 @@ func (m *top) figures(msg figuresMsg) {
 		return
 	}
 	for _, rows := range [][]topRow{m.all, m.rows} {
-		for i := range rows {
-			if rows[i].Name == msg.name {
-				rows[i].CPU, rows[i].RSS = msg.row.CPU, msg.row.RSS
-			}
+		if i := index(rows, msg.name); i >= 0 {
+			rows[i].CPU, rows[i].RSS = msg.row.CPU, msg.row.RSS
 		}
 	}
+}
+
+// index is the place of a VM, -1 if it is not there.
+func index(rows []topRow, name string) int {
+	return slices.IndexFunc(rows, func(r topRow) bool { return r.Name == name })
+}
+
+// row is what the list says of a VM, nil if it is not there.
+func (m *top) row(name string) *topRow {
+	if i := index(m.all, name); i >= 0 {
+		return &m.all[i]
+	}
+	return nil
 }
 
 // arrange filters and sorts, and keeps the selected VM selected and on the screen.
@@ -199,21 +230,18 @@ func (m *top) arrange() {
 		}
 		return less(&a, &b)
 	})
-	at := m.at()
-	if at < 0 && len(m.rows) > 0 {
-		at = min(max(m.first, 0), len(m.rows)-1)
+	if len(m.rows) == 0 { // the selected VM may come back
+		m.first = 0
+		return
+	}
+	at := index(m.rows, m.selected)
+	if at < 0 { // its neighbour
+		at = min(m.place, len(m.rows)-1)
 		m.selected = m.rows[at].Name
 	}
+	m.place = at
 	page := m.page()
-	m.first = max(0, min(m.first, at, len(m.rows)-page))
-	if at >= m.first+page {
-		m.first = at - page + 1
-	}
-}
-
-// at is the place of the selected VM, -1 if it is not there.
-func (m *top) at() int {
-	return slices.IndexFunc(m.rows, func(r topRow) bool { return r.Name == m.selected })
+	m.first = max(0, min(m.first, at, len(m.rows)-page), at-page+1)
 }
 
 // page is how many rows the screen has.
@@ -227,7 +255,7 @@ func (m *top) move(by int) {
 	if len(m.rows) == 0 {
 		return
 	}
-	m.selected = m.rows[max(0, min(len(m.rows)-1, m.at()+by))].Name
+	m.selected = m.rows[max(0, min(len(m.rows)-1, m.place+by))].Name
 	m.arrange()
 }
 
@@ -280,10 +308,8 @@ func (m *top) listKey(k tea.KeyMsg) tea.Cmd {
 		m.filter = ""
 		m.arrange()
 	case "enter", "right":
-		if m.at() >= 0 {
-			name := m.selected
-			m.detail = &detail{name: name}
-			return func() tea.Msg { return m.readDetail(name) }
+		if len(m.rows) > 0 {
+			return m.open(m.selected)
 		}
 	}
 	return nil

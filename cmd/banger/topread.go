@@ -2,10 +2,8 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	tea "github.com/charmbracelet/bubbletea"
 )
@@ -21,13 +19,23 @@ type topRow struct {
 	Uptime  *float64 `json:"uptime"`
 }
 
-// detail is what is shown of one VM. Its text comes escaped from the daemon.
+// detail is what is shown of one VM, until another is opened. Its text comes escaped from the daemon.
 type detail struct {
-	name   string
-	ready  bool
-	facts  [][2]string
+	name string // immutable
+
+	err    string // why the rest is old
+	facts  []string
+	health string
+	failed string // the file error
 	ports  []string
 	events []string
+}
+
+// partMsg is a part of what is shown of one VM. Each is read at its own pace, so that what a guest does not answer holds up nothing else.
+type partMsg struct {
+	of    *detail
+	fill  func()
+	again func(*detail) tea.Msg
 }
 
 // detailEvents bounds the events that are shown of one VM.
@@ -37,7 +45,7 @@ const detailEvents = 100
 func (m *top) readList() tea.Msg {
 	text, err := read(m.tree.top("list.json"))
 	if err != nil {
-		return listMsg{err: explain("cannot list the VMs", "", err)}
+		return listMsg{err: m.why("cannot list the VMs", err)}
 	}
 	var rows []topRow
 	if err := json.Unmarshal([]byte(text), &rows); err != nil {
@@ -60,30 +68,80 @@ func (m *top) readFigures(name string) tea.Cmd {
 	}
 }
 
-// readDetail blocks for the 3 seconds that a guest has to answer at most.
-func (m *top) readDetail(name string) tea.Msg {
-	d := &detail{name: name, ready: true}
-	dir := filepath.Join(m.tree.top("vms"), name)
-	for _, file := range []string{"state", "health", "address", "pid", "image", "cpus", "memory", "error"} {
-		text, err := read(filepath.Join(dir, file))
-		if errors.Is(err, syscall.ENOENT) {
-			d.facts = append(d.facts, [2]string{"state", "removed"})
-			return detailMsg(d)
+// open shows a VM.
+func (m *top) open(name string) tea.Cmd {
+	d := &detail{name: name}
+	m.detail = d
+	var cmds []tea.Cmd
+	for _, read := range []func(*detail) tea.Msg{m.readFacts, m.readHealth, m.readPorts} {
+		cmds = append(cmds, func() tea.Msg { return read(d) })
+	}
+	return tea.Batch(cmds...)
+}
+
+// of reads a file of a VM.
+func (m *top) of(d *detail, file string) (string, error) {
+	return read(filepath.Join(m.tree.top("vms"), d.name, file))
+}
+
+// readFacts reads what no guest is asked for.
+func (m *top) readFacts(d *detail) tea.Msg {
+	var facts []string
+	for _, file := range []string{"state", "address", "image", "cpus", "memory", "pid"} {
+		text, err := m.of(d, file)
+		if err != nil {
+			why := m.why("cannot read "+d.name, err).Error()
+			if codeOf(err) == exitNoVM && m.tree.check() == nil {
+				why = d.name + " was removed"
+			}
+			return partMsg{d, func() { d.err = why }, m.readFacts}
 		}
-		if text = strings.TrimSpace(text); err == nil && text != "" {
-			d.facts = append(d.facts, [2]string{file, text})
+		if text = strings.TrimSpace(text); text != "" {
+			facts = append(facts, file+" "+text)
 		}
 	}
-	if text, err := read(filepath.Join(dir, "ports")); err == nil {
-		d.ports = lines(text)
-	} else if !errors.Is(err, syscall.EHOSTDOWN) {
-		d.ports = []string{"(" + explain("cannot read them", "", err).Error() + ")"}
+	failed, _ := m.of(d, "error")
+	text, _ := m.of(d, "events")
+	events := orNone(lines(text))
+	return partMsg{d, func() {
+		d.err, d.facts, d.failed = "", facts, strings.TrimSpace(failed)
+		d.events = events[max(0, len(events)-detailEvents):]
+	}, m.readFacts}
+}
+
+// why says why something failed: first of all because no daemon is there.
+func (m *top) why(doing string, err error) error {
+	if gone := m.tree.check(); gone != nil {
+		return gone
 	}
-	if text, err := read(filepath.Join(dir, "events")); err == nil {
-		d.events = lines(text)
-		d.events = d.events[max(0, len(d.events)-detailEvents):]
+	return explain(doing, "", err)
+}
+
+// readHealth blocks for the 3 seconds that a guest has to answer at most.
+func (m *top) readHealth(d *detail) tea.Msg {
+	text, err := m.of(d, "health")
+	return partMsg{d, func() {
+		if err == nil {
+			d.health = strings.TrimSpace(text)
+		}
+	}, m.readHealth}
+}
+
+// readPorts blocks as readHealth does.
+func (m *top) readPorts(d *detail) tea.Msg {
+	text, err := m.of(d, "ports")
+	ports := orNone(lines(text))
+	if err != nil {
+		ports = []string{"(" + m.why("not known", err).Error() + ")"}
 	}
-	return detailMsg(d)
+	return partMsg{d, func() { d.ports = ports }, m.readPorts}
+}
+
+func orNone(lines []string) []string {
+	if len(lines) == 0 {
+		return []string{"(none)"}
+	}
+	return lines
 }
 
 func lines(text string) []string {

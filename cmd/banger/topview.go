@@ -2,12 +2,12 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
-	"github.com/charmbracelet/lipgloss"
+	"github.com/charmbracelet/x/ansi"
 )
 
 // Lines of the screen above and below the rows.
@@ -16,16 +16,21 @@ const (
 	footLines = 1
 )
 
+// roomy is the height of a screen with room for empty lines.
+const roomy = 16
+
 // sparkWidth is how many samples of CPU are shown, one each second.
 const sparkWidth = 10
 
-var (
-	bold    = lipgloss.NewStyle().Bold(true)
-	inverse = lipgloss.NewStyle().Reverse(true)
-	faint   = lipgloss.NewStyle().Faint(true)
+// Attributes, which are no colours: every terminal of a program like this one has them, and NO_COLOR does not mean them.
+const (
+	bold    = "\x1b[1m"
+	faint   = "\x1b[2m"
+	inverse = "\x1b[7m"
+	plain   = "\x1b[0m"
 )
 
-// View implements tea.Model: exactly height lines of at most width characters, so that nothing scrolls or wraps.
+// View implements tea.Model: exactly height lines of at most width cells, so that nothing scrolls or wraps.
 func (m *top) View() string {
 	var body []string
 	if m.detail != nil {
@@ -37,7 +42,12 @@ func (m *top) View() string {
 	for len(body) < room {
 		body = append(body, "")
 	}
-	return strings.Join(body[:room], "\n") + "\n" + faint.Render(fit(m.keys(), m.width))
+	return strings.Join(body[:room], "\n") + "\n" + m.line(faint, m.keys())
+}
+
+// line is a line of the screen with an attribute.
+func (m *top) line(attribute, text string) string {
+	return attribute + fit(text, m.width) + plain
 }
 
 func (m *top) keys() string {
@@ -45,17 +55,27 @@ func (m *top) keys() string {
 	case m.typing:
 		return "filter: " + m.filter + "_   Enter keeps it, Esc clears it"
 	case m.detail != nil:
-		return "Esc back  q quit"
+		return "q quit  Esc back"
 	}
-	return "↑↓ select  Enter ports and events  s sort  r reverse  / filter  q quit"
+	return "q quit  ↑↓ select  Enter one VM  s sort  r reverse  / filter  PgUp PgDn pages"
 }
 
-// fit cuts a line to the screen's width, in characters.
-func fit(s string, width int) string {
-	if utf8.RuneCountInString(s) <= width {
-		return s
+// fit cuts a text to a width in cells: some characters take two.
+func fit(s string, width int) string { return ansi.Truncate(s, max(0, width), "") }
+
+// pad cuts or fills a text with spaces to a width in cells.
+func pad(s string, width int) string {
+	s = fit(s, width)
+	return s + strings.Repeat(" ", max(0, width-ansi.StringWidth(s)))
+}
+
+// shorten leaves out what is in the middle of a name: the names of a fleet differ at their ends.
+func shorten(name string, width int) string {
+	const tail = 5
+	if len(name) <= width {
+		return name
 	}
-	return string([]rune(s)[:max(0, width)])
+	return name[:width-1-tail] + "…" + name[len(name)-tail:]
 }
 
 func (m *top) listLines() []string {
@@ -74,34 +94,46 @@ func (m *top) listLines() []string {
 	if m.err != "" {
 		title = m.err
 	}
-	nameWidth := m.nameWidth()
-	out := []string{
-		bold.Render(fit(title, m.width)),
-		faint.Render(fit(row(nameWidth, "NAME", "STATE", "HEALTH", "CPU%", "", "MEMORY", "UPTIME", "ADDRESS"), m.width)),
+	names := m.nameWidth()
+	out := []string{m.line(bold, title), m.line(faint, row(names, "NAME", "STATE", "HEALTH", "CPU%", "", "MEMORY", "UPTIME", "ADDRESS"))}
+	if len(m.rows) == 0 {
+		return append(out, fit(m.nothing(), m.width))
 	}
 	for _, r := range m.visible() {
-		line := row(nameWidth, r.Name, r.State, or(r.Health, "-"), floatText(r.CPU), spark(m.history[r.Name]), rssText(r.RSS), uptimeText(r.Uptime), or(r.Address, "-"))
-		line = fit(line, m.width)
+		line := row(names, r.Name, r.State, or(r.Health, "-"), floatText(r.CPU), spark(m.history[r.Name]), rssText(r.RSS), uptimeText(r.Uptime), or(r.Address, "-"))
 		if r.Name == m.selected {
-			line = inverse.Render(line + strings.Repeat(" ", max(0, m.width-utf8.RuneCountInString(line))))
+			line = m.line(inverse, pad(line, m.width))
 		}
-		out = append(out, line)
+		out = append(out, fit(line, m.width))
 	}
 	return out
 }
 
-// nameWidth is that of the longest name on the screen, as far as there is room beside the other columns.
-func (m *top) nameWidth() int {
-	const others = 64
-	width := 4
-	for _, r := range m.visible() {
-		width = max(width, len(r.Name))
+// nothing says why there are no rows.
+func (m *top) nothing() string {
+	switch {
+	case m.all == nil && m.err == "":
+		return "reading ..."
+	case len(m.all) > 0:
+		return "No VM with " + m.filter + " in its name or state; Esc shows all."
+	case m.all != nil:
+		return "No VMs yet; `banger run web` makes and starts one."
 	}
-	return min(width, max(8, m.width-others))
+	return ""
+}
+
+// nameWidth is that of the longest name, as far as there is room beside the other columns; the same wherever one scrolls to.
+func (m *top) nameWidth() int {
+	const least, others = 8, 55
+	width, address := len("NAME"), len("ADDRESS")
+	for _, r := range m.all {
+		width, address = max(width, len(r.Name)), max(address, len(or(r.Address, "-")))
+	}
+	return min(width, max(least, m.width-others-address))
 }
 
 func row(nameWidth int, name, state, health, cpu, spark, rss, uptime, address string) string {
-	return fmt.Sprintf("%-*s %-8s %-9s %6s %-*s %7s %8s %s", nameWidth, fit(name, nameWidth), state, fit(health, 9), cpu, sparkWidth, spark, rss, uptime, address)
+	return fmt.Sprintf("%s %-8s %s %6s %s %7s %8s %s", pad(shorten(name, nameWidth), nameWidth), state, pad(health, 9), cpu, pad(spark, sparkWidth), rss, uptime, address)
 }
 
 // spark draws CPU percent over time, a full block being 100 or the highest there is.
@@ -163,26 +195,75 @@ func uptimeText(seconds *float64) string {
 	return fmt.Sprintf("%dm%02ds", d/time.Minute, d%time.Minute/time.Second)
 }
 
-// detailLines gives a VM's facts, its ports and, in what room is left, its last events.
+// detailLines gives a VM's facts, its first ports and, in what room is left, its last events.
 func (m *top) detailLines() []string {
 	d := m.detail
-	out := []string{bold.Render(fit("banger: "+d.name, m.width))}
-	if !d.ready {
-		return append(out, "reading ...")
+	title := "banger: " + d.name
+	if r := m.row(d.name); r != nil && r.CPU != nil {
+		title += fmt.Sprintf(", cpu %.1f%% %s memory %s, up %s", *r.CPU, pad(spark(m.history[d.name]), sparkWidth), rssText(r.RSS), uptimeText(r.Uptime))
 	}
-	for _, f := range d.facts {
-		out = append(out, fit(fmt.Sprintf("%-8s %s", f[0], f[1]), m.width))
+	out := []string{m.line(bold, title)}
+	switch {
+	case d.err != "":
+		out = append(out, m.line(inverse, d.err))
+	case m.err != "":
+		out = append(out, m.line(inverse, m.err))
 	}
-	section := func(title string, lines []string, room int) {
-		out = append(out, "", faint.Render(title))
-		if len(lines) == 0 {
-			lines = []string{"(none)"}
-		}
-		for _, l := range lines[max(0, len(lines)-max(1, room)):] {
-			out = append(out, fit(l, m.width))
-		}
+	facts := slices.Clone(d.facts)
+	if len(facts) > 0 && d.health != "" { // beside the state
+		facts = slices.Insert(facts, 1, "health "+d.health)
 	}
-	section("ports", d.ports, (m.height-len(out))/2)
-	section("events", d.events, m.height-footLines-len(out)-2)
+	out = append(out, m.flow(facts)...)
+	if d.failed != "" {
+		out = append(out, fit("error "+d.failed, m.width))
+	}
+	var gap []string
+	if m.height >= roomy {
+		gap = []string{""}
+	}
+	heads := 2 * (1 + len(gap))
+	ports := firstOf(orReading(d.ports), max(2, (m.height-footLines-len(out)-heads)/2))
+	events := orReading(d.events)
+	out = append(append(out, gap...), m.line(faint, "PORTS"))
+	for _, l := range ports {
+		out = append(out, fit(l, m.width))
+	}
+	out = append(append(out, gap...), m.line(faint, "EVENTS"))
+	for _, l := range events[max(0, len(events)-max(1, m.height-footLines-len(out))):] {
+		out = append(out, fit(l, m.width))
+	}
 	return out
+}
+
+// firstOf gives the first lines, and in the last one's place how many there are beside them.
+func firstOf(lines []string, room int) []string {
+	if len(lines) <= room {
+		return lines
+	}
+	shown := lines[:room-1]
+	return append(slices.Clone(shown), fmt.Sprintf("... and %d more", len(lines)-len(shown)))
+}
+
+// flow puts facts beside each other as far as the width goes.
+func (m *top) flow(facts []string) []string {
+	const gap = "   "
+	var out []string
+	for _, f := range facts {
+		if last := len(out) - 1; last >= 0 && ansi.StringWidth(out[last]+gap+f) <= m.width {
+			out[last] += gap + f
+		} else {
+			out = append(out, f)
+		}
+	}
+	for i := range out {
+		out[i] = fit(out[i], m.width)
+	}
+	return out
+}
+
+func orReading(lines []string) []string {
+	if lines == nil {
+		return []string{"reading ..."}
+	}
+	return lines
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 )
 
 // watchPace is how often `status --watch` prints.
@@ -21,8 +23,8 @@ const watchPace = time.Second
 // watch prints again and again, on a terminal always in the same place, until printing fails.
 func (c *client) watch(print func() error) error {
 	out := c.std.out
-	_, onTerminal := terminal(out)
-	for {
+	screen, onTerminal := terminal(out)
+	for first := true; ; first = false {
 		var page bytes.Buffer
 		c.std.out = &page
 		err := print()
@@ -32,14 +34,31 @@ func (c *client) watch(print func() error) error {
 		}
 		text := page.String() + "\n"
 		if onTerminal {
-			// Line by line over the old page, then the rest is cleared: nothing flickers.
-			text = "\x1b[H" + strings.ReplaceAll(page.String(), "\n", "\x1b[K\n") + "\x1b[J"
+			width, height, err := term.GetSize(int(screen.Fd()))
+			if err != nil {
+				return &failure{exitFailed, fmt.Errorf("cannot use this terminal: %w", err)}
+			}
+			if text = screenful(page.String(), width, height); first {
+				text = strings.Repeat("\n", height) + text // what was there scrolls up and is kept
+			}
 		}
 		if _, err := io.WriteString(out, text); err != nil {
 			return &failure{exitFailed, err}
 		}
 		time.Sleep(watchPace)
 	}
+}
+
+// screenful writes a page line by line over the old one, then clears the rest, so that nothing flickers. What does not
+// fit is cut: it would wrap or scroll. The last line is left to the cursor.
+func screenful(page string, width, height int) string {
+	rows := lines(page)
+	var b strings.Builder
+	b.WriteString("\x1b[H")
+	for _, row := range rows[:min(len(rows), max(0, height-1))] {
+		b.WriteString(fit(row, width) + "\x1b[K\r\n")
+	}
+	return b.String() + "\x1b[J"
 }
 
 func (c *client) eventsCmd() *cobra.Command {
@@ -60,7 +79,7 @@ func (c *client) eventsCmd() *cobra.Command {
 			if !follow {
 				return c.show(what, dir+"/events", "")
 			}
-			return explain(what, "", followEvents(dir, c.std.out))
+			return explain(what, "", untilUnread(c.std.out, func() error { return followEvents(dir, c.std.out) }))
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what comes, until the VM is removed")
@@ -103,6 +122,34 @@ func followEvents(dir string, out io.Writer) error {
 		}
 		if err := print(s.Text()); err != nil {
 			return unread(err)
+		}
+	}
+}
+
+// untilUnread copies until that ends or, out being a pipe, its reader is gone: what waits for something to copy would else
+// stay behind `| head -1`.
+func untilUnread(out io.Writer, copy func() error) error {
+	ended := make(chan error, 2)
+	go func() { ended <- copy() }()
+	if f, ok := out.(*os.File); ok {
+		go func() {
+			if abandoned(f) {
+				ended <- nil
+			}
+		}()
+	}
+	return <-ended
+}
+
+// abandoned waits until a pipe's reader is gone; false at once for what is no pipe.
+func abandoned(f *os.File) bool {
+	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeNamedPipe == 0 {
+		return false
+	}
+	for {
+		pipe := []unix.PollFd{{Fd: int32(f.Fd())}} // POLLERR is always told
+		if n, err := unix.Poll(pipe, -1); err != unix.EINTR {
+			return n == 1 && pipe[0].Revents&unix.POLLERR != 0
 		}
 	}
 }
