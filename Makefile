@@ -7,12 +7,12 @@ export GOTOOLCHAIN = local
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || sed -n 's/^## //p' CHANGELOG.md | head -n 1)
 STATIC = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(or $(VERSION),unknown)'
 PROGRAMS = bangerd banger banger-agent
-SCRIPTS = integration/install.sh integration/run.sh .ci/run
+SCRIPTS = integration/install.sh integration/run.sh integration/screenshot.sh .ci/run
 
 # Of the integration tests: make integration TESTFLAGS='-run TestCrash -crash.rounds 500'.
 TESTFLAGS =
 
-.PHONY: all build run test unit integration lint bench image man clean help install-deps test-deps
+.PHONY: all build run test unit integration lint bench image man screenshot clean help install-deps test-deps
 
 all: build
 
@@ -24,6 +24,7 @@ help:
 	@echo 'make bench         ratios against the bare thing'
 	@echo 'make image         the built-in image, in .cache/image/builtin'
 	@echo 'make man           the manual pages, in bin/man'
+	@echo "make screenshot    the README's pictures of banger top, docs/top.svg and docs/top-vm.svg"
 	@echo 'make install-deps  what is missing of Debian packages and Go'
 	@echo 'make clean         removes bin and .cache'
 
@@ -67,6 +68,10 @@ man: install-deps
 	@mkdir -p bin/man
 	@set -e; for page in files:banger.5 banger.1:banger.1 bangerd.8:bangerd.8; do \
 		$(GO) run github.com/cpuguy83/go-md2man/v2 -in docs/$${page%%:*}.md -out bin/man/$${page#*:}; done
+
+# The pictures of banger top in the README.
+screenshot: build test-deps image
+	@GO='$(GO)' sh integration/screenshot.sh
 
 clean:
 	rm -rf bin .cache

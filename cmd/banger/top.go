@@ -182,7 +182,7 @@ func (m *top) listed(msg listMsg) tea.Cmd {
 	}
 	var cmds []tea.Cmd
 	for _, r := range shown {
-		if r.State == "running" && !m.asked[r.Name] {
+		if (r.State == "running" || r.State == "paused") && !m.asked[r.Name] {
 			m.asked[r.Name] = true
 			cmds = append(cmds, m.readFigures(r.Name))
 		}
