@@ -175,27 +175,69 @@ func TestContrib(t *testing.T) {
 	}
 	contrib := filepath.Join(module, "contrib")
 	// A fake guest without disks and link has no such series.
-	without := regexp.MustCompile(`^banger_vm_(disk|network)_`)
-	for _, file := range []string{"alerts.yml", "grafana.json"} {
+	without := regexp.MustCompile(`^banger_vm_(disk|network|guest_filesystem)_`)
+	for _, file := range []string{"alerts.yml", "alerts_test.yml", "grafana.json"} {
 		b, err := os.ReadFile(filepath.Join(contrib, file))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range regexp.MustCompile(`banger_[a-z0-9_]+`).FindAllString(string(b), -1) {
+		for _, name := range regexp.MustCompile(`\b(banger|process|go)_[a-z0-9_]+`).FindAllString(string(b), -1) {
 			if !slices.Contains(names, name) && !without.MatchString(name) {
 				t.Errorf("%s asks for %s, which is no metric", file, name)
 			}
 		}
 	}
-	for _, args := range [][]string{{"check", "rules", filepath.Join(contrib, "alerts.yml")}, {"check", "config", filepath.Join(contrib, "prometheus.yml")}} {
+	queries := dashboardQueries(t, filepath.Join(contrib, "grafana.json"))
+	for _, args := range [][]string{
+		{"check", "rules", filepath.Join(contrib, "alerts.yml")},
+		{"test", "rules", filepath.Join(contrib, "alerts_test.yml")},
+		{"check", "config", filepath.Join(contrib, "prometheus.yml")},
+		{"check", "rules", queries},
+	} {
 		if out, err := exec.Command("promtool", args...).CombinedOutput(); err != nil {
 			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	dashboard, err := os.ReadFile(filepath.Join(contrib, "grafana.json"))
-	if err != nil || !json.Valid(dashboard) {
-		t.Errorf("grafana.json is no JSON: %v", err)
+}
+
+// dashboardQueries writes what the panels of a dashboard ask for as rules, which promtool can check.
+func dashboardQueries(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
 	}
+	var dashboard struct {
+		Panels []struct {
+			Targets []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(b, &dashboard); err != nil {
+		t.Fatalf("cannot read %s: %v", file, err)
+	}
+	type rule struct {
+		Record string `json:"record"`
+		Expr   string `json:"expr"`
+	}
+	rules := []rule{}
+	for _, p := range dashboard.Panels {
+		for _, q := range p.Targets {
+			expr := strings.NewReplacer("$__rate_interval", "1m", "$vm", ".*", "$instance", ".*").Replace(q.Expr)
+			rules = append(rules, rule{fmt.Sprintf("query%d", len(rules)), expr})
+		}
+	}
+	if len(rules) == 0 {
+		t.Fatalf("%s asks for nothing", file)
+	}
+	text, err := json.Marshal(map[string]any{"groups": []any{map[string]any{"name": "dashboard", "rules": rules}}}) // which is YAML, too
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "queries.yml")
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // TestPrometheus has a real Prometheus scrape the daemon and asks it what it saw.
