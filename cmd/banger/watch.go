@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
@@ -129,6 +130,7 @@ func followEvents(dir string, out io.Writer) error {
 // untilUnread copies until that ends or, out being a pipe, its reader is gone: what waits for something to copy would else
 // stay behind `| head -1`.
 func untilUnread(out io.Writer, copy func() error) error {
+	signal.Ignore(syscall.SIGPIPE) // a write says it, too, and that is no failure either
 	ended := make(chan error, 2)
 	go func() { ended <- copy() }()
 	if f, ok := out.(*os.File); ok {
