@@ -17,6 +17,8 @@ import (
 	"unicode/utf8"
 
 	"banger/vmm"
+
+	"github.com/hashicorp/yamux"
 )
 
 // answers is a guest that says what it is told to.
@@ -297,6 +299,91 @@ func TestHostile(t *testing.T) {
 				t.Fatalf("error %v, want %v", err, tc.want)
 			}
 		})
+	}
+}
+
+// TestBrokenSession has agents that echo the marker, take a request and then misbehave below HTTP.
+func TestBrokenSession(t *testing.T) {
+	endless := func(frame ...byte) func(net.Conn) {
+		return func(c net.Conn) {
+			for b := bytes.Repeat(frame, 1000); ; {
+				if _, err := c.Write(b); err != nil {
+					return
+				}
+			}
+		}
+	}
+	drip := func(c net.Conn) {
+		session, err := yamux.Server(c, muxConfig())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer session.Close()
+		stream, err := session.Accept()
+		for text := "HTTP/1.1 200 OK\r\n\r\n["; err == nil; text = "[" {
+			_, err = io.WriteString(stream, text)
+			time.Sleep(10 * time.Millisecond) // the pace
+		}
+	}
+	request := func(then func(net.Conn)) func(net.Conn) {
+		return func(c net.Conn) {
+			c.Read(make([]byte, 4096))
+			then(c)
+		}
+	}
+	for _, tc := range []struct {
+		name string
+		then func(net.Conn)
+		want error // nil: a refusal
+	}{
+		{"pings", request(endless(0, framePing, 0, flagSYN, 0, 0, 0, 0, 0, 0, 0, 1)), nil},
+		{"streams", request(endless(0, frameData, 0, flagSYN, 0, 0, 0, 2, 0, 0, 0, 1, 'x')), nil},
+		{"garbage", request(endless('g')), nil},
+		{"gone", request(func(net.Conn) {}), vmm.ErrNotRunning},
+		{"drip", drip, vmm.ErrTimeout},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			noLeak(t)
+			c := New(hostile(t, func(conn net.Conn) {
+				marker := make([]byte, markerLen)
+				if _, err := io.ReadFull(conn, marker); err == nil {
+					conn.Write(marker)
+					tc.then(conn)
+				}
+			}), true)
+			t.Cleanup(func() { c.Close() })
+			limit := 10 * time.Second
+			if tc.want == vmm.ErrTimeout {
+				limit = 200 * time.Millisecond
+			}
+			began := time.Now()
+			_, err := c.Listeners(within(t, limit))
+			var refused *refusal
+			if tc.want == nil && !errors.As(err, &refused) || tc.want != nil && !errors.Is(err, tc.want) {
+				t.Errorf("error %v, want %v", err, tc.want)
+			}
+			if needed := time.Since(began); needed > 5*time.Second {
+				t.Errorf("it took %v", needed)
+			}
+		})
+	}
+}
+
+// TestFrames cuts what an agent sends at every place: whether it is allowed does not depend on how it arrives.
+func TestFrames(t *testing.T) {
+	// Data that looks like a ping, in a frame of its own length.
+	data := []byte{0, frameData, 0, 0, 0, 0, 0, 1, 0, 0, 0, 12, 0, framePing, 0, flagSYN, 0, 0, 0, 0, 0, 0, 0, 1}
+	ping := data[12:]
+	for cut := range len(data) + len(ping) {
+		var c hostConn
+		all := append(bytes.Clone(data), ping...)
+		if first := c.invited(all[:cut]); !first {
+			t.Errorf("cut at %d: the first %d bytes are refused", cut, cut)
+		}
+		if c.invited(all[cut:]) {
+			t.Errorf("cut at %d: a ping is allowed", cut)
+		}
 	}
 }
 

@@ -48,7 +48,23 @@ type Client struct {
 // hostSession is a session after its reset.
 type hostSession struct {
 	*yamux.Session
+	conn     *hostConn
 	answered atomic.Int64 // when an answer last came, UnixNano
+	silent   atomic.Bool  // dropped because no answer came
+}
+
+// why says what it means that a request failed before its time was over: the machine is gone (err as it is), another
+// request had waited in vain and gave the session up, or the agent broke it.
+func (s *hostSession) why(err error) error {
+	switch {
+	case s.conn.gone.Load():
+		return err
+	case s.silent.Load():
+		return vmm.ErrTimeout
+	case s.conn.uninvited.Load():
+		err = errUninvited
+	}
+	return &refusal{"it does not keep to the protocol: " + err.Error()}
 }
 
 // opening is one attempt at a session, shared by all who wait for it.
@@ -97,7 +113,19 @@ func (c *Client) connect(ctx context.Context, _, _ string) (net.Conn, error) {
 	if !ok {
 		return nil, net.ErrClosed
 	}
-	return s.OpenStream()
+	stream, err := s.OpenStream()
+	if err != nil {
+		return nil, err
+	}
+	return hostStream{stream}, nil
+}
+
+// hostStream ends its reads when it is closed; yamux alone lets them go on, to hear what else the far end has to say, until
+// StreamCloseTimeout: with an agent that sends a byte now and then nobody's wait would end in time.
+type hostStream struct{ *yamux.Stream }
+
+func (s hostStream) Close() error {
+	return errors.Join(s.SetReadDeadline(time.Now()), s.Stream.Close())
 }
 
 // sessionKey carries the session of a request to connect.
@@ -167,12 +195,13 @@ func (c *Client) reset() (*hostSession, error) {
 		conn.Close()
 		return nil, err
 	}
-	s, err := yamux.Client(&restConn{Conn: conn, rest: rest}, muxConfig())
+	h := &hostConn{Conn: conn, rest: rest}
+	s, err := yamux.Client(h, muxConfig())
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	return &hostSession{Session: s}, nil
+	return &hostSession{Session: s, conn: h}, nil
 }
 
 // exchange sends a marker and discards what comes before its echo. It gives what came after.
@@ -200,22 +229,7 @@ func exchange(conn net.Conn) ([]byte, error) {
 			tail = append(tail[:0], tail[len(tail)-markerLen+1:]...)
 		}
 	}
-	return nil, errors.New("the agent does not answer the reset")
-}
-
-// restConn is a connection of which some bytes were read already.
-type restConn struct {
-	net.Conn
-	rest []byte
-}
-
-func (c *restConn) Read(p []byte) (int, error) {
-	if len(c.rest) > 0 {
-		n := copy(p, c.rest)
-		c.rest = c.rest[n:]
-		return n, nil
-	}
-	return c.Conn.Read(p)
+	return nil, &refusal{"it does not answer the reset"}
 }
 
 // drop forgets a session that is broken.
@@ -238,7 +252,7 @@ func (c *Client) do(ctx context.Context, method, path string, in any) ([]byte, e
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		return nil, ctx.Err()
-	case errors.Is(ctx.Err(), context.DeadlineExceeded), isTimeout(err):
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), isTimeout(err), errors.Is(err, vmm.ErrTimeout):
 		return nil, fmt.Errorf("cannot ask the agent for %s: %w", path, vmm.ErrTimeout)
 	case errors.As(err, &refused):
 		return nil, fmt.Errorf("cannot ask the agent for %s: %w", path, err)
@@ -284,10 +298,12 @@ func (c *Client) try(ctx context.Context, method, path string, in any) ([]byte, 
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		// Others may be served well by a session in which one request hangs.
 		if s.answered.Load() < began {
+			s.silent.Store(true)
 			c.drop(s)
 		}
 	case ctx.Err() == nil:
 		c.drop(s)
+		err = s.why(err)
 	}
 	return b, err
 }

@@ -17,13 +17,18 @@ func cut(s string, n int) string {
 	return strings.ToValidUTF8(s, "")
 }
 
+// maxFloat is more than any guest's load or uptime, and leaves room to reckon with: what overflows is no number in JSON.
+const maxFloat = 1e12
+
+func bounded(f float64) float64 { return min(max(f, 0), maxFloat) }
+
 func parseInfo(b []byte) (vmm.GuestInfo, error) {
 	var i vmm.GuestInfo
 	if err := json.Unmarshal(b, &i); err != nil {
 		return vmm.GuestInfo{}, fmt.Errorf("cannot read the agent's answer: %w", err)
 	}
 	i.Version, i.Kernel, i.Hostname = cut(i.Version, maxString), cut(i.Kernel, maxString), cut(i.Hostname, maxString)
-	i.Uptime = max(i.Uptime, 0)
+	i.Uptime = bounded(i.Uptime)
 	return i, nil
 }
 
@@ -58,7 +63,7 @@ func parseStats(b []byte) (vmm.GuestStats, error) {
 		return vmm.GuestStats{}, fmt.Errorf("cannot read the agent's answer: %w", err)
 	}
 	s.MemTotal, s.MemAvailable = max(s.MemTotal, 0), max(s.MemAvailable, 0)
-	s.Load1, s.Uptime, s.Procs = max(s.Load1, 0), max(s.Uptime, 0), max(s.Procs, 0)
+	s.Load1, s.Uptime, s.Procs = bounded(s.Load1), bounded(s.Uptime), max(s.Procs, 0)
 	s.DiskUsed, s.DiskTotal = max(s.DiskUsed, 0), max(s.DiskTotal, 0)
 	return s, nil
 }

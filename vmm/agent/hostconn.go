@@ -1,0 +1,96 @@
+package agent
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"sync/atomic"
+)
+
+// What is used of a yamux frame's header (spec.md of github.com/hashicorp/yamux): type at 1, flags at 2, length at 8.
+const (
+	frameHeader = 12
+	frameData   = 0
+	framePing   = 2
+	flagSYN     = 1
+)
+
+// errUninvited ends a session in which the agent asks. Each ping would cost the host a goroutine until its answer is read, and each
+// stream that nobody takes a window of memory, as many as the guest cares to send.
+var errUninvited = errors.New("it begins streams or pings of its own")
+
+// hostConn is the host's end of a channel after its reset. It lets pass only what an agent may send.
+type hostConn struct {
+	net.Conn
+	gone      atomic.Bool // the machine has ended the connection
+	closed    atomic.Bool // we have
+	uninvited atomic.Bool // errUninvited was given
+
+	// Of the goroutine that reads.
+	rest []byte // read already, with the echo of the marker
+	head [frameHeader]byte
+	have int    // of head
+	body uint32 // bytes of the frame that are still to come
+}
+
+func (c *hostConn) Read(p []byte) (int, error) {
+	var n int
+	var err error
+	if len(c.rest) > 0 {
+		n = copy(p, c.rest)
+		c.rest = c.rest[n:]
+	} else if n, err = c.Conn.Read(p); err != nil {
+		c.note()
+	}
+	if !c.invited(p[:n]) {
+		c.uninvited.Store(true)
+		return 0, errUninvited
+	}
+	return n, err
+}
+
+func (c *hostConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil {
+		c.note()
+	}
+	return n, err
+}
+
+func (c *hostConn) Close() error {
+	c.closed.Store(true)
+	return c.Conn.Close()
+}
+
+// note takes note of an error of the connection.
+func (c *hostConn) note() {
+	if !c.closed.Load() {
+		c.gone.Store(true)
+	}
+}
+
+// invited follows the frames in b, which continues what it was given before, and reports whether the agent keeps to answering.
+func (c *hostConn) invited(b []byte) bool {
+	for len(b) > 0 {
+		if c.body > 0 {
+			n := min(c.body, uint32(len(b)))
+			c.body -= n
+			b = b[n:]
+			continue
+		}
+		n := copy(c.head[c.have:], b)
+		c.have += n
+		b = b[n:]
+		if c.have < frameHeader {
+			return true
+		}
+		c.have = 0
+		if c.head[1] == framePing || binary.BigEndian.Uint16(c.head[2:])&flagSYN != 0 {
+			return false
+		}
+		if c.head[1] == frameData {
+			c.body = binary.BigEndian.Uint32(c.head[8:])
+		}
+	}
+	return true
+}
