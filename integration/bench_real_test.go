@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cavaliergopher/cpio"
-
 	"banger/vmm/agent"
 )
 
@@ -141,32 +139,6 @@ echo plain init is done
 exec sleep 1000000
 `
 
-// withPlainInit gives a copy of an initramfs that has plainInit besides: a second archive that the kernel unpacks over the first.
-func withPlainInit(t *testing.T, initrd string) string {
-	t.Helper()
-	b, err := os.ReadFile(initrd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := bytes.NewBuffer(append(b, make([]byte, (512-len(b)%512)%512)...))
-	w := cpio.NewWriter(all)
-	err = w.WriteHeader(&cpio.Header{Name: "plain", Mode: cpio.TypeReg | 0o755, Size: int64(len(plainInit))})
-	if err == nil {
-		_, err = w.Write([]byte(plainInit))
-	}
-	if err == nil {
-		err = w.Close()
-	}
-	path := filepath.Join(t.TempDir(), "initrd")
-	if err == nil {
-		err = os.WriteFile(path, all.Bytes(), 0o644)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 // onCPU gives how long the threads of a process ran, by the scheduler (/proc/PID/task/TID/schedstat, scheduler/sched-stats.rst).
 func onCPU(t *testing.T, pid int) time.Duration {
 	t.Helper()
@@ -201,7 +173,9 @@ func reportQuiet(t *testing.T) []line {
 		t.Fatal(err)
 	}
 	initrd := regexp.MustCompile(`-initrd (\S+)`).FindStringSubmatch(commandLine)[1]
-	plain := strings.Replace(commandLine, initrd, withPlainInit(t, initrd), 1)
+	plainInitrd := filepath.Join(t.TempDir(), "initrd")
+	appendToInitrd(t, initrd, plainInitrd, map[string][]byte{"plain": []byte(plainInit)})
+	plain := strings.Replace(commandLine, initrd, plainInitrd, 1)
 	plain = strings.Replace(plain, "console=ttyS0", "rdinit=/plain console=ttyS0", 1)
 	with, without := newBareQEMU(t, commandLine), newBareQEMU(t, plain)
 	for _, q := range []*bareQEMU{with, without} {

@@ -1,0 +1,123 @@
+// Hostile is the init of a guest that misbehaves, for TestHostile.
+//
+// It starts as banger-agent does and speaks the agent's framing. How it misbehaves is the word hostile=MODE of the
+// kernel's command line, and from then on each line typed on the console; it prints `mode MODE` when it has obeyed.
+// In every mode but `mute` it lets itself be configured, so that the VM has an address.
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"banger/vmm"
+	"banger/vmm/agent"
+)
+
+func main() {
+	log.SetFlags(0)
+	for _, m := range [][2]string{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}} {
+		if err := unix.Mount(m[0], m[1], m[0], 0, ""); err != nil && err != unix.EBUSY {
+			log.Printf("cannot mount %s: %v", m[1], err)
+		}
+	}
+	loadModules()
+	m := newModes(word("hostile"))
+	g := &guest{}
+	go obeyConsole(m)
+	go serveHTTP(&g.gateway)
+	p, err := openPort(m)
+	if err == nil {
+		err = agent.ServePort(p, handler(m, g))
+	}
+	log.Print(err)
+	select {} // a process 1 that exits is a kernel panic
+}
+
+func loadModules() {
+	list, err := os.ReadFile("/etc/banger/modules")
+	if err != nil {
+		log.Print(err)
+	}
+	for _, path := range strings.Fields(string(list)) {
+		f, err := os.Open(path)
+		if err == nil {
+			err = unix.FinitModule(int(f.Fd()), "", 0)
+			f.Close()
+		}
+		if err != nil && err != unix.EEXIST {
+			log.Printf("cannot load %s: %v", path, err)
+		}
+	}
+}
+
+// word gives the value of a word of the kernel's command line.
+func word(key string) string {
+	line, _ := os.ReadFile("/proc/cmdline")
+	value := ""
+	for _, w := range strings.Fields(string(line)) {
+		if v, ok := strings.CutPrefix(w, key+"="); ok {
+			value = v
+		}
+	}
+	return value
+}
+
+func obeyConsole(m *modes) {
+	tty, err := os.OpenFile("/dev/ttyS0", os.O_RDWR, 0)
+	if err != nil {
+		log.Print(err)
+		return
+	}
+	fmt.Fprintf(tty, "mode %s\n", m.now())
+	for lines := bufio.NewScanner(tty); lines.Scan(); {
+		if name := strings.TrimSpace(lines.Text()); name != "" {
+			m.set(name)
+			fmt.Fprintf(tty, "mode %s\n", name)
+		}
+	}
+}
+
+// guest gives the honest answers.
+type guest struct{ gateway atomic.Pointer[netip.Addr] }
+
+func (*guest) Ping(context.Context) (vmm.GuestInfo, error) {
+	return vmm.GuestInfo{Version: "hostile", Uptime: 1}, nil
+}
+
+func (*guest) Listeners(context.Context) ([]vmm.Listener, error) {
+	return []vmm.Listener{{Protocol: "tcp", Address: "0.0.0.0", Port: plainPort, PID: 1, Process: "honest", Command: "/honest"}}, nil
+}
+
+func (*guest) Stats(context.Context) (vmm.GuestStats, error) {
+	return vmm.GuestStats{MemTotal: 2 << 20, MemAvailable: 1 << 20, Procs: 1, Uptime: 1}, nil
+}
+
+func (g *guest) Configure(_ context.Context, c vmm.GuestConfig) error {
+	if !c.Address.IsValid() {
+		return nil
+	}
+	nics, err := filepath.Glob("/sys/class/net/e*")
+	if err != nil || len(nics) != 1 {
+		return fmt.Errorf("there are %d interfaces: %v", len(nics), err)
+	}
+	nic := filepath.Base(nics[0])
+	for _, args := range [][]string{{"link", "set", "lo", "up"}, {"addr", "replace", c.Address.String(), "dev", nic}, {"link", "set", nic, "up"}} {
+		if out, err := exec.Command("/bin/ip", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	g.gateway.Store(&c.Gateway)
+	return nil
+}
+
+func (*guest) PowerOff(context.Context) error { return nil }
