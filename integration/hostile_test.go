@@ -185,6 +185,7 @@ func TestHostile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	h := &hostileVM{d, openTerminal(t, d, "hostile")}
 	canary := newCanary(t)
 	neighbor := watchNeighbor(t, d)
 	if _, err := read(d.path("hostile", "wait", "healthy")); err != nil {
@@ -193,15 +194,15 @@ func TestHostile(t *testing.T) {
 	mute(t, d)
 
 	honest := misbehaviour{mode: "honest", rows: "http/80", health: "healthy"}
-	behave(t, d, &honest)
+	h.behave(t, &honest)
 	before := peak(t, d)
 	for i := range misbehaviours {
 		m := &misbehaviours[i]
 		t.Run(m.mode, func(t *testing.T) {
 			began := time.Now()
-			behave(t, d, m)
+			h.behave(t, m)
 			// The agent that answers again is believed again.
-			behave(t, d, &honest)
+			h.behave(t, &honest)
 			t.Logf("%.1f s, the daemon at its peak %d MiB above its start", time.Since(began).Seconds(), (peak(t, d)-before)>>20)
 		})
 	}
@@ -250,19 +251,22 @@ func mute(t *testing.T, d *daemon) {
 	}
 }
 
+// hostileVM is the VM that misbehaves, and its console.
+type hostileVM struct {
+	d       *daemon
+	console *terminal
+}
+
 // behave puts the guest into a mode and waits until its files show it.
-func behave(t *testing.T, d *daemon, m *misbehaviour) {
+func (h *hostileVM) behave(t *testing.T, m *misbehaviour) {
 	t.Helper()
-	if err := write(d.path("hostile", "console"), m.mode); err != nil {
+	if err := write(h.d.path("hostile", "console"), m.mode); err != nil {
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(25 * time.Second); ; {
-		console, err := read(d.path("hostile", "console"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if i := strings.LastIndex(console, "mode "); i >= 0 && strings.HasPrefix(console[i:], "mode "+m.mode+"\r") {
-			s := look(d, "hostile")
+		console := h.console.String()
+		if i := strings.LastIndex(console, "mode "); i >= 0 && strings.HasPrefix(console[i:], "mode "+m.mode+"\n") {
+			s := look(h.d, "hostile")
 			if s.slowest > hostileRead {
 				t.Errorf("mode %s: a read took %v", m.mode, s.slowest)
 			}

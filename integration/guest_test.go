@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/cavaliergopher/cpio"
@@ -86,4 +87,48 @@ func buildStatic(t *testing.T, pkg string) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// terminal is what a guest has printed since it was opened. The file that `console` gives to a reader will not do to be
+// parsed: QEMU writes a byte to it once more when the daemon was not quick enough to take it (qemu_chr_write_buffer).
+type terminal struct {
+	mu   sync.Mutex
+	text []byte // guarded by mu
+}
+
+// openTerminal reads the console of a running VM until the test ends, and kills the VM then.
+func openTerminal(t *testing.T, d *daemon, vm string) *terminal {
+	t.Helper()
+	f, err := os.OpenFile(d.path(vm, "console"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c terminal
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer f.Close()
+		for buf := make([]byte, 4096); ; {
+			n, err := f.Read(buf)
+			if err != nil {
+				return // the end of the VM
+			}
+			c.mu.Lock()
+			c.text = append(c.text, buf[:n]...)
+			c.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() {
+		if err := write(d.path(vm, "state"), "kill"); err != nil {
+			t.Error(err)
+		}
+		<-ended
+	})
+	return &c
+}
+
+func (c *terminal) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return string(bytes.ReplaceAll(c.text, []byte("\r"), nil))
 }
