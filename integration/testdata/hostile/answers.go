@@ -82,12 +82,7 @@ func handler(m *modes, g *guest) http.Handler {
 				honest.ServeHTTP(w, r)
 				return
 			}
-			sep := "["
-			for i := range 100_000 {
-				fmt.Fprintf(w, `%s{"protocol":"tcp","port":%d}`, sep, 1024+i%60000)
-				sep = ","
-			}
-			io.WriteString(w, "]")
+			io.WriteString(w, many)
 		case "text", "elsewhere", "servers":
 			if !listeners {
 				honest.ServeHTTP(w, r)
@@ -99,6 +94,14 @@ func handler(m *modes, g *guest) http.Handler {
 		}
 	})
 }
+
+var many = func() string {
+	rows := make([]string, 100_000)
+	for i := range rows {
+		rows[i] = fmt.Sprintf(`{"protocol":"tcp","port":%d}`, 1024+i%60000)
+	}
+	return "[" + strings.Join(rows, ",") + "]"
+}()
 
 // numbers has two rows that make sense.
 const numbers = `[
