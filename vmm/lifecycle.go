@@ -948,7 +948,12 @@ func (v *VM) recover(ctx context.Context) error {
 		if now.Started.IsZero() || s.State == Starting {
 			now.Started = time.Now()
 		}
-		now.Since = time.Now().Add(-time.Since(now.Started))
+		// From here on by the monotonic clock, what the record knows by the wall's as well.
+		at := time.Now()
+		now.Since = at.Add(-at.Sub(now.Started))
+		if !now.Touched.IsZero() {
+			now.Touched = at.Add(-at.Sub(now.Touched))
+		}
 	})
 	if err != nil {
 		return err

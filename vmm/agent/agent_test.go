@@ -422,12 +422,12 @@ func TestServeListener(t *testing.T) {
 
 func FuzzAnswers(f *testing.F) {
 	f.Add([]byte(`[{"protocol":"tcp","port":80}]`))
-	f.Add([]byte(`{"uptime":1e308}`))
+	f.Add([]byte(`{"uptime":1e308,"load1":1e308}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		i, _ := parseInfo(b)
 		texts := []string{i.Version, i.Kernel, i.Hostname}
 		s, err := parseStats(b)
-		if min(s.MemTotal, s.MemAvailable, s.DiskUsed, s.DiskTotal, int64(s.Procs)) < 0 || min(s.Load1, s.Uptime, i.Uptime) < 0 {
+		if min(s.MemTotal, s.MemAvailable, s.DiskUsed, s.DiskTotal, int64(s.Procs)) < 0 || min(s.Load1, s.Uptime, i.Uptime) < 0 || max(s.Load1, s.Uptime, i.Uptime) > maxFloat {
 			t.Fatalf("%+v, %v", s, err)
 		}
 		ls, _ := parseListeners(b)

@@ -113,6 +113,8 @@ func (d *Driver) Adopt(_ context.Context, spec *vmm.Spec, _ vmm.Process, notify 
 	if err != nil {
 		return nil, err
 	}
+	at := time.Now()
+	k.Since = at.Add(-max(0, at.Sub(k.Since))) // by the monotonic clock from here on
 	m := d.machine(spec, s, k, notify)
 	m.mu.Lock()
 	m.arm()
