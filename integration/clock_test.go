@@ -182,7 +182,7 @@ func (l *clockLog) check(t *testing.T, phase string) {
 		}
 	}
 
-	for vm, timeout := range map[string]float64{"idle": 5, "oldidle": 8, "kept": math.Inf(1)} {
+	for vm, timeout := range map[string]float64{"idle": 5, "oldidle": 15, "kept": math.Inf(1)} {
 		used := l.used[phase][vm]
 		for _, s := range after {
 			running := s.states[vm] == "running"

@@ -54,8 +54,9 @@ burst() {
 jump() {
 	daemon
 	vm old max
-	vm oldidle 8
+	vm oldidle 15
 	use $1 oldidle
+	end=$((${at%.*} + 20))
 	kill $pid
 	wait $pid
 	daemon
@@ -70,8 +71,9 @@ jump() {
 	date -s @$(($(date +%s) + $2)) > /dev/null
 	echo jumped $1 $(mono)
 	burst $1
-	end=$(($(cut -d. -f1 /proc/uptime) + 12))
-	while [ $(cut -d. -f1 /proc/uptime) -lt $end ]; do
+	at=$(mono)
+	[ $end -gt $((${at%.*} + 10)) ] || end=$((${at%.*} + 10))
+	while [ ${at%.*} -lt $end ]; do
 		use $1 kept
 		sample $1
 		usleep 200000
