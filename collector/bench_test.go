@@ -51,7 +51,7 @@ func BenchmarkWarm(b *testing.B) {
 			}
 		}
 	}
-	if st, _ := c.known(v); st == nil || st.CPUUsec == nil || st.Guest == nil {
+	if st, _, _ := c.known(v); st == nil || st.CPUUsec == nil || st.Guest == nil {
 		b.Fatal(fmt.Sprint(st))
 	}
 }

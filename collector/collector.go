@@ -314,31 +314,29 @@ func (c *Collector) forget(serial uint64) {
 	}
 }
 
-// Known gives what the cache holds of a VM, however old, nil where it holds nothing of this run and state, and the health that
-// was last told; it never collects. Stats of the slow poll hold process figures only.
-func (c *Collector) Known(v *vmm.VM) (*Stats, *Health) { return c.known(v) }
+// Known gives what the cache holds of a VM, however old, nil where it holds nothing of this run and state, and the status and reason of the
+// health that was last told, empty if none was; it never collects. Stats of the slow poll hold process figures only.
+func (c *Collector) Known(v *vmm.VM) (stats *Stats, status, reason string) { return c.known(v) }
 
-func (c *Collector) known(v subject) (*Stats, *Health) {
+func (c *Collector) known(v subject) (stats *Stats, status, reason string) {
 	c.mu.RLock()
 	e := c.entries[v.Serial()]
 	c.mu.RUnlock()
 	s := v.Snapshot()
-	h := passive(s, c.now)
-	if h == nil {
-		if status, reason, _ := strings.Cut(v.LastHealth(), " "); status == Healthy || status == Unhealthy {
-			h = &Health{Status: status, Reason: reason}
+	if status, reason = passive(s); status == "" {
+		if status, reason, _ = strings.Cut(v.LastHealth(), " "); status != Healthy && status != Unhealthy {
+			status, reason = "", ""
 		}
 	}
 	if e == nil {
-		return nil, h
+		return nil, status, reason
 	}
-	ep := epochOf(s)
-	stats := e.stats.known(ep)
+	stats = e.stats.known(epochOf(s))
 	slow := e.slow.Load()
 	if s.State.Alive() && slow != nil && slow.run == s.Run && (stats == nil || stats.Collected.Before(slow.stats.Collected)) {
 		stats = slow.stats
 	}
-	return stats, h
+	return stats, status, reason
 }
 
 // Ports is the table of listeners, sorted and without duplicates.

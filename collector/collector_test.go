@@ -233,7 +233,7 @@ func TestMaxAge(t *testing.T) {
 		t.Fatal("an answer older than max_age")
 	}
 	v.update(func(s *vmm.Snapshot) { s.Run++ })
-	if st, _ := c.known(v); st != nil {
+	if st, _, _ := c.known(v); st != nil {
 		t.Fatal("an answer of an earlier run is known")
 	}
 	if d, _ := c.stats(ctx, v); d == b {
@@ -335,12 +335,12 @@ func TestSlowPollWakesNoGuest(t *testing.T) {
 	clock.advance(10 * time.Second)
 	writeProc(t, c.proc, 42, 1000, 150)
 	c.pollSlice(7)
-	st, _ := c.known(v)
+	st, _, _ := c.known(v)
 	if st == nil || st.CPUPercent == nil || *st.CPUPercent != 10 || c.Totals().GuestCalls != 0 {
 		t.Fatalf("%+v %+v", st, c.Totals())
 	}
 	v.update(func(s *vmm.Snapshot) { s.State = vmm.Stopped })
-	if st, _ := c.known(v); st != nil {
+	if st, _, _ := c.known(v); st != nil {
 		t.Fatal("process figures of a stopped VM")
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"strings"
-	"time"
 
 	"banger/vmm"
 )
@@ -31,7 +30,8 @@ func (c *Collector) healthNow(ctx context.Context, v subject) (*Health, error) {
 		return nil, err
 	}
 	s := v.Snapshot()
-	if h := passive(s, c.now); h != nil {
+	if status, reason := passive(s); status != "" {
+		h := &Health{Collected: c.now(), Status: status, Reason: reason}
 		v.PublishHealth(h.String())
 		return h, nil
 	}
@@ -39,26 +39,23 @@ func (c *Collector) healthNow(ctx context.Context, v subject) (*Health, error) {
 	return e.health.get(ctx, c, epochOf(s), c.healthMaxAge, c.healthOf(e, s))
 }
 
-// passive gives the health that the VM's state alone tells, nil if its agent must be asked.
-func passive(s *vmm.Snapshot, now func() time.Time) *Health {
-	status, reason := "", ""
+// passive gives the health that the VM's state alone tells, nothing if its agent must be asked.
+func passive(s *vmm.Snapshot) (status, reason string) {
 	switch s.State {
 	case vmm.Starting:
-		status = Starting
+		return Starting, ""
 	case vmm.Paused:
-		status = Paused
+		return Paused, ""
 	case vmm.Running:
 		if _, ok := s.Machine.(vmm.Guester); !ok {
-			status, reason = Unhealthy, "no agent"
-		} else if !s.Ready {
-			status = Starting
-		} else {
-			return nil
+			return Unhealthy, "no agent"
 		}
-	default:
-		status = Stopped
+		if !s.Ready {
+			return Starting, ""
+		}
+		return "", ""
 	}
-	return &Health{Collected: now(), Status: status, Reason: reason}
+	return Stopped, ""
 }
 
 // healthOf asks the agent of the VM that s shows, and publishes what came out if that is still the VM's present.
@@ -122,9 +119,9 @@ func (c *Collector) tell() bool {
 			c.told(serial, n, "", true)
 			continue
 		}
-		h := passive(v.Snapshot(), c.now)
-		if h == nil {
-			h = &Health{Status: Healthy} // ready: it has just answered the manager
+		var h Health
+		if h.Status, h.Reason = passive(v.Snapshot()); h.Status == "" {
+			h.Status = Healthy // ready: it has just answered the manager
 		}
 		if h.String() != n.told {
 			v.PublishHealth(h.String())

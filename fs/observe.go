@@ -2,7 +2,6 @@ package fs
 
 import (
 	"bytes"
-	"fmt"
 	"math"
 	"strconv"
 	"time"
@@ -142,13 +141,14 @@ func portsShow(r *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var rows [][]string
+	var t table
 	for _, p := range p.Rows {
-		rows = append(rows, []string{
-			p.Scheme, strconv.Itoa(p.Port), cell(p.Endpoint), cell(p.Address), strconv.Itoa(p.PID), cell(p.Process), escape(p.Command),
-		})
+		for _, c := range []string{p.Scheme, strconv.Itoa(p.Port), cell(p.Endpoint), cell(p.Address), strconv.Itoa(p.PID), cell(p.Process), escape(p.Command)} {
+			t.add(c)
+		}
+		t.endRow()
 	}
-	return table(rows), nil
+	return t.text(), nil
 }
 
 func portsJSONShow(r *request) ([]byte, error) {
@@ -192,9 +192,9 @@ func list(r *request) []listed {
 	for _, v := range vms {
 		s := v.Snapshot()
 		row := listed{Name: s.Name, State: s.State, Image: s.Config.Image}
-		stats, health := r.server.o.Collector.Known(v)
-		if health != nil {
-			row.Health = &health.Status
+		stats, health, _ := r.server.o.Collector.Known(v)
+		if health != "" {
+			row.Health = &health
 		}
 		if stats != nil && s.State.Alive() {
 			row.CPUPercent, row.RSSBytes = stats.CPUPercent, stats.RSSBytes
@@ -213,24 +213,29 @@ func list(r *request) []listed {
 }
 
 func listShow(r *request) ([]byte, error) {
-	var rows [][]string
+	var t table
 	for _, l := range list(r) {
-		rows = append(rows, []string{
-			l.Name, string(l.State), known(l.Health, "%s"), known(l.CPUPercent, "%.2f"), known(l.RSSBytes, "%d"),
-			known(l.Address, "%s"), known(l.Uptime, "%.2f"), cell(l.Image),
-		})
+		t.add(l.Name)
+		t.add(string(l.State))
+		t.add(orUnknown(l.Health))
+		t.addFloat(l.CPUPercent)
+		t.addInt(l.RSSBytes)
+		t.add(orUnknown(l.Address))
+		t.addFloat(l.Uptime)
+		t.add(cell(l.Image))
+		t.endRow()
 	}
-	return table(rows), nil
+	return t.text(), nil
+}
+
+func orUnknown(s *string) string {
+	if s == nil {
+		return "-"
+	}
+	return *s
 }
 
 func listJSONShow(r *request) ([]byte, error) { return jsonLine(list(r)) }
-
-func known[T any](v *T, format string) string {
-	if v == nil {
-		return "-"
-	}
-	return fmt.Sprintf(format, *v)
-}
 
 // hostPairs sums what is known of all VMs, and counts the daemon's own work.
 func hostPairs(r *request) []pair {
@@ -243,7 +248,7 @@ func hostPairs(r *request) []pair {
 			continue
 		}
 		running++
-		if s, _ := r.server.o.Collector.Known(v); s != nil {
+		if s, _, _ := r.server.o.Collector.Known(v); s != nil {
 			if s.CPUPercent != nil {
 				cpu += *s.CPUPercent
 			}

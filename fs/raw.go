@@ -163,7 +163,7 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 			out.Mode = syscall.S_IFDIR | snap.Owner.Mode&0o7777
 		}
 		changed, created = snap.Created, snap.Created
-		if t, ok := snap.Changed[strings.TrimSuffix(f.name, ".json")]; ok {
+		if t, ok := snap.Changed.Of(strings.TrimSuffix(f.name, ".json")); ok {
 			changed = t
 		}
 	} else if f == vmsRow {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -57,34 +58,86 @@ func cell(s string) string {
 	return strings.ReplaceAll(escape(s), " ", `\x20`)
 }
 
-// table pads every column but the last with spaces; no row ends in them.
-func table(rows [][]string) []byte {
-	var widths []int
-	for _, row := range rows {
-		for i, c := range row {
-			if i == len(widths) {
-				widths = append(widths, 0)
-			}
-			widths[i] = max(widths[i], utf8.RuneCountInString(c))
-		}
+// table is text in columns: every column but the last is padded with spaces, and no row ends in them. All cells are one piece of memory,
+// for there may be ten thousand rows.
+type table struct {
+	cells  []byte
+	ends   []int // of each cell in cells, row after row
+	rows   []int // how many cells there are up to the end of each row
+	widths []int // by column, in characters
+	begun  int   // cells of the rows that have ended
+	start  int   // of the present cell
+}
+
+// add ends the present cell with s, which is escaped if it must be.
+func (t *table) add(s string) {
+	t.cells = append(t.cells, s...)
+	t.next()
+}
+
+// addInt and addFloat are add for numbers, which need no string of their own; nil is not known.
+func (t *table) addInt(v *int64) {
+	if v == nil {
+		t.add("-")
+		return
 	}
-	var b bytes.Buffer
-	for _, row := range rows {
+	t.cells = strconv.AppendInt(t.cells, *v, 10)
+	t.next()
+}
+
+func (t *table) addFloat(v *float64) {
+	if v == nil {
+		t.add("-")
+		return
+	}
+	t.cells = strconv.AppendFloat(t.cells, *v, 'f', 2, 64)
+	t.next()
+}
+
+// next ends the present cell.
+func (t *table) next() {
+	width := utf8.RuneCount(t.cells[t.start:])
+	if column := len(t.ends) - t.begun; column == len(t.widths) {
+		t.widths = append(t.widths, width)
+	} else {
+		t.widths[column] = max(t.widths[column], width)
+	}
+	t.start = len(t.cells)
+	t.ends = append(t.ends, t.start)
+}
+
+// endRow ends a row.
+func (t *table) endRow() {
+	t.begun = len(t.ends)
+	t.rows = append(t.rows, t.begun)
+}
+
+// text gives the rows.
+func (t *table) text() []byte {
+	total := 0
+	for _, w := range t.widths {
+		total += w + 2
+	}
+	b := make([]byte, 0, len(t.cells)/4+total*len(t.rows))
+	start, i := 0, 0
+	for _, end := range t.rows {
 		pad := 0
-		for i, c := range row {
-			if c == "" {
-				pad += widths[i] + 2
+		for column := 0; i < end; column, i = column+1, i+1 {
+			c := t.cells[start:t.ends[i]]
+			start = t.ends[i]
+			if len(c) == 0 {
+				pad += t.widths[column] + 2
 				continue
 			}
 			for range pad {
-				b.WriteByte(' ')
+				b = append(b, ' ')
 			}
-			b.WriteString(c)
-			pad = widths[i] - utf8.RuneCountInString(c) + 2
+			b = append(b, c...)
+			pad = t.widths[column] - utf8.RuneCount(c) + 2
 		}
-		b.WriteByte('\n')
+		b = append(b, '\n')
 	}
-	return b.Bytes()
+	return b
 }
 
 // pair is one line of a flat keyed file; value is a string, a number or a bool, for the JSON twin.

@@ -40,12 +40,12 @@ func TestCell(t *testing.T) {
 }
 
 func TestTable(t *testing.T) {
-	got := string(table([][]string{{"a", "1", "free text"}, {"grün", "22", ""}, {"b", "", "x"}}))
+	got := string(tableOf([][]string{{"a", "1", "free text"}, {"grün", "22", ""}, {"b", "", "x"}}))
 	want := "a     1   free text\ngrün  22\nb         x\n"
 	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
-	if b := table(nil); len(b) != 0 {
+	if b := tableOf(nil); len(b) != 0 {
 		t.Errorf("no rows are %q", b)
 	}
 }
@@ -67,7 +67,7 @@ func FuzzRow(f *testing.F) {
 		f.Add(s, s)
 	}
 	f.Fuzz(func(t *testing.T, process, command string) {
-		text := string(table([][]string{{"tcp", cell(process), escape(command)}}))
+		text := string(tableOf([][]string{{"tcp", cell(process), escape(command)}}))
 		if strings.Count(text, "\n") != 1 || !strings.HasSuffix(text, "\n") {
 			t.Fatalf("%q is not one line", text)
 		}
@@ -89,4 +89,15 @@ func FuzzRow(f *testing.F) {
 			t.Errorf("%q is no JSON: %v", b, err)
 		}
 	})
+}
+
+func tableOf(rows [][]string) []byte {
+	var t table
+	for _, row := range rows {
+		for _, c := range row {
+			t.add(c)
+		}
+		t.endRow()
+	}
+	return t.text()
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -32,7 +31,7 @@ type VM struct {
 	events eventLog
 
 	mu      sync.Mutex    // guards what follows, and every change of snap
-	changed chan struct{} // closed at the next snapshot
+	changed chan struct{} // closed at the next snapshot; nil while nobody waits
 	busy    *transition
 	removed bool
 	health  string
@@ -48,7 +47,7 @@ type transition struct {
 }
 
 func (m *Manager) newVM(r Record) *VM {
-	v := &VM{m: m, serial: r.Serial, own: make(chan struct{}, 1), changed: make(chan struct{}), saved: r.Touched}
+	v := &VM{m: m, serial: r.Serial, own: make(chan struct{}, 1), saved: r.Touched}
 	v.snap.Store(&Snapshot{Record: r, Dir: filepath.Join(m.vmsDir, r.ID)})
 	return v
 }
@@ -63,6 +62,13 @@ func (v *VM) Snapshot() *Snapshot { return v.snap.Load() }
 func (v *VM) Changed() <-chan struct{} {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	return v.changedLocked()
+}
+
+func (v *VM) changedLocked() <-chan struct{} {
+	if v.changed == nil {
+		v.changed = make(chan struct{})
+	}
 	return v.changed
 }
 
@@ -80,8 +86,10 @@ func (v *VM) publish(change func(*Snapshot)) {
 	change(&s)
 	s.stamp(v.Snapshot())
 	v.snap.Store(&s)
-	close(v.changed)
-	v.changed = make(chan struct{})
+	if v.changed != nil {
+		close(v.changed)
+		v.changed = nil
+	}
 }
 
 // stamp notes the time for every file whose value differs from old's.
@@ -107,16 +115,8 @@ func (s *Snapshot) stamp(old *Snapshot) {
 			names = append(names, d.name)
 		}
 	}
-	if len(names) == 0 {
-		return
-	}
-	now := time.Now()
-	s.Changed = maps.Clone(old.Changed)
-	if s.Changed == nil {
-		s.Changed = make(map[string]time.Time)
-	}
-	for _, name := range names {
-		s.Changed[name] = now
+	if len(names) > 0 {
+		s.Changed = old.Changed.with(time.Now(), names...)
 	}
 }
 
@@ -240,13 +240,7 @@ func (v *VM) PublishHealth(health string) {
 	v.health = health
 	v.mu.Unlock()
 	if !same {
-		v.publish(func(s *Snapshot) {
-			s.Changed = maps.Clone(s.Changed)
-			if s.Changed == nil {
-				s.Changed = make(map[string]time.Time)
-			}
-			s.Changed["health"] = time.Now()
-		})
+		v.publish(func(s *Snapshot) { s.Changed = s.Changed.with(time.Now(), "health") })
 		v.emit(EventHealth, health)
 	}
 }
@@ -300,7 +294,7 @@ func (v *VM) ownDown(ctx context.Context, claim func(*Snapshot) error) error {
 			return ctx.Err()
 		}
 		v.mu.Lock()
-		s, busy, changed := v.Snapshot(), v.busy, v.changed
+		s, busy, changed := v.Snapshot(), v.busy, v.changedLocked()
 		var err error
 		switch {
 		case v.removed:
@@ -436,7 +430,7 @@ func (v *VM) begin(ctx context.Context, c Command) (*transition, error) {
 			v.mu.Unlock()
 			return t, err
 		}
-		changed := v.changed
+		changed := v.changedLocked()
 		v.mu.Unlock()
 		switch {
 		case c == Kill || c == Stop && state == Starting:

@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -95,9 +96,9 @@ type Process struct {
 // Snapshot is an immutable picture of a VM. Readers share it; nobody changes it.
 type Snapshot struct {
 	Record
-	// Changed holds when each setting or fact last changed, by file name
+	// Changed tells when each setting or fact last changed, by file name
 	// ("state", "memory", "config", ...); Created for what is not in it.
-	Changed map[string]time.Time
+	Changed Changes
 	// Machine is what runs, nil unless State.Alive() or while starting.
 	Machine Machine
 	// Ready is true once the guest's agent of this run has answered and was
@@ -109,6 +110,39 @@ type Snapshot struct {
 	Since time.Time
 	// Dir is the VM's directory on the host; it holds DiskOverlay, DiskWork, the console and the log.
 	Dir string
+}
+
+// Changes are the times at which things last changed, by their names. Immutable: a list is a tenth of a map, and there are as many as VMs.
+type Changes []change
+
+type change struct {
+	name string
+	at   time.Time
+}
+
+// Of gives the time of one change; false if it never was one.
+func (c Changes) Of(name string) (time.Time, bool) {
+	for i := range c {
+		if c[i].name == name {
+			return c[i].at, true
+		}
+	}
+	return time.Time{}, false
+}
+
+// with gives changes in which those of the names are now.
+func (c Changes) with(now time.Time, names ...string) Changes {
+	changed := make(Changes, len(c), len(c)+len(names))
+	copy(changed, c)
+	for _, name := range names {
+		i := slices.IndexFunc(changed, func(x change) bool { return x.name == name })
+		if i < 0 {
+			i = len(changed)
+			changed = append(changed, change{name: name})
+		}
+		changed[i].at = now
+	}
+	return changed
 }
 
 // GuestAddress is the address at which the host reaches the guest now, invalid if it cannot.

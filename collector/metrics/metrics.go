@@ -8,16 +8,14 @@
 package metrics
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"net/http"
-	"slices"
-	"strings"
-	"time"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 
@@ -25,11 +23,8 @@ import (
 	"banger/vmm"
 )
 
-// Bounds of what scrapers over HTTP may take.
-const (
-	scrapesAtOnce = 4
-	scrapeTimeout = 10 * time.Second
-)
+// scrapesAtOnce bounds the scrapes over HTTP under way.
+const scrapesAtOnce = 4
 
 // Options of Metrics.
 type Options struct {
@@ -42,8 +37,9 @@ type Options struct {
 
 // Metrics gathers. Its methods may be called from many goroutines.
 type Metrics struct {
-	o   Options // immutable
-	own *prometheus.Registry
+	o    Options // immutable
+	own  *prometheus.Registry
+	size atomic.Int64 // bytes, about, of the next text
 }
 
 // New makes one with the daemon's own metrics registered.
@@ -67,37 +63,70 @@ func New(o Options) *Metrics {
 // Register adds a part of the daemon's own metrics, before the first Gather.
 func (m *Metrics) Register(c prometheus.Collector) error { return m.own.Register(c) }
 
-// Gather implements prometheus.Gatherer. The VMs' families are built here and not by the registry, whose checks of each of some
-// hundred thousand series would cost several times what the series do.
-func (m *Metrics) Gather() ([]*dto.MetricFamily, error) {
-	own, err := m.own.Gather()
+// each gives every family in the order of their names; what it gives may be used until it returns from the call. The VMs' families are made
+// here and not by the registry, whose checks of each of some hundred thousand series would cost several times what the series do, and one
+// after the other in the same memory.
+func (m *Metrics) each(write func(*dto.MetricFamily) error) error {
+	own, err := m.own.Gather() // sorted
 	if err != nil {
-		return nil, fmt.Errorf("cannot gather the daemon's own metrics: %w", err)
+		return fmt.Errorf("cannot gather the daemon's own metrics: %w", err)
 	}
-	all := append(own, m.vms()...)
-	slices.SortFunc(all, func(a, b *dto.MetricFamily) int { return strings.Compare(a.GetName(), b.GetName()) })
-	return all, nil
+	vms := m.vms()
+	for len(own) > 0 || len(vms.names) > 0 {
+		if len(vms.names) == 0 || len(own) > 0 && own[0].GetName() < vms.names[0] {
+			err = write(own[0])
+			own = own[1:]
+		} else if f := vms.next(); len(f.Metric) > 0 {
+			err = write(f)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Text gives all metrics in Prometheus's text format, version 0.0.4.
 func (m *Metrics) Text() ([]byte, error) {
-	families, err := m.Gather()
+	b := bytes.NewBuffer(make([]byte, 0, m.size.Load()))
+	err := m.each(func(f *dto.MetricFamily) error {
+		if _, err := expfmt.MetricFamilyToText(b, f); err != nil {
+			return fmt.Errorf("cannot write %s: %w", f.GetName(), err)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	var b bytes.Buffer
-	for _, f := range families {
-		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
-			return nil, fmt.Errorf("cannot write %s: %w", f.GetName(), err)
-		}
-	}
+	m.size.Store(int64(b.Len() + b.Len()/8)) // so that the next one need not grow
 	return b.Bytes(), nil
 }
 
 // Handler serves the metrics over HTTP, as OpenMetrics where that is asked for; a few scrapes at once, the others get 503.
 func (m *Metrics) Handler() http.Handler {
-	return promhttp.HandlerFor(m, promhttp.HandlerOpts{
-		EnableOpenMetrics: true, MaxRequestsInFlight: scrapesAtOnce, Timeout: scrapeTimeout, ErrorHandling: promhttp.HTTPErrorOnError,
+	slots := make(chan struct{}, scrapesAtOnce)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		default:
+			http.Error(w, "too many scrapes at once", http.StatusServiceUnavailable)
+			return
+		}
+		format := expfmt.NegotiateIncludingOpenMetrics(r.Header)
+		w.Header().Set("Content-Type", string(format))
+		out := bufio.NewWriterSize(w, 64<<10)
+		e := expfmt.NewEncoder(out, format)
+		err := m.each(e.Encode)
+		if closer, ok := e.(expfmt.Closer); err == nil && ok {
+			err = closer.Close()
+		}
+		if err == nil {
+			err = out.Flush()
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler) // a scraper must not take a part for the whole
+		}
 	})
 }
 

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"math"
+	"slices"
 
 	dto "github.com/prometheus/client_model/go"
 	"google.golang.org/protobuf/proto"
@@ -14,7 +15,7 @@ import (
 type vm struct {
 	snap   *vmm.Snapshot
 	stats  *collector.Stats // nil where nothing is known
-	health *collector.Health
+	health string           // its status, empty if it is not known
 }
 
 // alive is the stats of a VM that has a process, nil otherwise.
@@ -84,8 +85,7 @@ func state(name, help string, want vmm.State) family {
 }
 
 func healthy(v *vm) (float64, bool) {
-	known := v.health != nil && (v.health.Status == collector.Healthy || v.health.Status == collector.Unhealthy)
-	return one(known && v.health.Status == collector.Healthy), known
+	return one(v.health == collector.Healthy), v.health == collector.Healthy || v.health == collector.Unhealthy
 }
 
 func one(b bool) float64 {
@@ -137,77 +137,119 @@ func filesystem(name, help string, get func(*vmm.GuestStats) int64) family {
 	}}
 }
 
-// vms builds the families of all VMs in one pass over their snapshots, and how many there are.
-func (m *Metrics) vms() []*dto.MetricFamily {
-	list := m.o.Manager.VMs()
-	known := make([]vm, len(list))
-	names := make([]*dto.LabelPair, len(list))
-	byState := map[vmm.State]int{vmm.Stopped: 0, vmm.Starting: 0, vmm.Running: 0, vmm.Paused: 0, vmm.Stopping: 0, vmm.Failed: 0}
-	for i, v := range list {
-		known[i].snap = v.Snapshot()
-		known[i].stats, known[i].health = m.o.Collector.Known(v)
-		names[i] = pair("vm", known[i].snap.Name)
-		byState[known[i].snap.State]++
-	}
-	total := &dto.MetricFamily{Name: proto.String("banger_vms"), Help: proto.String("VMs by their state."), Type: dto.MetricType_GAUGE.Enum()}
-	for _, s := range []vmm.State{vmm.Failed, vmm.Paused, vmm.Running, vmm.Starting, vmm.Stopped, vmm.Stopping} {
-		total.Metric = append(total.Metric, &dto.Metric{Label: []*dto.LabelPair{pair("state", string(s))}, Gauge: &dto.Gauge{Value: proto.Float64(float64(byState[s]))}})
-	}
-	all := []*dto.MetricFamily{total}
+// totalName is the family that counts the VMs by their states.
+const totalName = "banger_vms"
+
+// familyNames are the names of all families of VMs, sorted.
+var familyNames = func() []string {
+	names := []string{totalName}
 	for i := range families {
-		f := &families[i]
-		metrics := f.metrics(known, names)
-		switch last := all[len(all)-1]; {
-		case len(metrics) == 0:
-		case last.GetName() == f.name:
-			last.Metric = append(last.Metric, metrics...)
-		default:
-			kind := dto.MetricType_GAUGE
-			if f.counter {
-				kind = dto.MetricType_COUNTER
-			}
-			all = append(all, &dto.MetricFamily{Name: &f.name, Help: &f.help, Type: kind.Enum(), Metric: metrics})
-		}
+		names = append(names, families[i].name)
 	}
-	return all
+	slices.Sort(names)
+	return slices.Compact(names)
+}()
+
+// vmFamilies makes the families of all VMs one after the other.
+type vmFamilies struct {
+	names  []string // of those to come
+	vms    []vm
+	labels []*dto.LabelPair // the names of the VMs
+	series []series         // of one row of families, reused
+	out    dto.MetricFamily // reused
 }
 
-// metrics gives the family's series, allocated together.
-func (f *family) metrics(vms []vm, names []*dto.LabelPair) []*dto.Metric {
-	out := make([]*dto.Metric, 0, len(vms))
-	series := make([]struct {
-		metric  dto.Metric
-		gauge   dto.Gauge
-		counter dto.Counter
-		value   float64
-		labels  [2]*dto.LabelPair
-	}, len(vms))
-	var device *dto.LabelPair
-	if f.device != "" {
-		device = pair("device", f.device)
+// series is one metric of one VM with all that it points to.
+type series struct {
+	metric  dto.Metric
+	gauge   dto.Gauge
+	counter dto.Counter
+	value   float64
+	labels  [2]*dto.LabelPair
+}
+
+// vms takes what is known of all VMs in one pass over their snapshots.
+func (m *Metrics) vms() *vmFamilies {
+	list := m.o.Manager.VMs()
+	f := &vmFamilies{names: familyNames, vms: make([]vm, len(list)), labels: make([]*dto.LabelPair, len(list))}
+	for i, v := range list {
+		f.vms[i].snap = v.Snapshot()
+		f.vms[i].stats, f.vms[i].health, _ = m.o.Collector.Known(v)
+		f.labels[i] = pair("vm", f.vms[i].snap.Name)
 	}
-	for i := range vms {
-		value, ok := f.value(&vms[i])
+	return f
+}
+
+// next gives the family of the next name, without series if nothing is known of any VM. It is valid until the next call.
+func (f *vmFamilies) next() *dto.MetricFamily {
+	name := f.names[0]
+	f.names = f.names[1:]
+	f.out.Metric = f.out.Metric[:0]
+	if name == totalName {
+		return f.total()
+	}
+	used := 0
+	for i := range families {
+		if row := &families[i]; row.name == name {
+			kind := dto.MetricType_GAUGE
+			if row.counter {
+				kind = dto.MetricType_COUNTER
+			}
+			f.out.Name, f.out.Help, f.out.Type = &row.name, &row.help, kind.Enum()
+			used = f.add(row, used)
+		}
+	}
+	return &f.out
+}
+
+// total counts the VMs by their states, those too in which there is none.
+func (f *vmFamilies) total() *dto.MetricFamily {
+	counts := map[vmm.State]int{}
+	for i := range f.vms {
+		counts[f.vms[i].snap.State]++
+	}
+	f.out.Name, f.out.Help, f.out.Type = proto.String(totalName), proto.String("VMs by their state."), dto.MetricType_GAUGE.Enum()
+	for _, s := range []vmm.State{vmm.Failed, vmm.Paused, vmm.Running, vmm.Starting, vmm.Stopped, vmm.Stopping} {
+		f.out.Metric = append(f.out.Metric, &dto.Metric{
+			Label: []*dto.LabelPair{pair("state", string(s))}, Gauge: &dto.Gauge{Value: proto.Float64(float64(counts[s]))}})
+	}
+	return &f.out
+}
+
+// add adds the series of one row, of which so many were used before, and gives how many are now.
+func (f *vmFamilies) add(row *family, used int) int {
+	if need := used + len(f.vms); need > len(f.series) {
+		// What was added already points into the old ones, which is as good.
+		f.series = append(f.series[:used:used], make([]series, len(f.vms))...)
+	}
+	var device *dto.LabelPair
+	if row.device != "" {
+		device = pair("device", row.device)
+	}
+	for i := range f.vms {
+		value, ok := row.value(&f.vms[i])
 		if !ok {
 			continue
 		}
-		s := &series[i]
+		s := &f.series[used]
+		used++
 		s.value = value
-		if s.labels[0] = names[i]; device != nil { // sorted by name
-			s.labels = [2]*dto.LabelPair{device, names[i]}
+		if s.labels[0] = f.labels[i]; device != nil { // sorted by name
+			s.labels = [2]*dto.LabelPair{device, f.labels[i]}
 		}
 		s.metric.Label = s.labels[:1]
 		if device != nil {
 			s.metric.Label = s.labels[:]
 		}
-		if f.counter {
+		s.metric.Gauge, s.metric.Counter = nil, nil
+		if row.counter {
 			s.counter.Value, s.metric.Counter = &s.value, &s.counter
 		} else {
 			s.gauge.Value, s.metric.Gauge = &s.value, &s.gauge
 		}
-		out = append(out, &s.metric)
+		f.out.Metric = append(f.out.Metric, &s.metric)
 	}
-	return out
+	return used
 }
 
 func pair(name, value string) *dto.LabelPair {
