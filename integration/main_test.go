@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -21,6 +22,9 @@ func testMain(m *testing.M) int {
 			return fail(err)
 		}
 		return 0
+	}
+	if paths := os.Getenv(heldEnv); paths != "" {
+		readForEver(strings.Split(paths, ":"))
 	}
 	if os.Geteuid() == 0 && os.Getenv(inNamespace) == "" {
 		return reexec()
