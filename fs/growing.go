@@ -2,11 +2,13 @@ package fs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -269,33 +271,43 @@ func eventsSize(r *request) (int64, time.Time) {
 	return r.server.eventSizes.of(r.node, events), changed
 }
 
-// eventSizes keeps the lengths of events' texts, so that a stat(2) does not write all lines anew.
+// eventSizes keeps the lengths of events' lines, so that a stat(2) writes none but the new ones.
 type eventSizes struct {
 	mu   sync.Mutex // guards what follows
-	size map[uint64]eventSize
+	size map[uint64]*eventSize
 }
 
 type eventSize struct {
-	first, last uint64 // Seqs that the length is of
-	bytes       int64
+	lengths []int // of the lines, oldest first
+	bytes   int64 // their sum
+	last    uint64
+	line    []byte // reused
 }
 
+// of gives the length of the text of the events, which are all that there are.
 func (t *eventSizes) of(node uint64, events []vmm.Event) int64 {
-	if len(events) == 0 {
-		return 0
-	}
-	now := eventSize{first: events[0].Seq, last: events[len(events)-1].Seq}
 	t.mu.Lock()
-	kept := t.size[node]
-	t.mu.Unlock()
-	if kept.first == now.first && kept.last == now.last {
-		return kept.bytes
+	defer t.mu.Unlock()
+	s := t.size[node]
+	if s == nil {
+		s = new(eventSize)
+		t.size[node] = s
 	}
-	now.bytes = int64(len(appendEvents(nil, events)))
-	t.mu.Lock()
-	t.size[node] = now
-	t.mu.Unlock()
-	return now.bytes
+	known, _ := slices.BinarySearchFunc(events, s.last, func(e vmm.Event, last uint64) int { return cmp.Compare(e.Seq, last+1) })
+	if dropped := len(s.lengths) - known; dropped > 0 {
+		for _, n := range s.lengths[:dropped] {
+			s.bytes -= int64(n)
+		}
+		s.lengths = slices.Delete(s.lengths, 0, dropped)
+	}
+	for i := range events[known:] {
+		e := &events[known+i]
+		s.line = appendEvent(s.line[:0], e)
+		s.lengths = append(s.lengths, len(s.line))
+		s.bytes += int64(len(s.line))
+		s.last = e.Seq
+	}
+	return s.bytes
 }
 
 func (t *eventSizes) forget(node uint64) {

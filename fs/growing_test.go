@@ -82,3 +82,20 @@ func TestEventsAreDroppedBehindTheirReader(t *testing.T) {
 		}
 	}
 }
+
+// The length that stat(2) tells is that of the text, however many lines came and went since it was last told.
+func TestEventSizes(t *testing.T) {
+	sizes := eventSizes{size: make(map[uint64]*eventSize)}
+	var events []vmm.Event
+	seq := uint64(0)
+	for round, step := range []struct{ come, left int }{{0, 0}, {3, 0}, {0, 0}, {5, 2}, {0, 6}, {10, 0}, {1, 11}, {40, 20}} {
+		for range step.come {
+			seq += 1 + seq%3 // those of one VM have gaps
+			events = append(events, vmm.Event{Time: time.Unix(1, 0), Seq: seq, VM: "web", What: vmm.EventError, Detail: "x\x1b" + string(bytes.Repeat([]byte("y"), int(seq)))})
+		}
+		events = events[step.left:]
+		if got, want := sizes.of(7, events), int64(len(appendEvents(nil, events))); got != want {
+			t.Errorf("round %d: %d bytes, not %d", round, got, want)
+		}
+	}
+}

@@ -90,7 +90,7 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		o: o, started: time.Now(), uid: uint32(os.Getuid()), gid: uint32(os.Getgid()), vmsMode: 0o1755,
 		sizes:   sizes{size: make(map[uint64]int64)},
 		nodes:   newNodes(),
-		growing: growing{open: make(map[uint64]*shared)}, eventSizes: eventSizes{size: make(map[uint64]eventSize)},
+		growing: growing{open: make(map[uint64]*shared)}, eventSizes: eventSizes{size: make(map[uint64]*eventSize)},
 		refusals: make(map[uint32]string),
 		nudges:   make(chan vmm.Event, vmm.EventHistory),
 	}
@@ -115,6 +115,7 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		Options:           []string{"default_permissions"},
 		DirectMountStrict: root,
 		DisableXAttrs:     true,
+		DisableSplice:     true, // an answer in memory would be tried through a pipe first: two system calls for nothing
 		MaxBackground:     1 << 14,
 		PanicHandler: func(v any) fuse.Status {
 			o.Log.Error("a request panicked", "panic", v, "stack", string(debug.Stack()))
