@@ -38,14 +38,14 @@ func BenchmarkWarm(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	for range b.N {
-		e.stats.mu.Lock()
-		e.stats.read, e.stats.tried, e.stats.value = c.now(), time.Time{}, nil
-		e.stats.mu.Unlock()
-		e.stats.warm(c, epochOf(s), c.statsMaxAge, lane{slots: c.warming}, c.statsOf(e, s, true))
+		c.answers(e).stats.mu.Lock()
+		c.answers(e).stats.read, c.answers(e).stats.tried, c.answers(e).stats.value = c.now(), time.Time{}, nil
+		c.answers(e).stats.mu.Unlock()
+		c.answers(e).stats.warm(c, epochOf(s), c.now(), c.statsMaxAge, lane{slots: c.warming}, c.statsOf(e, s, true))
 		for done := false; !done; {
-			e.stats.mu.Lock()
-			f := e.stats.flight
-			e.stats.mu.Unlock()
+			c.answers(e).stats.mu.Lock()
+			f := c.answers(e).stats.flight
+			c.answers(e).stats.mu.Unlock()
 			if done = f == nil; !done {
 				<-f.done
 			}

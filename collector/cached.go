@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"banger/vmm"
@@ -24,7 +25,8 @@ const spread = 1.0 / 32
 // cached is the last answer of one kind of one VM, and the collection in flight if there is one. Without an answer it is empty, but for its meter.
 // Its lock is never held while something is collected.
 type cached[T any] struct {
-	meter *meter // immutable
+	meter *meter        // immutable
+	due   *atomic.Int64 // immutable: when the poller looks at the entry again, see entry
 
 	mu sync.Mutex
 	// guarded by mu
@@ -50,12 +52,18 @@ type flight[T any] struct {
 	err   error
 }
 
+// init is for a new entry.
+func (k *cached[T]) init(m *meter, due *atomic.Int64) { k.meter, k.due = m, due }
+
 // get gives an answer of the epoch no older than maxAge, collecting if need be. When ctx ends first its error is returned;
 // the collection goes on for the others, and ends only when nobody waits for it any more.
 // An error reaches all who wait and is not kept: the next to ask collects again.
 func (k *cached[T]) get(ctx context.Context, c *Collector, ep epoch, maxAge time.Duration, collect func(context.Context) (*T, error)) (*T, error) {
 	k.mu.Lock()
 	now := c.now()
+	if now.Sub(k.read) > keepWarm {
+		k.due.Store(0) // this kind is not yet among those that are kept warm
+	}
 	k.read = now
 	k.enter(ep)
 	if k.value != nil && now.Sub(k.at) <= maxAge {
@@ -64,7 +72,7 @@ func (k *cached[T]) get(ctx context.Context, c *Collector, ep epoch, maxAge time
 		k.meter.hits.Add(1)
 		return v, nil
 	}
-	f := k.join(c, collect)
+	f := k.join(c, now, collect)
 	k.mu.Unlock()
 	if f == nil {
 		return nil, errClosed
@@ -87,12 +95,12 @@ func (k *cached[T]) enter(ep epoch) {
 }
 
 // join takes part in the collection in flight, or begins one; nil when the collector is closed. k.mu is held.
-func (k *cached[T]) join(c *Collector, collect func(context.Context) (*T, error)) *flight[T] {
+func (k *cached[T]) join(c *Collector, now time.Time, collect func(context.Context) (*T, error)) *flight[T] {
 	if f := k.flight; f != nil {
 		f.waiting++
 		return f
 	}
-	f := &flight[T]{begun: c.now(), waiting: 1, done: make(chan struct{})}
+	f := &flight[T]{begun: now, waiting: 1, done: make(chan struct{})}
 	ctx, cancel := context.WithCancel(c.ctx)
 	f.cancel = cancel
 	if !c.start(func() { k.fly(ctx, c, f, collect) }) {
@@ -108,7 +116,8 @@ func (k *cached[T]) fly(ctx context.Context, c *Collector, f *flight[T], collect
 	defer f.cancel()
 	k.meter.collections.Add(1)
 	v, err := collect(ctx)
-	k.meter.ended(c.now().Sub(f.begun), err)
+	now := c.now()
+	k.meter.ended(now.Sub(f.begun), err)
 	if err != nil {
 		v = nil
 	}
@@ -116,7 +125,7 @@ func (k *cached[T]) fly(ctx context.Context, c *Collector, f *flight[T], collect
 	f.value, f.err = v, err
 	if k.flight == f {
 		k.flight = nil
-		k.tried = c.now()
+		k.tried = now
 		if err == nil {
 			k.value, k.begun, k.at = v, f.begun, k.tried
 			k.took, k.chance = k.at.Sub(f.begun), rand.Float64()
@@ -165,51 +174,52 @@ func (k *cached[T]) known(ep epoch) *T {
 
 // warm begins a collection when the answer was read lately and will soon be too old. It waits for nothing but the lane's slot, and gives
 // when to look again; the zero time if nobody read it lately.
-func (k *cached[T]) warm(c *Collector, ep epoch, maxAge time.Duration, l lane, collect func(context.Context) (*T, error)) time.Time {
+func (k *cached[T]) warm(c *Collector, ep epoch, now time.Time, maxAge time.Duration, l lane, collect func(context.Context) (*T, error)) time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	now := c.now()
 	if k.read.IsZero() || now.Sub(k.read) > keepWarm {
 		return time.Time{}
 	}
 	k.enter(ep)
 	due := k.tried.Add(maxAge / 2) // after a failure
 	if k.value != nil {
-		// In time for it to end before the answer is too old.
-		lead := min(k.took+2*c.pace(), maxAge/2)
+		// At the last look from which it ends before the answer is too old.
+		lead := min(2*k.took+c.pace()*9/8, maxAge/2)
 		due = k.at.Add(maxAge - lead - time.Duration(k.chance*float64(maxAge)*spread))
 	}
 	switch {
 	case k.flight != nil:
-		return now.Add(c.pace())
 	case now.Before(due):
 		return due
+	case !k.beginLocked(c, now, l, collect):
+		return now // as soon as there is a slot
 	}
-	k.beginLocked(c, l, collect)
-	return now.Add(c.pace())
+	return now.Add(maxAge / 2) // it has ended then, mostly
 }
 
 // begin begins a collection for nobody in particular unless one is under way or no slot is free.
-func (k *cached[T]) begin(c *Collector, ep epoch, l lane, collect func(context.Context) (*T, error)) {
+func (k *cached[T]) begin(c *Collector, ep epoch, now time.Time, l lane, collect func(context.Context) (*T, error)) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.enter(ep)
 	if k.flight == nil {
-		k.beginLocked(c, l, collect)
+		k.beginLocked(c, now, l, collect)
 	}
 }
 
-func (k *cached[T]) beginLocked(c *Collector, l lane, collect func(context.Context) (*T, error)) {
+// beginLocked reports whether there was a slot.
+func (k *cached[T]) beginLocked(c *Collector, now time.Time, l lane, collect func(context.Context) (*T, error)) bool {
 	if !l.take() {
-		return
+		return false
 	}
-	f := k.join(c, func(ctx context.Context) (*T, error) {
+	f := k.join(c, now, func(ctx context.Context) (*T, error) {
 		defer l.release()
 		return collect(ctx)
 	})
 	if f == nil {
 		l.release()
 	}
+	return true
 }
 
 // want counts as a read of somebody who is told of changes.

@@ -141,6 +141,17 @@ func (c *cgroup) memory() (int64, bool) {
 	return n, err == nil && n >= 0
 }
 
+// count is how many files are open.
+func (c *cgroup) count() (n int64) {
+	if c != nil && c.cpuFile != nil {
+		n++
+	}
+	if c != nil && c.memoryFile != nil {
+		n++
+	}
+	return n
+}
+
 func (c *cgroup) close() {
 	if c == nil {
 		return

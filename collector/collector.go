@@ -81,12 +81,13 @@ type Collector struct {
 	pollInterval time.Duration
 	guestTimeout time.Duration
 	now          func() time.Time
+	began        time.Time
 	exists       func(serial uint64) bool
 	each         func(visit func(subject))
 	find         func(serial uint64) subject // nil if there is none
 	proc         string                      // root of procfs
 	groups       *cgroups
-	mostKept     int64 // processes whose files may be kept open
+	mostKept     int64 // files of processes that may be kept open
 	prober       *http.Transport
 	probes       chan struct{} // slots for probes, of all VMs
 	calls        chan struct{} // slots for requests to agents
@@ -107,7 +108,7 @@ type Collector struct {
 	changes uint64            // guarded by mu; counts stateChanged
 
 	links      links
-	kept       atomic.Int64 // processes whose files are kept open
+	kept       atomic.Int64 // files of processes that are kept open
 	meters     *meters
 	guestCalls atomic.Uint64
 }
@@ -117,19 +118,40 @@ type entry struct {
 	vm   subject
 	gone chan struct{} // closed when the VM is removed
 
-	stats     cached[Stats]
-	ports     cached[Ports]
-	health    cached[Health]
-	listeners cached[portSet]
-
-	vmmMetrics cached[json.RawMessage]
-
 	slow    atomic.Pointer[slowStats]
 	process keptProcess
 	cpu     sampler
 	guest   patience
-	probed  memory
-	due     time.Time // when the poller looks again; the poller's own
+	due     atomic.Int64            // when the poller looks again, nanoseconds after the collector began
+	bare    atomic.Uint64           // the run that was found to have no overlay
+	read    atomic.Pointer[answers] // nil until somebody reads: most VMs of many are only polled
+}
+
+// answers are what readers of one VM share.
+type answers struct {
+	stats      cached[Stats]
+	ports      cached[Ports]
+	health     cached[Health]
+	listeners  cached[portSet]
+	vmmMetrics cached[json.RawMessage]
+	probed     memory
+}
+
+// answers gives what readers of the VM share.
+func (c *Collector) answers(e *entry) *answers {
+	if a := e.read.Load(); a != nil {
+		return a
+	}
+	a := new(answers)
+	a.stats.init(&c.meters.stats, &e.due)
+	a.ports.init(&c.meters.ports, &e.due)
+	a.health.init(&c.meters.health, &e.due)
+	a.listeners.init(&c.meters.listeners, &e.due)
+	a.vmmMetrics.init(&c.meters.vmmMetrics, &e.due)
+	if !e.read.CompareAndSwap(nil, a) {
+		return e.read.Load()
+	}
+	return a
 }
 
 // slowStats is what the slow poll found, and in which run.
@@ -204,6 +226,7 @@ func newCollector(o Options) *Collector {
 		c.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.began = c.now()
 	return c
 }
 
@@ -258,8 +281,6 @@ func (c *Collector) entry(v subject) (*entry, error) {
 	c.mu.Lock()
 	if e = c.entries[serial]; e == nil {
 		e = &entry{vm: v, gone: make(chan struct{})}
-		e.stats.meter, e.ports.meter, e.health.meter, e.listeners.meter = &c.meters.stats, &c.meters.ports, &c.meters.health, &c.meters.listeners
-		e.vmmMetrics.meter = &c.meters.vmmMetrics
 		c.entries[serial] = e
 	}
 	c.mu.Unlock()
@@ -331,7 +352,9 @@ func (c *Collector) known(v subject) (stats *Stats, status, reason string) {
 	if e == nil {
 		return nil, status, reason
 	}
-	stats = e.stats.known(epochOf(s))
+	if a := e.read.Load(); a != nil {
+		stats = a.stats.known(epochOf(s))
+	}
 	slow := e.slow.Load()
 	if s.State.Alive() && slow != nil && slow.run == s.Run && (stats == nil || stats.Collected.Before(slow.stats.Collected)) {
 		stats = slow.stats

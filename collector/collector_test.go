@@ -116,7 +116,7 @@ func newTest(t *testing.T) (*Collector, *testClock, *testVM, *testGuest) {
 	before := runtime.NumGoroutine()
 	clock := &testClock{t: time.Unix(1790000000, 0)}
 	c := newCollector(Options{})
-	c.now = clock.now
+	c.now, c.began = clock.now, clock.now()
 	g := &testGuest{
 		ping:      func(context.Context) error { return nil },
 		listeners: func(context.Context) ([]vmm.Listener, error) { return nil, nil },
@@ -179,7 +179,7 @@ func TestReadersShareOneCollection(t *testing.T) {
 	}
 	go func() { _, err := c.stats(ctx, v); failed <- err }()
 	e, _ := c.entry(v)
-	waitFor(t, "65 readers", func() bool { return waiting(&e.stats) == 65 })
+	waitFor(t, "65 readers", func() bool { return waiting(&c.answers(e).stats) == 65 })
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Fatalf("cancelled reader: %v", err)
@@ -210,7 +210,7 @@ func TestLastReaderToLeaveEndsTheCollection(t *testing.T) {
 	failed := make(chan error, 1)
 	go func() { _, err := c.portsNow(ctx, v); failed <- err }()
 	e, _ := c.entry(v)
-	waitFor(t, "the reader", func() bool { return waiting(&e.ports) == 1 })
+	waitFor(t, "the reader", func() bool { return waiting(&c.answers(e).ports) == 1 })
 	cancel()
 	<-failed
 	<-ended
@@ -258,7 +258,7 @@ func TestErrorReachesAllAndIsNotKept(t *testing.T) {
 		go func() { _, err := c.portsNow(context.Background(), v); errs <- err }()
 	}
 	e, _ := c.entry(v)
-	waitFor(t, "8 readers", func() bool { return waiting(&e.ports) == 8 })
+	waitFor(t, "8 readers", func() bool { return waiting(&c.answers(e).ports) == 8 })
 	close(release)
 	for range 8 {
 		if err := <-errs; !errors.Is(err, broken) || !strings.Contains(err.Error(), "web") {
@@ -309,7 +309,10 @@ func TestKeepWarm(t *testing.T) {
 		if !c.keepWarm() {
 			t.Fatalf("not hot after %d s", i+1)
 		}
-		waitFor(t, "the collection", func() bool { e, _ := c.entry(v); return calls.Load() == i+2 && idle() && waiting(&e.stats) == 0 })
+		waitFor(t, "the collection", func() bool {
+			e, _ := c.entry(v)
+			return calls.Load() == i+2 && idle() && waiting(&c.answers(e).stats) == 0
+		})
 	}
 	before := c.Totals().CacheHits
 	if _, err := c.stats(context.Background(), v); err != nil || c.Totals().CacheHits != before+1 {

@@ -10,8 +10,14 @@ import (
 )
 
 // diskStats fills in what the VM's disks take on the host; a disk that is not there is left out.
-func diskStats(s *vmm.Snapshot, st *Stats) {
-	st.OverlayBytes = allocated(filepath.Join(s.Dir, vmm.DiskOverlay))
+func (e *entry) diskStats(s *vmm.Snapshot, st *Stats) {
+	// An overlay is made before the machine runs, or not at all in that run.
+	if running := s.State == vmm.Running; !running || e.bare.Load() != s.Run {
+		st.OverlayBytes = allocated(filepath.Join(s.Dir, vmm.DiskOverlay))
+		if running && st.OverlayBytes == nil {
+			e.bare.Store(s.Run)
+		}
+	}
 	if s.Config.Disk > 0 {
 		st.WorkBytes = allocated(filepath.Join(s.Dir, vmm.DiskWork))
 	}

@@ -36,7 +36,7 @@ func (c *Collector) healthNow(ctx context.Context, v subject) (*Health, error) {
 		return h, nil
 	}
 	c.touch(e)
-	return e.health.get(ctx, c, epochOf(s), c.healthMaxAge, c.healthOf(e, s))
+	return c.answers(e).health.get(ctx, c, epochOf(s), c.healthMaxAge, c.healthOf(e, s))
 }
 
 // passive gives the health that the VM's state alone tells, nothing if its agent must be asked.

@@ -12,7 +12,7 @@ const (
 	// pollSlices is in how many parts a slow poll is spread over its interval.
 	pollSlices = 16
 	// ticksPerAge is how often what was read lately is looked at within the shortest max_age.
-	ticksPerAge = 50
+	ticksPerAge = 10
 )
 
 // poller is the one goroutine that looks at VMs by itself: it keeps warm what was read in the last ten seconds, asks for the health of what
@@ -74,10 +74,12 @@ func (c *Collector) pollSlice(slice uint64) {
 			return
 		}
 		if all && s.State == vmm.Running && s.Ready {
-			e.health.begin(c, epochOf(s), c.lane(e, s, nil), c.healthOf(e, s))
+			c.answers(e).health.begin(c, epochOf(s), now, c.lane(e, s, nil), c.healthOf(e, s))
 		}
-		if st := e.stats.known(epochOf(s)); st != nil && now.Sub(st.Collected) < c.pollInterval {
-			return // somebody reads them
+		if a := e.read.Load(); a != nil {
+			if st := a.stats.known(epochOf(s)); st != nil && now.Sub(st.Collected) < c.pollInterval {
+				return // somebody reads them
+			}
 		}
 		st := &Stats{State: s.State}
 		c.processStats(e, s, st, false)
@@ -133,11 +135,13 @@ func (c *Collector) keepWarm() bool {
 	defer cancel()
 	any := false
 	for _, e := range c.hotNow() {
-		if now.Before(e.due) {
+		due := e.due.Load()
+		if int64(now.Sub(c.began)) < due {
 			any = true
 			continue
 		}
-		if e.due = c.warmEntry(e, now, hurry.Done()); !e.due.IsZero() {
+		if next := c.warmEntry(e, now, hurry.Done()); !next.IsZero() {
+			e.due.CompareAndSwap(due, int64(next.Sub(c.began))) // unless another kind has just been read
 			any = true
 			continue
 		}
@@ -159,7 +163,8 @@ func (c *Collector) keepWarm() bool {
 
 // readSince reports whether anything of the VM was read after t.
 func (e *entry) readSince(t time.Time) bool {
-	return e.stats.readSince(t) || e.ports.readSince(t) || e.health.readSince(t) || e.vmmMetrics.readSince(t)
+	a := e.read.Load()
+	return a != nil && (a.stats.readSince(t) || a.ports.readSince(t) || a.health.readSince(t) || a.vmmMetrics.readSince(t))
 }
 
 func (k *cached[T]) readSince(t time.Time) bool {
@@ -170,7 +175,7 @@ func (k *cached[T]) readSince(t time.Time) bool {
 
 // warmEntry begins the collections of a VM's answers that are due, and gives when to look again; the zero time if nothing was read lately.
 func (c *Collector) warmEntry(e *entry, now time.Time, hurry <-chan struct{}) time.Time {
-	s := e.vm.Snapshot()
+	s, a := e.vm.Snapshot(), c.answers(e)
 	ep := epochOf(s)
 	var next time.Time
 	look := func(at time.Time) {
@@ -179,29 +184,22 @@ func (c *Collector) warmEntry(e *entry, now time.Time, hurry <-chan struct{}) ti
 		}
 	}
 	if s.State.Alive() {
-		look(e.vmmMetrics.warm(c, ep, c.statsMaxAge, lane{c.warming, hurry}, c.vmmMetricsOf(s)))
+		look(a.vmmMetrics.warm(c, ep, now, c.statsMaxAge, lane{c.warming, hurry}, c.vmmMetricsOf(s)))
 	}
 	if rests := e.guest.rests(s, now); rests {
-		look(e.stats.warm(c, ep, c.statsMaxAge, lane{c.warming, hurry}, c.statsOf(e, s, false)))
+		look(a.stats.warm(c, ep, now, c.statsMaxAge, lane{c.warming, hurry}, c.statsOf(e, s, false)))
 		if e.readSince(now.Add(-keepWarm)) {
 			look(now.Add(c.pace())) // it may be asked again then
 		}
 		return next
 	}
 	lane := c.lane(e, s, hurry)
-	look(e.stats.warm(c, ep, c.statsMaxAge, lane, c.statsOf(e, s, true)))
+	look(a.stats.warm(c, ep, now, c.statsMaxAge, lane, c.statsOf(e, s, true)))
 	if s.State == vmm.Running {
-		look(e.ports.warm(c, ep, c.portsMaxAge, lane, c.portsOf(e, s)))
+		look(a.ports.warm(c, ep, now, c.portsMaxAge, lane, c.portsOf(e, s)))
 		if s.Ready {
-			look(e.health.warm(c, ep, c.healthMaxAge, lane, c.healthOf(e, s)))
+			look(a.health.warm(c, ep, now, c.healthMaxAge, lane, c.healthOf(e, s)))
 		}
-	}
-	if next.IsZero() {
-		return next
-	}
-	// Another kind may be read for the first time meanwhile: it is fresh for its max_age.
-	if soon := now.Add(min(c.statsMaxAge, c.portsMaxAge, c.healthMaxAge) / 2); soon.Before(next) {
-		return soon
 	}
 	return next
 }

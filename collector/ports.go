@@ -35,7 +35,7 @@ func (c *Collector) portsNow(ctx context.Context, v subject) (*Ports, error) {
 		return nil, fmt.Errorf("cannot read ports of %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
 	}
 	c.touch(e)
-	return e.ports.get(ctx, c, epochOf(s), c.portsMaxAge, c.portsOf(e, s))
+	return c.answers(e).ports.get(ctx, c, epochOf(s), c.portsMaxAge, c.portsOf(e, s))
 }
 
 // portsOf asks the agent for its listeners and probes those that may speak HTTP.
@@ -50,7 +50,7 @@ func (c *Collector) portsOf(e *entry, s *vmm.Snapshot) func(context.Context) (*P
 		probing, cancel := context.WithTimeout(ctx, max(c.guestTimeout-time.Since(begun), probeBudget))
 		defer cancel()
 		address := s.GuestAddress()
-		schemes := c.probeAll(probing, &e.probed, address, ls)
+		schemes := c.probeAll(probing, &c.answers(e).probed, address, ls)
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("cannot read ports of %s: %w", s.Name, err)
 		}

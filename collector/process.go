@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -86,23 +85,6 @@ func parseProcStat(b []byte) (procStat, error) {
 	return p, nil
 }
 
-// parseProcIO gives what a process had the host's disks read and write, bytes, from /proc/PID/io.
-func parseProcIO(b []byte) (read, written uint64, err error) {
-	for _, x := range []struct {
-		key string
-		to  *uint64
-	}{{"\nread_bytes: ", &read}, {"\nwrite_bytes: ", &written}} {
-		_, value, ok := bytes.Cut(b, []byte(x.key))
-		f := fields{value}
-		n, err := strconv.ParseUint(string(f.next(1)), 10, 64)
-		if !ok || err != nil {
-			return 0, 0, errProcFormat
-		}
-		*x.to = n
-	}
-	return read, written, nil
-}
-
 // figures of one process at one moment.
 type figures struct {
 	ticks    uint64
@@ -111,13 +93,12 @@ type figures struct {
 
 var errProcessGone = errors.New("process gone")
 
-// procFiles are the files of one process in procfs. Kept open they cost a fifth of being opened anew, and they stay that process's: once it
+// procFiles are the files that tell of one process. Kept open they cost a fifth of being opened anew, and they stay that process's: once it
 // has ended they give ESRCH, whoever has its pid then. They may be read by many goroutines, also while they are closed.
 type procFiles struct {
 	process vmm.Process
 	stat    *os.File
-	io      *os.File // nil where it may not be read
-	group   *cgroup  // nil where the process has none of its own
+	group   *cgroup // nil where the process has none of its own
 	opened  time.Time
 }
 
@@ -138,8 +119,6 @@ func openProcess(proc string, p vmm.Process) (*procFiles, error) {
 		}
 		return nil, fmt.Errorf("cannot read process %d: %w", p.PID, errProcessGone)
 	}
-	f.io, _ = os.Open(filepath.Join(dir, "io")) // needs more rights than the others (ptrace(2))
-	// A start time that fits now shows that all of them are of this process.
 	if _, err := f.read(); err != nil {
 		f.close()
 		return nil, err
@@ -148,21 +127,26 @@ func openProcess(proc string, p vmm.Process) (*procFiles, error) {
 }
 
 func (f *procFiles) close() {
-	for _, file := range []*os.File{f.stat, f.io} {
-		if file != nil {
-			file.Close()
-		}
-	}
+	f.stat.Close()
 	f.group.close()
 }
 
-// readWhole reads a small file from its beginning into the buffer.
+// readWhole reads a small file of procfs or of a cgroup from its beginning into the buffer, with one pread(2): os.File.ReadAt makes a
+// second to see the end.
 func readWhole(f *os.File, buf *[2048]byte) ([]byte, error) {
-	n, err := f.ReadAt(buf[:], 0)
-	if err == io.EOF {
-		err = nil
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
 	}
-	return buf[:n], err
+	n := 0
+	if controlErr := conn.Control(func(fd uintptr) {
+		for n, err = unix.Pread(int(fd), buf[:], 0); err == unix.EINTR; {
+			n, err = unix.Pread(int(fd), buf[:], 0)
+		}
+	}); controlErr != nil {
+		return nil, controlErr
+	}
+	return buf[:max(n, 0)], err
 }
 
 // read gives the figures of now; errProcessGone when the process has ended.
@@ -185,31 +169,17 @@ func (f *procFiles) read() (figures, error) {
 
 var pageSize = int64(os.Getpagesize())
 
-// readIO gives what the process had the host's disks read and write; false where that may not be known.
-func (f *procFiles) readIO() (read, written uint64, ok bool) {
-	if f.io == nil {
-		return 0, 0, false
-	}
-	buf := procBuffers.Get().(*[2048]byte)
-	defer procBuffers.Put(buf)
-	b, err := readWhole(f.io, buf)
-	if err == nil {
-		read, written, err = parseProcIO(b)
-	}
-	return read, written, err == nil
-}
-
-// filesPerProcess is how many files of one process may be kept open.
-const filesPerProcess = 4
-
-// mostKept leaves half of the files that the daemon may have open to others.
+// mostKept is how many files may be kept open: half of those that the daemon may have open, the others are for machines and readers.
 func mostKept() int64 {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
 		return 0
 	}
-	return int64(min(l.Cur, 1<<30)) / 2 / filesPerProcess
+	return int64(min(l.Cur, 1<<30)) / 2
 }
+
+// count is how many files are open.
+func (f *procFiles) count() int64 { return 1 + f.group.count() }
 
 // keptProcess is the process of which an entry keeps the files.
 type keptProcess struct {
@@ -235,14 +205,14 @@ func (k *keptProcess) of(c *Collector, p vmm.Process, young bool) (files *procFi
 		return nil, nil, err
 	}
 	files.opened, files.group = now, c.groups.ownGroup(filepath.Join(c.proc, strconv.Itoa(p.PID), "cgroup"))
-	if c.kept.Add(1) > c.mostKept {
-		c.kept.Add(-1)
+	if c.kept.Add(files.count()) > c.mostKept {
+		c.kept.Add(-files.count())
 		return files, files.close, nil
 	}
 	k.mu.Lock()
 	old := k.files
 	if k.ended {
-		c.kept.Add(-1)
+		c.kept.Add(-files.count())
 		k.mu.Unlock()
 		return files, files.close, nil
 	}
@@ -265,7 +235,7 @@ func (k *keptProcess) drop(c *Collector, removed bool) {
 func (c *Collector) letGo(f *procFiles) {
 	if f != nil {
 		f.close()
-		c.kept.Add(-1)
+		c.kept.Add(-f.count())
 	}
 }
 
@@ -322,9 +292,9 @@ func (c *Collector) processStats(e *entry, s *vmm.Snapshot, st *Stats, whole boo
 	// One allocation for all.
 	v := &struct {
 		figures
-		cpu, ioRead, ioWritten, groupCPU uint64
-		groupMemory                      int64
-		uptime                           float64
+		cpu, groupCPU uint64
+		groupMemory   int64
+		uptime        float64
 	}{figures: f, cpu: f.ticks * (1e6 / ticksPerSecond)}
 	if share := e.cpu.sample(s.Process, f.ticks, now); share != nil {
 		st.CPUPercent, st.CPUFrom, st.CPUTo = &share.percent, share.from, share.to
@@ -338,9 +308,6 @@ func (c *Collector) processStats(e *entry, s *vmm.Snapshot, st *Stats, whole boo
 		return
 	}
 	var ok bool
-	if v.ioRead, v.ioWritten, ok = files.readIO(); ok {
-		st.IOReadBytes, st.IOWriteBytes = &v.ioRead, &v.ioWritten
-	}
 	if v.groupCPU, ok = files.group.cpu(); ok {
 		st.GroupCPUUsec = &v.groupCPU
 	}

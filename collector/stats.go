@@ -22,7 +22,6 @@ type Stats struct {
 	WorkBytes                                                *int64 // allocated
 	DiskReadBytes, DiskWriteBytes, DiskReadOps, DiskWriteOps *uint64
 	NetRxBytes, NetTxBytes, NetRxPackets, NetTxPackets       *uint64         // as the guest sees them: rx is what it received
-	IOReadBytes, IOWriteBytes                                *uint64         // what the VMM had the host's disks transfer
 	GroupCPUUsec                                             *uint64         // of the cgroup, where the VM has one of its own
 	GroupMemoryBytes                                         *int64          // charged to it
 	Guest                                                    *vmm.GuestStats // nil if the agent did not answer
@@ -41,7 +40,7 @@ func (c *Collector) stats(ctx context.Context, v subject) (*Stats, error) {
 	}
 	s := v.Snapshot()
 	c.touch(e)
-	return e.stats.get(ctx, c, epochOf(s), c.statsMaxAge, c.statsOf(e, s, true))
+	return c.answers(e).stats.get(ctx, c, epochOf(s), c.statsMaxAge, c.statsOf(e, s, true))
 }
 
 // statsOf collects the stats of the VM that s shows, with those of the guest if that is to be asked.
@@ -65,7 +64,7 @@ func (c *Collector) statsOf(e *entry, s *vmm.Snapshot, ask bool) func(context.Co
 			c.linkStats(s, st)
 			c.processStats(e, s, st, true)
 		}
-		diskStats(s, st)
+		e.diskStats(s, st)
 		c.blockStats(ctx, s, st)
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("cannot read stats of %s: %w", s.Name, err)

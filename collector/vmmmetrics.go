@@ -24,7 +24,7 @@ func (c *Collector) vmmMetrics(ctx context.Context, v subject) (json.RawMessage,
 		return nil, fmt.Errorf("cannot read the VMM's metrics of %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
 	}
 	c.touch(e)
-	b, err := e.vmmMetrics.get(ctx, c, epochOf(s), c.statsMaxAge, c.vmmMetricsOf(s))
+	b, err := c.answers(e).vmmMetrics.get(ctx, c, epochOf(s), c.statsMaxAge, c.vmmMetricsOf(s))
 	if err != nil {
 		return nil, err
 	}

@@ -44,7 +44,7 @@ func (c *Collector) waitHealthy(ctx context.Context, v subject) (time.Duration, 
 			return s.ReadyIn, nil // it has just answered the manager
 		}
 		changed := e.vm.Changed()
-		h, err := e.health.get(ctx, c, epochOf(s), c.healthMaxAge, c.healthOf(e, s))
+		h, err := c.answers(e).health.get(ctx, c, epochOf(s), c.healthMaxAge, c.healthOf(e, s))
 		switch {
 		case ctx.Err() != nil || errors.Is(err, errClosed):
 			return 0, cmp.Or(ctx.Err(), err)
@@ -120,7 +120,7 @@ func (c *Collector) waitPort(ctx context.Context, v subject, port int) (time.Dur
 			return 0, err
 		}
 		changed := e.vm.Changed()
-		set, err := e.listeners.get(ctx, c, epochOf(s), pace, func(ctx context.Context) (*portSet, error) {
+		set, err := c.answers(e).listeners.get(ctx, c, epochOf(s), pace, func(ctx context.Context) (*portSet, error) {
 			ls, err := c.askListeners(ctx, e, s)
 			if err != nil {
 				return nil, err
@@ -140,7 +140,7 @@ func (c *Collector) waitPort(ctx context.Context, v subject, port int) (time.Dur
 			return 0, err
 		case err == nil:
 			if _, ok := set.ports[port]; ok {
-				e.ports.outdate(set.seen) // who waited for a port finds it in `ports`
+				c.answers(e).ports.outdate(set.seen) // who waited for a port finds it in `ports`
 				return max(0, c.now().Sub(s.Since)), nil
 			}
 		}

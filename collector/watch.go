@@ -41,7 +41,7 @@ func (c *Collector) wantWatched() bool {
 			continue
 		}
 		if e, err := c.entry(v); err == nil {
-			e.health.want(c.now())
+			c.answers(e).health.want(c.now())
 			c.touch(e)
 		}
 	}

@@ -35,8 +35,6 @@ func statsPairs(s *collector.Stats) []pair {
 	pairs = add(pairs, "net_tx_bytes", s.NetTxBytes)
 	pairs = add(pairs, "net_rx_packets", s.NetRxPackets)
 	pairs = add(pairs, "net_tx_packets", s.NetTxPackets)
-	pairs = add(pairs, "io_read_bytes", s.IOReadBytes)
-	pairs = add(pairs, "io_write_bytes", s.IOWriteBytes)
 	pairs = add(pairs, "cgroup_cpu_usec", s.GroupCPUUsec)
 	pairs = add(pairs, "cgroup_memory_bytes", s.GroupMemoryBytes)
 	if g := s.Guest; g != nil {

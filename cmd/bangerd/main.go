@@ -209,7 +209,7 @@ func run(log *slog.Logger, f flags) (err error) {
 	}
 	log.Info("serving", "mount", f.mount, "state_dir", f.state, "vms", len(manager.VMs()), "version", version)
 	notify(log, daemon.SdNotifyReady)
-	<-ctx.Done()
+	giveMemoryBack(ctx)
 	notify(log, daemon.SdNotifyStopping)
 	return nil
 }

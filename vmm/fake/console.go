@@ -44,7 +44,7 @@ func (m *machine) print(text string) {
 
 	c.file.Lock()
 	defer c.file.Unlock()
-	f, err := os.OpenFile(filepath.Join(m.spec.Dir, vmm.ConsoleFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(filepath.Join(m.dir, vmm.ConsoleFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return
 	}

@@ -156,11 +156,12 @@ func load(path string) (k kept, err error) {
 // machine implements vmm.Machine, Pauser, Guester, Consoler, BlockStatser and MetricsReader.
 type machine struct {
 	// Immutable.
-	driver *Driver
-	spec   vmm.Spec
-	script script
-	notify func(vmm.Notice)
-	done   chan struct{}
+	driver       *Driver
+	name, dir    string // and no more of its spec: there may be ten thousand
+	memory, disk int64
+	script       script
+	notify       func(vmm.Notice)
+	done         chan struct{}
 
 	console console
 
@@ -177,7 +178,7 @@ type machine struct {
 }
 
 func (d *Driver) machine(spec *vmm.Spec, s script, k kept, notify func(vmm.Notice)) *machine {
-	m := &machine{driver: d, spec: *spec, script: s, notify: notify, done: make(chan struct{}), kept: k, resumed: make(chan struct{})}
+	m := &machine{driver: d, name: spec.Name, dir: spec.Dir, memory: spec.Config.Memory, disk: spec.Config.Disk, script: s, notify: notify, done: make(chan struct{}), kept: k, resumed: make(chan struct{})}
 	if !k.Paused {
 		close(m.resumed)
 	}
@@ -196,7 +197,7 @@ func (m *machine) Exit() vmm.Exit {
 	return m.exit
 }
 
-func (m *machine) path() string { return filepath.Join(m.spec.Dir, stateFile) }
+func (m *machine) path() string { return filepath.Join(m.dir, stateFile) }
 
 // save keeps the machine's state for the next daemon.
 func (m *machine) save() error {

@@ -43,7 +43,7 @@ func (g guest) Ping(ctx context.Context) (vmm.GuestInfo, error) {
 	if err := g.answer(ctx); err != nil {
 		return vmm.GuestInfo{}, err
 	}
-	return vmm.GuestInfo{Version: "fake", Kernel: "fake", Hostname: g.m.spec.Name, Uptime: g.age()}, nil
+	return vmm.GuestInfo{Version: "fake", Kernel: "fake", Hostname: g.m.name, Uptime: g.age()}, nil
 }
 
 func (g guest) Listeners(ctx context.Context) ([]vmm.Listener, error) {
@@ -57,8 +57,8 @@ func (g guest) Stats(ctx context.Context) (vmm.GuestStats, error) {
 	if err := g.answer(ctx); err != nil {
 		return vmm.GuestStats{}, err
 	}
-	memory := g.m.spec.Config.Memory
-	return vmm.GuestStats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10, Uptime: g.age(), DiskTotal: g.m.spec.Config.Disk}, nil
+	memory := g.m.memory
+	return vmm.GuestStats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10, Uptime: g.age(), DiskTotal: g.m.disk}, nil
 }
 
 func (g guest) Configure(ctx context.Context, _ vmm.GuestConfig) error {
