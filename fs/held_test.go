@@ -1,0 +1,89 @@
+package fs
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// counter counts who is watched, by serial.
+type counter map[uint64]int
+
+func (c counter) Watch(serial uint64)   { c[serial]++ }
+func (c counter) Unwatch(serial uint64) { c[serial]-- }
+
+// vmRowOf gives the row of a VM's file.
+func vmRowOf(t *testing.T, name string) uint8 {
+	t.Helper()
+	f := vmFile(name)
+	if f == nil {
+		t.Fatalf("a VM has no %s", name)
+	}
+	return f.row
+}
+
+func TestHeld(t *testing.T) {
+	watched := counter{}
+	var dropped []string
+	h := newHeld(watched, func(parent uint64, name string) fuse.Status {
+		dropped = append(dropped, fmt.Sprintf("%s in its VM: %v", name, parent == nodeID(7, vmRow.row, 0)))
+		return fuse.OK
+	})
+	node := nodeID(7, vmRowOf(t, "health"), 0)
+	start := time.Now().Add(time.Second) // later than all that is noted in this test
+	step := 0
+	look := func(more bool, drops, watches int) {
+		t.Helper()
+		step++
+		if got := h.look(start.Add(time.Duration(step) * heldAfter)); got != more || len(dropped) != drops || watched[7] != watches {
+			t.Errorf("step %d: more %v, dropped %v, watched %d times", step, got, dropped, watched[7])
+		}
+	}
+	// Somebody lists the directory: the kernel gets the name, is told to drop it, and forgets the file.
+	h.named(node)
+	look(true, 1, 0)
+	if dropped[0] != "health in its VM: true" {
+		t.Error(dropped[0])
+	}
+	h.forget(node)
+	look(false, 1, 0)
+	// Somebody watches it: the kernel does not forget.
+	h.named(node)
+	look(true, 2, 0)
+	look(true, 2, 1)
+	look(false, 2, 1)
+	// A name that the kernel gets again must go, or the watch's end would not be seen.
+	h.named(node)
+	look(true, 3, 1)
+	look(false, 3, 1)
+	h.forget(node)
+	if look(false, 3, 0); len(h.files) != 0 {
+		t.Error("what the kernel forgot is kept")
+	}
+	// Somebody has it open: the name is not touched until it is closed.
+	h.named(node)
+	h.opened(node)
+	look(true, 3, 1)
+	look(false, 3, 1)
+	h.closed(node)
+	look(true, 4, 1)
+	h.forget(node)
+	look(false, 4, 0)
+}
+
+// What is looked up and let go of at once is not held, however much there is of it.
+func TestHeldByNobody(t *testing.T) {
+	var told atomic.Int32
+	h := newHeld(counter{}, func(uint64, string) fuse.Status { told.Add(1); return fuse.OK })
+	row := vmRowOf(t, "events")
+	for serial := range uint64(1000) {
+		h.named(nodeID(serial, row, 0))
+		h.forget(nodeID(serial, row, 0))
+	}
+	if h.look(time.Now().Add(time.Hour)) || told.Load() != 0 {
+		t.Errorf("%d names were dropped", told.Load())
+	}
+}
