@@ -1,9 +1,12 @@
 package collector
 
 import (
+	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 )
 
@@ -53,6 +56,63 @@ func TestCgroups(t *testing.T) {
 			t.Errorf("%s: %d µs, %d bytes", c.name, cpu, memory)
 		}
 		g.close()
+	}
+}
+
+// TestRealCgroup moves a process into a group of its own and compares with what the kernel says of the process.
+func TestRealCgroup(t *testing.T) {
+	groups := findCgroups("/proc")
+	dir := ""
+	for _, controller := range []string{"", "cpuacct"} {
+		d := filepath.Join(groups.mounts[controller], groups.own[controller], fmt.Sprintf("banger-test-%d", os.Getpid()))
+		if groups.mounts[controller] != "" && os.Mkdir(d, 0o755) == nil {
+			dir = d
+			break
+		}
+	}
+	if dir == "" {
+		t.Skip("no cgroup can be made here: run the tests as root where cgroups are mounted")
+	}
+	busy := exec.Command("sh", "-c", "while :; do :; done")
+	if err := busy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = busy.Process.Kill()
+		_ = busy.Wait() // killed
+		waitFor(t, "the group to be removed", func() bool { return os.Remove(dir) == nil })
+	})
+	file := fmt.Sprintf("/proc/%d/cgroup", busy.Process.Pid)
+	if g := groups.ownGroup(file); g != nil {
+		t.Error("a process that is in this one's group has one of its own")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(busy.Process.Pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	g := groups.ownGroup(file)
+	if g == nil {
+		t.Fatal("the group is not found")
+	}
+	defer g.close()
+	var before uint64
+	waitFor(t, "a tenth of a second of CPU", func() bool {
+		usec, ok := g.cpu()
+		if !ok || usec < before {
+			t.Fatalf("%d µs after %d", usec, before)
+		}
+		before = usec
+		return usec > 100_000
+	})
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", busy.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := parseProcStat(stat)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if process := (p.utime + p.stime) * (1e6 / ticksPerSecond); before > process+100_000 {
+		t.Errorf("the group used %d µs, the process in it %d", before, process)
 	}
 }
 

@@ -470,7 +470,7 @@ func (s raw) capture(r *request, readWrite bool) (handle, error) {
 		}
 		return nil, err
 	}
-	return &generated{capture: b}, nil
+	return &generated{capture: b, at: time.Now()}, nil
 }
 
 // text runs the row's show, and tells the kernel its length.
@@ -516,7 +516,7 @@ func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 	return fuse.ReadResultData(b), fuse.OK
 }
 
-// renew captures anew for a read(2) or pread(2) from the beginning that is not the first. Reads by way of the page cache, as for sendfile(2),
+// renew captures anew for a read(2) or pread(2) from the beginning of a descriptor that is kept. Reads by way of the page cache, as for sendfile(2),
 // name no lock owner (FUSE_READ_LOCKOWNER of linux/fuse.h): the kernel may repeat those.
 func (s raw) renew(cancel <-chan struct{}, in *fuse.ReadIn, h *opened, g *generated) fuse.Status {
 	if in.Offset != 0 || in.ReadFlags&fuse.READ_LOCKOWNER == 0 || !g.again() {

@@ -37,8 +37,12 @@ func (capture) close() {}
 type generated struct {
 	mu      sync.Mutex // guards what follows
 	capture capture
+	at      time.Time
 	begun   bool // it was read from its beginning
 }
+
+// lateRead is how long after the open a first read is one of a kept descriptor.
+const lateRead = 200 * time.Millisecond
 
 func (g *generated) read(r *request, n int, off int64) ([]byte, error) {
 	g.mu.Lock()
@@ -47,13 +51,13 @@ func (g *generated) read(r *request, n int, off int64) ([]byte, error) {
 	return c.read(r, n, off)
 }
 
-// again reports whether a read from the beginning is not the first.
+// again reports whether a read from the beginning is not the first, or comes late.
 func (g *generated) again() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	was := g.begun
 	g.begun = true
-	return was
+	return was || time.Since(g.at) > lateRead
 }
 
 func (g *generated) renew(c capture) {
