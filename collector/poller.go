@@ -24,7 +24,7 @@ func (c *Collector) poller() {
 	fast := time.NewTicker(pace)
 	fast.Stop()
 	defer fast.Stop()
-	slice := uint64(0)
+	slice, often := uint64(0), false
 	for {
 		select {
 		case <-c.ctx.Done():
@@ -35,11 +35,14 @@ func (c *Collector) poller() {
 			slow.Reset(c.slowPace())
 		case <-c.wake:
 			c.tell()
-			fast.Reset(pace)
+			if !often { // or whoever reads one VM after the other would put off the next look for ever
+				often = true
+				fast.Reset(pace)
+			}
 		case <-fast.C:
 			watched := c.wantWatched()
 			hot, booting := c.keepWarm(), c.tell()
-			if !hot && !booting && !watched {
+			if often = hot || booting || watched; !often {
 				fast.Stop() // until woken
 			}
 		}

@@ -53,12 +53,7 @@ var families = []family{
 	{name: "banger_vm_start_time_seconds", help: "When the VM was started, in Unix time.", value: func(v *vm) (float64, bool) {
 		return float64(v.snap.Started.UnixMilli()) / 1000, v.snap.State.Alive() && !v.snap.Started.IsZero()
 	}},
-	{name: "banger_vm_cpu_seconds_total", help: "CPU time of the VMM's process, user and system.", counter: true, value: func(v *vm) (float64, bool) {
-		if s := v.alive(); s != nil && s.CPUUsec != nil {
-			return float64(*s.CPUUsec) / 1e6, true
-		}
-		return 0, false
-	}},
+	cpuTime("banger_vm_cpu_seconds_total", "CPU time of the VMM's process, user and system.", func(s *collector.Stats) *uint64 { return s.CPUUsec }),
 	figure("banger_vm_resident_memory_bytes", "Resident memory of the VMM's process.", false, func(s *collector.Stats) *int64 { return s.RSSBytes }),
 	figure("banger_vm_virtual_memory_bytes", "Virtual memory of the VMM's process.", false, func(s *collector.Stats) *int64 { return s.VSZBytes }),
 	disk("overlay", func(s *collector.Stats) *int64 { return s.OverlayBytes }),
@@ -71,6 +66,8 @@ var families = []family{
 	figure("banger_vm_network_transmit_bytes_total", "Bytes that the guest sent.", true, func(s *collector.Stats) *uint64 { return s.NetTxBytes }),
 	figure("banger_vm_network_receive_packets_total", "Packets that the guest received.", true, func(s *collector.Stats) *uint64 { return s.NetRxPackets }),
 	figure("banger_vm_network_transmit_packets_total", "Packets that the guest sent.", true, func(s *collector.Stats) *uint64 { return s.NetTxPackets }),
+	figure("banger_vm_cgroup_memory_bytes", "Memory charged to the VM's own cgroup.", false, func(s *collector.Stats) *int64 { return s.GroupMemoryBytes }),
+	cpuTime("banger_vm_cgroup_cpu_seconds_total", "CPU time of the VM's own cgroup.", func(s *collector.Stats) *uint64 { return s.GroupCPUUsec }),
 	inside("banger_vm_guest_memory_size_bytes", "Memory as the guest counts it.", func(g *vmm.GuestStats) float64 { return float64(g.MemTotal) }),
 	inside("banger_vm_guest_memory_available_bytes", "Memory that the guest could give to programs.", func(g *vmm.GuestStats) float64 { return float64(g.MemAvailable) }),
 	inside("banger_vm_guest_load1", "The guest's load, averaged over a minute.", func(g *vmm.GuestStats) float64 { return g.Load1 }),
@@ -104,6 +101,17 @@ func figure[T int64 | uint64](name, help string, counter bool, get func(*collect
 		}
 		return float64(*get(s)), true
 	}}
+}
+
+// cpuTime is one of the stats in microseconds, as seconds.
+func cpuTime(name, help string, get func(*collector.Stats) *uint64) family {
+	f := figure(name, help, true, get)
+	usec := f.value
+	f.value = func(v *vm) (float64, bool) {
+		n, ok := usec(v)
+		return n / 1e6, ok
+	}
+	return f
 }
 
 // disk is what a disk takes on the host, also of a stopped VM.
