@@ -248,8 +248,8 @@ func (h *eventFile) read(r *request, n int, off int64) ([]byte, error) {
 	var p []byte
 	if at < dropped {
 		p = make([]byte, min(int64(n), dropped-at)) // as a trimmed log reads
-	} else if p, err = capture(text).read(r, n, at-dropped); err != nil {
-		return nil, err
+	} else {
+		p = capture(text).part(n, at-dropped)
 	}
 	h.place.next = off + int64(len(p))
 	return p, nil

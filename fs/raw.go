@@ -494,17 +494,17 @@ func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 	if h == nil || h.handle == nil {
 		return nil, fuse.EBADF
 	}
-	r := &request{
-		server: s.Server, ctx: &fuse.Context{Caller: in.Caller, Cancel: cancel}, pid: in.Pid,
-		nonblock: h.nonblock,
-	}
 	if g, ok := h.handle.(*generated); ok {
 		if code := s.renew(cancel, in, h, g); !code.Ok() {
 			return nil, code
 		}
-	} else {
-		defer r.blocking()()
+		return fuse.ReadResultData(g.part(int(in.Size), int64(in.Offset))), fuse.OK
 	}
+	r := &request{
+		server: s.Server, ctx: &fuse.Context{Caller: in.Caller, Cancel: cancel}, pid: in.Pid,
+		nonblock: h.nonblock,
+	}
+	defer r.blocking()()
 	b, err := h.handle.read(r, int(in.Size), int64(in.Offset))
 	if err != nil {
 		r, code := s.request(cancel, &in.InHeader)

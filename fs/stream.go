@@ -20,17 +20,16 @@ type handle interface {
 	close()
 }
 
-// capture is what an open of a generated file gives to all its reads.
+// capture is a file's whole text at one moment.
 type capture []byte
 
-func (c capture) read(_ *request, n int, off int64) ([]byte, error) {
+// part gives at most n bytes from off, nothing at the end.
+func (c capture) part(n int, off int64) []byte {
 	if off >= int64(len(c)) {
-		return nil, nil
+		return nil
 	}
-	return c[off:min(int64(len(c)), off+int64(n))], nil
+	return c[off:min(int64(len(c)), off+int64(n))]
 }
-
-func (capture) close() {}
 
 // generated is an open generated file: what its open captured is what its reads give. Who reads from the beginning again, as a monitor
 // that keeps the descriptor does, wants what is there now, as with files of cgroup.
@@ -44,12 +43,13 @@ type generated struct {
 // lateRead is how long after the open a first read is one of a kept descriptor.
 const lateRead = 200 * time.Millisecond
 
-func (g *generated) read(r *request, n int, off int64) ([]byte, error) {
+func (g *generated) part(n int, off int64) []byte {
 	g.mu.Lock()
-	c := g.capture
-	g.mu.Unlock()
-	return c.read(r, n, off)
+	defer g.mu.Unlock()
+	return g.capture.part(n, off)
 }
+
+func (g *generated) read(_ *request, n int, off int64) ([]byte, error) { return g.part(n, off), nil }
 
 // again reports whether a read from the beginning is not the first, or comes late.
 func (g *generated) again() bool {
@@ -186,7 +186,7 @@ func (w *waiter) read(r *request, n int, off int64) ([]byte, error) {
 		w.text = text
 		w.mu.Unlock()
 	}
-	return text.read(r, n, off)
+	return text.part(n, off), nil
 }
 
 func (w *waiter) close() {}
