@@ -326,8 +326,8 @@ func parseTime(text []byte, _, _ int64) (int64, error) {
 	return strconv.ParseInt(string(m[1])+string(m[2]), 10, 64)
 }
 
-// statsKeys are the keys of a fake VM's stats: cpu_percent is not among the first's, the guest's are only while it runs.
-var statsKeys = strings.Fields(`collected state uptime cpu_percent cpu_usec rss_bytes vsz_bytes system_overlay_bytes
+// statsKeys are the keys of a fake VM's stats: cpu_percent and its interval are not among the first's, the guest's are only while it runs.
+var statsKeys = strings.Fields(`collected state uptime cpu_percent cpu_interval cpu_usec rss_bytes vsz_bytes system_overlay_bytes
 	disk_read_bytes disk_write_bytes disk_read_ops disk_write_ops
 	guest_mem_total_bytes guest_mem_available_bytes guest_load1 guest_procs guest_uptime`)
 
@@ -345,7 +345,7 @@ func stats(text []byte) (map[string]string, error) {
 	}
 	var want []string
 	for _, key := range statsKeys {
-		if _, ok := values[key]; !ok && (key == "cpu_percent" || values["state"] == "paused" && strings.HasPrefix(key, "guest_")) {
+		if _, ok := values[key]; !ok && (key == "cpu_percent" || key == "cpu_interval" || values["state"] == "paused" && strings.HasPrefix(key, "guest_")) {
 			continue
 		}
 		want = append(want, key)
