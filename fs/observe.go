@@ -211,8 +211,10 @@ func list(r *request) []listed {
 }
 
 func listShow(r *request) ([]byte, error) {
-	var t table
-	for _, l := range list(r) {
+	rows := list(r)
+	t := newTable(len(rows), 8, 8)
+	for i := range rows {
+		l := &rows[i]
 		t.add(l.Name)
 		t.add(string(l.State))
 		t.add(orUnknown(l.Health))

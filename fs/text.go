@@ -69,6 +69,11 @@ type table struct {
 	start  int   // of the present cell
 }
 
+// newTable makes room for so many rows of so many cells, of about so many bytes each.
+func newTable(rows, columns, width int) *table {
+	return &table{cells: make([]byte, 0, rows*columns*width), ends: make([]int, 0, rows*columns), rows: make([]int, 0, rows)}
+}
+
 // add ends the present cell with s, which is escaped if it must be.
 func (t *table) add(s string) {
 	t.cells = append(t.cells, s...)

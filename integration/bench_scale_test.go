@@ -96,7 +96,7 @@ func reportScale(t *testing.T) []line {
 			lines = append(lines, line{"CPU with 1,000 running, nobody looking", d.share(t, 20*time.Second), "", "", "≤ 0.2 %"})
 		} else {
 			command(t, "find", d.path())()
-			lines = append(lines, line{"RSS after `find`, 10,000 running", mib(memory(t, d.cmd.Process.Pid)), "", "", "≤ 120 MB"})
+			lines = append(lines, line{"RSS half a minute after `find`, 10,000 running", mib(d.quietMemory(t)), "", "", "≤ 120 MB"})
 		}
 		aim := "≤ 2 %"
 		if count == 10000 {
@@ -133,10 +133,16 @@ func reportListing(t *testing.T, d *daemon, count int) []line {
 		lines = append(lines, against(fmt.Sprintf(c.what, count), a, b, "≤ 1.0x"))
 	}
 	if count == 10000 {
-		a, b := memory(t, d.cmd.Process.Pid), memory(t, bare.cmd.Process.Pid)
-		lines = append(lines, line{"RSS after that, 10,000 stopped", mib(a), mib(b), fmt.Sprintf("%.2fx", float64(a)/float64(b)), "≤ 50 MB"})
+		a, b := d.quietMemory(t), memory(t, bare.cmd.Process.Pid)
+		lines = append(lines, line{"RSS half a minute after that, 10,000 stopped", mib(a), mib(b), fmt.Sprintf("%.2fx", float64(a)/float64(b)), "≤ 50 MB"})
 	}
 	return lines
+}
+
+// quietMemory is what the daemon holds when it has had time to give back what a burst left.
+func (d *daemon) quietMemory(t *testing.T) int {
+	time.Sleep(30 * time.Second)
+	return memory(t, d.cmd.Process.Pid)
 }
 
 // share measures the daemon's CPU for a while.
@@ -146,7 +152,7 @@ func (d *daemon) share(t *testing.T, window time.Duration) string {
 	return fmt.Sprintf("%.2f %% of a core", 100*(cpu(t, d.cmd.Process.Pid)-before).Seconds()/window.Seconds())
 }
 
-// reportWatched reads the stats of all VMs every eight seconds through descriptors that it keeps, and measures the daemon's CPU.
+// reportWatched reads the stats of all VMs every eight seconds, as a monitor does, through descriptors that it keeps, and measures the daemon's CPU.
 func reportWatched(t *testing.T, d *daemon, count int) string {
 	fds := make([]int, count)
 	for n := range fds {
@@ -161,12 +167,11 @@ func reportWatched(t *testing.T, d *daemon, count int) string {
 	go func() {
 		defer close(stopped)
 		buf := make([]byte, 4096)
-		const step = 50 * time.Millisecond
-		tick := time.NewTicker(step)
+		tick := time.NewTicker(period)
 		defer tick.Stop()
-		for begun, n := time.Now(), 0; ; {
-			for due := int(time.Since(begun) * time.Duration(count) / period); n < due; n++ {
-				if _, err := unix.Pread(fds[n%count], buf, 0); err != nil && err != unix.EINTR {
+		for {
+			for _, fd := range fds {
+				if _, err := unix.Pread(fd, buf, 0); err != nil && err != unix.EINTR {
 					t.Error(err)
 				}
 			}

@@ -32,6 +32,10 @@ type line struct{ what, ours, against, ratio, aim string }
 
 // compare measures both sides in turns and gives their medians.
 func compare(ours, floor func() time.Duration) (time.Duration, time.Duration) {
+	return compareRounds(rounds, ours, floor)
+}
+
+func compareRounds(rounds int, ours, floor func() time.Duration) (time.Duration, time.Duration) {
 	var a, b []time.Duration
 	for range rounds {
 		a, b = append(a, ours()), append(b, floor())
