@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"banger/vmm"
 	"banger/vmm/agent"
 )
 
@@ -186,6 +187,9 @@ func reportQuiet(t *testing.T) []line {
 		defer q.end()
 	}
 	with.answers(t)
+	if err := with.client.Configure(context.Background(), vmm.GuestConfig{Hostname: "web", Time: time.Now()}); err != nil { // as a daemon does
+		t.Fatal(err)
+	}
 	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		if b, _ := os.ReadFile(filepath.Join(without.dir, "console.log")); bytes.Contains(b, []byte("plain init is done")) {
 			break

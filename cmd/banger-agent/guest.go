@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 	"unsafe"
 
@@ -69,6 +70,8 @@ func (g *guest) PowerOff(context.Context) error {
 const maxClockError = 500 * time.Millisecond
 
 func (g *guest) Configure(_ context.Context, c vmm.GuestConfig) error {
+	// The start is over. What it left free is given back now, at once: the runtime would do it bit by bit, waking an idle guest for minutes.
+	time.AfterFunc(time.Second, debug.FreeOSMemory)
 	if c.Hostname != "" {
 		if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
 			return fmt.Errorf("cannot set the host name: %w", err)
