@@ -91,39 +91,12 @@ func newProber() *http.Transport {
 	}
 }
 
-// quietConn gives nothing to read before something was written. A server that speaks first (a banner) would else make
-// net/http write the guest's text to the daemon's standard log.
-type quietConn struct {
-	net.Conn
-	once    sync.Once
-	written chan struct{} // closed by the first write, or by Close
-}
-
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
-	return &quietConn{Conn: conn, written: make(chan struct{})}, nil
-}
-
-func (q *quietConn) open() { q.once.Do(func() { close(q.written) }) }
-
-func (q *quietConn) Read(p []byte) (int, error) {
-	<-q.written
-	return q.Conn.Read(p)
-}
-
-func (q *quietConn) Write(p []byte) (int, error) {
-	n, err := q.Conn.Write(p)
-	q.open()
-	return n, err
-}
-
-func (q *quietConn) Close() error {
-	err := q.Conn.Close()
-	q.open()
-	return err
+	return vmm.NewQuietConn(conn), nil
 }
 
 // probeAll finds which TCP listeners speak HTTP, at the guest's leased address and nowhere else; nothing without one.

@@ -107,7 +107,11 @@ func (c *Client) Close() error {
 
 func (c *Client) connect(ctx context.Context, _, _ string) (net.Conn, error) {
 	if !c.muxed {
-		return c.dial(ctx)
+		conn, err := c.dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return vmm.NewQuietConn(conn), nil
 	}
 	s, ok := ctx.Value(sessionKey{}).(*hostSession)
 	if !ok {
@@ -117,7 +121,7 @@ func (c *Client) connect(ctx context.Context, _, _ string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return hostStream{stream}, nil
+	return vmm.NewQuietConn(hostStream{stream}), nil
 }
 
 // hostStream ends its reads when it is closed; yamux alone lets them go on, to hear what else the far end has to say, until
