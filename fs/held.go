@@ -45,21 +45,27 @@ func newHeld(w watchers, drop func(uint64, string) fuse.Status) *held {
 
 // named notes that the kernel got the name of a node.
 func (h *held) named(node uint64) {
-	h.change(node, func(f *heldFile) { f.dropped = false })
+	h.change(node, true, func(f *heldFile) { f.dropped = false })
 }
 
 func (h *held) opened(node uint64) {
-	h.change(node, func(f *heldFile) { f.opens++ })
+	h.change(node, true, func(f *heldFile) { f.opens++ })
 }
 
+// closed notes the end of an open. RELEASE is not waited for and may be handled after the FORGET: then there is nothing to note.
 func (h *held) closed(node uint64) {
-	h.change(node, func(f *heldFile) { f.opens-- })
+	h.change(node, false, func(f *heldFile) { f.opens = max(0, f.opens-1) })
 }
 
-func (h *held) change(node uint64, change func(*heldFile)) {
+// change notes something of a node; of one that is not known only if it makes it known.
+func (h *held) change(node uint64, makes bool, change func(*heldFile)) {
 	h.mu.Lock()
 	f := h.files[node]
 	if f == nil {
+		if !makes {
+			h.mu.Unlock()
+			return
+		}
 		f = new(heldFile)
 		h.files[node] = f
 	}

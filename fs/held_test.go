@@ -74,6 +74,27 @@ func TestHeld(t *testing.T) {
 	look(false, 4, 0)
 }
 
+// A RELEASE may be handled after the FORGET, or after the next LOOKUP: nothing is held by that.
+func TestHeldReleasedLate(t *testing.T) {
+	watched := counter{}
+	h := newHeld(watched, func(uint64, string) fuse.Status { return fuse.OK })
+	node := nodeID(7, vmRowOf(t, "health"), 0)
+	h.named(node)
+	h.opened(node)
+	h.forget(node)
+	h.closed(node)
+	if h.look(time.Now().Add(time.Hour)) || len(h.files) != 0 {
+		t.Error("a file is known because it was closed")
+	}
+	h.named(node)
+	h.closed(node)
+	h.look(time.Now().Add(time.Hour))
+	h.forget(node)
+	if h.look(time.Now().Add(2*time.Hour)) || watched[7] != 0 {
+		t.Errorf("watched %d times by nobody", watched[7])
+	}
+}
+
 // What is looked up and let go of at once is not held, however much there is of it.
 func TestHeldByNobody(t *testing.T) {
 	var told atomic.Int32
