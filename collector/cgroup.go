@@ -17,12 +17,9 @@ type cgroups struct {
 
 // findCgroups reads /proc/self/mountinfo and /proc/self/cgroup below proc.
 func findCgroups(proc string) *cgroups {
-	g := &cgroups{mounts: map[string]string{}}
 	info, _ := os.ReadFile(filepath.Join(proc, "self", "mountinfo")) // nothing mounted, then
-	g.mounts = cgroupMounts(info)
 	text, _ := os.ReadFile(filepath.Join(proc, "self", "cgroup"))
-	g.own = parseCgroup(text)
-	return g
+	return &cgroups{mounts: cgroupMounts(info), own: parseCgroup(text)}
 }
 
 // cgroupMounts gives the mount points of the hierarchies whose root is the namespace's (proc(5), mountinfo).
@@ -102,20 +99,29 @@ func (g *cgroups) ownGroup(path string) *cgroup {
 
 // cpu is the CPU time of all that is in the group, microseconds.
 func (c *cgroup) cpu() (uint64, bool) {
-	if c == nil || c.cpuFile == nil {
+	if c == nil {
 		return 0, false
+	}
+	text := readFigure(c.cpuFile)
+	if c.unified {
+		return parseUsage([]byte(text))
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	return n / 1000, err == nil
+}
+
+// readFigure gives the trimmed text of a small file, nothing if there is none or it cannot be read.
+func readFigure(f *os.File) string {
+	if f == nil {
+		return ""
 	}
 	buf := procBuffers.Get().(*[2048]byte)
 	defer procBuffers.Put(buf)
-	b, err := readWhole(c.cpuFile, buf)
+	b, err := readWhole(f, buf)
 	if err != nil {
-		return 0, false
+		return ""
 	}
-	if c.unified {
-		return parseUsage(b)
-	}
-	n, err := strconv.ParseUint(string(bytes.TrimSpace(b)), 10, 64)
-	return n / 1000, err == nil
+	return string(bytes.TrimSpace(b))
 }
 
 // parseUsage gives usage_usec of version 2's cpu.stat.
@@ -128,16 +134,10 @@ func parseUsage(b []byte) (uint64, bool) {
 
 // memory is what the group is charged for, page cache included, bytes.
 func (c *cgroup) memory() (int64, bool) {
-	if c == nil || c.memoryFile == nil {
+	if c == nil {
 		return 0, false
 	}
-	buf := procBuffers.Get().(*[2048]byte)
-	defer procBuffers.Put(buf)
-	b, err := readWhole(c.memoryFile, buf)
-	if err != nil {
-		return 0, false
-	}
-	n, err := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
+	n, err := strconv.ParseInt(readFigure(c.memoryFile), 10, 64)
 	return n, err == nil && n >= 0
 }
 

@@ -76,7 +76,7 @@ func (c *Collector) pollSlice(slice uint64) {
 		if err != nil {
 			return
 		}
-		if all && s.State == vmm.Running && s.Ready {
+		if all && s.State == vmm.Running && s.Ready && !e.guest.rests(s, now) {
 			c.answers(e).health.begin(c, epochOf(s), now, c.lane(e, s, nil), c.healthOf(e, s))
 		}
 		if a := e.read.Load(); a != nil {

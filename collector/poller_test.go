@@ -174,6 +174,16 @@ func TestWatch(t *testing.T) {
 	if n := asked.Load() - before; n != 1 {
 		t.Errorf("asked %d times in one poll", n)
 	}
+	e, err := c.entry(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.guest.note(v.Snapshot(), clock.now(), c.guestTimeout, c.guestTimeout, true)
+	poll()
+	if n := asked.Load() - before; n != 1 {
+		t.Errorf("asked %d times, then while it rests", n)
+	}
+	clock.advance(firstRest)
 	c.Unwatch(0)
 	poll()
 	if n := asked.Load() - before; n != 1 {

@@ -142,23 +142,13 @@ func (g *guest) listeners() []vmm.Listener {
 		l := vmm.Listener{Protocol: s.protocol, Address: s.address.String(), Port: s.port, PID: wanted[s.inode]}
 		if l.PID != 0 {
 			dir := filepath.Join(g.proc, strconv.Itoa(l.PID))
-			l.Started = startTime(readFile(dir + "/stat"))
+			l.Started = vmm.StartTime(readFile(dir + "/stat"))
 			l.Process = strings.TrimSpace(string(readFile(dir + "/comm")))
 			l.Command = command(readFile(dir + "/cmdline"))
 		}
 		all = append(all, l)
 	}
 	return all
-}
-
-// startTime gives field 22 of /proc/PID/stat (proc(5)), 0 if it is not there.
-func startTime(stat []byte) uint64 {
-	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:]) // f[0] is field 3
-	if len(f) < 20 {
-		return 0
-	}
-	n, _ := strconv.ParseUint(string(f[19]), 10, 64) // 0 if it is no number
-	return n
 }
 
 func command(b []byte) string {

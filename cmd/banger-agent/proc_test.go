@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+
+	"banger/vmm"
 )
 
 const tcpFixture = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -36,7 +38,7 @@ func TestParseFigures(t *testing.T) {
 	if m := parseMounts([]byte("proc /proc proc rw 0 0\n/dev/vda /my\\040disk ext4 rw 0 0\n/dev/vda /b ext4 rw 0 0\n")); len(m) != 1 || m[0] != "/my disk" {
 		t.Fatal(m)
 	}
-	if n := startTime([]byte("7 (a b) c) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0\n")); n != 4711 {
+	if n := vmm.StartTime([]byte("7 (a b) c) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0\n")); n != 4711 {
 		t.Fatal(n)
 	}
 	if c := command([]byte("httpd\x00-p\x0080\x00")); c != "httpd -p 80" {
@@ -59,7 +61,7 @@ func FuzzProc(f *testing.F) {
 		if total, available := parseMeminfo(b); total%1024 != 0 || available%1024 != 0 {
 			t.Fatal(total, available)
 		}
-		startTime(b) // does not panic
+		vmm.StartTime(b) // does not panic
 		if v := firstFloat(b); !(v >= 0 && v <= 1e15) {
 			t.Fatal(v)
 		}

@@ -1,7 +1,6 @@
 package fake
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
@@ -30,18 +28,13 @@ func New() *Driver {
 	return &Driver{process: vmm.Process{PID: os.Getpid(), StartTime: startTime()}}
 }
 
-// startTime reads field 22 of /proc/self/stat (proc(5)), 0 if it cannot.
+// startTime is when this process was started, 0 if that cannot be read.
 func startTime() uint64 {
 	stat, err := os.ReadFile("/proc/self/stat")
 	if err != nil {
 		return 0
 	}
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 20 {
-		return 0
-	}
-	n, _ := strconv.ParseUint(string(fields[19]), 10, 64)
-	return n
+	return vmm.StartTime(stat)
 }
 
 // Name implements vmm.Driver.
