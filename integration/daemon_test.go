@@ -138,7 +138,7 @@ func (d *daemon) signal(sig syscall.Signal) error {
 	return nil
 }
 
-// cleanup ends the daemon and all machines of this state directory and takes the mount away.
+// cleanup ends the daemon and all machines of this state directory and takes their bridge and the mount away.
 func (d *daemon) cleanup() {
 	if d.cmd != nil && d.signal(syscall.SIGTERM) != nil {
 		_ = d.signal(syscall.SIGKILL)
@@ -146,6 +146,8 @@ func (d *daemon) cleanup() {
 	for _, pid := range append(d.machines(), d.others()...) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
+	// A daemon leaves the bridge of VMs that run on; one without a bridge has nothing to remove.
+	_ = exec.Command("ip", "link", "delete", d.bridge).Run()
 	_ = syscall.Unmount(d.mount, syscall.MNT_DETACH)
 	_ = syscall.Unmount(d.state, syscall.MNT_DETACH) // where it is a disk of its own
 }
