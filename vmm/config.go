@@ -50,6 +50,10 @@ func changedSettings(old, new *Config) (changed []string, live bool) {
 		{"idle_timeout", old.IdleTimeout != new.IdleTimeout, true},
 		{"stop_timeout", old.StopTimeout != new.StopTimeout, true},
 		{"protected", old.Protected != new.Protected, true},
+		{"isolate", old.Isolate != new.Isolate, true},
+		{"expose_fs", old.ExposeFS != new.ExposeFS, true},
+		{"publish", old.Publish != new.Publish, true},
+		{"authorized_keys", old.AuthorizedKeys != new.AuthorizedKeys, true},
 	} {
 		if d.differs {
 			changed = append(changed, d.name)

@@ -53,6 +53,9 @@ type Disk struct {
 	Path     string
 	Format   string // raw or qcow2
 	ReadOnly bool
+	// Base is what the disk is an overlay of, empty for none: the driver makes Path before the first start.
+	Base       string
+	BaseFormat string
 }
 
 // NIC is the guest's network device.
@@ -64,9 +67,15 @@ type NIC struct {
 
 // Image is what a machine boots from.
 type Image struct {
-	Name    string
-	Kernel  string // path of a vmlinux with a PVH note, or a bzImage
-	Initrd  string // path, empty for none
+	Name     string
+	Kernel   string // path of a vmlinux with a PVH note, or a bzImage; empty when Firmware
+	Initrd   string // path, empty for none
+	Firmware bool   // the machine's firmware boots what is on Root
+
+	// Root is the path of the disk with the root file system, of which each VM has an overlay; empty for none. RootFormat is raw or qcow2.
+	Root       string
+	RootFormat string
+
 	Cmdline string
 	Memory  int64 // least, bytes
 	Digest  string

@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"time"
 )
@@ -19,6 +20,14 @@ type Guest interface {
 	Configure(ctx context.Context, c GuestConfig) error
 	// PowerOff asks for an orderly shutdown; it returns when the agent has accepted it.
 	PowerOff(ctx context.Context) error
+}
+
+// Streamer is a Guest whose agent also serves streams of bytes: a command's, a file transfer's.
+type Streamer interface {
+	// Stream begins the stream of that path, told what it is for by request, as JSON. It blocks until the agent has taken it or ctx ends;
+	// the errors are those of Guest's methods. Reads and writes of what it gives block by the far end's pace, and end when the machine
+	// or the agent's connection is gone. Closing ends both directions: an end of what is written is for the protocol above to tell. The caller closes it.
+	Stream(ctx context.Context, path string, request any) (net.Conn, error)
 }
 
 // GuestInfo is what the agent says of itself.
@@ -57,5 +66,12 @@ type GuestConfig struct {
 	MAC      string       `json:"mac,omitempty"` // which interface Address is for
 	Address  netip.Prefix `json:"address"`       // with the subnet's length
 	Gateway  netip.Addr   `json:"gateway"`
-	Time     time.Time    `json:"time"` // wall clock to set
+	Address6 netip.Prefix `json:"address6"`
+	Gateway6 netip.Addr   `json:"gateway6"`
+	DNS      []netip.Addr `json:"dns,omitempty"`
+	MTU      int          `json:"mtu,omitempty"` // bytes
+	Time     time.Time    `json:"time"`          // wall clock to set
+
+	AuthorizedKeys string `json:"authorized_keys,omitempty"` // lines of authorized_keys of sshd(8)
+	HostKey        string `json:"host_key,omitempty"`        // of sshd(8), PEM
 }

@@ -648,6 +648,9 @@ func (v *VM) spec(image Image) *Spec {
 		spec.UID = v.m.o.VMUIDBase + int(v.serial)
 		spec.GID = spec.UID
 	}
+	if image.Root != "" {
+		spec.Disks = append(spec.Disks, Disk{Path: filepath.Join(s.Dir, DiskOverlay), Format: "qcow2", Base: image.Root, BaseFormat: image.RootFormat})
+	}
 	if s.Config.Disk > 0 {
 		spec.Disks = append(spec.Disks, Disk{Path: filepath.Join(s.Dir, DiskWork), Format: "raw"})
 	}

@@ -62,6 +62,12 @@ type Config struct {
 	IdleTimeout time.Duration // NoLimit for `max`
 	StopTimeout time.Duration
 	Protected   bool
+	Isolate     bool // neither reaches nor is reached by other VMs
+	ExposeFS    bool // the guest's files are listed
+
+	// Lists of one entry per line, without an end of line after the last.
+	Publish        string // host ports that lead to ports of the guest
+	AuthorizedKeys string // ssh keys that may log in, as authorized_keys of sshd(8)
 }
 
 // Owner is who a VM's directory belongs to.
@@ -167,7 +173,7 @@ func (s *Snapshot) GuestAddress() netip.Addr {
 
 // Names of files in a VM's directory on the host.
 const (
-	DiskOverlay = "overlay.img" // the system disk's overlay; absent for images without a disk
+	DiskOverlay = "overlay.img" // the system disk's overlay, qcow2; absent for images without a disk
 	DiskWork    = "work.img"    // the VM's own writable disk; sparse raw
 	ConsoleFile = "console.log" // what the guest printed, trimmed from its beginning
 	LogFile     = "log"         // what the VMM printed and banger did

@@ -39,7 +39,7 @@ func askPowerOff() {
 
 // serve answers the host on every channel that the guest has. It returns when the first of them breaks.
 func serve(g *guest) error {
-	h := agent.Handler(g)
+	h := agent.Handler(g, nil)
 	ended := make(chan error, 2)
 	channels := 0
 	if path := findPort("/sys", "/dev", agent.PortName); path != "" {

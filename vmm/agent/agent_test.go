@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -91,7 +92,7 @@ func serveGuest(t *testing.T, g vmm.Guest, quiet bool) (path string, w *wire) {
 	wg.Add(2)
 	go func() {
 		defer wg.Done()
-		ServePort(w, Handler(g))
+		ServePort(w, Handler(g, streams))
 	}()
 	go func() {
 		defer wg.Done()
@@ -408,7 +409,7 @@ func TestServeListener(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- Serve(l, Handler(&answers{})) }()
+	go func() { done <- Serve(l, Handler(&answers{}, nil)) }()
 	c := New(dialUnix(l.Addr().String()), false)
 	if err := c.PowerOff(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
@@ -443,4 +444,59 @@ func FuzzAnswers(f *testing.F) {
 			}
 		}
 	})
+}
+
+// streams are what the guests of these tests serve beside answers.
+var streams = map[string]StreamHandler{
+	"/echo": func(request json.RawMessage) (func(net.Conn), error) {
+		var word string
+		if err := json.Unmarshal(request, &word); err != nil || word == "no" {
+			return nil, errors.New("there is no echo")
+		}
+		return func(conn net.Conn) {
+			defer conn.Close()
+			io.WriteString(conn, word)
+			io.Copy(conn, conn)
+		}, nil
+	},
+}
+
+func TestStream(t *testing.T) {
+	noLeak(t)
+	path, _ := serveGuest(t, &answers{}, true)
+	c := New(dialUnix(path), true)
+	var refused *refusal
+	if _, err := c.Stream(within(t, 10*time.Second), "/echo", "no"); !errors.As(err, &refused) || !strings.Contains(err.Error(), "there is no echo") {
+		t.Errorf("a refused stream: %v", err)
+	}
+	if _, err := c.Stream(within(t, 10*time.Second), "/none", nil); !errors.As(err, &refused) {
+		t.Errorf("a stream that is not served: %v", err)
+	}
+	var open []net.Conn
+	sent := bytes.Repeat([]byte("0123456789abcdef\x00\xff"), 60_000) // more than a window of yamux
+	for range 3 {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		conn, err := c.Stream(ctx, "/echo", "hello ")
+		cancel() // bounds the opening only
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, conn)
+		go conn.Write(sent) // Read tells how it ended
+		got := make([]byte, len("hello ")+len(sent))
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != "hello "+string(sent) {
+			t.Fatalf("%d bytes came back as %d: %v", len(sent), len(got), err)
+		}
+		if _, err := c.Ping(within(t, 10*time.Second)); err != nil {
+			t.Fatalf("beside a stream: %v", err)
+		}
+	}
+	open[0].Close()
+	c.Close()
+	for _, conn := range open {
+		if _, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Error("a stream outlived its client")
+		}
+		conn.Close()
+	}
 }

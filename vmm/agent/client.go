@@ -247,21 +247,30 @@ func (c *Client) drop(s *hostSession) {
 }
 
 // do sends one request and gives the answer's body, bounded.
-func (c *Client) do(ctx context.Context, method, path string, in any) ([]byte, error) {
-	b, err := c.try(ctx, method, path, in)
+func (c *Client) do(ctx context.Context, method, path string, in any) (body []byte, err error) {
+	err = c.ask(ctx, path, in, func(ctx context.Context, in io.Reader) (err error) {
+		body, err = c.exchangeHTTP(ctx, method, path, in)
+		return err
+	})
+	return body, err
+}
+
+// ask calls f with what in is as JSON and a context that carries the session, and says what it means that f failed.
+func (c *Client) ask(ctx context.Context, path string, in any, f func(context.Context, io.Reader) error) error {
+	err := c.try(ctx, in, f)
 	if err == nil {
-		return b, nil
+		return nil
 	}
 	var refused *refusal
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
-		return nil, ctx.Err()
+		return ctx.Err()
 	case errors.Is(ctx.Err(), context.DeadlineExceeded), isTimeout(err), errors.Is(err, vmm.ErrTimeout):
-		return nil, fmt.Errorf("cannot ask the agent for %s: %w", path, vmm.ErrTimeout)
+		return fmt.Errorf("cannot ask the agent for %s: %w", path, vmm.ErrTimeout)
 	case errors.As(err, &refused):
-		return nil, fmt.Errorf("cannot ask the agent for %s: %w", path, err)
+		return fmt.Errorf("cannot ask the agent for %s: %w", path, err)
 	}
-	return nil, fmt.Errorf("cannot ask the agent for %s: %w: %v", path, vmm.ErrNotRunning, err)
+	return fmt.Errorf("cannot ask the agent for %s: %w: %v", path, vmm.ErrNotRunning, err)
 }
 
 func isTimeout(err error) bool {
@@ -274,12 +283,12 @@ type refusal struct{ text string }
 
 func (r *refusal) Error() string { return r.text }
 
-func (c *Client) try(ctx context.Context, method, path string, in any) ([]byte, error) {
+func (c *Client) try(ctx context.Context, in any, f func(context.Context, io.Reader) error) error {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		body = bytes.NewReader(b)
 	}
@@ -287,14 +296,14 @@ func (c *Client) try(ctx context.Context, method, path string, in any) ([]byte, 
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
 	if !c.muxed {
-		return c.exchangeHTTP(ctx, method, path, body)
+		return f(ctx, body)
 	}
 	s, err := c.acquire(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	began := time.Now().UnixNano()
-	b, err := c.exchangeHTTP(context.WithValue(ctx, sessionKey{}, s), method, path, body)
+	err = f(context.WithValue(ctx, sessionKey{}, s), body)
 	var refused *refusal
 	switch {
 	case err == nil, errors.As(err, &refused):
@@ -309,7 +318,7 @@ func (c *Client) try(ctx context.Context, method, path string, in any) ([]byte, 
 		c.drop(s)
 		err = s.why(err)
 	}
-	return b, err
+	return err
 }
 
 func (c *Client) exchangeHTTP(ctx context.Context, method, path string, body io.Reader) ([]byte, error) {
@@ -330,9 +339,13 @@ func (c *Client) exchangeHTTP(ctx context.Context, method, path string, body io.
 		return nil, &refusal{"the answer is too long"}
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, &refusal{fmt.Sprintf("status %d: %s", resp.StatusCode, cut(strings.TrimSpace(string(b)), 256))}
+		return nil, refused(resp.StatusCode, b)
 	}
 	return b, nil
+}
+
+func refused(status int, text []byte) error {
+	return &refusal{fmt.Sprintf("status %d: %s", status, cut(strings.TrimSpace(string(text)), 256))}
 }
 
 // Ping implements [vmm.Guest]. While the guest boots it waits for the agent's first answer.

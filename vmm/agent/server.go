@@ -29,9 +29,12 @@ func newServer(h http.Handler) *http.Server {
 	return s
 }
 
-// Handler makes the requests of the protocol calls of g.
-func Handler(g vmm.Guest) http.Handler {
+// Handler makes the requests of the protocol calls of g, and of the streams by their paths.
+func Handler(g vmm.Guest, streams map[string]StreamHandler) http.Handler {
 	mux := http.NewServeMux()
+	for path, h := range streams {
+		mux.Handle("POST "+path, handleStream(h))
+	}
 	mux.HandleFunc("GET /ping", func(w http.ResponseWriter, r *http.Request) {
 		v, err := g.Ping(r.Context())
 		answer(w, v, err)

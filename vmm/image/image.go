@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -24,9 +25,9 @@ const manifestName = "image.json"
 // manifestLimit bounds an image.json; one that is longer is refused.
 const manifestLimit = 64 << 10
 
-// manifest is image.json. Kernel and Initrd are names of files beside it.
+// manifest is image.json. Kernel, Initrd and Root are names of files beside it.
 type manifest struct {
-	Kernel  string    `json:"kernel"`
+	Kernel  string    `json:"kernel,omitempty"`
 	Initrd  string    `json:"initrd,omitempty"`
 	Cmdline string    `json:"cmdline"`
 	Memory  int64     `json:"memory"` // least, bytes
@@ -35,6 +36,10 @@ type manifest struct {
 	Created time.Time `json:"created"`
 	Source  string    `json:"source"`
 	Inputs  string    `json:"inputs,omitempty"` // digest of what Build made it from
+
+	Firmware   bool   `json:"firmware,omitempty"`
+	Root       string `json:"root,omitempty"`
+	RootFormat string `json:"root_format,omitempty"`
 }
 
 // Set is the images below one directory. It implements vmm.Images; its
@@ -90,16 +95,23 @@ func (s *Set) Image(name string) (vmm.Image, error) {
 	}
 	img := vmm.Image{
 		Name:    name,
-		Kernel:  filepath.Join(dir, m.Kernel),
 		Cmdline: m.Cmdline,
 		Memory:  m.Memory,
 		Digest:  m.Digest,
 		Size:    m.Size,
 		Created: m.Created,
 		Source:  m.Source,
+
+		Firmware:   m.Firmware,
+		RootFormat: m.RootFormat,
 	}
-	if m.Initrd != "" {
-		img.Initrd = filepath.Join(dir, m.Initrd)
+	for _, f := range []struct {
+		path *string
+		name string
+	}{{&img.Kernel, m.Kernel}, {&img.Initrd, m.Initrd}, {&img.Root, m.Root}} {
+		if f.name != "" {
+			*f.path = filepath.Join(dir, f.name)
+		}
 	}
 	return img, nil
 }
@@ -158,8 +170,11 @@ func parseManifest(b []byte) (*manifest, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return nil, fmt.Errorf("%s: %w", manifestName, err)
 	}
-	if m.Kernel == "" {
+	if m.Kernel == "" && !m.Firmware {
 		return nil, fmt.Errorf("%s names no kernel", manifestName)
+	}
+	if (m.Root == "") != (m.RootFormat == "") || m.Firmware && m.Root == "" {
+		return nil, fmt.Errorf("%s names no root disk or not its format", manifestName)
 	}
 	for _, name := range m.files() {
 		if strings.Contains(name, "/") || name == "." || name == ".." || name == manifestName {
@@ -174,8 +189,5 @@ func parseManifest(b []byte) (*manifest, error) {
 
 // files are the names of the image's files beside image.json.
 func (m *manifest) files() []string {
-	if m.Initrd == "" {
-		return []string{m.Kernel}
-	}
-	return []string{m.Kernel, m.Initrd}
+	return slices.DeleteFunc([]string{m.Kernel, m.Initrd, m.Root}, func(name string) bool { return name == "" })
 }

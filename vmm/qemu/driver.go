@@ -127,7 +127,7 @@ func absolute(spec *vmm.Spec) (*vmm.Spec, error) {
 	s.Disks = append([]vmm.Disk(nil), spec.Disks...)
 	paths := []*string{&s.StateDir, &s.Dir, &s.Image.Kernel, &s.Image.Initrd}
 	for i := range s.Disks {
-		paths = append(paths, &s.Disks[i].Path)
+		paths = append(paths, &s.Disks[i].Path, &s.Disks[i].Base)
 	}
 	for _, p := range paths {
 		if *p == "" {
@@ -179,6 +179,9 @@ func (d *Driver) start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 	}
 	cred, err := credential(spec, h.accel)
 	if err != nil {
+		return nil, err
+	}
+	if err := makeDisks(ctx, spec, cred); err != nil {
 		return nil, err
 	}
 	out := spec.LogFile

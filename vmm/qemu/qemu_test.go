@@ -167,9 +167,18 @@ func TestLife(t *testing.T) {
 	if err := os.WriteFile(b.spec.Disks[0].Path, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	base := filepath.Join(b.spec.Dir, "base,=.img")
+	if err := os.WriteFile(base, make([]byte, 3<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	overlay := filepath.Join(b.spec.Dir, vmm.DiskOverlay)
+	b.spec.Disks = append(b.spec.Disks, vmm.Disk{Path: overlay, Format: "qcow2", Base: base, BaseFormat: "raw"})
 	b.spec.NIC = vmm.NIC{Mode: vmm.NetUser, MAC: "02:00:00:00:00:07"}
 	m := b.start(t)
 	ctx := within(t, 30*time.Second)
+	if header, err := os.ReadFile(overlay); err != nil || !bytes.HasPrefix(header, []byte("QFI\xfb")) {
+		t.Errorf("the overlay begins with %.4q: %v", header, err)
+	}
 	if !strings.Contains(b.log.String(), "-uuid "+b.spec.ID) {
 		t.Errorf("log: %s", b.log)
 	}

@@ -42,6 +42,10 @@ var migrations = []string{
 		serial   INTEGER PRIMARY KEY REFERENCES vms (serial) ON DELETE CASCADE,
 		address  BLOB NOT NULL UNIQUE -- network byte order, so that they sort
 	) STRICT`,
+	`ALTER TABLE vms ADD COLUMN isolate INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE vms ADD COLUMN expose_fs INTEGER NOT NULL DEFAULT 0;
+	ALTER TABLE vms ADD COLUMN publish TEXT NOT NULL DEFAULT '';
+	ALTER TABLE vms ADD COLUMN authorized_keys TEXT NOT NULL DEFAULT ''`,
 }
 
 // migrate brings the database to the last of steps. Each step is one transaction with its user_version.

@@ -223,14 +223,16 @@ func (s *Store) Lease(ctx context.Context, serial uint64, prefix netip.Prefix, g
 
 // columns are those of vms that Update writes, in the order of values.
 var columns = strings.Fields(`id name image cpus memory disk cmdline vmm net autostart idle_timeout stop_timeout
-	protected uid gid mode created started touched state error boot_id pid pid_start run`)
+	protected uid gid mode created started touched state error boot_id pid pid_start run
+	isolate expose_fs publish authorized_keys`)
 
 func values(r *vmm.Record) []any {
 	c := &r.Config
 	return []any{r.ID, r.Name, c.Image, int64(c.CPUs), c.Memory, c.Disk, c.Cmdline, c.VMM, string(c.Net), c.Autostart,
 		int64(c.IdleTimeout), int64(c.StopTimeout), c.Protected, int64(r.Owner.UID), int64(r.Owner.GID), int64(r.Owner.Mode),
 		nanos(r.Created), nanos(r.Started), nanos(r.Touched), string(r.State), r.Error, r.BootID,
-		int64(r.Process.PID), int64(r.Process.StartTime), int64(r.Run)}
+		int64(r.Process.PID), int64(r.Process.StartTime), int64(r.Run),
+		c.Isolate, c.ExposeFS, c.Publish, c.AuthorizedKeys}
 }
 
 func nanos(t time.Time) int64 {
@@ -354,7 +356,8 @@ func (w *writer) all(ctx context.Context) ([]vmm.Record, error) {
 		if err := rows.Scan(&r.ID, &r.Name, &c.Image, &c.CPUs, &c.Memory, &c.Disk, &c.Cmdline, &c.VMM, &c.Net, &c.Autostart,
 			&c.IdleTimeout, &c.StopTimeout, &c.Protected, &r.Owner.UID, &r.Owner.GID, &r.Owner.Mode,
 			&created, &started, &touched, &r.State, &r.Error, &r.BootID,
-			&r.Process.PID, &pidStart, &run, &serial, &r.MAC, &address); err != nil {
+			&r.Process.PID, &pidStart, &run, &c.Isolate, &c.ExposeFS, &c.Publish, &c.AuthorizedKeys,
+			&serial, &r.MAC, &address); err != nil {
 			return nil, err
 		}
 		r.Created, r.Started, r.Touched = fromNanos(created), fromNanos(started), fromNanos(touched)

@@ -59,7 +59,8 @@ func writeForEver(path string) {
 func record(name string) *vmm.Record {
 	return &vmm.Record{ID: "id-" + name, Name: name, State: vmm.Stopped, Created: time.Unix(1700000000, 5),
 		Config: vmm.Config{Image: "builtin", CPUs: 2, Memory: 1 << 27, Disk: 3, Cmdline: "a b", VMM: "qemu", Net: vmm.NetBridge,
-			Autostart: true, IdleTimeout: vmm.NoLimit, StopTimeout: 10 * time.Second, Protected: true},
+			Autostart: true, IdleTimeout: vmm.NoLimit, StopTimeout: 10 * time.Second, Protected: true,
+			Isolate: true, ExposeFS: true, Publish: "8080:80/tcp\n53:53/udp", AuthorizedKeys: "k"},
 		Owner: vmm.Owner{UID: 1<<32 - 2, GID: 7, Mode: 0o755}, Error: "e", BootID: "b", Run: 3,
 		Process: vmm.Process{PID: 9, StartTime: 1 << 40}}
 }

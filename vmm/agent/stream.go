@@ -1,0 +1,121 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+
+	"banger/vmm"
+)
+
+const (
+	upgrade      = "banger"
+	maxRequest   = 64 << 10 // bytes of what a stream is asked for with
+	maxUpgrade   = 16 << 10 // bytes of the answer's header
+	maxRefusal   = 4 << 10
+	upgradeReply = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + upgrade + "\r\n\r\n"
+)
+
+// StreamHandler prepares a stream that the host asks for with request. Its error refuses the stream and goes to the host;
+// otherwise serve is called with the stream, which it closes, and may block for as long as the stream lives.
+type StreamHandler func(request json.RawMessage) (serve func(net.Conn), err error)
+
+// handleStream makes an upgrade of HTTP/1.1 (RFC 9110, section 7.8) the way to h.
+func handleStream(h StreamHandler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		request, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		if r.Header.Get("Upgrade") != upgrade {
+			http.Error(w, "it is a stream: upgrade to "+upgrade, http.StatusUpgradeRequired)
+			return
+		}
+		serve, err := h(request)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		conn, buffered, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		// Should it fail, serve finds out by itself, and closes it.
+		_, _ = io.WriteString(conn, upgradeReply)
+		serve(&stream{Conn: conn, r: buffered.Reader, stop: func() bool { return true }})
+	}
+}
+
+// stream is a connection after its upgrade.
+type stream struct {
+	net.Conn
+	r    *bufio.Reader // holds what came with the upgrade
+	stop func() bool   // the far end's life is no longer watched
+}
+
+func (s *stream) Read(p []byte) (int, error) { return s.r.Read(p) }
+
+func (s *stream) Close() error {
+	s.stop()
+	return s.Conn.Close()
+}
+
+var _ vmm.Streamer = (*Client)(nil)
+
+// Stream implements [vmm.Streamer]. Closing the client ends the stream.
+func (c *Client) Stream(ctx context.Context, path string, request any) (net.Conn, error) {
+	var opened net.Conn
+	err := c.ask(ctx, path, request, func(ctx context.Context, in io.Reader) error {
+		conn, err := c.connect(ctx, "", "")
+		if err != nil {
+			return err
+		}
+		abort := context.AfterFunc(ctx, func() { conn.Close() })
+		r, err := requestUpgrade(ctx, conn, path, in)
+		if !abort() && err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			conn.Close()
+			return err
+		}
+		opened = &stream{Conn: conn, r: r, stop: context.AfterFunc(c.ctx, func() { conn.Close() })}
+		return nil
+	})
+	return opened, err
+}
+
+// requestUpgrade asks for the stream and gives what is to be read from then on.
+func requestUpgrade(ctx context.Context, conn net.Conn, path string, in io.Reader) (*bufio.Reader, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://agent"+path, in)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", upgrade)
+	if err := req.Write(conn); err != nil {
+		return nil, err
+	}
+	bounded := &io.LimitedReader{R: conn, N: maxUpgrade}
+	r := bufio.NewReader(bounded)
+	resp, err := http.ReadResponse(r, req)
+	if err != nil {
+		if bounded.N <= 0 {
+			err = &refusal{fmt.Sprintf("its answer has a header of over %d bytes", maxUpgrade)}
+		}
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal)) // what came of it will do
+		return nil, refused(resp.StatusCode, text)
+	}
+	bounded.N = 1<<63 - 1 // the stream itself may be of any length
+	return r, nil
+}
