@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"flag"
 	"os"
 	"os/exec"
@@ -38,13 +39,23 @@ func TestScripts(t *testing.T) {
 			if ok, cure := realVMs(); driver.name == "real" && !ok {
 				t.Skip(cure)
 			}
-			var files []string
+			var files, alone []string
 			for _, s := range scripts {
-				if !strings.HasPrefix(filepath.Base(s), driver.other) {
+				switch text, err := os.ReadFile(s); {
+				case err != nil:
+					t.Fatal(err)
+				case strings.HasPrefix(filepath.Base(s), driver.other):
+				case bytes.HasPrefix(text, []byte("# alone: ")):
+					alone = append(alone, s)
+				default:
 					files = append(files, s)
 				}
 			}
-			testscript.Run(t, params(files, driver.vmm))
+			// A group ends with the last of its scripts, which go side by side.
+			t.Run("together", func(t *testing.T) { testscript.Run(t, params(files, driver.vmm)) })
+			for _, s := range alone {
+				t.Run("alone", func(t *testing.T) { testscript.Run(t, params([]string{s}, driver.vmm)) })
+			}
 		})
 	}
 }
