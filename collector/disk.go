@@ -5,21 +5,19 @@ import (
 	"path/filepath"
 
 	"banger/vmm"
-
-	"golang.org/x/sys/unix"
 )
 
 // diskStats fills in what the VM's disks take on the host; a disk that is not there is left out.
 func (e *entry) diskStats(s *vmm.Snapshot, st *Stats) {
 	// An overlay is made before the machine runs, or not at all in that run.
 	if running := s.State == vmm.Running; !running || e.bare.Load() != s.Run {
-		st.OverlayBytes = allocated(filepath.Join(s.Dir, vmm.DiskOverlay))
+		st.OverlayBytes = allocated(s.Dir, vmm.DiskOverlay)
 		if running && st.OverlayBytes == nil {
 			e.bare.Store(s.Run)
 		}
 	}
 	if s.Config.Disk > 0 {
-		st.WorkBytes = allocated(filepath.Join(s.Dir, vmm.DiskWork))
+		st.WorkBytes = allocated(s.Dir, vmm.DiskWork, vmm.DiskRaw)
 	}
 }
 
@@ -40,11 +38,12 @@ func (c *Collector) blockStats(ctx context.Context, s *vmm.Snapshot, st *Stats) 
 	st.DiskReadOps, st.DiskWriteOps = &b.ReadOps, &b.WriteOps
 }
 
-// allocated gives the bytes that a file occupies (st_blocks is in units of 512 whatever the file system, stat(2)), nil if there is none.
-func allocated(path string) *int64 {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil
+// allocated gives the bytes that the first of the files that is there occupies, nil if none is.
+func allocated(dir string, names ...string) *int64 {
+	for _, name := range names {
+		if n := vmm.DiskBytes(filepath.Join(dir, name)); n >= 0 {
+			return ptr(n)
+		}
 	}
-	return ptr(st.Blocks * 512)
+	return nil
 }

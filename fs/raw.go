@@ -166,6 +166,11 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 		if t, ok := snap.Changed.Of(strings.TrimSuffix(f.name, ".json")); ok {
 			changed = t
 		}
+		if f == snapshotRow {
+			if d := r.snapshot(); d != nil {
+				changed, created = d.Created, d.Created
+			}
+		}
 	} else if f == vmsRow {
 		changed = s.o.Manager.ListChanged()
 		out.Mode = syscall.S_IFDIR | s.vmsMode
@@ -345,6 +350,9 @@ func (s raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *f
 	if !code.Ok() {
 		return code
 	}
+	if r.file == snapshotsRow {
+		return s.takeSnapshot(r, name, out)
+	}
 	if r.file != vmsRow {
 		return s.refused(r.uid, fmt.Errorf("cannot make the directory %s here, only in vms: %w", name, vmm.ErrNotPermitted))
 	}
@@ -367,6 +375,9 @@ func (s raw) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.S
 	r, code := s.request(cancel, h)
 	if !code.Ok() {
 		return code
+	}
+	if r.file == snapshotsRow {
+		return s.removeSnapshot(r, name)
 	}
 	if r.file != vmsRow {
 		return s.refused(r.uid, fmt.Errorf("cannot remove the directory %s, only those in vms: %w", name, vmm.ErrNotPermitted))

@@ -51,7 +51,7 @@ type entry struct {
 var rows []*file
 
 // Rows that requests are recognised by.
-var vmsRow, vmRow, imageRow, portRow *file
+var vmsRow, vmRow, imageRow, portRow, snapshotsRow, snapshotRow *file
 
 func init() {
 	top := file{name: "", mode: 0o755, kind: dir, files: topFiles()}
@@ -72,6 +72,8 @@ func number(f *file, parent uint8) {
 		imageRow = &f.files[0]
 	case "tcp":
 		portRow = &f.files[0]
+	case "snapshots":
+		snapshotsRow, snapshotRow = f, &f.files[0]
 	}
 }
 
@@ -124,6 +126,10 @@ func vmFiles() []file {
 		{name: "health", mode: 0o440, doc: "whether the agent answers", asks: true, show: healthShow, watch: true, heeds: true},
 		{name: "health.json", mode: 0o440, doc: "health as JSON", asks: true, show: healthJSONShow},
 		{name: "vmm_metrics", mode: 0o440, doc: "what the VMM itself reports, as JSON", asks: true, show: vmmMetricsShow},
+		{name: "snapshots", mode: 0o750, kind: dynamic, doc: "of its disks: mkdir takes one, rmdir removes it", list: snapshotsList, find: snapshotsFind, files: []file{
+			{name: "NAME", mode: 0o550, kind: dir, doc: "a snapshot", files: snapshotFiles()},
+		}},
+		{name: "restore", mode: 0o640, doc: "takes the name of the snapshot to put the disks back to", show: restoreShow, store: restoreStore},
 		{name: "wait", mode: 0o550, kind: hidden, doc: "what blocks", files: []file{
 			{name: "events", mode: 0o440, doc: "blocks for the VM's next event", open: followOpen, heeds: true},
 			{name: "running", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Running)},

@@ -15,6 +15,7 @@ go_least=23 # of Go 1.x
 needs='
 qemu-system-x86_64 qemu-system-x86
 qemu-img qemu-utils
+mke2fs e2fsprogs
 /bin/busybox busybox-static
 fusermount3 fuse3
 ip iproute2

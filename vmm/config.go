@@ -42,7 +42,7 @@ func changedSettings(old, new *Config) (changed []string, live bool) {
 		{"image", old.Image != new.Image, false},
 		{"cpus", old.CPUs != new.CPUs, false},
 		{"memory", old.Memory != new.Memory, false},
-		{"disk", old.Disk != new.Disk, false},
+		{"disk", old.Disk != new.Disk, old.Disk > 0}, // a guest's disk may grow, not come
 		{"cmdline", old.Cmdline != new.Cmdline, false},
 		{"vmm", old.VMM != new.VMM, false},
 		{"net", old.Net != new.Net, false},
@@ -124,6 +124,17 @@ func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
 		if !live && s.State != Stopped && s.State != Failed {
 			return fmt.Errorf("cannot change %s of %s while it is %s: stop it first: %w", strings.Join(names, ", "), s.Name, s.State, ErrBusy)
 		}
+		if s.Config.Image != old.Image && s.hasOverlay() {
+			if image, err := v.m.o.Images.Image(s.Config.Image); err != nil || image.Digest != s.Base {
+				return fmt.Errorf("cannot change image of %s: its system disk holds what was done over %s: make a new VM, or write %s to its file restore, which discards that: %w",
+					s.Name, old.Image, resetWord, ErrBusy)
+			}
+		}
+		if s.Config.Disk != old.Disk && s.State != Stopped && s.State != Failed {
+			if err := growDisk(ctx, s); err != nil {
+				return fmt.Errorf("cannot grow the disk of %s: %w", s.Name, err)
+			}
+		}
 		changed = names
 		return nil
 	})
@@ -131,4 +142,17 @@ func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
 		v.emit(EventConfig, strings.Join(changed, " "))
 	}
 	return err
+}
+
+// growDisk makes the disk of a VM that runs as long as its settings say. Where that is not recorded afterwards the disk is longer than it
+// has to be, which does no harm.
+func growDisk(ctx context.Context, s *Snapshot) error {
+	if s.State != Running && s.State != Paused {
+		return fmt.Errorf("it is %s: %w", s.State, ErrBusy)
+	}
+	g, ok := s.Machine.(DiskGrower)
+	if !ok {
+		return fmt.Errorf("not while it is %s: %w", s.State, ErrUnsupported)
+	}
+	return g.GrowDisk(ctx, s.Config.Disk)
 }

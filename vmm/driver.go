@@ -53,6 +53,7 @@ type Disk struct {
 	Path     string
 	Format   string // raw or qcow2
 	ReadOnly bool
+	Size     int64 // least, bytes; 0: Base's
 	// Base is what the disk is an overlay of, empty for none: the driver makes Path before the first start.
 	Base       string
 	BaseFormat string
@@ -96,7 +97,8 @@ type NoticeKind string
 const (
 	NoticeExited NoticeKind = "exited" // the last notice of a machine; Machine.Exit says how
 	NoticePanic  NoticeKind = "panic"  // the guest's kernel panicked
-	NoticePaused NoticeKind = "paused" // the VMM stopped the CPUs by itself, e.g. because a disk is full
+	NoticePaused NoticeKind = "paused" // the VMM stopped the CPUs by itself, e.g. because of an I/O error
+	NoticeFull   NoticeKind = "full"   // the same because a disk found no space on the host: Detail names the disk
 	NoticeError  NoticeKind = "error"
 )
 
@@ -127,6 +129,39 @@ type Machine interface {
 type Pauser interface {
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
+}
+
+// Fuller is a Machine that knows whether its CPUs were stopped because a disk found no space on the host.
+type Fuller interface {
+	// Full does not block. It is false once somebody asked for the CPUs to be stopped or continued.
+	Full() bool
+}
+
+// DiskKeeper is a Driver that makes the disks of its VMs and keeps snapshots in them. While the VM runs, only its Machine touches its disks.
+type DiskKeeper interface {
+	// MakeDisks makes those of spec's disks that are not there yet, each whole or not at all, and grows those that are smaller than
+	// their Size. A new disk without a Base has an empty file system. It blocks until that is done or ctx ends.
+	MakeDisks(ctx context.Context, spec *Spec) error
+	// Disks gives the snapshots in the disks of a VM that does not run.
+	Disks(spec *Spec) Snapshotter
+	// RestoreDisks puts the disks of a VM that does not run back to the snapshot of that tag; to do it again, also after a crash, is
+	// harmless. A disk that has no such snapshot stays as it is; ErrNotFound, and nothing was changed, if none has.
+	RestoreDisks(ctx context.Context, spec *Spec, tag string) error
+}
+
+// Snapshotter takes snapshots of all disks of a VM at one moment, named by tags of a-z, 0-9 and '-': a Machine of those of its guest,
+// DiskKeeper.Disks of those of a VM that does not run. The methods block until it is done or ctx ends; it may then still happen.
+type Snapshotter interface {
+	// TakeSnapshot takes one of all disks. After an error some disks may have it.
+	TakeSnapshot(ctx context.Context, tag string) error
+	// DropSnapshot removes it from all disks; nil for those that have none of that tag.
+	DropSnapshot(ctx context.Context, tag string) error
+}
+
+// DiskGrower is a Machine whose work disk can grow while it runs.
+type DiskGrower interface {
+	// GrowDisk makes the disk that many bytes long for the guest, which learns of it by itself. It blocks until the VMM has done it or ctx ends.
+	GrowDisk(ctx context.Context, size int64) error
 }
 
 // Guester is a Machine that has an agent inside. Guest is never nil and the same for the life of the Machine.

@@ -17,6 +17,8 @@ const (
 	EventExit   = "exit"
 	EventOOM    = "oom"
 	EventPanic  = "panic"
+
+	EventSnapshot = "snapshot" // take, remove or restore NAME, or reset
 )
 
 // Event is one line of `events`.

@@ -30,6 +30,15 @@ type Streamer interface {
 	Stream(ctx context.Context, path string, request any) (net.Conn, error)
 }
 
+// Freezer is a Guest whose agent can hold the guest's file systems still.
+type Freezer interface {
+	// Freeze writes out and holds the file systems on disks, and gives their number. The agent lets them go by itself after within,
+	// whatever becomes of the host, and when one does not come to rest.
+	Freeze(ctx context.Context, within time.Duration) (int, error)
+	// Thaw lets them go. held reports whether they have stood still until now.
+	Thaw(ctx context.Context) (held bool, err error)
+}
+
 // GuestInfo is what the agent says of itself.
 type GuestInfo struct {
 	Version  string  `json:"version"`

@@ -411,6 +411,11 @@ func (v *VM) nothingToDo(err error) error {
 
 // begin starts the transition that c asks for, or gives nil when there is nothing to do.
 func (v *VM) begin(ctx context.Context, c Command) (*transition, error) {
+	return v.beginWork(ctx, c, func(state State) (func(context.Context) error, error) { return v.plan(c, state) })
+}
+
+// beginWork is begin with the plan given; that is called under v.mu.
+func (v *VM) beginWork(ctx context.Context, c Command, plan func(State) (func(context.Context) error, error)) (*transition, error) {
 	name := v.Snapshot().Name
 	for {
 		v.mu.Lock()
@@ -421,7 +426,7 @@ func (v *VM) begin(ctx context.Context, c Command) (*transition, error) {
 		state := v.Snapshot().State
 		busy := v.busy
 		if busy == nil {
-			run, err := v.plan(c, state)
+			run, err := plan(state)
 			if err != nil || run == nil {
 				v.mu.Unlock()
 				return nil, err
@@ -502,8 +507,8 @@ func (v *VM) plan(c Command, state State) (func(context.Context) error, error) {
 		switch {
 		case down:
 			return nil, fmt.Errorf("cannot %s %s: it is %s: %w", c, v.Snapshot().Name, state, ErrNotRunning)
-		case c == Pause && state == Running:
-			return v.pause, nil
+		case c == Pause && (state == Running || v.full()):
+			return v.pause, nil // of one that found no space: so that it does not go on by itself
 		case c == Resume && state == Paused:
 			return v.resume, nil
 		}
@@ -603,6 +608,9 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 			return nil, &refusal{fmt.Errorf("cannot lease an address: %w", err)}
 		}
 	}
+	if err := s.checkBase(&image); err != nil {
+		return nil, &refusal{err}
+	}
 	err = v.enter(Starting, func(s *Snapshot) {
 		s.Run++
 		s.BootID, s.Process = v.m.bootID, Process{}
@@ -614,7 +622,11 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 		return nil, &refusal{err}
 	}
 	spec := v.spec(image)
-	if err := v.makeDir(spec); err != nil {
+	if err := v.tidy(ctx); err != nil {
+		return nil, fmt.Errorf("cannot end what was begun with its snapshots: %w", err)
+	}
+	keeper, _ := driver.(DiskKeeper)
+	if err := v.makeDisks(ctx, spec, keeper); err != nil {
 		return nil, err
 	}
 	v.logf("start %d of %s, image %s", v.Snapshot().Run, s.Name, image.Name)
@@ -652,35 +664,17 @@ func (v *VM) spec(image Image) *Spec {
 		spec.Disks = append(spec.Disks, Disk{Path: filepath.Join(s.Dir, DiskOverlay), Format: "qcow2", Base: image.Root, BaseFormat: image.RootFormat})
 	}
 	if s.Config.Disk > 0 {
-		spec.Disks = append(spec.Disks, Disk{Path: filepath.Join(s.Dir, DiskWork), Format: "raw"})
+		spec.Disks = append(spec.Disks, Disk{Path: filepath.Join(s.Dir, DiskWork), Format: "qcow2", Size: s.Config.Disk})
 	}
 	return spec
 }
 
-// makeDir makes the VM's directory and its work disk, or grows it.
-func (v *VM) makeDir(spec *Spec) error {
+// makeDir makes the VM's directory.
+func makeDir(spec *Spec) error {
 	if err := os.Mkdir(spec.Dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	if err := os.Chown(spec.Dir, spec.UID, spec.GID); err != nil {
-		return err
-	}
-	if spec.Config.Disk == 0 {
-		return nil
-	}
-	f, err := os.OpenFile(filepath.Join(spec.Dir, DiskWork), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err == nil && info.Size() < spec.Config.Disk {
-		err = f.Truncate(spec.Config.Disk)
-	}
-	if err == nil {
-		err = f.Chown(spec.UID, spec.GID)
-	}
-	return err
+	return os.Chown(spec.Dir, spec.UID, spec.GID)
 }
 
 // notify hears what a machine tells of itself; it is called by the driver and must not block.
@@ -691,7 +685,14 @@ func (v *VM) notify(n Notice) {
 	case NoticePanic:
 		v.logf("the guest's kernel panicked: %s", n.Detail)
 		v.emit(EventPanic, n.Detail)
-	case NoticePaused, NoticeError:
+	case NoticePaused, NoticeFull:
+		why := errors.New(n.Detail)
+		if n.Kind == NoticeFull {
+			why = v.fullError(n.Detail)
+		}
+		v.logf("%v", why)
+		v.m.spawn(func() { v.halted(why) })
+	case NoticeError:
 		v.logf("%s", n.Detail)
 		v.m.spawn(func() { v.Fail(errors.New(n.Detail)) })
 	}
@@ -824,6 +825,12 @@ func (v *VM) restart(ctx context.Context) error {
 
 func (v *VM) pause(ctx context.Context) error {
 	return v.halt(ctx, Paused, func(p Pauser) error { return p.Pause(ctx) })
+}
+
+// full reports whether the VMM stopped the CPUs because a disk found no space on the host.
+func (v *VM) full() bool {
+	f, ok := v.Snapshot().Machine.(Fuller)
+	return ok && f.Full()
 }
 
 func (v *VM) resume(ctx context.Context) error {

@@ -116,6 +116,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		m.seqF.Close()
 		return nil, err
 	}
+	for _, v := range m.VMs() {
+		v.tidyUp()
+	}
 	m.spawn(m.sweep)
 	m.autostart()
 	return m, nil
@@ -164,6 +167,15 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 	}
 	for _, r := range records {
 		m.insert(m.newVM(r))
+	}
+	saved, err := m.o.Store.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range saved {
+		if v := m.BySerial(d.Serial); v != nil {
+			v.publish(func(s *Snapshot) { s.Saved = append(s.Saved, d) })
+		}
 	}
 	return m.adopt(ctx)
 }
@@ -453,7 +465,7 @@ func (m *Manager) OnChange(f func(Event), missed func()) {
 }
 
 // counted are the transitions that Transitions tells apart; exit is the end of a machine that nobody asked to end.
-var counted = [...]Command{Start, Stop, Restart, Kill, Pause, Resume, exit}
+var counted = [...]Command{Start, Stop, Restart, Kill, Pause, Resume, exit, Take, Drop, Restore}
 
 // Transitions is how often a command's transition has ended since the daemon's start.
 type Transitions struct {
@@ -503,12 +515,12 @@ func (m *Manager) driverNames() []string {
 	return names
 }
 
-// sweep stops what nobody has used for its idle_timeout and keeps the times of use durable.
+// sweep stops what nobody has used for its idle_timeout, lets what found no space go on, and keeps the times of use durable.
 func (m *Manager) sweep() {
 	tick := time.NewTicker(m.o.Sweep)
 	defer tick.Stop()
 	persisted := time.Now()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-m.closing:
 			return
@@ -520,6 +532,9 @@ func (m *Manager) sweep() {
 		}
 		for _, v := range m.VMs() {
 			s := v.Snapshot()
+			if n%fullLook == 0 {
+				v.goOn(s)
+			}
 			if v.idle(s) {
 				v.logf("stopping it: not used for %v", s.Config.IdleTimeout)
 				if err := v.Accept(m.ctx, Stop); err != nil && !errors.Is(err, ErrBusy) {

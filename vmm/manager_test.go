@@ -23,6 +23,41 @@ type memory struct {
 	mu      sync.Mutex
 	last    uint64
 	records map[uint64]vmm.Record
+	saved   []vmm.DiskSnapshot
+}
+
+func (s *memory) Snapshots(context.Context) ([]vmm.DiskSnapshot, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.saved), nil
+}
+
+func (s *memory) AddSnapshot(_ context.Context, d *vmm.DiskSnapshot) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last++
+	d.Number = uint16(s.last)
+	s.saved = append(s.saved, *d)
+	return nil
+}
+
+func (s *memory) findSaved(d *vmm.DiskSnapshot) int {
+	return slices.IndexFunc(s.saved, func(x vmm.DiskSnapshot) bool { return x.Serial == d.Serial && x.Number == d.Number })
+}
+
+func (s *memory) UpdateSnapshot(_ context.Context, d *vmm.DiskSnapshot) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.saved[s.findSaved(d)] = *d
+	return nil
+}
+
+func (s *memory) DeleteSnapshot(_ context.Context, d *vmm.DiskSnapshot) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := s.findSaved(d)
+	s.saved = slices.Delete(s.saved, i, i+1)
+	return nil
 }
 
 func (s *memory) Load(context.Context) (all []vmm.Record, err error) {

@@ -20,5 +20,13 @@ type Store interface {
 	// Lease gives the VM its address in prefix, the one it has already or the
 	// lowest free one, never the network's, the gateway's or the broadcast address. ErrNoSpace if none is free.
 	Lease(ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr) (netip.Addr, error)
+
+	// Snapshots gives all snapshots of all VMs, oldest first, for the start of the daemon.
+	Snapshots(ctx context.Context) ([]DiskSnapshot, error)
+	// AddSnapshot adds one and gives it its Number, which no other of the VM has. ErrNoSpace if there is none left.
+	AddSnapshot(ctx context.Context, d *DiskSnapshot) error
+	// UpdateSnapshot writes all of d by its Serial and Number.
+	UpdateSnapshot(ctx context.Context, d *DiskSnapshot) error
+	DeleteSnapshot(ctx context.Context, d *DiskSnapshot) error
 	Close() error
 }

@@ -34,6 +34,10 @@ const (
 	Pause   Command = "pause"
 	Resume  Command = "resume"
 
+	Take    Command = "snapshot" // these three are no words of `state`: mkdir and rmdir in snapshots/
+	Drop    Command = "removal of a snapshot"
+	Restore Command = "restore"
+
 	exit Command = "exit" // no user's: what the Manager does when a machine ends by itself
 )
 
@@ -92,6 +96,7 @@ type Record struct {
 	Process Process
 	Run     uint64 // counts the starts
 	MAC     string
+	Base    string     // digest of the image that the overlay is over; empty if it was never started over one
 	Address netip.Addr // leased address, kept until the VM is removed; invalid if none was leased yet
 }
 
@@ -126,6 +131,8 @@ type Snapshot struct {
 	// Since is when the machine of this run was started or adopted, by the
 	// monotonic clock; zero while nothing runs.
 	Since time.Time
+	// Saved are the snapshots of the disks, oldest first, also those half made or half removed; Kept gives those that are there.
+	Saved []DiskSnapshot
 	// Dir is the VM's directory on the host; it holds DiskOverlay, DiskWork, the console and the log.
 	Dir string
 }
@@ -174,7 +181,8 @@ func (s *Snapshot) GuestAddress() netip.Addr {
 // Names of files in a VM's directory on the host.
 const (
 	DiskOverlay = "overlay.img" // the system disk's overlay, qcow2; absent for images without a disk
-	DiskWork    = "work.img"    // the VM's own writable disk; sparse raw
+	DiskWork    = "work.qcow2"  // the VM's own writable disk
+	DiskRaw     = "work.img"    // the same, raw, as banger made it before it had snapshots
 	ConsoleFile = "console.log" // what the guest printed, trimmed from its beginning
 	LogFile     = "log"         // what the VMM printed and banger did
 )

@@ -25,6 +25,8 @@ var version = "dev"
 type guest struct {
 	proc     string // /proc
 	powerOff func()
+	freezer  freezer
+	work     *workDisk // nil in tests
 }
 
 func (g *guest) Ping(context.Context) (vmm.GuestInfo, error) {
@@ -69,7 +71,8 @@ func (g *guest) PowerOff(context.Context) error {
 // maxClockError is how far the clock may be off before it is set.
 const maxClockError = 500 * time.Millisecond
 
-func (g *guest) Configure(_ context.Context, c vmm.GuestConfig) error {
+func (g *guest) Configure(ctx context.Context, c vmm.GuestConfig) error {
+	g.work.wait(ctx) // who waits for `healthy` finds /work
 	// The start is over. What it left free is given back now, at once: the runtime would do it bit by bit, waking an idle guest for minutes.
 	time.AfterFunc(time.Second, debug.FreeOSMemory)
 	if c.Hostname != "" {

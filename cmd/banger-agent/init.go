@@ -82,6 +82,7 @@ func shutdown(r *reaper, how int) {
 	}
 	unix.Kill(-1, unix.SIGKILL)
 	unix.Sync()
+	unix.Unmount(workPoint, 0) // EBUSY or EINVAL: its journal will do
 	unix.Reboot(how)
 	select {}
 }

@@ -39,6 +39,8 @@ func askPowerOff() {
 
 // serve answers the host on every channel that the guest has. It returns when the first of them breaks.
 func serve(g *guest) error {
+	g.freezer.recover()
+	g.work = tendWorkDisk()
 	h := agent.Handler(g, nil)
 	ended := make(chan error, 2)
 	channels := 0

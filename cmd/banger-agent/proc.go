@@ -115,7 +115,7 @@ func parseMounts(b []byte) []string {
 			continue
 		}
 		seen[f[0]] = true
-		points = append(points, strings.NewReplacer(`\040`, " ", `\011`, "\t", `\134`, `\`).Replace(f[1]))
+		points = append(points, unescapeMount(f[1]))
 	}
 	return points
 }

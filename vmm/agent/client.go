@@ -395,6 +395,26 @@ func (c *Client) Configure(ctx context.Context, g vmm.GuestConfig) error {
 	return err
 }
 
+// Freeze implements [vmm.Freezer].
+func (c *Client) Freeze(ctx context.Context, within time.Duration) (int, error) {
+	var got frozen
+	b, err := c.do(ctx, http.MethodPost, "/freeze", freeze{within.Milliseconds()})
+	if err == nil {
+		err = json.Unmarshal(b, &got)
+	}
+	return got.Count, err
+}
+
+// Thaw implements [vmm.Freezer].
+func (c *Client) Thaw(ctx context.Context) (bool, error) {
+	var got frozen
+	b, err := c.do(ctx, http.MethodPost, "/thaw", nil)
+	if err == nil {
+		err = json.Unmarshal(b, &got)
+	}
+	return got.Held, err
+}
+
 // PowerOff implements [vmm.Guest].
 func (c *Client) PowerOff(ctx context.Context) error {
 	_, err := c.do(ctx, http.MethodPost, "/poweroff", nil)

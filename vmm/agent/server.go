@@ -61,7 +61,40 @@ func Handler(g vmm.Guest, streams map[string]StreamHandler) http.Handler {
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, struct{}{}, g.PowerOff(r.Context()))
 	})
+	if f, ok := g.(vmm.Freezer); ok {
+		handleFreezer(mux, f)
+	}
 	return mux
+}
+
+// freeze and frozen are what is asked and answered of the guest's file systems.
+type freeze struct {
+	Within int64 `json:"within_ms"`
+}
+
+type frozen struct {
+	Count int  `json:"count"`
+	Held  bool `json:"held"`
+}
+
+// maxFreeze bounds how long a guest may stand still, whatever is asked.
+const maxFreeze = time.Minute
+
+func handleFreezer(mux *http.ServeMux, f vmm.Freezer) {
+	mux.HandleFunc("POST /freeze", func(w http.ResponseWriter, r *http.Request) {
+		var asked freeze
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&asked); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		within := min(max(0, time.Duration(asked.Within)*time.Millisecond), maxFreeze)
+		n, err := f.Freeze(r.Context(), within)
+		answer(w, frozen{Count: n}, err)
+	})
+	mux.HandleFunc("POST /thaw", func(w http.ResponseWriter, r *http.Request) {
+		held, err := f.Thaw(r.Context())
+		answer(w, frozen{Held: held}, err)
+	})
 }
 
 func answer(w http.ResponseWriter, v any, err error) {

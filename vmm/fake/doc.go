@@ -19,7 +19,12 @@
 //	fake.poweroff=3s                 the guest powers itself off after 3 s of running
 //	fake.exit=5s:reason              the VMM dies after 5 s of running
 //	fake.panic=3s                    the guest's kernel panics after 3 s of running
+//	fake.full=3s                     after 3 s of running a disk finds no space and the machine stops, once
+//	fake.snapshot=200ms              a snapshot of its disks takes that long
+//	fake.snapshot=fail               a snapshot fails half made
+//	fake.freeze=hang                 the agent never answers a request to hold the file systems still
 //	fake.disk=N                      N bytes of the system disk's overlay are allocated
 //
+// Disks are plain files under their usual names, which a test may write to; a snapshot is a directory of copies beside them.
 // A guest with a disk reads and writes a page of it each second. The console echoes typed lines and obeys the lines `poweroff` and `panic`.
 package fake

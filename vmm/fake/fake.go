@@ -136,6 +136,8 @@ type kept struct {
 	Ran    time.Duration `json:"ran"`
 	Since  time.Time     `json:"since"`
 	Paused bool          `json:"paused"`
+	Full   bool          `json:"full"`   // paused because of that
+	Filled bool          `json:"filled"` // once
 }
 
 func load(path string) (k kept, err error) {
@@ -146,15 +148,15 @@ func load(path string) (k kept, err error) {
 	return k, json.Unmarshal(b, &k)
 }
 
-// machine implements vmm.Machine, Pauser, Guester, Consoler, BlockStatser and MetricsReader.
+// machine implements vmm.Machine, Pauser, Guester, Consoler, BlockStatser, MetricsReader, Snapshotter, DiskGrower and Fuller.
 type machine struct {
 	// Immutable.
-	driver       *Driver
-	name, dir    string // and no more of its spec: there may be ten thousand
-	memory, disk int64
-	script       script
-	notify       func(vmm.Notice)
-	done         chan struct{}
+	driver    *Driver
+	name, dir string // and no more of its spec: there may be ten thousand
+	memory    int64
+	script    script
+	notify    func(vmm.Notice)
+	done      chan struct{}
 
 	console console
 
@@ -163,6 +165,7 @@ type machine struct {
 
 	// Guarded by mu.
 	mu      sync.Mutex
+	disk    int64
 	kept    kept
 	timer   *time.Timer
 	resumed chan struct{} // closed while not paused
@@ -214,12 +217,18 @@ func (m *machine) save() error {
 
 // arm sets the timer of the script's next end; mu is held.
 func (m *machine) arm() {
-	e, ok := m.script.next()
+	e, ok := m.script.next(m.kept.Filled)
 	if !ok || m.kept.Paused || m.over {
 		return
 	}
 	left := max(0, e.after-m.age())
-	m.timer = time.AfterFunc(left, func() { m.end(e) })
+	m.timer = time.AfterFunc(left, func() {
+		if e.full {
+			m.fill()
+			return
+		}
+		m.end(e)
+	})
 }
 
 func (m *machine) age() time.Duration {
@@ -297,19 +306,46 @@ func (m *machine) Paused() bool {
 	return m.kept.Paused
 }
 
+// Full implements vmm.Fuller.
+func (m *machine) Full() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.kept.Full
+}
+
+// fill is a disk that finds no space on the host.
+func (m *machine) fill() {
+	m.mu.Lock()
+	if m.over || m.kept.Paused {
+		m.mu.Unlock()
+		return
+	}
+	m.kept.Filled = true
+	m.stopLocked()
+	m.kept.Full = true
+	m.mu.Unlock()
+	_ = m.save() // as from the page cache of a host whose disk is full
+	m.notify(vmm.Notice{Kind: vmm.NoticeFull, Detail: "work"})
+}
+
+func (m *machine) stopLocked() {
+	m.kept.Ran = m.age()
+	m.kept.Paused = true
+	m.resumed = make(chan struct{})
+	if m.timer != nil {
+		m.timer.Stop()
+	}
+}
+
 func (m *machine) setPaused(paused bool) error {
 	m.mu.Lock()
+	m.kept.Full = false
 	switch {
 	case m.over:
 		m.mu.Unlock()
 		return vmm.ErrNotRunning
 	case paused && !m.kept.Paused:
-		m.kept.Ran = m.age()
-		m.kept.Paused = true
-		m.resumed = make(chan struct{})
-		if m.timer != nil {
-			m.timer.Stop()
-		}
+		m.stopLocked()
 	case !paused && m.kept.Paused:
 		m.kept.Paused, m.kept.Since = false, time.Now()
 		close(m.resumed)

@@ -44,7 +44,7 @@ func TestScriptWords(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if first, ok := s.next(); !ok || first.exit.Reason != "gone" || s.boot != time.Second || len(s.listen) != 2 || s.listen[0].Process != "nginx" {
+	if first, ok := s.next(false); !ok || first.exit.Reason != "gone" || s.boot != time.Second || len(s.listen) != 2 || s.listen[0].Process != "nginx" {
 		t.Errorf("%+v", s)
 	}
 }

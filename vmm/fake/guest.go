@@ -8,7 +8,7 @@ import (
 	"banger/vmm"
 )
 
-// guest implements vmm.Guest.
+// guest implements vmm.Guest and vmm.Freezer.
 type guest struct{ m *machine }
 
 // answer waits as the script says that the agent does.
@@ -57,12 +57,26 @@ func (g guest) Stats(ctx context.Context) (vmm.GuestStats, error) {
 	if err := g.answer(ctx); err != nil {
 		return vmm.GuestStats{}, err
 	}
-	memory := g.m.memory
-	return vmm.GuestStats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10, Uptime: g.age(), DiskTotal: g.m.disk}, nil
+	g.m.mu.Lock()
+	memory, disk := g.m.memory, g.m.disk
+	g.m.mu.Unlock()
+	return vmm.GuestStats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10, Uptime: g.age(), DiskTotal: disk}, nil
 }
 
 func (g guest) Configure(ctx context.Context, _ vmm.GuestConfig) error {
 	return g.answer(ctx)
+}
+
+// Freeze implements vmm.Freezer.
+func (g guest) Freeze(ctx context.Context, _ time.Duration) (int, error) {
+	if g.m.script.freeze == "hang" {
+		return 0, g.m.wait(ctx, nil)
+	}
+	return 1, g.answer(ctx)
+}
+
+func (g guest) Thaw(ctx context.Context) (bool, error) {
+	return g.m.script.freeze != "hang", g.answer(ctx)
 }
 
 func (g guest) PowerOff(ctx context.Context) error {

@@ -24,12 +24,16 @@ type script struct {
 	listen    []vmm.Listener
 	disk      int64
 	ends      []end
+	slowSave  time.Duration
+	failSave  bool
+	freeze    string // "" or hang
 }
 
 // end is one way in which a machine ends by itself, after it ran for a while.
 type end struct {
 	after time.Duration
 	panic bool
+	full  bool // it does not end, it stops until it is resumed
 	exit  vmm.Exit
 }
 
@@ -80,6 +84,14 @@ func (s *script) apply(key, value string) (err error) {
 		if err == nil && (s.disk < 0 || s.disk > maxDisk) {
 			err = fmt.Errorf("must be 0 to %d", maxDisk)
 		}
+	case "full":
+		err = s.endAfter(value, end{full: true})
+	case "snapshot":
+		if s.failSave = value == "fail"; !s.failSave {
+			s.slowSave, err = time.ParseDuration(value)
+		}
+	case "freeze":
+		s.freeze, err = value, oneOf(value, "hang")
 	case "exit":
 		after, reason, found := strings.Cut(value, ":")
 		if !found {
@@ -133,16 +145,12 @@ func parseListeners(list string) ([]vmm.Listener, error) {
 	return all, nil
 }
 
-// next gives the first end to come.
-func (s *script) next() (end, bool) {
-	if len(s.ends) == 0 {
-		return end{}, false
-	}
-	first := s.ends[0]
-	for _, e := range s.ends[1:] {
-		if e.after < first.after {
-			first = e
+// next gives the first end to come; filled is whether the disk was full before.
+func (s *script) next(filled bool) (first end, found bool) {
+	for _, e := range s.ends {
+		if (!found || e.after < first.after) && !(e.full && filled) {
+			first, found = e, true
 		}
 	}
-	return first, true
+	return first, found
 }

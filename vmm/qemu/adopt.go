@@ -118,6 +118,7 @@ func (m *Machine) adopt(ctx context.Context) error {
 		return err
 	}
 	m.paused.Store(status != "running")
+	m.setFull(status == "io-error") // or another failure of a disk, which a try will show
 	return nil
 }
 

@@ -88,6 +88,7 @@ func commandLine(spec *vmm.Spec, h host) (args []string, fds []fdName) {
 		"-device", "virtio-balloon"+bus)
 	for i, d := range spec.Disks {
 		node := nodeName(d, i)
+		d = actual(d)
 		add("-blockdev", fmt.Sprintf("driver=%s,node-name=%s,read-only=%s,discard=unmap,file.driver=file,file.filename=%s",
 			escape(d.Format), node, onOff(d.ReadOnly), escape(d.Path)),
 			"-device", fmt.Sprintf("virtio-blk%s,drive=%s,serial=%s,werror=stop,rerror=report", bus, node, node))
@@ -138,12 +139,18 @@ func memory(spec *vmm.Spec) int64 {
 // contextID is the guest's vsock address; 0 to 2 are reserved (vsock(7)).
 func contextID(serial uint64) uint32 { return uint32(1<<16 + serial%(1<<30)) }
 
+// Names of the disks to QEMU, and their serial numbers to the guest.
+const (
+	overlayNode = "overlay"
+	workNode    = "work"
+)
+
 func nodeName(d vmm.Disk, i int) string {
 	switch filepath.Base(d.Path) {
 	case vmm.DiskOverlay:
-		return "overlay"
+		return overlayNode
 	case vmm.DiskWork:
-		return "work"
+		return workNode
 	}
 	return "disk" + strconv.Itoa(i)
 }

@@ -35,7 +35,7 @@ func TestCommandLine(t *testing.T) {
 			s.NIC.Mode = vmm.NetUser
 			s.Disks = []vmm.Disk{
 				{Path: s.Dir + "/" + vmm.DiskOverlay, Format: "qcow2"},
-				{Path: s.Dir + "/" + vmm.DiskWork, Format: "raw"},
+				{Path: s.Dir + "/" + vmm.DiskWork, Format: "qcow2"},
 				{Path: "/odd, path/it's", Format: "raw", ReadOnly: true},
 			}
 		}, micro},

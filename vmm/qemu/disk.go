@@ -3,57 +3,464 @@ package qemu
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"banger/vmm"
+
+	"golang.org/x/sys/unix"
 )
 
-// makeDisks makes the overlays that are not there yet. It runs qemu-img as the VM's user, whose directory they are in; a crash
-// leaves none or a whole one.
-func makeDisks(ctx context.Context, spec *vmm.Spec, cred *syscall.Credential) error {
-	for _, d := range spec.Disks {
-		if d.Base == "" {
-			continue
-		}
-		if _, err := os.Lstat(d.Path); !errors.Is(err, os.ErrNotExist) {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		tmp := d.Path + ".new"
-		if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		if err := qemuImg(ctx, cred, "create", "-q", "-f", d.Format, "-b", d.Base, "-F", d.BaseFormat, tmp); err != nil {
-			return fmt.Errorf("cannot make a disk over %s: %w", d.Base, err)
-		}
-		if err := os.Rename(tmp, d.Path); err != nil {
+// Whatever reads or writes a disk runs as the VM's user, whose directory it is in: what a VMM that was taken over by its guest leaves there
+// is then opened with no more rights than that VMM had. No format is ever guessed: a guest may write the beginning of any format on a raw disk.
+
+const (
+	sector = 512
+	// formatMost bounds the file system that a new disk begins with; the agent grows it to the disk's length. It keeps what mke2fs
+	// writes small for disks of terabytes.
+	formatMost = 4 << 30
+	// formatLeast is the smallest disk that gets one.
+	formatLeast = 1 << 20
+	maxTold     = 4 << 20 // bytes of what a program says
+)
+
+// makeFS are the options of mke2fs(8): what ext4 is must not depend on the host's mke2fs.conf, for the guest's kernel may be older.
+var makeFS = []string{"-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-L", "work",
+	"-O", "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum"}
+
+// MakeDisks implements vmm.DiskKeeper. A crash leaves each disk as it was or whole.
+func (d *Driver) MakeDisks(ctx context.Context, spec *vmm.Spec) error {
+	t, err := d.tools(spec)
+	if err != nil {
+		return err
+	}
+	for _, disk := range t.spec.Disks {
+		if err := t.make(ctx, disk); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// qemuImg runs qemu-img(1) to its end as cred, the daemon's own user if that is nil; its error holds what it said.
-func qemuImg(ctx context.Context, cred *syscall.Credential, args ...string) error {
-	cmd := exec.CommandContext(ctx, "qemu-img", args...)
-	if cred != nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+// tools run programs on the disks of one VM.
+type tools struct {
+	spec *vmm.Spec
+	cred *syscall.Credential
+}
+
+func (d *Driver) tools(spec *vmm.Spec) (*tools, error) {
+	spec, err := absolute(spec)
+	if err != nil {
+		return nil, err
 	}
-	var said bytes.Buffer
-	cmd.Stderr = &said
-	err := cmd.Run()
+	cred, err := credential(spec, "")
+	return &tools{spec, cred}, err
+}
+
+func (t *tools) logf(format string, args ...any) {
+	if t.spec.Log != nil {
+		fmt.Fprintf(t.spec.Log, "banger: "+format+"\n", args...)
+	}
+}
+
+// make makes a disk that is not there and grows one that is too small.
+func (t *tools) make(ctx context.Context, d vmm.Disk) error {
+	size := (d.Size + sector - 1) / sector * sector
+	has, err := virtualSize(d)
+	raw := rawTwin(d)
+	if err == nil && raw.Path != "" { // it was converted, which a crash cut short at its end
+		err = os.Remove(raw.Path)
+	}
 	switch {
-	case errors.Is(err, exec.ErrNotFound):
-		return fmt.Errorf("no qemu-img (install qemu-utils): %w", vmm.ErrUnsupported)
-	case err != nil:
-		return fmt.Errorf("qemu-img: %w: %s", err, strings.TrimSpace(said.String()))
+	case err == nil && has >= size:
+		return nil
+	case err == nil:
+		if err := t.qemuImg(ctx, "resize", "-q", "--image-opts", imageOptions(d), strconv.FormatInt(size, 10)); err != nil {
+			return fmt.Errorf("cannot grow the disk %s: %w", filepath.Base(d.Path), err)
+		}
+		return nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("cannot look at the disk %s: %w", filepath.Base(d.Path), err)
+	}
+	fresh, from := d.Path+".new", d.Path+".raw"
+	for _, path := range []string{fresh, from} { // of a start that was cut short
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	defer os.Remove(from)
+	if d.Base != "" {
+		args := []string{"create", "-q", "-f", d.Format, "-b", d.Base, "-F", d.BaseFormat, fresh}
+		if size > 0 {
+			args = append(args, strconv.FormatInt(size, 10))
+		}
+		if err := t.qemuImg(ctx, args...); err != nil {
+			return fmt.Errorf("cannot make a disk over %s: %w", d.Base, err)
+		}
+		return settle(fresh, d.Path)
+	}
+	if raw.Path != "" && vmm.DiskBytes(raw.Path) > 0 {
+		return t.convert(ctx, d, raw, fresh)
+	}
+	if err := t.format(ctx, from, size); err != nil {
+		return fmt.Errorf("cannot make a file system for the disk %s: %w", filepath.Base(d.Path), err)
+	}
+	args := []string{"create", "-q", "-f", d.Format, fresh, strconv.FormatInt(size, 10)}
+	if _, err := os.Lstat(from); err == nil {
+		args = []string{"convert", "-q", "-f", "raw", "-O", d.Format, from, fresh}
+	}
+	if err = t.qemuImg(ctx, args...); err == nil && min(size, formatMost) < size {
+		err = t.qemuImg(ctx, "resize", "-q", "--image-opts", imageOptions(vmm.Disk{Path: fresh, Format: d.Format}), strconv.FormatInt(size, 10))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot make the disk %s: %w", filepath.Base(d.Path), err)
+	}
+	return settle(fresh, d.Path)
+}
+
+// settle gives a finished file its name, once all of it is on the disk.
+func settle(from, to string) error {
+	f, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(from, to)
+}
+
+// format makes the file system of a new disk in the file path, of at most formatMost. A disk too small for one gets none, nor does any on
+// a host without mke2fs.
+func (t *tools) format(ctx context.Context, path string, size int64) error {
+	if size < formatLeast {
+		t.logf("a disk of %d bytes is too small for a file system: it is left blank", size)
+		return nil
+	}
+	program := findProgram("mke2fs")
+	if program == "" {
+		t.logf("there is no mke2fs here (install e2fsprogs): the disk is left blank")
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := errors.Join(f.Chown(t.spec.UID, t.spec.GID), f.Truncate(min(size, formatMost))); err != nil {
+		return err
+	}
+	args := makeFS
+	if size >= 1<<30 {
+		args = append(slices.Clone(args), "-J", "size=32") // what it reserves on the host meanwhile
+	}
+	_, err = t.run(ctx, program, append(slices.Clone(args), path)...)
+	return err
+}
+
+// convert makes a disk of the raw one of an earlier banger. Where the host has no room for both the raw one goes on being used.
+func (t *tools) convert(ctx context.Context, d, raw vmm.Disk, fresh string) error {
+	err := t.qemuImg(ctx, "convert", "-q", "-f", "raw", "-O", d.Format, raw.Path, fresh)
+	if err != nil {
+		os.Remove(fresh)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		t.logf("the disk stays %s, of which there are no snapshots: it cannot be converted: %v", filepath.Base(raw.Path), err)
+		return t.make(ctx, raw)
+	}
+	if err := settle(fresh, d.Path); err != nil {
+		return err
+	}
+	return t.make(ctx, d) // which removes the raw one
+}
+
+// rawTwin is the raw disk that an earlier banger made in place of d; without a path if there is none.
+func rawTwin(d vmm.Disk) vmm.Disk {
+	if filepath.Base(d.Path) == vmm.DiskWork {
+		raw := d
+		raw.Path, raw.Format = filepath.Join(filepath.Dir(d.Path), vmm.DiskRaw), "raw"
+		if _, err := os.Lstat(raw.Path); err == nil {
+			return raw
+		}
+	}
+	return vmm.Disk{}
+}
+
+// actual is the disk that stands for d: the raw one of an earlier banger where that could not be converted.
+func actual(d vmm.Disk) vmm.Disk {
+	if _, err := os.Lstat(d.Path); errors.Is(err, fs.ErrNotExist) {
+		if raw := rawTwin(d); raw.Path != "" {
+			return raw
+		}
+	}
+	return d
+}
+
+// virtualSize gives the bytes that the guest sees of a disk.
+func virtualSize(d vmm.Disk) (int64, error) {
+	fd, err := unix.Open(d.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: d.Path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), d.Path)
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if d.Format == "raw" {
+		return info.Size(), nil
+	}
+	var head [32]byte // docs/interop/qcow2.txt of QEMU: magic, ..., size in bytes 24 to 31
+	if _, err := io.ReadFull(io.NewSectionReader(f, 0, int64(len(head))), head[:]); err != nil || string(head[:4]) != "QFI\xfb" {
+		return 0, errors.New("it is not a qcow2 image")
+	}
+	return int64(binary.BigEndian.Uint64(head[24:])), nil
+}
+
+// imageOptions names a disk for --image-opts, with its format.
+func imageOptions(d vmm.Disk) string {
+	return "driver=" + escape(d.Format) + ",file.driver=file,file.filename=" + escape(d.Path)
+}
+
+// Disks implements vmm.DiskKeeper.
+func (d *Driver) Disks(spec *vmm.Spec) vmm.Snapshotter { return restingDisks{d, spec} }
+
+// restingDisks are those of a VM that does not run.
+type restingDisks struct {
+	driver *Driver
+	spec   *vmm.Spec
+}
+
+// TakeSnapshot implements vmm.Snapshotter.
+func (r restingDisks) TakeSnapshot(ctx context.Context, tag string) error {
+	t, err := r.driver.tools(r.spec)
+	if err != nil {
+		return err
+	}
+	for _, disk := range t.spec.Disks {
+		if disk = actual(disk); disk.Format != "qcow2" {
+			return fmt.Errorf("its disk %s could not be converted, its log says why: %w", filepath.Base(disk.Path), vmm.ErrUnsupported)
+		}
+		if err := t.qemuImg(ctx, "snapshot", "-q", "--image-opts", "-c", tag, imageOptions(disk)); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// DropSnapshot implements vmm.Snapshotter.
+func (r restingDisks) DropSnapshot(ctx context.Context, tag string) error {
+	t, err := r.driver.tools(r.spec)
+	if err != nil {
+		return err
+	}
+	disks, err := t.having(ctx, tag)
+	if err != nil {
+		return err
+	}
+	for _, disk := range disks {
+		if err := t.qemuImg(ctx, "snapshot", "-q", "--image-opts", "-d", tag, imageOptions(disk)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RestoreDisks implements vmm.DiskKeeper.
+func (d *Driver) RestoreDisks(ctx context.Context, spec *vmm.Spec, tag string) error {
+	t, err := d.tools(spec)
+	if err != nil {
+		return err
+	}
+	disks, err := t.having(ctx, tag)
+	if err == nil && len(disks) == 0 {
+		err = fmt.Errorf("the disks have no snapshot %s: %w", tag, vmm.ErrNotFound)
+	}
+	if err != nil {
+		return err
+	}
+	for _, disk := range disks {
+		if err := t.qemuImg(ctx, "snapshot", "-q", "--image-opts", "-a", tag, imageOptions(disk)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// having gives the disks that have the snapshot.
+func (t *tools) having(ctx context.Context, tag string) ([]vmm.Disk, error) {
+	var disks []vmm.Disk
+	for _, disk := range t.spec.Disks {
+		if disk = actual(disk); disk.Format != "qcow2" {
+			continue
+		}
+		if _, err := os.Lstat(disk.Path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		said, err := t.run(ctx, "qemu-img", "info", "--output=json", "--image-opts", imageOptions(disk))
+		if err != nil {
+			return nil, err
+		}
+		var info imageInfo
+		if err := json.Unmarshal(said, &info); err != nil {
+			return nil, fmt.Errorf("cannot read what qemu-img says of %s: %w", filepath.Base(disk.Path), err)
+		}
+		if info.has(tag) {
+			disks = append(disks, disk)
+		}
+	}
+	return disks, nil
+}
+
+// imageInfo is ImageInfo of QEMU's schema (qapi/block-core.json).
+type imageInfo struct {
+	Snapshots []struct {
+		Name string `json:"name"`
+	} `json:"snapshots"`
+}
+
+func (i *imageInfo) has(tag string) bool {
+	for _, s := range i.Snapshots {
+		if s.Name == tag {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *tools) qemuImg(ctx context.Context, args ...string) error {
+	_, err := t.run(ctx, "qemu-img", args...)
+	return err
+}
+
+// run runs a program to its end as the VM's user and gives what it said; the error holds what it complained of. It dies with the daemon,
+// so that nobody but the next daemon touches the disks then; qemu-img writes in an order in which that loses some space at worst.
+func (t *tools) run(ctx context.Context, program string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "MKE2FS_CONFIG=/dev/null"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: t.cred, Pdeathsig: syscall.SIGKILL}
+	var said, complained limited
+	cmd.Stdout, cmd.Stderr = &said, &complained
+	runtime.LockOSThread() // the signal comes when the thread that started it ends
+	defer runtime.UnlockOSThread()
+	err := cmd.Run()
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.Is(err, exec.ErrNotFound):
+		return nil, fmt.Errorf("no %s (install qemu-utils): %w", program, vmm.ErrUnsupported)
+	case err != nil && strings.Contains(complained.String(), "No space left on device"):
+		err = vmm.ErrNoSpace
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s: %w", filepath.Base(program), strings.TrimSpace(complained.String()), err)
+	}
+	return said.Bytes(), nil
+}
+
+// limited keeps the beginning of what is written to it.
+type limited struct{ bytes.Buffer }
+
+func (l *limited) Write(p []byte) (int, error) {
+	l.Buffer.Write(p[:min(len(p), max(0, maxTold-l.Len()))])
+	return len(p), nil
+}
+
+// findProgram finds what a user's PATH may lack; empty if it is not there.
+func findProgram(name string) string {
+	for _, path := range []string{name, "/usr/sbin/" + name, "/sbin/" + name} {
+		if found, err := exec.LookPath(path); err == nil {
+			return found
+		}
+	}
+	return ""
+}
+
+// node is an entry of query-named-block-nodes, as far as it matters here.
+type node struct {
+	Name  string    `json:"node-name"`
+	Drv   string    `json:"drv"`
+	Image imageInfo `json:"image"`
+}
+
+// nodes gives QEMU's view of the machine's disks, the protocol's nodes below them left out.
+func (m *Machine) nodes(ctx context.Context) ([]node, error) {
+	var all []node
+	if err := m.call(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &all); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(n node) bool { return n.Name != overlayNode && n.Name != workNode }), nil
+}
+
+// action is a TransactionAction of QEMU's schema (qapi/transaction.json).
+type action struct {
+	Type string            `json:"type"`
+	Data map[string]string `json:"data"`
+}
+
+// TakeSnapshot implements vmm.Snapshotter with one transaction over the disks: QEMU lets no request of the guest end on any of them between the
+// first and the last, and all have it or none.
+func (m *Machine) TakeSnapshot(ctx context.Context, tag string) error {
+	nodes, err := m.nodes(ctx)
+	if err != nil {
+		return err
+	}
+	var actions []action
+	for _, n := range nodes {
+		if n.Drv != "qcow2" {
+			return fmt.Errorf("its disk %s was made by an earlier banger and is converted at its next start: restart it first: %w", n.Name, vmm.ErrUnsupported)
+		}
+		actions = append(actions, action{"blockdev-snapshot-internal-sync", map[string]string{"device": n.Name, "name": tag}})
+	}
+	if len(actions) == 0 {
+		return fmt.Errorf("it was started without a disk: %w", vmm.ErrUnsupported)
+	}
+	return noSpace(m.call(ctx, "transaction", map[string]any{"actions": actions}, nil))
+}
+
+// DropSnapshot implements vmm.Snapshotter.
+func (m *Machine) DropSnapshot(ctx context.Context, tag string) error {
+	nodes, err := m.nodes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if !n.Image.has(tag) {
+			continue
+		}
+		if err := m.call(ctx, "blockdev-snapshot-delete-internal-sync", map[string]string{"device": n.Name, "name": tag}, nil); err != nil {
+			return noSpace(err)
+		}
+	}
+	return nil
+}
+
+// GrowDisk implements vmm.DiskGrower.
+func (m *Machine) GrowDisk(ctx context.Context, size int64) error {
+	size = (size + sector - 1) / sector * sector
+	return noSpace(m.call(ctx, "block_resize", map[string]any{"node-name": workNode, "size": size}, nil))
+}
+
+// noSpace finds the want of space in what QEMU says, which has no class for it.
+func noSpace(err error) error {
+	var refused *qmpError
+	if errors.As(err, &refused) && strings.Contains(refused.Error(), "No space left on device") {
+		return fmt.Errorf("%w: %v", vmm.ErrNoSpace, err)
+	}
+	return err
 }

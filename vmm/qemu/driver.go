@@ -181,9 +181,6 @@ func (d *Driver) start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 	if err != nil {
 		return nil, err
 	}
-	if err := makeDisks(ctx, spec, cred); err != nil {
-		return nil, err
-	}
 	out := spec.LogFile
 	if out == nil {
 		if out, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
@@ -354,4 +351,8 @@ var (
 	_ vmm.Guester      = (*Machine)(nil)
 	_ vmm.Consoler     = (*Machine)(nil)
 	_ vmm.BlockStatser = (*Machine)(nil)
+	_ vmm.Snapshotter  = (*Machine)(nil)
+	_ vmm.DiskGrower   = (*Machine)(nil)
+	_ vmm.Fuller       = (*Machine)(nil)
+	_ vmm.DiskKeeper   = (*Driver)(nil)
 )

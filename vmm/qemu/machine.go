@@ -23,7 +23,7 @@ import (
 const lastWords = time.Second
 
 // Machine is one QEMU. It implements vmm.Machine, vmm.Pauser, vmm.Guester,
-// vmm.Consoler, vmm.BlockStatser and vmm.MetricsReader; all methods may be called from many goroutines.
+// vmm.Consoler, vmm.BlockStatser, vmm.MetricsReader and, in disk.go, vmm.Snapshotter and vmm.DiskGrower; all methods may be called from many goroutines.
 type Machine struct {
 	id     string
 	accel  string
@@ -50,6 +50,8 @@ type Machine struct {
 	shutdown string // reason of the SHUTDOWN event
 	panicked string // what the guest's kernel said
 	ioError  string // of the last BLOCK_IO_ERROR
+	noSpace  string // the disk that had it, if it was for want of space
+	full     bool   // the CPUs were stopped because of that
 	pausing  int    // calls of Pause under way
 }
 
@@ -306,6 +308,7 @@ func (m *Machine) event(e qmpEvent) {
 		Reason string `json:"reason"`
 		Action string `json:"action"`
 		Node   string `json:"node-name"`
+		Full   bool   `json:"nospace"`
 	}
 	if len(e.Data) > 0 && json.Unmarshal(e.Data, &data) != nil {
 		return
@@ -320,16 +323,24 @@ func (m *Machine) event(e qmpEvent) {
 	case "BLOCK_IO_ERROR":
 		if data.Action == "stop" {
 			m.mu.Lock()
-			m.ioError = fmt.Sprintf("disk %s: %s", data.Node, data.Reason)
+			m.ioError, m.noSpace = fmt.Sprintf("disk %s: %s", data.Node, data.Reason), ""
+			if data.Full {
+				m.noSpace = data.Node
+			}
 			m.mu.Unlock()
 		}
 	case "STOP":
 		m.paused.Store(true)
 		m.mu.Lock()
-		asked, why := m.pausing > 0, m.ioError
-		m.ioError = ""
+		asked, why, disk := m.pausing > 0, m.ioError, m.noSpace
+		m.ioError, m.noSpace = "", ""
+		m.full = disk != "" && !asked
 		m.mu.Unlock()
-		if asked && why == "" {
+		switch {
+		case asked && why == "":
+			return
+		case disk != "":
+			m.tell(vmm.NoticeFull, disk)
 			return
 		}
 		if why == "" {
@@ -338,7 +349,21 @@ func (m *Machine) event(e qmpEvent) {
 		m.tell(vmm.NoticePaused, "the VMM stopped the CPUs: "+why)
 	case "RESUME":
 		m.paused.Store(false)
+		m.setFull(false)
 	}
+}
+
+func (m *Machine) setFull(full bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.full = full
+}
+
+// Full implements vmm.Fuller.
+func (m *Machine) Full() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.full
 }
 
 // Process implements vmm.Machine.
@@ -420,6 +445,7 @@ func (m *Machine) call(ctx context.Context, command string, args, out any) error
 func (m *Machine) Pause(ctx context.Context) error {
 	m.mu.Lock()
 	m.pausing++
+	m.full = false
 	m.mu.Unlock()
 	defer func() {
 		m.mu.Lock()

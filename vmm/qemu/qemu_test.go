@@ -163,10 +163,7 @@ func (b *bench) exit(t *testing.T, m *Machine) vmm.Exit {
 
 func TestLife(t *testing.T) {
 	b := newBench(t)
-	b.spec.Disks = []vmm.Disk{{Path: filepath.Join(b.spec.Dir, vmm.DiskWork), Format: "raw"}}
-	if err := os.WriteFile(b.spec.Disks[0].Path, make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	b.spec.Disks = []vmm.Disk{{Path: filepath.Join(b.spec.Dir, vmm.DiskWork), Format: "qcow2", Size: 8 << 20}}
 	base := filepath.Join(b.spec.Dir, "base,=.img")
 	if err := os.WriteFile(base, make([]byte, 3<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -174,8 +171,11 @@ func TestLife(t *testing.T) {
 	overlay := filepath.Join(b.spec.Dir, vmm.DiskOverlay)
 	b.spec.Disks = append(b.spec.Disks, vmm.Disk{Path: overlay, Format: "qcow2", Base: base, BaseFormat: "raw"})
 	b.spec.NIC = vmm.NIC{Mode: vmm.NetUser, MAC: "02:00:00:00:00:07"}
-	m := b.start(t)
 	ctx := within(t, 30*time.Second)
+	if err := b.MakeDisks(ctx, b.spec); err != nil {
+		t.Fatal(err)
+	}
+	m := b.start(t)
 	if header, err := os.ReadFile(overlay); err != nil || !bytes.HasPrefix(header, []byte("QFI\xfb")) {
 		t.Errorf("the overlay begins with %.4q: %v", header, err)
 	}
@@ -197,6 +197,7 @@ func TestLife(t *testing.T) {
 	if _, err := m.BlockStats(ctx); err != nil {
 		t.Error(err)
 	}
+	liveSnapshots(t, ctx, b, m)
 	short := within(t, 50*time.Millisecond)
 	if _, err := m.Guest().Ping(short); !errors.Is(err, vmm.ErrTimeout) {
 		t.Errorf("ping of a guest without an agent: %v", err)

@@ -46,6 +46,21 @@ var migrations = []string{
 	ALTER TABLE vms ADD COLUMN expose_fs INTEGER NOT NULL DEFAULT 0;
 	ALTER TABLE vms ADD COLUMN publish TEXT NOT NULL DEFAULT '';
 	ALTER TABLE vms ADD COLUMN authorized_keys TEXT NOT NULL DEFAULT ''`,
+	`ALTER TABLE vms ADD COLUMN base TEXT NOT NULL DEFAULT '';
+	ALTER TABLE vms ADD COLUMN snapshots_made INTEGER NOT NULL DEFAULT 0; -- ever
+	CREATE TABLE snapshots (
+		id       INTEGER PRIMARY KEY,
+		serial   INTEGER NOT NULL REFERENCES vms (serial) ON DELETE CASCADE,
+		number   INTEGER NOT NULL, -- 1 to 65535
+		name     TEXT NOT NULL,
+		created  INTEGER NOT NULL, -- nanoseconds since 1970
+		state    TEXT NOT NULL,
+		size     INTEGER NOT NULL,
+		frozen   INTEGER NOT NULL,
+		phase    TEXT NOT NULL,
+		UNIQUE (serial, number),
+		UNIQUE (serial, name)
+	) STRICT`,
 }
 
 // migrate brings the database to the last of steps. Each step is one transaction with its user_version.

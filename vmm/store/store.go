@@ -224,7 +224,7 @@ func (s *Store) Lease(ctx context.Context, serial uint64, prefix netip.Prefix, g
 // columns are those of vms that Update writes, in the order of values.
 var columns = strings.Fields(`id name image cpus memory disk cmdline vmm net autostart idle_timeout stop_timeout
 	protected uid gid mode created started touched state error boot_id pid pid_start run
-	isolate expose_fs publish authorized_keys`)
+	isolate expose_fs publish authorized_keys base`)
 
 func values(r *vmm.Record) []any {
 	c := &r.Config
@@ -232,7 +232,7 @@ func values(r *vmm.Record) []any {
 		int64(c.IdleTimeout), int64(c.StopTimeout), c.Protected, int64(r.Owner.UID), int64(r.Owner.GID), int64(r.Owner.Mode),
 		nanos(r.Created), nanos(r.Started), nanos(r.Touched), string(r.State), r.Error, r.BootID,
 		int64(r.Process.PID), int64(r.Process.StartTime), int64(r.Run),
-		c.Isolate, c.ExposeFS, c.Publish, c.AuthorizedKeys}
+		c.Isolate, c.ExposeFS, c.Publish, c.AuthorizedKeys, r.Base}
 }
 
 func nanos(t time.Time) int64 {
@@ -255,6 +255,8 @@ type writer struct {
 	savepoint, release, rollbackTo     *sql.Stmt
 	load, insert, update, remove       *sql.Stmt
 	leaseOf, leases, leaseTake, exists *sql.Stmt
+	saved, save, saveAgain, unsave     *sql.Stmt
+	saveNumber                         *sql.Stmt
 	stmts                              []*sql.Stmt
 	conn                               *sql.Conn
 }
@@ -279,6 +281,11 @@ func newWriter(ctx context.Context, conn *sql.Conn) (*writer, error) {
 		{&w.exists, "SELECT 1 FROM vms WHERE serial = ?"},
 		{&w.leaseOf, "SELECT address FROM leases WHERE serial = ?"},
 		{&w.leases, "SELECT address FROM leases WHERE serial <> ? ORDER BY address"},
+		{&w.saved, "SELECT serial, number, name, created, state, size, frozen, phase FROM snapshots ORDER BY created, number"},
+		{&w.saveNumber, "UPDATE vms SET snapshots_made = snapshots_made + 1 WHERE serial = ? RETURNING snapshots_made"},
+		{&w.save, "INSERT INTO snapshots (name, created, state, size, frozen, phase, serial, number) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"},
+		{&w.saveAgain, "UPDATE snapshots SET name = ?, created = ?, state = ?, size = ?, frozen = ?, phase = ? WHERE serial = ? AND number = ?"},
+		{&w.unsave, "DELETE FROM snapshots WHERE serial = ? AND number = ?"},
 		{&w.leaseTake, "INSERT INTO leases (serial, address) VALUES (?, ?) ON CONFLICT (serial) DO UPDATE SET address = excluded.address"},
 	} {
 		stmt, err := conn.PrepareContext(ctx, p.text)
@@ -356,7 +363,7 @@ func (w *writer) all(ctx context.Context) ([]vmm.Record, error) {
 		if err := rows.Scan(&r.ID, &r.Name, &c.Image, &c.CPUs, &c.Memory, &c.Disk, &c.Cmdline, &c.VMM, &c.Net, &c.Autostart,
 			&c.IdleTimeout, &c.StopTimeout, &c.Protected, &r.Owner.UID, &r.Owner.GID, &r.Owner.Mode,
 			&created, &started, &touched, &r.State, &r.Error, &r.BootID,
-			&r.Process.PID, &pidStart, &run, &c.Isolate, &c.ExposeFS, &c.Publish, &c.AuthorizedKeys,
+			&r.Process.PID, &pidStart, &run, &c.Isolate, &c.ExposeFS, &c.Publish, &c.AuthorizedKeys, &r.Base,
 			&serial, &r.MAC, &address); err != nil {
 			return nil, err
 		}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"log"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What FIFREEZE and FITHAW are (include/uapi/linux/fs.h): _IOWR('X', 119, int) and _IOWR('X', 120, int).
+const (
+	fiFreeze = 0xc0045877
+	fiThaw   = 0xc0045878
+)
+
+// frozenList is where the mount points of what is about to be frozen are kept, on a file system that is in memory: an agent that is
+// started again lets go what the one before it held.
+const frozenList = "/run/banger-agent.frozen"
+
+// freezer holds the guest's file systems still, for as long as it was told and never longer.
+type freezer struct {
+	mu    sync.Mutex // guards what follows; not held over an ioctl
+	turn  int        // counts the freezes and thaws: a freeze whose turn is over undoes what it still gets
+	held  []*os.File // frozen in this turn
+	timer *time.Timer
+}
+
+// Freeze implements vmm.Freezer. It returns when all stand still, or with ctx; what it could not freeze it passes over.
+func (g *guest) Freeze(ctx context.Context, within time.Duration) (int, error) {
+	points := freezable(readFile(filepath.Join(g.proc, "mounts")))
+	return g.freezer.freeze(ctx, points, within)
+}
+
+// Thaw implements vmm.Freezer.
+func (g *guest) Thaw(context.Context) (bool, error) { return g.freezer.thaw(), nil }
+
+func (f *freezer) freeze(ctx context.Context, points []string, within time.Duration) (int, error) {
+	f.thaw() // of a host that came back
+	if err := os.WriteFile(frozenList, []byte(strings.Join(points, "\n")), 0o600); err != nil {
+		return 0, err
+	}
+	f.mu.Lock()
+	f.turn++
+	turn := f.turn
+	// Nothing is logged while file systems stand still: the log may be on one of them.
+	f.timer = time.AfterFunc(within, func() { f.expire(turn) })
+	f.mu.Unlock()
+	done := make(chan int, 1)
+	go func() { // ends with its last ioctl, which waits for the disk
+		n := 0
+		for _, point := range points {
+			if f.one(point, turn) {
+				n++
+			}
+		}
+		done <- n
+	}()
+	select {
+	case n := <-done:
+		return n, nil
+	case <-ctx.Done():
+		f.thaw()
+		return 0, ctx.Err()
+	}
+}
+
+// one freezes a file system, unless the turn is over.
+func (f *freezer) one(point string, turn int) bool {
+	f.mu.Lock()
+	over := f.turn != turn
+	f.mu.Unlock()
+	if over {
+		return false
+	}
+	dir, err := os.Open(point)
+	if err != nil {
+		return false
+	}
+	if unix.IoctlSetInt(int(dir.Fd()), fiFreeze, 0) != nil { // EBUSY: it is another's
+		dir.Close()
+		return false
+	}
+	f.mu.Lock()
+	over = f.turn != turn
+	if !over {
+		f.held = append(f.held, dir)
+	}
+	f.mu.Unlock()
+	if over {
+		release(dir)
+	}
+	return !over
+}
+
+func release(dir *os.File) {
+	unix.IoctlSetInt(int(dir.Fd()), fiThaw, 0)
+	dir.Close()
+}
+
+// thaw lets all go and reports whether they stood still until now.
+func (f *freezer) thaw() bool {
+	f.mu.Lock()
+	f.turn++
+	held := f.held
+	f.held = nil
+	if f.timer != nil {
+		f.timer.Stop()
+		f.timer = nil
+	}
+	f.mu.Unlock()
+	for i := len(held) - 1; i >= 0; i-- {
+		release(held[i])
+	}
+	os.Remove(frozenList)
+	return len(held) > 0
+}
+
+// expire is thaw at the end of the time, unless somebody did it before.
+func (f *freezer) expire(turn int) {
+	f.mu.Lock()
+	mine := f.turn == turn
+	f.mu.Unlock()
+	if mine {
+		f.thaw()
+		log.Print("nobody let the frozen file systems go in time: they are not frozen any more")
+	}
+}
+
+// recover lets go what an agent before this one held.
+func (f *freezer) recover() {
+	for _, point := range strings.Fields(string(readFile(frozenList))) {
+		if dir, err := os.Open(point); err == nil {
+			release(dir)
+		}
+	}
+	os.Remove(frozenList)
+}
+
+// freezable gives the mount points of what can be frozen, those mounted last first: one file system may be in a file of another.
+func freezable(mounts []byte) []string {
+	var points []string
+	seen := map[string]bool{}
+	for _, line := range strings.Split(string(mounts), "\n") {
+		f := strings.Fields(line)
+		if len(f) < 4 || !strings.HasPrefix(f[0], "/dev/") || seen[f[0]] || strings.Split(f[3], ",")[0] == "ro" {
+			continue
+		}
+		switch f[2] {
+		case "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs":
+			seen[f[0]] = true
+			points = append([]string{unescapeMount(f[1])}, points...)
+		}
+	}
+	return points
+}

@@ -1,0 +1,153 @@
+package fake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/vmm"
+)
+
+// savedDir is the directory of a snapshot, beside the disks.
+const savedDir = "snapshot-"
+
+// MakeDisks implements vmm.DiskKeeper with sparse files.
+func (d *Driver) MakeDisks(_ context.Context, spec *vmm.Spec) error {
+	for _, disk := range spec.Disks {
+		f, err := os.OpenFile(disk.Path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return err
+		}
+		info, err := f.Stat()
+		if err == nil && info.Size() < disk.Size {
+			err = f.Truncate(disk.Size)
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Disks implements vmm.DiskKeeper.
+func (d *Driver) Disks(spec *vmm.Spec) vmm.Snapshotter {
+	s, err := parseScript(spec.Config.Cmdline)
+	return disks{spec.Dir, s, err}
+}
+
+// RestoreDisks implements vmm.DiskKeeper.
+func (d *Driver) RestoreDisks(_ context.Context, spec *vmm.Spec, tag string) error {
+	from := filepath.Join(spec.Dir, savedDir+tag)
+	entries, err := os.ReadDir(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the disks have no snapshot %s: %w", tag, vmm.ErrNotFound)
+	}
+	for _, e := range entries {
+		err = errors.Join(err, copySparse(filepath.Join(from, e.Name()), filepath.Join(spec.Dir, e.Name())))
+	}
+	return err
+}
+
+// disks are the files of one VM.
+type disks struct {
+	dir    string
+	script script
+	err    error // of the script
+}
+
+// TakeSnapshot implements vmm.Snapshotter.
+func (d disks) TakeSnapshot(ctx context.Context, tag string) error {
+	to := filepath.Join(d.dir, savedDir+tag)
+	if err := errors.Join(d.err, os.Mkdir(to, 0o700)); err != nil {
+		return err
+	}
+	if d.script.slowSave > 0 {
+		select {
+		case <-time.After(d.script.slowSave):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if d.script.failSave {
+		return errors.New("the fake snapshot fails as the cmdline tells it to")
+	}
+	for _, name := range []string{vmm.DiskOverlay, vmm.DiskWork} {
+		err := copySparse(filepath.Join(d.dir, name), filepath.Join(to, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// DropSnapshot implements vmm.Snapshotter.
+func (d disks) DropSnapshot(_ context.Context, tag string) error {
+	return os.RemoveAll(filepath.Join(d.dir, savedDir+tag))
+}
+
+func (m *machine) disks() disks { return disks{m.dir, m.script, nil} }
+
+func (m *machine) TakeSnapshot(ctx context.Context, tag string) error {
+	return m.disks().TakeSnapshot(ctx, tag)
+}
+
+func (m *machine) DropSnapshot(ctx context.Context, tag string) error {
+	return m.disks().DropSnapshot(ctx, tag)
+}
+
+// GrowDisk implements vmm.DiskGrower.
+func (m *machine) GrowDisk(_ context.Context, size int64) error {
+	if err := os.Truncate(filepath.Join(m.dir, vmm.DiskWork), size); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.disk = size
+	return nil
+}
+
+// copySparse copies a file's data and leaves its holes holes.
+func copySparse(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	err = out.Truncate(info.Size())
+	for off := int64(0); err == nil; {
+		data, e := unix.Seek(int(in.Fd()), off, unix.SEEK_DATA)
+		if e == unix.ENXIO {
+			break // only a hole is left
+		}
+		hole, e2 := unix.Seek(int(in.Fd()), data, unix.SEEK_HOLE)
+		if err = errors.Join(e, e2); err != nil {
+			break
+		}
+		_, err = io.Copy(io.NewOffsetWriter(out, data), io.NewSectionReader(in, data, hole-data))
+		off = hole
+	}
+	return errors.Join(err, out.Close())
+}
+
+var (
+	_ vmm.DiskKeeper  = (*Driver)(nil)
+	_ vmm.Snapshotter = (*machine)(nil)
+	_ vmm.DiskGrower  = (*machine)(nil)
+	_ vmm.Fuller      = (*machine)(nil)
+	_ vmm.Freezer     = guest{}
+)

@@ -1,0 +1,237 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/vmm"
+)
+
+// newDisks is a bench with a work disk of 8 MiB over nothing and an overlay over 3 MiB, as the VM's own user where that can be.
+func newDisks(t *testing.T) *bench {
+	t.Helper()
+	b := newBench(t)
+	base := filepath.Join(b.spec.StateDir, "base.img")
+	if err := os.WriteFile(base, bytes.Repeat([]byte("base"), 3<<18), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		b.spec.UID, b.spec.GID = testUID, testUID
+		if err := os.Chown(b.spec.Dir, testUID, testUID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.spec.Disks = []vmm.Disk{
+		{Path: filepath.Join(b.spec.Dir, vmm.DiskOverlay), Format: "qcow2", Base: base, BaseFormat: "raw"},
+		{Path: filepath.Join(b.spec.Dir, vmm.DiskWork), Format: "qcow2", Size: 8 << 20},
+	}
+	return b
+}
+
+// qemuIO runs a command of qemu-io(1) on a disk and gives what it printed.
+func qemuIO(t *testing.T, path, command string) string {
+	t.Helper()
+	out, err := exec.Command("qemu-io", "-f", "qcow2", "-c", command, path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", command, err, out)
+	}
+	return string(out)
+}
+
+// filled reports whether the bytes at the beginning of both disks have that value.
+func (b *bench) filled(t *testing.T, value int) bool {
+	t.Helper()
+	same := true
+	for _, d := range b.spec.Disks {
+		same = same && !strings.Contains(qemuIO(t, d.Path, fmt.Sprintf("read -P %d 1M 64k", value)), "verification failed")
+	}
+	return same
+}
+
+func (b *bench) fill(t *testing.T, value int) {
+	t.Helper()
+	for _, d := range b.spec.Disks {
+		qemuIO(t, d.Path, fmt.Sprintf("write -P %d 1M 64k", value))
+	}
+}
+
+func TestDisksAreMadeAndGrown(t *testing.T) {
+	b := newDisks(t)
+	ctx := within(t, time.Minute)
+	for range 2 { // the second time nothing is to be done
+		if err := b.MakeDisks(ctx, b.spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	work := b.spec.Disks[1].Path
+	raw := filepath.Join(t.TempDir(), "raw")
+	if out, err := exec.Command("qemu-img", "convert", "-f", "qcow2", "-O", "raw", work, raw).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, err := exec.Command("e2fsck", "-fn", raw).CombinedOutput(); err != nil {
+		t.Errorf("the new file system: %v: %s", err, out)
+	}
+	b.spec.Disks[1].Size = 20<<20 + 1
+	if err := b.MakeDisks(ctx, b.spec); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := virtualSize(b.spec.Disks[1]); n != 20<<20+512 || err != nil {
+		t.Errorf("grown to %d, %v", n, err)
+	}
+	entries, err := os.ReadDir(b.spec.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".new") || strings.HasSuffix(e.Name(), ".raw") {
+			t.Errorf("left: %s", e.Name())
+		}
+	}
+}
+
+func TestDisksTooSmallOrTooLargeForTheirFileSystem(t *testing.T) {
+	b := newDisks(t)
+	for _, size := range []int64{4096, 1 << 40} {
+		b.spec.Disks = []vmm.Disk{{Path: filepath.Join(b.spec.Dir, strconv.FormatInt(size, 10)), Format: "qcow2", Size: size}}
+		if err := b.MakeDisks(within(t, time.Minute), b.spec); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := virtualSize(b.spec.Disks[0]); n != size || err != nil {
+			t.Errorf("%d bytes, %v; want %d", n, err, size)
+		}
+		if n := vmm.DiskBytes(b.spec.Disks[0].Path); n > 16<<20 {
+			t.Errorf("a disk of %d bytes takes %d", size, n)
+		}
+	}
+}
+
+func TestRawDiskOfAnEarlierBanger(t *testing.T) {
+	b := newDisks(t)
+	raw := filepath.Join(b.spec.Dir, vmm.DiskRaw)
+	// What a guest wrote there looks like a disk over a file of the host; nobody may fall for that.
+	text := append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 1<<20)...)
+	if err := os.WriteFile(raw, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(raw, b.spec.UID, b.spec.GID); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.MakeDisks(within(t, time.Minute), b.spec); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(raw); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the raw disk is still there: %v", err)
+	}
+	if out := qemuIO(t, b.spec.Disks[1].Path, "read -v 0 8"); !strings.Contains(out, "51 46 49 fb 00 00 00 03") {
+		t.Errorf("its content is not the raw one's: %s", out)
+	}
+	if n, _ := virtualSize(b.spec.Disks[1]); n != 8<<20 {
+		t.Errorf("%d bytes", n)
+	}
+}
+
+func TestSnapshotsOfRestingDisks(t *testing.T) {
+	b := newDisks(t)
+	ctx := within(t, time.Minute)
+	if err := b.MakeDisks(ctx, b.spec); err != nil {
+		t.Fatal(err)
+	}
+	disks := b.Disks(b.spec)
+	b.fill(t, 1)
+	if err := disks.TakeSnapshot(ctx, "one"); err != nil {
+		t.Fatal(err)
+	}
+	b.fill(t, 2)
+	b.spec.Disks[1].Size = 16 << 20 // a snapshot survives the growth of its disk
+	if err := b.MakeDisks(ctx, b.spec); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := b.RestoreDisks(ctx, b.spec, "one"); err != nil || !b.filled(t, 1) {
+			t.Fatalf("not restored: %v", err)
+		}
+	}
+	for range 2 {
+		if err := disks.DropSnapshot(ctx, "one"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.RestoreDisks(ctx, b.spec, "one"); !errors.Is(err, vmm.ErrNotFound) || !b.filled(t, 1) {
+		t.Errorf("restore of what was dropped: %v", err)
+	}
+	// A run that ends early leaves nothing that runs on.
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := disks.TakeSnapshot(cancelled, "two"); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// A disk that a VMM taken over by its guest left is opened with that VMM's rights: nobody else's file gets into it.
+func TestHostileDiskReadsNothingOfTheHost(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root runs VMMs as other users: run the suite as root")
+	}
+	b := newDisks(t)
+	secret := filepath.Join(b.spec.StateDir, "secret")
+	if err := os.WriteFile(secret, bytes.Repeat([]byte("secret"), 1<<16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	work := b.spec.Disks[1].Path
+	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", work, "8M").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.Chown(work, testUID, testUID); err != nil {
+		t.Fatal(err)
+	}
+	b.spec.Disks = b.spec.Disks[1:]
+	if err := b.Disks(b.spec).TakeSnapshot(within(t, time.Minute), "one"); err == nil || !strings.Contains(err.Error(), "Permission denied") {
+		t.Errorf("a backing file that the VMM may not read: %v", err)
+	}
+}
+
+// liveSnapshots takes and drops snapshots while the machine runs, and grows its disk.
+func liveSnapshots(t *testing.T, ctx context.Context, b *bench, m *Machine) {
+	t.Helper()
+	for _, tag := range []string{"one", "two"} {
+		if err := m.TakeSnapshot(ctx, tag); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// One disk has it already: the other must not get it.
+	if err := m.call(ctx, "blockdev-snapshot-internal-sync", map[string]string{"device": overlayNode, "name": "half"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.TakeSnapshot(ctx, "half"); err == nil {
+		t.Error("a tag is taken twice")
+	}
+	nodes, err := m.nodes(ctx)
+	if err != nil || len(nodes) != 2 {
+		t.Fatalf("%d disks, %v", len(nodes), err)
+	}
+	for _, n := range nodes {
+		if !n.Image.has("one") || !n.Image.has("two") || n.Image.has("half") != (n.Name == overlayNode) {
+			t.Errorf("%+v", n)
+		}
+	}
+	for _, tag := range []string{"one", "half", "none"} {
+		if err := m.DropSnapshot(ctx, tag); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := m.GrowDisk(ctx, 9<<20+1); err != nil {
+		t.Error(err)
+	}
+	if n, err := virtualSize(vmm.Disk{Path: filepath.Join(b.spec.Dir, vmm.DiskWork), Format: "qcow2"}); n != 9<<20+512 || err != nil {
+		t.Errorf("grown to %d, %v", n, err)
+	}
+}
