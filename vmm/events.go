@@ -19,14 +19,15 @@ const (
 	EventPanic  = "panic"
 
 	EventSnapshot = "snapshot" // take, remove or restore NAME, or reset
+	EventImage    = "image"    // of an image, not of a VM
 )
 
 // Event is one line of `events`.
 type Event struct {
 	Time   time.Time
 	Seq    uint64 // without gaps, goes on across restarts of the daemon
-	Serial uint64 // the VM's
-	VM     string // its name then
+	Serial uint64 // the VM's, 0 for an image's event
+	VM     string // its name then, or the image's
 	What   string
 	Detail string // one line, not yet escaped
 }

@@ -491,7 +491,7 @@ func (m *Manager) count(c Command, err error) {
 	}
 }
 
-// emit numbers an event and shows it to all who follow.
+// emit numbers an event and shows it to all who follow; v is nil for one of no VM.
 func (m *Manager) emit(v *VM, name, what, detail string) {
 	m.emitMu.Lock()
 	defer m.emitMu.Unlock()
@@ -502,8 +502,11 @@ func (m *Manager) emit(v *VM, name, what, detail string) {
 	if _, err := m.seqF.WriteAt(b[:], 0); err != nil && !errors.Is(err, fs.ErrClosed) {
 		m.o.Log.Error("cannot keep the number of the last event", "err", err)
 	}
-	e := Event{Time: time.Now(), Seq: m.seq, Serial: v.serial, VM: name, What: what, Detail: detail}
-	v.events.add(e)
+	e := Event{Time: time.Now(), Seq: m.seq, VM: name, What: what, Detail: detail}
+	if v != nil {
+		e.Serial = v.serial
+		v.events.add(e)
+	}
 	m.events.add(e)
 }
 

@@ -155,7 +155,7 @@ func run(log *slog.Logger, f flags) (err error) {
 		return fmt.Errorf("cannot tell the state directory's instance: %w", err)
 	}
 
-	images, err := image.Open(filepath.Join(f.state, "images"))
+	images, err := image.Open(image.Options{Dir: filepath.Join(f.state, "images"), Log: log})
 	if err != nil {
 		return fmt.Errorf("cannot open the images: %w", err)
 	}

@@ -2,14 +2,11 @@ package image
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strings"
 	"time"
 
@@ -42,57 +39,39 @@ type manifest struct {
 	RootFormat string `json:"root_format,omitempty"`
 }
 
-// Set is the images below one directory. It implements vmm.Images; its
-// methods read the directory at each call and may be called from many goroutines.
-type Set struct {
-	dir string
-}
-
-var _ vmm.Images = (*Set)(nil)
-
-// Open gives the images below dir, which need not exist yet. It fails when dir is not a directory.
-func Open(dir string) (*Set, error) {
-	fi, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, fmt.Errorf("cannot open images: %w", err)
-	case !fi.IsDir():
-		return nil, fmt.Errorf("cannot open images: %s is not a directory", dir)
-	}
-	return &Set{dir: dir}, nil
-}
-
 // Names of the images that can be read, sorted.
 func (s *Set) Names() []string {
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return nil
-	}
 	var names []string
-	for _, e := range entries {
-		if _, err := s.Image(e.Name()); err == nil {
-			names = append(names, e.Name())
+	for _, i := range s.Infos() {
+		if i.Status == vmm.ImageReady {
+			names = append(names, i.Name)
 		}
 	}
-	sort.Strings(names)
 	return names
 }
 
 // Image gives the image of that name. An image that is missing is
-// vmm.ErrNotFound; one whose image.json or files are damaged is an error that says how.
+// vmm.ErrNotFound; one whose image.json or files are damaged is an error that says how; one that is not ready is vmm.ErrBusy.
 func (s *Set) Image(name string) (vmm.Image, error) {
-	if !validName(name) {
-		return vmm.Image{}, fmt.Errorf("no image %q: %w", name, vmm.ErrNotFound)
+	e := s.item(name)
+	if e == nil {
+		s.scan()
+		if e = s.item(name); e == nil {
+			return vmm.Image{}, fmt.Errorf("no image %.64q: %w", name, vmm.ErrNotFound)
+		}
 	}
-	dir := filepath.Join(s.dir, name)
-	m, err := readManifest(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return vmm.Image{}, fmt.Errorf("no image %s: %w", name, vmm.ErrNotFound)
+	switch i := s.info(e); i.Status {
+	case vmm.ImageReady:
+		return i.Image, nil
+	case vmm.ImageFailed:
+		return vmm.Image{}, fmt.Errorf("image %s cannot be used: %s", name, i.Reason)
+	default:
+		return vmm.Image{}, fmt.Errorf("image %s is %s, not ready: %w", name, i.Status, vmm.ErrBusy)
 	}
-	if err != nil {
-		return vmm.Image{}, fmt.Errorf("cannot read image %s: %w", name, err)
-	}
+}
+
+// image is what a machine needs of the image that is in dir.
+func (m *manifest) image(name, dir string) vmm.Image {
 	img := vmm.Image{
 		Name:    name,
 		Cmdline: m.Cmdline,
@@ -113,7 +92,7 @@ func (s *Set) Image(name string) (vmm.Image, error) {
 			*f.path = filepath.Join(dir, f.name)
 		}
 	}
-	return img, nil
+	return img
 }
 
 // validName is the rule of VM names: a DNS label. It keeps out "..", slashes

@@ -30,7 +30,7 @@ func makeImage(t *testing.T, dir, kernel string) {
 
 func TestSet(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "images")
-	s, err := Open(dir)
+	s, err := Open(Options{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestOpenOfAFile(t *testing.T) {
 	if err := os.WriteFile(name, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(name); err == nil {
+	if _, err := Open(Options{Dir: name}); err == nil {
 		t.Error("a file was opened as images")
 	}
 }
@@ -262,7 +262,7 @@ func TestBuild(t *testing.T) {
 		if err := Build(context.Background(), o); err != nil {
 			t.Fatal(err)
 		}
-		s, err := Open(filepath.Dir(o.Dir))
+		s, err := Open(Options{Dir: filepath.Dir(o.Dir)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -134,16 +134,21 @@ func writeImage(dir string, m *manifest, files map[string][]byte) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
-	text, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return err
-	}
 	return replaceDir(dir, func(tmp string) error {
 		for name, b := range files {
 			if err := writeSynced(filepath.Join(tmp, name), b); err != nil {
 				return err
 			}
 		}
-		return writeSynced(filepath.Join(tmp, manifestName), append(text, '\n'))
+		return writeManifest(tmp, m)
 	})
+}
+
+// writeManifest writes dir's image.json.
+func writeManifest(dir string, m *manifest) error {
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeSynced(filepath.Join(dir, manifestName), append(text, '\n'))
 }

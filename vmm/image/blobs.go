@@ -1,0 +1,105 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"banger/vmm"
+
+	"golang.org/x/sys/unix"
+)
+
+// blob is one piece of what images share: a layer, or the files that were built from the same.
+type blob struct {
+	path  string
+	files int
+	bytes int64 // allocated
+	used  bool  // an image has links to its files
+}
+
+// blobList reads what is there.
+func (s *Set) blobList() ([]blob, error) {
+	var all []blob
+	for _, kind := range []string{layersName, builtName} {
+		entries, err := os.ReadDir(s.path(blobsName, kind))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), ".") { // being made
+				continue
+			}
+			b, err := measure(s.path(blobsName, kind, e.Name()))
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, b)
+		}
+	}
+	return all, nil
+}
+
+// measure sums the files of a blob. An image that has it has hard links to them, except where the file system has none: then
+// the image has copies and the blob is nobody's.
+func measure(path string) (blob, error) {
+	b := blob{path: path}
+	err := filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed meanwhile
+		}
+		if err != nil || d.IsDir() {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(name, &st); err != nil {
+			return nil
+		}
+		b.files++
+		b.bytes += st.Blocks * 512
+		b.used = b.used || st.Nlink > 1 && d.Name() != manifestName
+		return nil
+	})
+	return b, err
+}
+
+// Blobs implements vmm.ImageStore.
+func (s *Set) Blobs() (vmm.BlobCount, error) {
+	var c vmm.BlobCount
+	all, err := s.blobList()
+	for _, b := range all {
+		c.Files += b.files
+		c.Bytes += b.bytes
+		if !b.used {
+			c.UnusedBytes += b.bytes
+		}
+	}
+	return c, err
+}
+
+// Collect implements vmm.ImageStore.
+func (s *Set) Collect(ctx context.Context) error {
+	if !s.blobs.TryLock() {
+		return fmt.Errorf("cannot collect while images are built: %w", vmm.ErrBusy)
+	}
+	defer s.blobs.Unlock()
+	all, err := s.blobList()
+	if err != nil {
+		return err
+	}
+	for _, b := range all {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if !b.used {
+			if err := removeTree(b.path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,101 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"banger/vmm"
+)
+
+// source is a parsed `source`: what kind it is and what comes behind the kind's word.
+type source struct {
+	kind *sourceKind
+	text string // as written
+	arg  string
+}
+
+// sourceKind is one way to make an image.
+type sourceKind struct {
+	word string // the source begins with it and a colon; the word alone where there is no arg; empty for what has no word
+	form string // for people
+	path bool   // arg is a path, opened with the rights of who wrote the source: job.local
+	// check refuses an arg that can never be; nil if there is none that can be checked without looking.
+	check func(arg string) error
+	// plan finds out what the image depends on. It may read, fetch and verify.
+	plan func(ctx context.Context, j *job) (*plan, error)
+}
+
+// plan is what is left to do when it is known what an image is made from.
+type plan struct {
+	key  string // digest of everything that the result depends on; images of the same key share their files
+	make func(ctx context.Context, dir string) (*manifest, error)
+	done func() // gives back what plan holds, may be nil
+}
+
+// sourceKinds, first match first; the one without a word is last.
+var sourceKinds []sourceKind
+
+func init() {
+	sourceKinds = []sourceKind{
+		{word: "builtin", form: "builtin", check: noArg, plan: planBuiltin},
+	}
+}
+
+func noArg(arg string) error {
+	if arg != "" {
+		return fmt.Errorf("nothing may follow the word: %w", vmm.ErrInvalid)
+	}
+	return nil
+}
+
+// parseSource reads what a user wrote to `source`. ErrInvalid with a sentence.
+func parseSource(text string) (source, error) {
+	if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return source{}, fmt.Errorf("a source is one line of printable characters: %w", vmm.ErrInvalid)
+	}
+	for i := range sourceKinds {
+		k := &sourceKinds[i]
+		word, arg, colon := strings.Cut(text, ":")
+		if k.word == "" {
+			word, arg = "", text
+		} else if word != k.word || colon != (k.word != "builtin") {
+			continue
+		}
+		if (k.path || k.check == nil) && arg == "" {
+			return source{}, fmt.Errorf("%.200q lacks what follows the colon, as in %s: %w", text, k.form, vmm.ErrInvalid)
+		}
+		if k.check != nil {
+			if err := k.check(arg); err != nil {
+				return source{}, fmt.Errorf("%.200q is no source, as %s is: %w", text, k.form, err)
+			}
+		}
+		return source{k, text, arg}, nil
+	}
+	var forms []string
+	for _, k := range sourceKinds {
+		forms = append(forms, k.form)
+	}
+	return source{}, fmt.Errorf("%.200q is no source; write one of %s: %w", text, strings.Join(forms, ", "), vmm.ErrInvalid)
+}
+
+// planBuiltin makes the image that the daemon was installed with, under another name.
+func planBuiltin(_ context.Context, j *job) (*plan, error) {
+	m, err := j.set.builtin()
+	if err != nil {
+		return nil, err
+	}
+	return &plan{
+		key: digest([]byte("builtin"), []byte(m.Digest)),
+		make: func(_ context.Context, dir string) (*manifest, error) {
+			for _, name := range m.files() {
+				if err := linkOrCopy(j.set.path(Builtin, name), filepath.Join(dir, name)); err != nil {
+					return nil, err
+				}
+			}
+			copied := *m
+			return &copied, nil
+		},
+	}, nil
+}
