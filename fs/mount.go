@@ -42,7 +42,7 @@ type Options struct {
 	Dir        string // an absolute path; made if it is not there
 	Manager    *vmm.Manager
 	Collector  *collector.Collector
-	Images     vmm.Images
+	Images     vmm.ImageStore
 	Version    string
 	Metrics    *metrics.Metrics // gets the figures of the mount itself
 	Config     func() string    // the daemon's settings in effect, flat keyed

@@ -1,12 +1,15 @@
 package fs
 
-// A node number is the VM's serial, the number of the row and a parameter (a
-// port, an image), so that looking one up is arithmetic. Serials are never
+// A node number is the VM's serial, or an image's number with imageBit, the number of the row and a parameter (a
+// port), so that looking one up is arithmetic. Serials are never
 // reused, so that no number ever means another file: no generations.
 const (
 	rowShift    = 16
 	serialShift = 24
 )
+
+// imageBit tells the numbers of images from the serials of VMs, which count from 1.
+const imageBit = 1 << 39
 
 // rootID is FUSE_ROOT_ID of the protocol: row 0, parameter 1.
 const rootID = 1

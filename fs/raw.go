@@ -31,6 +31,7 @@ type request struct {
 	ctx      context.Context
 	file     *file
 	vm       *vmm.VM // nil above vms/NAME
+	image    uint64  // number of the image, 0 above images/NAME
 	param    uint16
 	node     uint64
 	uid, gid uint32
@@ -66,7 +67,12 @@ func (s raw) request(cancel <-chan struct{}, h *fuse.InHeader) (*request, fuse.S
 		return nil, fuse.ENOENT
 	}
 	r.file, r.param = rows[row], param
-	if serial != 0 {
+	if serial&imageBit != 0 {
+		r.image = serial &^ imageBit
+		if _, ok := s.o.Images.Info(r.image); !ok {
+			return nil, fuse.ENOENT
+		}
+	} else if serial != 0 {
 		if r.vm = s.o.Manager.BySerial(serial); r.vm == nil {
 			return nil, fuse.ENOENT
 		}
@@ -116,7 +122,7 @@ func (r *request) child(name string) (*file, uint64, *vmm.VM, bool) {
 			return nil, 0, nil, false
 		}
 		v := r.vm
-		if e.serial != 0 && v == nil {
+		if e.serial != 0 && e.serial&imageBit == 0 && v == nil {
 			if v = r.server.o.Manager.BySerial(e.serial); v == nil {
 				return nil, 0, nil, false
 			}
@@ -132,13 +138,16 @@ func (r *request) child(name string) (*file, uint64, *vmm.VM, bool) {
 }
 
 func (r *request) serial() uint64 {
-	if r.vm == nil {
-		return 0
+	switch {
+	case r.vm != nil:
+		return r.vm.Serial()
+	case r.image != 0:
+		return imageBit | r.image
 	}
-	return r.vm.Serial()
+	return 0
 }
 
-// below is the parameter that a directory hands to what is in it: an image's.
+// below is the parameter that a directory hands to what is in it.
 func (r *request) below() uint16 {
 	if r.node == rootID {
 		return 0
@@ -171,12 +180,19 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 				changed, created = d.Created, d.Created
 			}
 		}
-	} else if f == vmsRow {
-		changed = s.o.Manager.ListChanged()
-		out.Mode = syscall.S_IFDIR | s.vmsMode
-		if s.o.Group >= 0 {
-			out.Gid = uint32(s.o.Group)
+	} else if r.image != 0 {
+		if i, ok := s.o.Images.Info(r.image); ok {
+			out.Owner = fuse.Owner{Uid: i.Owner.UID, Gid: i.Owner.GID}
+			changed, created = i.Changed, i.Created
 		}
+	} else if f == vmsRow || f == imagesRow {
+		out.Mode = syscall.S_IFDIR | s.vmsMode
+		if f == vmsRow {
+			changed = s.o.Manager.ListChanged()
+		}
+	}
+	if r.vm == nil && s.o.Group >= 0 && (f == vmsRow || f == imagesRow || f.writable()) {
+		out.Gid = uint32(s.o.Group)
 	}
 	if f.size != nil {
 		size, grown := f.size(r)
@@ -232,6 +248,9 @@ func (s raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 		}
 	}
 	r.file, r.node, r.vm = f, node, v
+	if serial, _, _ := splitID(node); serial&imageBit != 0 {
+		r.image = serial &^ imageBit
+	}
 	s.entry(r, out)
 	return fuse.OK
 }
@@ -291,9 +310,7 @@ func (s raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrO
 	}
 	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_MODE) != 0 {
 		if err := s.chown(r, in); err != nil {
-			if r.vm != nil {
-				s.fail(r, err)
-			}
+			s.fail(r, err)
 			return errno(err)
 		}
 		s.chowned(r.vm, vmRow)
@@ -353,12 +370,15 @@ func (s raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *f
 	if r.file == snapshotsRow {
 		return s.takeSnapshot(r, name, out)
 	}
-	if r.file != vmsRow {
-		return s.refused(r.uid, fmt.Errorf("cannot make the directory %s here, only in vms: %w", name, vmm.ErrNotPermitted))
+	if r.file != vmsRow && r.file != imagesRow {
+		return s.refused(r.uid, fmt.Errorf("cannot make the directory %s here, only in vms, images and snapshots: %w", name, vmm.ErrNotPermitted))
 	}
 	defer r.blocking()()
-	var v *vmm.VM
 	name, owner := strings.Clone(name), vmm.Owner{UID: in.Uid, GID: in.Gid, Mode: in.Mode & 0o777}
+	if r.file == imagesRow {
+		return s.makeImage(r, name, owner, out)
+	}
+	var v *vmm.VM
 	err := r.detached(func(ctx context.Context) (err error) {
 		v, err = s.o.Manager.Create(ctx, name, owner)
 		return err
@@ -371,6 +391,20 @@ func (s raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *f
 	return fuse.OK
 }
 
+func (s raw) makeImage(r *request, name string, owner vmm.Owner, out *fuse.EntryOut) fuse.Status {
+	var i vmm.ImageInfo
+	err := r.detached(func(ctx context.Context) (err error) {
+		i, err = s.o.Images.Create(ctx, name, owner)
+		return err
+	})
+	if err != nil {
+		return s.refused(r.uid, err)
+	}
+	r.file, r.image, r.node = imageRow, i.Number, nodeID(imageBit|i.Number, imageRow.row, 0)
+	s.entry(r, out)
+	return fuse.OK
+}
+
 func (s raw) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	r, code := s.request(cancel, h)
 	if !code.Ok() {
@@ -379,11 +413,17 @@ func (s raw) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.S
 	if r.file == snapshotsRow {
 		return s.removeSnapshot(r, name)
 	}
-	if r.file != vmsRow {
-		return s.refused(r.uid, fmt.Errorf("cannot remove the directory %s, only those in vms: %w", name, vmm.ErrNotPermitted))
+	if r.file != vmsRow && r.file != imagesRow {
+		return s.refused(r.uid, fmt.Errorf("cannot remove the directory %s, only those in vms, images and snapshots: %w", name, vmm.ErrNotPermitted))
 	}
 	defer r.blocking()()
 	name = strings.Clone(name)
+	if r.file == imagesRow {
+		if err := r.detached(func(ctx context.Context) error { return s.o.Images.Remove(ctx, name) }); err != nil {
+			return s.refused(r.uid, err)
+		}
+		return fuse.OK
+	}
 	v := s.o.Manager.VM(name)
 	if err := r.detached(func(ctx context.Context) error { return s.o.Manager.Remove(ctx, name) }); err != nil {
 		return s.refusedVM(r.uid, v, err)
@@ -575,7 +615,9 @@ func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 		r.nonblock = h.nonblock
 	}
 	defer r.blocking()()
-	r.vm.Touch() // every row that can be written is a VM's
+	if r.vm != nil {
+		r.vm.Touch()
+	}
 	if r.file.typed != nil {
 		n, err := r.file.typed(r, data)
 		if err != nil && n == 0 {
@@ -588,8 +630,8 @@ func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 		s.fail(r, err)
 		return 0, errno(err)
 	}
-	if r.file.name != "state" {
-		r.vm.Fail(nil) // a command to `state` clears it itself, before what it starts may fail
+	if r.file.name != "state" { // a command to `state` clears it itself, before what it starts may fail
+		s.failed(r, nil)
 	}
 	return uint32(len(data)), fuse.OK
 }
@@ -597,23 +639,47 @@ func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 func (s raw) store(r *request, data []byte) error {
 	name := r.file.name
 	if len(data) > maxWrite {
-		return fmt.Errorf("cannot write %d bytes to %s of %s, at most %d at once: %w", len(data), name, r.snap().Name, maxWrite, vmm.ErrTooBig)
+		return fmt.Errorf("cannot write %d bytes to %s of %s, at most %d at once: %w", len(data), name, r.whose(), maxWrite, vmm.ErrTooBig)
 	}
 	if strings.IndexByte(string(data), 0) >= 0 {
-		return fmt.Errorf("cannot write a NUL byte to %s of %s: %w", name, r.snap().Name, vmm.ErrInvalid)
+		return fmt.Errorf("cannot write a NUL byte to %s of %s: %w", name, r.whose(), vmm.ErrInvalid)
 	}
 	return r.file.store(r, strings.TrimSpace(string(data)))
 }
 
-// fail keeps the sentence of a refused command in the VM's `error`.
+// whose is the name of what a file belongs to.
+func (r *request) whose() string {
+	switch {
+	case r.vm != nil:
+		return r.snap().Name
+	case r.image != 0:
+		i, _ := r.server.o.Images.Info(r.image)
+		return "image " + i.Name
+	}
+	return "the host"
+}
+
+// fail keeps the sentence of a refused command in the `error` of the VM or the image.
 func (s raw) fail(r *request, err error) {
 	code := errno(err)
 	switch code {
 	case fuse.Status(syscall.EINTR), fuse.EAGAIN:
 		return // the command goes on, or is to be given again
 	}
-	s.o.Log.Log(r.ctx, level(code, slog.LevelInfo), "refused", "vm", r.snap().Name, "file", r.file.name, "uid", r.uid, "err", err)
-	r.vm.Fail(err)
+	s.o.Log.Log(r.ctx, level(code, slog.LevelInfo), "refused", "vm", r.whose(), "file", r.file.name, "uid", r.uid, "err", err)
+	s.failed(r, err)
+}
+
+// failed keeps the sentence, nil for none, where who wrote looks for it.
+func (s *Server) failed(r *request, err error) {
+	switch {
+	case r.vm != nil:
+		r.vm.Fail(err)
+	case r.image != 0:
+		s.o.Images.Refuse(r.image, err)
+	case err != nil:
+		s.keepRefusal(r.uid, err)
+	}
 }
 
 // refused keeps the sentence for who was refused, of the most recent uids, and gives the errno.
@@ -623,13 +689,17 @@ func (s *Server) refused(uid uint32, err error) fuse.Status {
 		return code // what was begun goes on
 	}
 	s.o.Log.Log(s.ctx, level(code, slog.LevelInfo), "refused", "uid", uid, "err", err)
+	s.keepRefusal(uid, err)
+	return code
+}
+
+func (s *Server) keepRefusal(uid uint32, err error) {
 	s.refusalsMu.Lock()
 	defer s.refusalsMu.Unlock()
 	if len(s.refusals) >= maxRefusals {
 		clear(s.refusals)
 	}
 	s.refusals[uid] = fmt.Sprint(err)
-	return code
 }
 
 // refusedVM is refused for what was asked of a VM, whose `error` says it too; v is nil if there is none of that name.
@@ -870,6 +940,14 @@ func (s *Server) nudge(e vmm.Event) {
 	if names == nil {
 		names = []string{"events"}
 	}
+	if e.What == vmm.EventImage {
+		names = nil
+		for i := range imageRow.files {
+			if f := &imageRow.files[i]; f.watch {
+				s.nudgeImage(f, e.VM)
+			}
+		}
+	}
 	for _, name := range names {
 		if f := vmFile(name); f != nil {
 			s.nudgeFile(nodeID(e.Serial, f.row, 0), filepath.Join("vms", e.VM, name))
@@ -878,6 +956,15 @@ func (s *Server) nudge(e vmm.Event) {
 	for _, f := range rows[0].files {
 		if f.watch {
 			s.nudgeFile(nodeID(0, f.row, 0), f.name)
+		}
+	}
+}
+
+// nudgeImage does it for a file of the image that has that name now.
+func (s *Server) nudgeImage(f *file, name string) {
+	for _, i := range s.o.Images.Infos() {
+		if i.Name == name {
+			s.nudgeFile(nodeID(imageBit|i.Number, f.row, 0), filepath.Join("images", name, f.name))
 		}
 	}
 }

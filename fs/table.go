@@ -51,7 +51,7 @@ type entry struct {
 var rows []*file
 
 // Rows that requests are recognised by.
-var vmsRow, vmRow, imageRow, portRow, snapshotsRow, snapshotRow *file
+var vmsRow, vmRow, imagesRow, imageRow, portRow, snapshotsRow, snapshotRow *file
 
 func init() {
 	top := file{name: "", mode: 0o755, kind: dir, files: topFiles()}
@@ -69,7 +69,7 @@ func number(f *file, parent uint8) {
 	case "vms":
 		vmsRow, vmRow = f, &f.files[0]
 	case "images":
-		imageRow = &f.files[0]
+		imagesRow, imageRow = f, &f.files[0]
 	case "tcp":
 		portRow = &f.files[0]
 	case "snapshots":
@@ -91,7 +91,8 @@ func topFiles() []file {
 		{name: "wait", mode: 0o555, kind: hidden, doc: "what blocks", files: []file{
 			{name: "events", mode: 0o444, doc: "blocks for the next event", open: followOpen, heeds: true},
 		}},
-		{name: "images", mode: 0o755, kind: dynamic, doc: "what VMs are made from", list: imagesList, find: imagesFind, files: []file{
+		{name: "blobs", mode: 0o664, doc: "what images share on the host; takes gc", show: blobsShow, store: blobsStore},
+		{name: "images", mode: 0o1755, kind: dynamic, doc: "what VMs are made from", list: imagesList, find: imagesFind, files: []file{
 			{name: "NAME", mode: 0o755, kind: dir, doc: "an image", files: imageFiles()},
 		}},
 		{name: "vms", mode: 0o1755, kind: dynamic, doc: "the VMs", list: vmsList, find: vmsFind, files: []file{

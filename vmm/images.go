@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"os"
 	"time"
 )
 
@@ -27,10 +28,11 @@ type ImageInfo struct {
 	Changed time.Time // when Status last changed
 }
 
-// Caller is the process that names files of the host: they are opened with its rights and from its working directory.
+// Caller is the process that names files of the host: they are opened with its rights and as it would find them.
 type Caller struct {
-	UID, GID uint32
-	PID      uint32 // of the process or the thread, 0 if the daemon cannot see it
+	UID, GID  uint32
+	Groups    []uint32
+	Root, Dir *os.File // its root and working directory, O_PATH; nil if the daemon cannot see them. Who makes the Caller closes them
 }
 
 // ImageStore is Images that are made and removed while the daemon runs. Implemented by vmm/image.

@@ -35,6 +35,9 @@ type config struct {
 	PollInterval time.Duration `toml:"poll_interval"`
 	Group        string        `toml:"group"` // whose members may create VMs
 
+	ImageMaxSize  size `toml:"image_max_size"`  // of all files that an image is made from
+	ImageMaxFiles int  `toml:"image_max_files"` // how many those may be
+
 	MetricsListen string `toml:"metrics_listen"` // off, HOST:PORT, or a port on loopback
 }
 
@@ -45,6 +48,7 @@ func defaultConfig() config {
 	return config{Image: "builtin", Accel: "auto", Bridge: "banger0", Subnet: netip.MustParsePrefix("172.30.0.0/16"),
 		VMUIDBase: 1879048192, IdleTimeout: span(vmm.NoLimit), StopTimeout: span(10 * time.Second), CPUs: 1,
 		StatsMaxAge: time.Second, PortsMaxAge: 2 * time.Second, HealthMaxAge: time.Second, PollInterval: 10 * time.Second, Group: "banger",
+		ImageMaxSize: 8 << 30, ImageMaxFiles: 500_000,
 		MetricsListen: notServed}
 }
 
@@ -181,6 +185,8 @@ func (c *config) check() error {
 		return fmt.Errorf("cpus = %d is not in 1 to 255", c.CPUs)
 	case c.VMUIDBase < 0 || c.VMUIDBase > 1<<32-1<<24:
 		return fmt.Errorf("vm_uid_base = %d is out of range", c.VMUIDBase)
+	case c.ImageMaxSize == 0 || c.ImageMaxFiles <= 0:
+		return errors.New("image_max_size and image_max_files must be more than 0")
 	case c.StatsMaxAge <= 0 || c.PortsMaxAge <= 0 || c.HealthMaxAge <= 0 || c.PollInterval <= 0:
 		return errors.New("max_age and poll_interval must be more than 0")
 	}
@@ -228,6 +234,7 @@ func (c *config) text(p paths) string {
 		{"cpus", strconv.Itoa(c.CPUs)}, {"memory", strconv.FormatInt(int64(c.Memory), 10)},
 		{"stats_max_age", seconds(c.StatsMaxAge)}, {"ports_max_age", seconds(c.PortsMaxAge)},
 		{"health_max_age", seconds(c.HealthMaxAge)}, {"poll_interval", seconds(c.PollInterval)}, {"group", c.Group},
+		{"image_max_size", strconv.FormatInt(int64(c.ImageMaxSize), 10)}, {"image_max_files", strconv.Itoa(c.ImageMaxFiles)},
 		{"metrics_listen", c.MetricsListen},
 	} {
 		if kv[1] == "" {

@@ -155,7 +155,8 @@ func run(log *slog.Logger, f flags) (err error) {
 		return fmt.Errorf("cannot tell the state directory's instance: %w", err)
 	}
 
-	images, err := image.Open(image.Options{Dir: filepath.Join(f.state, "images"), Log: log})
+	images, err := image.Open(image.Options{Dir: filepath.Join(f.state, "images"), Log: log,
+		Limits: image.Limits{Bytes: int64(c.ImageMaxSize), Files: c.ImageMaxFiles}})
 	if err != nil {
 		return fmt.Errorf("cannot open the images: %w", err)
 	}
@@ -188,6 +189,8 @@ func run(log *slog.Logger, f flags) (err error) {
 		defer closing("release the network", func(context.Context) error { return n.Release() })
 	}
 	defer closing("close the records", manager.Close)
+	images.Serve(manager)
+	defer images.Close()
 	reads := collector.New(collector.Options{Manager: manager, Log: log, StatsMaxAge: c.StatsMaxAge, PortsMaxAge: c.PortsMaxAge,
 		HealthMaxAge: c.HealthMaxAge, PollInterval: c.PollInterval, Network: net})
 	defer reads.Close()

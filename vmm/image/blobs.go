@@ -19,11 +19,17 @@ type blob struct {
 	path  string
 	files int
 	bytes int64 // allocated
-	used  bool  // an image has links to its files
+	used  bool  // an image is made of it
 }
 
-// blobList reads what is there.
+// blobList reads what is there. Layers are needed by builds only, which Collect does not run beside.
 func (s *Set) blobList() ([]blob, error) {
+	used := make(map[string]bool)
+	for _, i := range s.Infos() {
+		if m, err := readManifest(s.path(i.Name)); err == nil {
+			used[blobKey(m.Inputs)] = true
+		}
+	}
 	var all []blob
 	for _, kind := range []string{layersName, builtName} {
 		entries, err := os.ReadDir(s.path(blobsName, kind))
@@ -38,14 +44,17 @@ func (s *Set) blobList() ([]blob, error) {
 			if err != nil {
 				return nil, err
 			}
+			b.used = kind == builtName && used[e.Name()]
 			all = append(all, b)
 		}
 	}
 	return all, nil
 }
 
-// measure sums the files of a blob. An image that has it has hard links to them, except where the file system has none: then
-// the image has copies and the blob is nobody's.
+// blobKey is the name, among the blobs, of what has that digest.
+func blobKey(digest string) string { return strings.TrimPrefix(digest, "sha256:") }
+
+// measure sums the files of a blob.
 func measure(path string) (blob, error) {
 	b := blob{path: path}
 	err := filepath.WalkDir(path, func(name string, d fs.DirEntry, err error) error {
@@ -61,7 +70,6 @@ func measure(path string) (blob, error) {
 		}
 		b.files++
 		b.bytes += st.Blocks * 512
-		b.used = b.used || st.Nlink > 1 && d.Name() != manifestName
 		return nil
 	})
 	return b, err

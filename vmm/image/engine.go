@@ -580,7 +580,7 @@ func (s *Set) build(j *job) error {
 	if p.done != nil {
 		defer p.done()
 	}
-	key := strings.TrimPrefix(p.key, "sha256:")
+	key := blobKey(p.key)
 	if err := s.turn(j.ctx, key); err != nil {
 		return err
 	}

@@ -1,14 +1,10 @@
 package image
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path"
-	"strconv"
-	"strings"
 
 	"banger/vmm"
 
@@ -31,30 +27,21 @@ type rights struct {
 // openLocal opens a path with the caller's rights: a relative one from the caller's working directory, an absolute one
 // from its root. ErrInvalid where that cannot be, ErrAccess or ErrNotFound as the kernel says.
 func openLocal(name string, by vmm.Caller) (*local, error) {
-	if by.PID == 0 {
-		return nil, fmt.Errorf("cannot tell what %.200q is: the process that names it is not to be seen from here: %w", name, vmm.ErrInvalid)
-	}
-	from := "cwd"
+	base := by.Dir
 	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC}
 	if path.IsAbs(name) {
-		from = "root"
+		base = by.Root
 		how.Resolve = unix.RESOLVE_IN_ROOT
 	}
-	r := rights{uid: by.UID, gid: by.GID}
-	var err error
-	if r.groups, err = groupsOf(by.PID); err != nil {
-		return nil, err
+	if base == nil {
+		return nil, fmt.Errorf("cannot tell what %.200q is: the process that names it is not to be seen from here: %w", name, vmm.ErrInvalid)
 	}
 	if os.Getuid() != 0 && by.UID != uint32(os.Getuid()) {
 		return nil, fmt.Errorf("this daemon runs as uid %d and can open files for that user only: %w", os.Getuid(), vmm.ErrNotPermitted)
 	}
-	base, err := os.OpenFile(fmt.Sprintf("/proc/%d/%s", by.PID, from), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("cannot look from where %.200q is named (%v); name it with its whole path: %w", name, err, vmm.ErrInvalid)
-	}
-	defer base.Close()
-	l := &local{rights: r}
-	if l.file, err = r.open(base, name, &how); err != nil {
+	l := &local{rights: rights{by.UID, by.GID, by.Groups}}
+	var err error
+	if l.file, err = l.rights.open(base, name, &how); err != nil {
 		return nil, err
 	}
 	fi, err := l.file.Stat()
@@ -135,26 +122,4 @@ func (r *rights) do(f func() error) error {
 		}
 		return f()
 	})
-}
-
-// groupsOf reads the supplementary groups of a process or thread (proc(5), status).
-func groupsOf(pid uint32) ([]uint32, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return nil, fmt.Errorf("cannot tell whose groups process %d has: %w", pid, vmm.ErrInvalid)
-	}
-	for lines := bufio.NewScanner(bytes.NewReader(status)); lines.Scan(); {
-		if text, ok := strings.CutPrefix(lines.Text(), "Groups:"); ok {
-			var groups []uint32
-			for _, word := range strings.Fields(text) {
-				n, err := strconv.ParseUint(word, 10, 32)
-				if err != nil {
-					return nil, fmt.Errorf("groups of process %d: %w", pid, err)
-				}
-				groups = append(groups, uint32(n))
-			}
-			return groups, nil
-		}
-	}
-	return nil, nil
 }
