@@ -35,7 +35,46 @@ func (c *Collector) portsNow(ctx context.Context, v subject) (*Ports, error) {
 		return nil, fmt.Errorf("cannot read ports of %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
 	}
 	c.touch(e)
-	return c.answers(e).ports.get(ctx, c, epochOf(s), c.portsMaxAge, c.portsOf(e, s))
+	p, err := c.answers(e).ports.get(ctx, c, epochOf(s), c.portsMaxAge, c.portsOf(e, s))
+	if err != nil || s.Config.Publish == "" {
+		return p, err
+	}
+	// What is published is known here and now: the guest is not asked again for it.
+	return &Ports{Collected: p.Collected, Rows: published(p.Rows, s.Config.Publications(), s.GuestAddress().IsValid())}, nil
+}
+
+// published adds a row for each published socket that leads to a port of rows. Where the guest itself cannot be reached it takes the row's place.
+func published(in []Port, all []vmm.Publication, reachable bool) []Port {
+	out := make([]Port, 0, len(in)+len(all))
+	for _, row := range in {
+		protocol := row.Scheme
+		if protocol != "udp" {
+			protocol = "tcp"
+		}
+		led := false
+		bind, _ := netip.ParseAddr(row.Address)
+		for _, p := range all {
+			if p.Protocol != protocol || int(p.Guest) != row.Port || bind.IsLoopback() {
+				continue
+			}
+			led = true
+			q := row
+			q.Endpoint = endpoint(row.Scheme, p.Near().String())
+			out = append(out, q)
+		}
+		if reachable || !led {
+			out = append(out, row)
+		}
+	}
+	return ordered(out)
+}
+
+// endpoint is a URL where the scheme is one of HTTP.
+func endpoint(scheme, hostPort string) string {
+	if scheme == "http" || scheme == "https" {
+		return scheme + "://" + hostPort + "/"
+	}
+	return hostPort
 }
 
 // portsOf asks the agent for its listeners and probes those that may speak HTTP.
@@ -50,7 +89,7 @@ func (c *Collector) portsOf(e *entry, s *vmm.Snapshot) func(context.Context) (*P
 		probing, cancel := context.WithTimeout(ctx, max(c.guestTimeout-time.Since(begun), probeBudget))
 		defer cancel()
 		address := s.GuestAddress()
-		schemes := c.probeAll(probing, &c.answers(e).probed, address, ls)
+		schemes := c.probeAll(probing, &c.answers(e).probed, address, s.Config.Publications(), ls)
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("cannot read ports of %s: %w", s.Name, err)
 		}
@@ -120,14 +159,18 @@ func rows(ls []vmm.Listener, address netip.Addr, schemes map[probeKey]string) []
 		}
 		p := Port{
 			Scheme: l.Protocol, Port: l.Port, Address: l.Address, PID: l.PID, Process: l.Process, Command: l.Command,
-			Endpoint: net.JoinHostPort(host, strconv.Itoa(l.Port)),
 		}
 		if scheme := schemes[keyOf(l)]; l.Protocol == "tcp" && scheme != "" {
 			p.Scheme = scheme
-			p.Endpoint = scheme + "://" + p.Endpoint + "/"
 		}
+		p.Endpoint = endpoint(p.Scheme, net.JoinHostPort(host, strconv.Itoa(l.Port)))
 		out = append(out, p)
 	}
+	return ordered(out)
+}
+
+// ordered sorts rows and drops those whose scheme and endpoint are an earlier one's.
+func ordered(out []Port) []Port {
 	slices.SortStableFunc(out, func(a, b Port) int {
 		return cmp.Or(
 			cmp.Compare(a.Scheme, b.Scheme), cmp.Compare(a.Port, b.Port), cmp.Compare(a.PID, b.PID),

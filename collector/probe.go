@@ -99,10 +99,16 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return vmm.NewQuietConn(conn), nil
 }
 
-// probeAll finds which TCP listeners speak HTTP, at the guest's leased address and nowhere else; nothing without one.
-// Ports are probed side by side. What was not found out before ctx ends is left out.
-func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr, ls []vmm.Listener) map[probeKey]string {
-	if !address.IsValid() {
+// probeAll finds which TCP listeners speak HTTP, at the guest's leased address, or without one at the sockets of the host that were published
+// for them, and nowhere else. Ports are probed side by side. What was not found out before ctx ends is left out.
+func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr, all []vmm.Publication, ls []vmm.Listener) map[probeKey]string {
+	at := make(map[int]netip.AddrPort) // by the guest's port
+	for _, p := range all {
+		if !address.IsValid() && p.Protocol == "tcp" {
+			at[int(p.Guest)] = p.Near()
+		}
+	}
+	if !address.IsValid() && len(at) == 0 {
 		return nil
 	}
 	schemes := m.recall(address, ls, c.now())
@@ -114,6 +120,11 @@ func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr,
 			continue
 		}
 		if _, ok := schemes[k]; ok {
+			continue
+		}
+		if address.IsValid() {
+			at[l.Port] = netip.AddrPortFrom(address, uint16(l.Port))
+		} else if !at[l.Port].IsValid() {
 			continue
 		}
 		if asked[l.Port] == nil {
@@ -134,7 +145,7 @@ func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr,
 				case <-ctx.Done():
 					continue
 				}
-				scheme, sure := c.probe(ctx, netip.AddrPortFrom(address, uint16(port)))
+				scheme, sure := c.probe(ctx, at[port])
 				<-c.probes
 				if !sure && ctx.Err() != nil {
 					continue // it was not given its time

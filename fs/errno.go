@@ -28,6 +28,7 @@ var errnos = []struct {
 	{vmm.ErrProtected, syscall.EPERM},
 	{vmm.ErrNotPermitted, syscall.EPERM},
 	{vmm.ErrAccess, syscall.EACCES},
+	{vmm.ErrAddressInUse, syscall.EADDRINUSE},
 	{vmm.ErrUnsupported, syscall.EOPNOTSUPP},
 	{vmm.ErrNoSpace, syscall.ENOSPC},
 	{vmm.ErrNoMemory, syscall.ENOMEM},

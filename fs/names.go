@@ -37,8 +37,11 @@ func pidText(s *vmm.Snapshot) string {
 	return strconv.Itoa(s.Process.PID)
 }
 
-func addressText(s *vmm.Snapshot) string {
-	if a := s.GuestAddress(); a != (netip.Addr{}) {
+func addressText(s *vmm.Snapshot) string  { return validText(s.GuestAddress()) }
+func address6Text(s *vmm.Snapshot) string { return validText(s.GuestAddress6()) }
+
+func validText(a netip.Addr) string {
+	if a.IsValid() {
 		return a.String()
 	}
 	return ""

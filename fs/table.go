@@ -114,6 +114,7 @@ func vmFiles() []file {
 		{name: "touched", mode: 0o640, doc: "the last use; writing renews it", show: touchedShow, store: touchedStore},
 		fact("pid", "the VMM's process", pidText),
 		fact("address", "the guest's IP", addressText),
+		fact("address6", "the guest's IPv6 address", address6Text),
 		fact("mac", "the guest's MAC", func(s *vmm.Snapshot) string { return s.MAC }),
 		fact("name", "the VM's name", func(s *vmm.Snapshot) string { return s.Name }),
 		fact("dns", "the name served for it", func(*vmm.Snapshot) string { return "" }),

@@ -210,7 +210,7 @@ var sendfile = opening(func(fd int) ([][]byte, error) {
 func configOf(n int64) string {
 	words := strings.TrimSpace(strings.Repeat(fmt.Sprintf("n=%d ", n), 1+int(n%2)*150))
 	net := []string{"bridge", "user", "none"}[n%3]
-	return fmt.Sprintf("image builtin\ncpus %d\nmemory %d\ndisk %d\ncmdline %s\nvmm fake\nnet %s\nautostart %d\nidle_timeout %d\nstop_timeout %d\nprotected %d\nisolate 0\nexpose_fs 0\n",
+	return fmt.Sprintf("image builtin\ncpus %d\nmemory %d\ndisk %d\ncmdline %s\nvmm fake\nnet %s\nautostart %d\nidle_timeout %d\nstop_timeout %d\nprotected %d\nisolate 1\nexpose_fs 0\n",
 		1+n%256, 128<<20+n*4096, n*4096, words, net, n%2, n+1, n, n/2%2)
 }
 

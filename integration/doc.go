@@ -13,6 +13,8 @@
 //	disk SIZE|freeze|thaw     put the state directory on an ext4 of its own; freeze and thaw it
 //	sh 'script'                run it with bash; its output is there for stdout and stderr
 //	waitfor 'script' [10s]     repeat it with bash until it succeeds
+//	world                      make another network namespace, $WORLD, at the far end of the link $UPLINK: $HERE and $HERE6 are this side's
+//	                           addresses, $THERE and $THERE6 the far one's
 //
 // Scripts named fake_*.txtar and real_*.txtar run on that driver only.
 package integration

@@ -3,10 +3,12 @@ package integration
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -102,6 +104,7 @@ func params(files []string, vmm string) testscript.Params {
 			"disk":    diskCmd,
 			"sh":      shCmd,
 			"waitfor": waitforCmd,
+			"world":   worldCmd,
 		},
 	}
 }
@@ -174,6 +177,32 @@ func waitforCmd(ts *testscript.TestScript, neg bool, args []string) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("not so after %v: %s: %v", limit, args[0], err)
 		}
+	}
+}
+
+var worlds atomic.Int32
+
+// worldCmd makes another network namespace, joined to this one by a link, that knows no way back to what is behind this one.
+func worldCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: world")
+	}
+	n := worlds.Add(1)
+	world, link := fmt.Sprintf("banger-world-%d-%d", os.Getpid(), n), fmt.Sprintf("wan%d", n)
+	here, there := fmt.Sprintf("10.99.%d.1", n), fmt.Sprintf("10.99.%d.2", n)
+	here6, there6 := fmt.Sprintf("2001:db8:99:%d::1", n), fmt.Sprintf("2001:db8:99:%d::2", n)
+	ts.Check(ts.Exec("ip", "netns", "add", world))
+	ts.Defer(func() { _ = exec.Command("ip", "netns", "delete", world).Run() }) // the link goes with it
+	for _, args := range []string{
+		"link add " + link + " type veth peer name wan netns " + world,
+		"addr add " + here + "/24 dev " + link, "addr add " + here6 + "/64 dev " + link + " nodad", "link set " + link + " up",
+		"-n " + world + " addr add " + there + "/24 dev wan", "-n " + world + " addr add " + there6 + "/64 dev wan nodad",
+		"-n " + world + " link set wan up", "-n " + world + " link set lo up",
+	} {
+		ts.Check(ts.Exec("ip", strings.Fields(args)...))
+	}
+	for k, v := range map[string]string{"WORLD": world, "UPLINK": link, "HERE": here, "THERE": there, "HERE6": here6, "THERE6": there6} {
+		ts.Setenv(k, v)
 	}
 }
 

@@ -109,11 +109,17 @@ func (m *Manager) checkConfig(old, c *Config) error {
 // not stopped or failed; a write that changes nothing succeeds always.
 func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
 	var changed []string
-	err := v.update(ctx, func(s *Snapshot) error {
+	var before *Snapshot // set when what it says of the network was replaced
+	err := v.updateThen(ctx, func(s *Snapshot) error {
 		old := s.Config
 		if err := change(&s.Config); err != nil {
 			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
 		}
+		all, err := ParsePublications(s.Config.Publish)
+		if err != nil {
+			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
+		}
+		s.Config.Publish = formatPublications(all)
 		if s.Config == old {
 			return errUnchanged
 		}
@@ -130,6 +136,10 @@ func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
 					s.Name, old.Image, resetWord, ErrBusy)
 			}
 		}
+		if err := v.admit(&old, s); err != nil {
+			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
+		}
+		before = v.Snapshot()
 		if s.Config.Disk != old.Disk && s.State != Stopped && s.State != Failed {
 			if err := growDisk(ctx, s); err != nil {
 				return fmt.Errorf("cannot grow the disk of %s: %w", s.Name, err)
@@ -137,6 +147,10 @@ func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
 		}
 		changed = names
 		return nil
+	}, func(err error) {
+		if before != nil {
+			v.admitted(before, err)
+		}
 	})
 	if err == nil && changed != nil {
 		v.emit(EventConfig, strings.Join(changed, " "))

@@ -225,10 +225,46 @@ type Network interface {
 	// Prefix is the subnet of the bridge; Gateway is the host's address in it.
 	Prefix() netip.Prefix
 	Gateway() netip.Addr
+	// Address6 is the IPv6 address of the guest with that IPv4 address, with the length of its subnet, and Gateway6 the host's;
+	// both invalid where guests have none.
+	Address6(address netip.Addr) netip.Prefix
+	Gateway6() netip.Addr
+	// MTU of the bridge, bytes; 0 where there is none.
+	MTU() int
+	// Connect puts in force for a guest exactly what c says: the addresses that it may use, whom it reaches, its published ports.
+	// It comes before Tap and may be repeated; after an error what was in force still is. ErrAddressInUse, ErrAccess or ErrInvalid for a
+	// port that cannot be published.
+	Connect(c Connection) error
+	// Disconnect undoes Connect, if there was one.
+	Disconnect(serial uint64)
+	// Settle is called once, when all guests that an earlier daemon left running were connected: what it left in force of others ends.
+	Settle() error
 	// Tap makes the VM's tap, in the bridge, up, and owned by nobody but its
 	// open file: it vanishes when the last holder (the VMM) closes it.
 	Tap(ctx context.Context, serial uint64, uuid string) (*os.File, error)
 }
+
+// Connection is what a guest on the bridge is and may do.
+type Connection struct {
+	Serial  uint64
+	MAC     string
+	Address netip.Addr
+	Isolate bool // no other guest is reached, whatever that one's setting
+	Publish []Publication
+}
+
+// Forwarder is a Machine whose VMM itself forwards ports of the host to a guest with NetUser.
+type Forwarder interface {
+	// Forward makes exactly these the forwarded ports, whatever was before, also by an earlier daemon. After an error what was still is.
+	Forward(ctx context.Context, all []Publication) error
+}
+
+// What a guest with NetUser is given: the defaults of QEMU's user networking (qemu(1), -netdev user).
+var (
+	UserAddress = netip.MustParsePrefix("10.0.2.15/24")
+	UserGateway = netip.MustParseAddr("10.0.2.2")
+	UserDNS     = netip.MustParseAddr("10.0.2.3")
+)
 
 // LinkStats are the counters of a VM's tap as the host sees it: what it received is what the guest sent.
 type LinkStats struct {

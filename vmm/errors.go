@@ -17,6 +17,7 @@ var (
 	ErrNotPermitted = errors.New("not permitted")                            // EPERM
 	ErrAccess       = errors.New("not yours")                                // EACCES
 	ErrUnsupported  = errors.New("not supported by this VMM")                // EOPNOTSUPP
+	ErrAddressInUse = errors.New("the port is in use")                       // EADDRINUSE
 	ErrTooBig       = errors.New("too long")                                 // E2BIG
 	ErrNoSpace      = errors.New("no space left")                            // ENOSPC
 	ErrNoMemory     = errors.New("not enough memory")                        // ENOMEM

@@ -107,6 +107,7 @@ func (s *Snapshot) stamp(old *Snapshot) {
 		{"name", old.Name != s.Name},
 		{"pid", old.Process != s.Process},
 		{"address", old.GuestAddress() != s.GuestAddress()},
+		{"address6", old.GuestAddress6() != s.GuestAddress6()},
 		{"started", !old.Started.Equal(s.Started)},
 		{"touched", !old.Touched.Equal(s.Touched)},
 		{"health", old.Ready != s.Ready || old.State != s.State},
@@ -124,6 +125,11 @@ func (s *Snapshot) stamp(old *Snapshot) {
 // a copy; its error refuses everything, errUnchanged is success. One at a time
 // for each VM; ctx bounds the wait for the turn, not the write.
 func (v *VM) update(ctx context.Context, change func(*Snapshot) error) error {
+	return v.updateThen(ctx, change, func(error) {})
+}
+
+// updateThen is update that calls then with its result, still in its turn.
+func (v *VM) updateThen(ctx context.Context, change func(*Snapshot) error, then func(error)) (err error) {
 	select {
 	case v.own <- struct{}{}:
 	case <-ctx.Done():
@@ -133,7 +139,9 @@ func (v *VM) update(ctx context.Context, change func(*Snapshot) error) error {
 	if v.gone() {
 		return ErrNotFound
 	}
-	return v.updateOwned(ctx, change)
+	err = v.updateOwned(ctx, change)
+	then(err)
+	return err
 }
 
 // updateOwned is update for who has the turn.
@@ -154,6 +162,7 @@ func (v *VM) updateOwned(ctx context.Context, change func(*Snapshot) error) erro
 		was := v.snap.Load().Record
 		now.Record = s.Record
 		now.Machine, now.Ready, now.ReadyIn, now.Since = s.Machine, s.Ready, s.ReadyIn, s.Since
+		now.Address6 = s.Address6
 		if touched.After(s.Touched) {
 			now.Touched = touched
 		}
@@ -519,12 +528,22 @@ func (v *VM) plan(c Command, state State) (func(context.Context) error, error) {
 
 // enter records and shows a new state.
 func (v *VM) enter(state State, change func(*Snapshot)) error {
-	err := v.update(context.Background(), func(s *Snapshot) error {
-		s.State = state
+	return v.enterWith(state, func(s *Snapshot) error {
+		if state == Stopped || state == Failed {
+			v.m.o.Network.Disconnect(v.serial)
+		}
 		if change != nil {
 			change(s)
 		}
 		return nil
+	})
+}
+
+// enterWith is enter with a change that may refuse.
+func (v *VM) enterWith(state State, change func(*Snapshot) error) error {
+	err := v.update(context.Background(), func(s *Snapshot) error {
+		s.State = state
+		return change(s)
 	})
 	if err != nil {
 		return fmt.Errorf("cannot record that %s is %s: %w", v.Snapshot().Name, state, err)
@@ -576,6 +595,14 @@ func (v *VM) start(ctx context.Context) error {
 		// Not recorded, so not begun: nothing may run that a restart would not find.
 		return errors.Join(err, machine.Kill(context.WithoutCancel(ctx)))
 	}
+	if err := v.forward(context.WithoutCancel(ctx)); err != nil {
+		err = fmt.Errorf("cannot start %s: %w", name, err)
+		if e := errors.Join(machine.Kill(context.WithoutCancel(ctx)), v.enter(Failed, ended(err.Error()))); e != nil {
+			return e
+		}
+		v.emit(EventError, err.Error())
+		return err
+	}
 	v.greet(machine)
 	return nil
 }
@@ -611,14 +638,17 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	if err := s.checkBase(&image); err != nil {
 		return nil, &refusal{err}
 	}
-	err = v.enter(Starting, func(s *Snapshot) {
+	err = v.enterWith(Starting, func(s *Snapshot) error {
 		s.Run++
 		s.BootID, s.Process = v.m.bootID, Process{}
-		if address.IsValid() {
-			s.Address = address
+		if bridged {
+			s.Address, s.Address6 = address, v.m.o.Network.Address6(address).Addr()
+			return v.connect(s, s.Config.Publications())
 		}
+		return probe(s.Config.Publications())
 	})
 	if err != nil {
+		v.m.o.Network.Disconnect(v.serial)
 		return nil, &refusal{err}
 	}
 	spec := v.spec(image)
@@ -902,6 +932,10 @@ func (v *VM) introduce(ctx context.Context, g Guest) error {
 	if s.GuestAddress().IsValid() {
 		c.Address = netip.PrefixFrom(s.Address, v.m.o.Network.Prefix().Bits())
 		c.Gateway = v.m.o.Network.Gateway()
+		c.Address6, c.Gateway6 = v.m.o.Network.Address6(s.Address), v.m.o.Network.Gateway6()
+		c.MTU = v.m.o.Network.MTU()
+	} else if s.Config.Net == NetUser {
+		c.Address, c.Gateway, c.DNS = UserAddress, UserGateway, []netip.Addr{UserDNS}
 	}
 	c.Time = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, configureWait)
@@ -943,12 +977,21 @@ func (v *VM) recover(ctx context.Context) error {
 	if p, ok := machine.(interface{ Paused() bool }); ok && p.Paused() {
 		state = Paused
 	}
-	v.publish(func(now *Snapshot) { now.Machine = machine })
+	v.publish(func(now *Snapshot) {
+		now.Machine = machine
+		if _, unwired := driver.(Unwired); !unwired && s.Address.IsValid() {
+			now.Address6 = v.m.o.Network.Address6(s.Address).Addr()
+		}
+	})
 	if s.State == Stopping {
 		return v.finish(machine)
 	}
+	complaint := v.reconnect(ctx)
 	err = v.enter(state, func(now *Snapshot) {
 		now.Machine, now.Process = machine, machine.Process()
+		if complaint != nil {
+			now.Error = complaint.Error()
+		}
 		if now.Started.IsZero() || s.State == Starting {
 			now.Started = time.Now()
 		}

@@ -49,7 +49,7 @@ const persistEvery = time.Minute
 // Manager owns all VMs of one state directory.
 //
 // Lock order: a VM's own channel, then VM.mu, then emitMu, then an eventLog's;
-// mu is held alone.
+// mu is held alone, but that claims.mu may be taken under it.
 type Manager struct {
 	o       Options // immutable
 	drivers map[string]Driver
@@ -67,6 +67,8 @@ type Manager struct {
 	bySerial map[uint64]*VM
 	changed  time.Time
 	sorted   atomic.Pointer[[]*VM] // nil when byName has changed since; stored under mu
+
+	claims claims
 
 	counts [len(counted)]struct{ done, failed atomic.Uint64 }
 
@@ -96,6 +98,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		taken:    make(map[string]bool),
 		bySerial: make(map[uint64]*VM),
 		changed:  time.Now(),
+		claims:   claims{of: make(map[uint64][]Publication)},
 	}
 	for _, d := range o.Drivers {
 		m.drivers[d.Name()] = d
@@ -166,6 +169,7 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 		}
 	}
 	for _, r := range records {
+		m.claims.set(r.Serial, r.Config.Publications())
 		m.insert(m.newVM(r))
 	}
 	saved, err := m.o.Store.Snapshots(ctx)
@@ -177,7 +181,10 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 			v.publish(func(s *Snapshot) { s.Saved = append(s.Saved, d) })
 		}
 	}
-	return m.adopt(ctx)
+	if err := m.adopt(ctx); err != nil {
+		return err
+	}
+	return m.o.Network.Settle()
 }
 
 // adopt recovers the VMs that were not stopped, side by side: a VMM that does not answer takes its deadline.
@@ -387,6 +394,7 @@ func (m *Manager) forget(v *VM) {
 	delete(m.byName, name)
 	m.taken[name] = true
 	delete(m.bySerial, v.serial)
+	m.claims.set(v.serial, nil)
 	m.listChangedLocked()
 }
 

@@ -131,8 +131,14 @@ func (network) Check(mode vmm.NetMode) error {
 	}
 	return nil
 }
-func (network) Prefix() netip.Prefix { return netip.Prefix{} }
-func (network) Gateway() netip.Addr  { return netip.Addr{} }
+func (network) Prefix() netip.Prefix             { return netip.Prefix{} }
+func (network) Gateway() netip.Addr              { return netip.Addr{} }
+func (network) Address6(netip.Addr) netip.Prefix { return netip.Prefix{} }
+func (network) Gateway6() netip.Addr             { return netip.Addr{} }
+func (network) MTU() int                         { return 0 }
+func (network) Connect(vmm.Connection) error     { return nil }
+func (network) Disconnect(uint64)                {}
+func (network) Settle() error                    { return nil }
 func (network) Tap(context.Context, uint64, string) (*os.File, error) {
 	return nil, vmm.ErrNotPermitted
 }

@@ -128,6 +128,8 @@ type Snapshot struct {
 	// told its address, host name and time.
 	Ready   bool
 	ReadyIn time.Duration // from the start of the VMM to Ready
+	// Address6 is the guest's IPv6 address, invalid if it has none.
+	Address6 netip.Addr
 	// Since is when the machine of this run was started or adopted, by the
 	// monotonic clock; zero while nothing runs.
 	Since time.Time
@@ -174,6 +176,14 @@ func (c Changes) with(now time.Time, names ...string) Changes {
 func (s *Snapshot) GuestAddress() netip.Addr {
 	if s.State.Alive() && s.Config.Net == NetBridge {
 		return s.Address
+	}
+	return netip.Addr{}
+}
+
+// GuestAddress6 is GuestAddress for IPv6.
+func (s *Snapshot) GuestAddress6() netip.Addr {
+	if s.GuestAddress().IsValid() {
+		return s.Address6
 	}
 	return netip.Addr{}
 }

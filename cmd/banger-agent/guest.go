@@ -93,7 +93,7 @@ func (g *guest) Configure(ctx context.Context, c vmm.GuestConfig) error {
 	if err != nil {
 		return err
 	}
-	return setAddress(name, c.Address, c.Gateway)
+	return connect(name, &c)
 }
 
 // interfaceFor gives the interface with that MAC, or without one the only one that is no loopback.
@@ -175,6 +175,90 @@ func linkUp(fd int, name string) error {
 		return fmt.Errorf("cannot bring %s up: %w", name, err)
 	}
 	return nil
+}
+
+// connect gives the interface what the host says of the network. IPv6 that this kernel does not have is left out.
+func connect(name string, c *vmm.GuestConfig) error {
+	if c.MTU > 0 {
+		if err := setMTU(name, c.MTU); err != nil {
+			return err
+		}
+	}
+	if c.Address6.IsValid() {
+		// Before the link is up: afterwards the kernel has begun to look for duplicates, which the host's filter precludes.
+		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/accept_dad", []byte("0"), 0)
+	}
+	if err := setAddress(name, c.Address, c.Gateway); err != nil {
+		return err
+	}
+	if !c.Address6.IsValid() {
+		return nil
+	}
+	return setAddress6(name, c.Address6, c.Gateway6)
+}
+
+func setMTU(name string, mtu int) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	r.SetUint32(uint32(mtu))
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, r); err != nil {
+		return fmt.Errorf("cannot give %s the MTU %d: %w", name, mtu, err)
+	}
+	return nil
+}
+
+// setAddress6 gives the interface an IPv6 address and the default route (ipv6(7); linux/ipv6.h, linux/ipv6_route.h).
+func setAddress6(name string, p netip.Prefix, gateway netip.Addr) error {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return err
+	}
+	address := in6Ifreq{Addr: p.Addr().As16(), Bits: uint32(p.Bits()), Index: int32(i.Index)}
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFADDR, uintptr(unsafe.Pointer(&address)))
+	if e != 0 && !errors.Is(e, unix.EEXIST) {
+		return fmt.Errorf("cannot give %s the address %s: %w", name, p, e)
+	}
+	if !gateway.Is6() {
+		return nil
+	}
+	route := in6Rtmsg{Gateway: gateway.As16(), Metric: 1, Flags: unix.RTF_UP | unix.RTF_GATEWAY, Index: int32(i.Index)}
+	_, _, e = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&route)))
+	if e != 0 && !errors.Is(e, unix.EEXIST) {
+		return fmt.Errorf("cannot route through %s: %w", gateway, e)
+	}
+	return nil
+}
+
+// in6Ifreq is struct in6_ifreq of linux/ipv6.h, in6Rtmsg struct in6_rtmsg of linux/ipv6_route.h on 64 bits.
+type in6Ifreq struct {
+	Addr  [16]byte
+	Bits  uint32
+	Index int32
+}
+
+type in6Rtmsg struct {
+	Dst, Src, Gateway [16]byte
+	Type              uint32
+	DstLen, SrcLen    uint16
+	Metric            uint32
+	Info              uint64
+	Flags             uint32
+	Index             int32
 }
 
 type sockaddrIn struct {

@@ -79,6 +79,11 @@ func endProcess(log *slog.Logger, proc string, pid int) error {
 	if b, err := os.ReadFile(path); err != nil || !madeByBanger(b) {
 		return nil
 	}
+	// Those in another network namespace are another's, as its links and tables are.
+	theirs, err := os.Readlink(filepath.Join(proc, strconv.Itoa(pid), "ns/net"))
+	if ours, e := os.Readlink(filepath.Join(proc, "self/ns/net")); err == nil && e == nil && ours != theirs {
+		return nil
+	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return ignoreGone(err)

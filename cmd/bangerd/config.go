@@ -23,7 +23,14 @@ type config struct {
 	QEMU         string        `toml:"qemu"`    // path of the program, empty to look for it in PATH
 	Bridge       string        `toml:"bridge"`
 	Subnet       netip.Prefix  `toml:"subnet"`
+	Subnet6      subnet6       `toml:"subnet6"` // auto, off or a /64
+	Uplink       string        `toml:"uplink"`  // empty for the link of the default route
+	MTU          int           `toml:"mtu"`     // 0: the uplink's
 	NAT          onOff         `toml:"nat"`
+	LAN          onOff         `toml:"lan"`
+	GuestToHost  onOff         `toml:"guest_to_host"`
+	UserWorld    onOff         `toml:"user_world"`
+	Isolate      onOff         `toml:"isolate"`
 	VMUIDBase    int           `toml:"vm_uid_base"`
 	IdleTimeout  span          `toml:"idle_timeout"`
 	StopTimeout  span          `toml:"stop_timeout"`
@@ -49,7 +56,7 @@ func defaultConfig() config {
 		VMUIDBase: 1879048192, IdleTimeout: span(vmm.NoLimit), StopTimeout: span(10 * time.Second), CPUs: 1,
 		StatsMaxAge: time.Second, PortsMaxAge: 2 * time.Second, HealthMaxAge: time.Second, PollInterval: 10 * time.Second, Group: "banger",
 		ImageMaxSize: 8 << 30, ImageMaxFiles: 500_000,
-		MetricsListen: notServed}
+		Isolate: true, MetricsListen: notServed}
 }
 
 // onOff is the words on and off, or TOML's true and false.
@@ -72,6 +79,39 @@ func (o onOff) String() string {
 		return "on"
 	}
 	return "off"
+}
+
+// subnet6 is a prefix, or one of the words auto, which is the zero value, and off.
+type subnet6 struct {
+	prefix netip.Prefix
+	off    bool
+}
+
+func (s *subnet6) UnmarshalTOML(v any) error {
+	text, _ := v.(string)
+	switch text {
+	case "auto":
+		*s = subnet6{}
+	case "off":
+		*s = subnet6{off: true}
+	default:
+		p, err := netip.ParsePrefix(text)
+		if err != nil || !p.Addr().Is6() || p.Bits() != 64 {
+			return fmt.Errorf("%v is none of \"auto\", \"off\" and a /64 such as \"fd12:3456:789a::/64\"", v)
+		}
+		*s = subnet6{prefix: p}
+	}
+	return nil
+}
+
+func (s subnet6) String() string {
+	switch {
+	case s.off:
+		return "off"
+	case s.prefix.IsValid():
+		return s.prefix.String()
+	}
+	return "auto"
 }
 
 // span is a time that may be "max".
@@ -183,6 +223,8 @@ func (c *config) check() error {
 		return fmt.Errorf("machine = %q is neither microvm nor q35", c.Machine)
 	case c.CPUs < 1 || c.CPUs > 255:
 		return fmt.Errorf("cpus = %d is not in 1 to 255", c.CPUs)
+	case c.MTU != 0 && (c.MTU < 576 || c.MTU > 65521):
+		return fmt.Errorf("mtu = %d is not 576 to 65521 bytes", c.MTU)
 	case c.VMUIDBase < 0 || c.VMUIDBase > 1<<32-1<<24:
 		return fmt.Errorf("vm_uid_base = %d is out of range", c.VMUIDBase)
 	case c.ImageMaxSize == 0 || c.ImageMaxFiles <= 0:
@@ -196,6 +238,13 @@ func (c *config) check() error {
 	var err error
 	c.MetricsListen, err = listenAddress(c.MetricsListen)
 	return err
+}
+
+func orAuto(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
 }
 
 // paths are where the daemon works when no flag says otherwise.
@@ -229,7 +278,9 @@ func (c *config) text(p paths) string {
 	for _, kv := range [][2]string{
 		{"mount", p.mount}, {"state_dir", p.state}, {"config", p.config},
 		{"image", c.Image}, {"accel", c.Accel}, {"machine", c.Machine}, {"qemu", c.QEMU},
-		{"bridge", c.Bridge}, {"subnet", c.Subnet.String()}, {"nat", c.NAT.String()}, {"vm_uid_base", strconv.Itoa(c.VMUIDBase)},
+		{"bridge", c.Bridge}, {"subnet", c.Subnet.String()}, {"subnet6", c.Subnet6.String()}, {"uplink", c.Uplink}, {"mtu", orAuto(c.MTU)},
+		{"nat", c.NAT.String()}, {"lan", c.LAN.String()}, {"guest_to_host", c.GuestToHost.String()}, {"user_world", c.UserWorld.String()},
+		{"isolate", c.Isolate.String()}, {"vm_uid_base", strconv.Itoa(c.VMUIDBase)},
 		{"idle_timeout", c.IdleTimeout.String()}, {"stop_timeout", c.StopTimeout.String()},
 		{"cpus", strconv.Itoa(c.CPUs)}, {"memory", strconv.FormatInt(int64(c.Memory), 10)},
 		{"stats_max_age", seconds(c.StatsMaxAge)}, {"ports_max_age", seconds(c.PortsMaxAge)},

@@ -169,7 +169,7 @@ func run(log *slog.Logger, f flags) (err error) {
 		return err
 	}
 	o := vmm.Options{StateDir: f.state, Store: records, Drivers: drivers(log, c, f.fake), Network: net, Images: images, Log: log,
-		Defaults: vmm.Config{Image: c.Image, CPUs: c.CPUs, Memory: int64(c.Memory), VMM: "qemu", Net: netMode,
+		Defaults: vmm.Config{Image: c.Image, CPUs: c.CPUs, Memory: int64(c.Memory), VMM: "qemu", Net: netMode, Isolate: bool(c.Isolate),
 			IdleTimeout: time.Duration(c.IdleTimeout), StopTimeout: time.Duration(c.StopTimeout)}}
 	if root {
 		o.VMUIDBase = c.VMUIDBase
@@ -229,7 +229,12 @@ func openNetwork(log *slog.Logger, c config, instance string, root bool) (vmm.Ne
 	if !root {
 		return network.Unprivileged(), vmm.NetUser, nil
 	}
-	n, err := network.New(network.Options{Bridge: c.Bridge, Prefix: c.Subnet, NAT: bool(c.NAT), Instance: instance, Log: log})
+	prefix6 := c.Subnet6.prefix
+	if !prefix6.IsValid() && !c.Subnet6.off {
+		prefix6 = network.LocalPrefix6(instance)
+	}
+	n, err := network.New(network.Options{Bridge: c.Bridge, Prefix: c.Subnet, Prefix6: prefix6, NAT: bool(c.NAT), LAN: bool(c.LAN),
+		GuestToHost: bool(c.GuestToHost), Uplink: c.Uplink, MTU: c.MTU, Instance: instance, Log: log})
 	switch {
 	case err == nil:
 		return n, vmm.NetBridge, nil
@@ -243,7 +248,7 @@ func openNetwork(log *slog.Logger, c config, instance string, root bool) (vmm.Ne
 // drivers gives the real one first. Where QEMU cannot be used the daemon serves all the same, and a start says why.
 func drivers(log *slog.Logger, c config, withFake bool) []vmm.Driver {
 	var all []vmm.Driver
-	if d, err := qemu.New(qemu.Options{Binary: c.QEMU, Accel: c.Accel, Machine: c.Machine, Log: log}); err == nil {
+	if d, err := qemu.New(qemu.Options{Binary: c.QEMU, Accel: c.Accel, Machine: c.Machine, UserWorld: bool(c.UserWorld), Log: log}); err == nil {
 		all = append(all, d)
 	} else {
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {

@@ -1,12 +1,16 @@
-// Package network connects guests on Linux: one bridge, a tap per VM, masquerading where it is wished.
+// Package network connects guests on Linux: one bridge, a tap per VM, and what the guests may reach and be reached by.
 //
 // Everything it makes can be told from everything else on the host: links carry an alias that
-// begins with "banger:", the nftables table is named banger_<bridge>. Taps are not persistent, so that
-// they vanish with the VMM that holds them. The package starts no goroutine and runs no program.
+// begins with "banger:", the nftables tables are named banger_<bridge>, one of family inet and one of family bridge.
+// Taps are not persistent, so that they vanish with the VMM that holds them. The policy is in rules.go, what is in
+// force for each guest are elements of sets (filter.go). Published ports are held by sockets whose goroutines (forward.go)
+// serve the host's own clients; Disconnect and Release end them. The package runs no program.
 package network
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,17 +34,28 @@ const aliasMark = "banger:"
 
 // Options of a Network.
 type Options struct {
-	Bridge   string       // at most 8 bytes, so that taps can be named after it
-	Prefix   netip.Prefix // IPv4; the host has its first address
-	NAT      bool         // guests reach the world
-	Instance string       // UUID of the state directory
-	Log      *slog.Logger
+	Bridge  string       // at most 8 bytes, so that taps can be named after it
+	Prefix  netip.Prefix // IPv4; the host has its first address
+	Prefix6 netip.Prefix // IPv6, /64; invalid for none
+	NAT     bool         // guests reach the world
+	LAN     bool         // with NAT also the host's other networks, and private ones
+	// GuestToHost lets guests reach what listens on the host's addresses; without it DNS and echo of the gateway only.
+	GuestToHost bool
+	Uplink      string // the link to the world, empty for that of the default route; when given, guests leave by no other
+	MTU         int    // bytes; 0 for the uplink's
+	Instance    string // UUID of the state directory
+	Log         *slog.Logger
 }
 
 // Network is the bridge of one daemon. Its methods may be called from many goroutines.
 type Network struct {
-	o  Options
-	mu sync.Mutex // serialises the making of the bridge
+	o       Options      // immutable, as are the next two
+	prefix6 netip.Prefix // o.Prefix6, invalid where the host has no IPv6
+	mtu     int
+
+	mu      sync.Mutex        // serialises changes of the bridge and the tables, held while the kernel makes them; guards what follows
+	settled bool              // the tables are ours
+	guests  map[uint64]*guest // by serial
 
 	tapsMu sync.Mutex     // guards taps
 	taps   map[int]uint64 // whose taps links are, by index; 0 for a link that is none of ours
@@ -50,8 +66,8 @@ var (
 	_ vmm.LinkStatser = (*Network)(nil)
 )
 
-// New makes the bridge, or takes over the one an earlier daemon of the same instance made, and sets
-// up or removes its masquerading. It needs CAP_NET_ADMIN.
+// New makes the bridge, or takes over the one an earlier daemon of the same instance made. The tables are replaced at once if no guest is
+// there, and otherwise by Settle: guests that run are not cut off meanwhile. It needs CAP_NET_ADMIN. What makes no sense in the options is vmm.ErrInvalid.
 func New(o Options) (*Network, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -63,14 +79,226 @@ func New(o Options) (*Network, error) {
 	if !o.Prefix.Addr().Is4() || o.Prefix.Bits() > 30 {
 		return nil, fmt.Errorf("%w: the subnet %s is not of IPv4 and at most /30", vmm.ErrInvalid, o.Prefix)
 	}
-	n := &Network{o: o}
+	if o.Prefix6.IsValid() && (!o.Prefix6.Addr().Is6() || o.Prefix6.Bits() != 64) {
+		return nil, fmt.Errorf("%w: the subnet6 %s is not a /64 of IPv6", vmm.ErrInvalid, o.Prefix6)
+	}
+	n := &Network{o: o, guests: make(map[uint64]*guest)}
+	var err error
+	if n.mtu, err = n.chooseMTU(); err != nil {
+		return nil, err
+	}
+	if o.Prefix6.IsValid() {
+		if why := withoutIPv6(n.mtu); why != "" {
+			o.Log.Info("guests get no IPv6", "because", why)
+		} else {
+			n.prefix6 = o.Prefix6.Masked()
+		}
+	}
 	if _, err := n.bridge(); err != nil {
 		return nil, err
 	}
-	if err := n.nat(); err != nil {
-		return nil, fmt.Errorf("cannot set up nat of %s: %w", o.Bridge, err)
+	if n.o.NAT {
+		if err := n.forwarding(); err != nil {
+			return nil, fmt.Errorf("cannot let the host route: %w", err)
+		}
 	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if used, err := n.used(); err != nil || used {
+		return n, err
+	}
+	if err := n.apply(); err != nil {
+		return nil, fmt.Errorf("cannot filter what guests send (modprobe nf_tables): %w", err)
+	}
+	n.settled = true
 	return n, nil
+}
+
+// Settle implements vmm.Network.
+func (n *Network) Settle() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.apply(); err != nil {
+		return fmt.Errorf("cannot filter what guests send: %w", err)
+	}
+	n.settled = true
+	return nil
+}
+
+// withoutIPv6 says why there can be no IPv6 on the bridge, empty if there can.
+func withoutIPv6(mtu int) string {
+	if b, err := os.ReadFile("/proc/sys/net/ipv6/conf/default/disable_ipv6"); err != nil || strings.TrimSpace(string(b)) != "0" {
+		return "this host has none"
+	}
+	if mtu < leastMTU6 {
+		return fmt.Sprintf("the MTU %d is below %d", mtu, leastMTU6)
+	}
+	return ""
+}
+
+const (
+	leastMTU6  = 1280 // RFC 8200
+	defaultMTU = 1500
+)
+
+// chooseMTU gives the MTU asked for, else that of the uplink.
+func (n *Network) chooseMTU() (int, error) {
+	if n.o.MTU != 0 {
+		if n.o.MTU < 576 || n.o.MTU > 65521 {
+			return 0, fmt.Errorf("%w: the mtu %d is not 576 to 65521 bytes", vmm.ErrInvalid, n.o.MTU)
+		}
+		return n.o.MTU, nil
+	}
+	if n.o.Uplink != "" {
+		l, err := netlink.LinkByName(n.o.Uplink)
+		if err != nil {
+			n.o.Log.Warn("the uplink is not there", "uplink", n.o.Uplink, "err", err)
+			return defaultMTU, nil
+		}
+		return min(l.Attrs().MTU, 65521), nil
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return 0, fmt.Errorf("cannot read the routes: %w", err)
+	}
+	best, metric := defaultMTU, -1
+	for _, r := range routes {
+		if r.Dst != nil && !r.Dst.IP.IsUnspecified() || metric >= 0 && r.Priority >= metric {
+			continue
+		}
+		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
+			best, metric = min(l.Attrs().MTU, 65521), r.Priority
+		}
+	}
+	return best, nil
+}
+
+// used reports whether there are taps in the bridge; n.mu is held.
+func (n *Network) used() (bool, error) {
+	bridge, err := netlink.LinkByName(n.o.Bridge)
+	if err != nil {
+		return false, fmt.Errorf("cannot look for %s: %w", n.o.Bridge, err)
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return false, fmt.Errorf("cannot list the links: %w", err)
+	}
+	for _, l := range links {
+		if l.Attrs().MasterIndex == bridge.Attrs().Index {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Connect implements vmm.Network.
+func (n *Network) Connect(c vmm.Connection) error {
+	elements, err := n.elementsOf(c)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	old := n.guests[c.Serial]
+	if old == nil {
+		old = new(guest)
+	}
+	now := &guest{Connection: c, elements: elements}
+	var opened, closed []*forward // that now has and old has not, and the other way round
+	for _, f := range old.forwards {
+		if slices.Contains(c.Publish, f.Publication) && f.to.Addr() == c.Address {
+			now.forwards = append(now.forwards, f)
+		} else {
+			closed = append(closed, f)
+		}
+	}
+	undo := func() {
+		for _, f := range opened {
+			f.Close()
+		}
+		for i, f := range old.forwards {
+			if !f.isClosed() {
+				continue
+			}
+			again, err := openForward(f.Publication, f.to.Addr(), n.isGuest)
+			if err != nil {
+				n.o.Log.Error("a published port was lost", "port", f.Publication, "err", err)
+				continue
+			}
+			old.forwards[i] = again
+		}
+	}
+	for _, p := range c.Publish {
+		if slices.ContainsFunc(now.forwards, func(f *forward) bool { return f.Publication == p }) {
+			continue
+		}
+		for _, f := range closed {
+			if f.Overlaps(p) { // the same socket for another port of the guest
+				f.Close()
+			}
+		}
+		f, err := openForward(p, c.Address, n.isGuest)
+		if err != nil {
+			undo()
+			return err
+		}
+		opened = append(opened, f)
+	}
+	if err := n.exchange(old.elements, elements); err != nil {
+		undo()
+		return err
+	}
+	for _, f := range closed {
+		f.Close()
+	}
+	now.forwards = append(now.forwards, opened...)
+	n.guests[c.Serial] = now
+	return nil
+}
+
+// isGuest reports whether an address is of the bridge's: a guest may not reach another by its published port.
+func (n *Network) isGuest(a netip.Addr) bool {
+	return (n.o.Prefix.Contains(a) || n.prefix6.IsValid() && n.prefix6.Contains(a)) && a != n.Gateway() && a != n.Gateway6()
+}
+
+// Disconnect implements vmm.Network.
+func (n *Network) Disconnect(serial uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	g := n.guests[serial]
+	if g == nil {
+		return
+	}
+	delete(n.guests, serial)
+	for _, f := range g.forwards {
+		f.Close()
+	}
+	if err := n.exchange(g.elements, nil); err != nil {
+		n.o.Log.Error("rules of a guest that is gone are left", "tap", n.tapName(serial), "err", err)
+	}
+}
+
+// Address6 implements vmm.Network: the guest's place in the subnet of IPv4 is its place in that of IPv6.
+func (n *Network) Address6(address netip.Addr) netip.Prefix {
+	if !n.prefix6.IsValid() || !address.Is4() {
+		return netip.Prefix{}
+	}
+	base, at, to := n.o.Prefix.Addr().As4(), address.As4(), n.prefix6.Addr().As16()
+	binary.BigEndian.PutUint32(to[12:], binary.BigEndian.Uint32(at[:])-binary.BigEndian.Uint32(base[:]))
+	return netip.PrefixFrom(netip.AddrFrom16(to), n.prefix6.Bits())
+}
+
+// Gateway6 implements vmm.Network.
+func (n *Network) Gateway6() netip.Addr { return n.Address6(n.Gateway()).Addr() }
+
+// MTU implements vmm.Network.
+func (n *Network) MTU() int { return n.mtu }
+
+// LocalPrefix6 derives a /64 of a unique local prefix (RFC 4193: fd and 40 random bits) from the random UUID of the state directory, so
+// that it is the same at every start.
+func LocalPrefix6(instance string) netip.Prefix {
+	sum := sha256.Sum256([]byte("banger subnet6 " + instance))
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 1: sum[0], 2: sum[1], 3: sum[2], 4: sum[3], 5: sum[4]}), 64)
 }
 
 // Check implements vmm.Network: every mode can be used.
@@ -148,6 +376,14 @@ func (n *Network) configure(link netlink.Link, alias string) error {
 	if err := netlink.AddrReplace(link, addr); err != nil {
 		return err
 	}
+	if err := n.configure6(link); err != nil {
+		return err
+	}
+	if link.Attrs().MTU != n.mtu {
+		if err := netlink.LinkSetMTU(link, n.mtu); err != nil {
+			return fmt.Errorf("mtu %d: %w", n.mtu, err)
+		}
+	}
 	// Without spanning tree a port forwards at once; with it, only after the delay.
 	delay := filepath.Join("/sys/class/net", n.o.Bridge, "bridge/forward_delay")
 	if err := os.WriteFile(delay, []byte("0"), 0); err != nil {
@@ -156,27 +392,54 @@ func (n *Network) configure(link netlink.Link, alias string) error {
 	return netlink.LinkSetUp(link)
 }
 
-// clash finds a route of another link that overlaps the subnet: the host would not reach the guests, or lose what it reaches now.
-func (n *Network) clash() error {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+// configure6 gives the bridge its IPv6 address, at once usable though no port is up yet, and hears no router behind it.
+func (n *Network) configure6(link netlink.Link) error {
+	has, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	if err != nil && n.prefix6.IsValid() {
+		return err
+	}
+	want := ""
+	if n.prefix6.IsValid() {
+		want = netip.PrefixFrom(n.Gateway6(), n.prefix6.Bits()).String()
+	}
+	for i := range has {
+		if has[i].IPNet.String() != want && !has[i].IP.IsLinkLocalUnicast() { // of an earlier `subnet6`
+			if err := netlink.AddrDel(link, &has[i]); err != nil {
+				return err
+			}
+		}
+	}
+	if want == "" {
+		return nil
+	}
+	for _, name := range []string{"accept_ra", "autoconf"} {
+		if err := sysctl("0", "ipv6", "conf", n.o.Bridge, name); err != nil {
+			return err
+		}
+	}
+	addr, err := netlink.ParseAddr(want)
 	if err != nil {
-		return fmt.Errorf("cannot read the routes: %w", err)
+		return err
+	}
+	addr.Flags = unix.IFA_F_NODAD
+	return netlink.AddrReplace(link, addr)
+}
+
+// clash finds a route of another link that overlaps a subnet: the host would not reach the guests, or lose what it reaches now.
+func (n *Network) clash() error {
+	routes, err := n.routes()
+	if err != nil {
+		return err
 	}
 	for _, r := range routes {
-		if r.Dst == nil {
-			continue
-		}
-		ip, ok := netip.AddrFromSlice(r.Dst.IP.To4())
-		bits, _ := r.Dst.Mask.Size()
-		if !ok || bits == 0 || !netip.PrefixFrom(ip, bits).Overlaps(n.o.Prefix) {
-			continue
-		}
-		name := strconv.Itoa(r.LinkIndex)
-		if l, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
-			name = l.Attrs().Name
-		}
-		if name != n.o.Bridge {
-			return fmt.Errorf("%w: the subnet %s overlaps the route %s of %s; choose another `subnet` in the configuration", vmm.ErrExists, n.o.Prefix, r.Dst, name)
+		for _, s := range []struct {
+			setting string
+			prefix  netip.Prefix
+		}{{"subnet", n.o.Prefix}, {"subnet6", n.prefix6}} {
+			if s.prefix.IsValid() && r.to.Overlaps(s.prefix) {
+				return fmt.Errorf("%w: the %s %s overlaps the route %s of %s; choose another `%s` in the configuration",
+					vmm.ErrExists, s.setting, s.prefix, r.to, r.link, s.setting)
+			}
 		}
 	}
 	return nil
@@ -220,6 +483,9 @@ func (n *Network) tap(bridge netlink.Link, name, uuid string) (*os.File, error) 
 		err = netlink.LinkSetAlias(link, aliasMark+n.o.Instance+":"+uuid)
 	}
 	if err == nil {
+		err = netlink.LinkSetMTU(link, n.mtu)
+	}
+	if err == nil {
 		err = netlink.LinkSetMaster(link, bridge)
 	}
 	if err == nil {
@@ -232,10 +498,16 @@ func (n *Network) tap(bridge netlink.Link, name, uuid string) (*os.File, error) 
 	return f, nil
 }
 
-// Release removes the bridge and the table of NAT when no guest uses them any more: at the end of a daemon that leaves no VM running.
+// Release ends the service of published ports to the host's own clients, and removes the bridge and the tables when no guest uses them
+// any more: at the end of a daemon that leaves no VM running.
 func (n *Network) Release() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	for _, g := range n.guests {
+		for _, f := range g.forwards {
+			f.Close()
+		}
+	}
 	bridge, err := netlink.LinkByName(n.o.Bridge)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil
@@ -243,22 +515,13 @@ func (n *Network) Release() error {
 	if err != nil {
 		return fmt.Errorf("cannot look for %s: %w", n.o.Bridge, err)
 	}
-	links, err := netlink.LinkList()
-	if err != nil {
-		return fmt.Errorf("cannot list the links: %w", err)
-	}
-	for _, l := range links {
-		if l.Attrs().MasterIndex == bridge.Attrs().Index {
-			return nil
-		}
+	if used, err := n.used(); err != nil || used {
+		return err
 	}
 	if err := netlink.LinkDel(bridge); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("cannot remove %s: %w", n.o.Bridge, err)
 	}
-	if !n.o.NAT {
-		return nil
-	}
-	return removeTables(n.o.Log, tablePrefix+n.o.Bridge)
+	return removeTables(n.o.Log, tablePrefix+n.o.Bridge, families...)
 }
 
 // unprivileged has no bridge, and says why.
@@ -278,8 +541,14 @@ func (u unprivileged) Check(mode vmm.NetMode) error {
 	}
 	return nil
 }
-func (unprivileged) Prefix() netip.Prefix { return netip.Prefix{} }
-func (unprivileged) Gateway() netip.Addr  { return netip.Addr{} }
+func (unprivileged) Prefix() netip.Prefix             { return netip.Prefix{} }
+func (unprivileged) Gateway() netip.Addr              { return netip.Addr{} }
+func (unprivileged) Address6(netip.Addr) netip.Prefix { return netip.Prefix{} }
+func (unprivileged) Gateway6() netip.Addr             { return netip.Addr{} }
+func (unprivileged) MTU() int                         { return 0 }
+func (u unprivileged) Connect(c vmm.Connection) error { return u.Check(vmm.NetBridge) }
+func (unprivileged) Disconnect(uint64)                {}
+func (unprivileged) Settle() error                    { return nil }
 func (u unprivileged) Tap(context.Context, uint64, string) (*os.File, error) {
 	return nil, u.Check(vmm.NetBridge)
 }
@@ -302,5 +571,5 @@ func Cleanup(log *slog.Logger) error {
 		}
 		log.Info("removed link", "link", l.Attrs().Name, "alias", l.Attrs().Alias)
 	}
-	return errors.Join(append(errs, removeTables(log, tablePrefix))...)
+	return errors.Join(append(errs, removeTables(log, tablePrefix, families...))...)
 }

@@ -40,6 +40,8 @@ type host struct {
 	machine string // microvm or q35
 	tscKHz  uint64 // 0 if it could not be measured
 	vsock   bool   // /dev/vhost-vsock opens
+
+	userWorld bool // guests with user networking reach what the host reaches, its loopback too
 }
 
 // commandLine gives the arguments, without the program's name, and the
@@ -97,7 +99,8 @@ func commandLine(spec *vmm.Spec, h host) (args []string, fds []fdName) {
 	case vmm.NetBridge:
 		add("-netdev", "tap,id=net0,fd="+inherit(fdTap))
 	case vmm.NetUser:
-		add("-netdev", "user,id=net0,restrict=off")
+		// Without restrict QEMU leads what the guest sends to its gateway to the host's own loopback. ipv6 has no use of its own there.
+		add("-netdev", "user,id=net0,ipv6=off,restrict="+onOff(!h.userWorld))
 	}
 	if spec.NIC.Mode == vmm.NetBridge || spec.NIC.Mode == vmm.NetUser {
 		add("-device", "virtio-net"+bus+",netdev=net0,mac="+escape(spec.NIC.MAC))

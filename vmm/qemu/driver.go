@@ -42,6 +42,10 @@ type Options struct {
 	Accel   string       // auto (or empty), kvm or tcg
 	Machine string       // auto (or empty), microvm or q35
 	Log     *slog.Logger // slog.Default() if nil
+
+	// UserWorld lets guests with vmm.NetUser reach whatever the host reaches, services on its loopback included; otherwise they reach
+	// nothing, and only forwarded ports lead to them.
+	UserWorld bool
 }
 
 // Driver starts QEMUs. It holds no resources and needs no closing.
@@ -75,7 +79,7 @@ func New(o Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{log: o.Log, host: host{binary: path, accel: accel, machine: machine}}
+	d := &Driver{log: o.Log, host: host{binary: path, accel: accel, machine: machine, userWorld: o.UserWorld}}
 	if machine == "microvm" {
 		d.host.tscKHz = hostTSC()
 	}
@@ -355,4 +359,5 @@ var (
 	_ vmm.DiskGrower   = (*Machine)(nil)
 	_ vmm.Fuller       = (*Machine)(nil)
 	_ vmm.DiskKeeper   = (*Driver)(nil)
+	_ vmm.Forwarder    = (*Machine)(nil)
 )

@@ -23,7 +23,7 @@ import (
 const lastWords = time.Second
 
 // Machine is one QEMU. It implements vmm.Machine, vmm.Pauser, vmm.Guester,
-// vmm.Consoler, vmm.BlockStatser, vmm.MetricsReader and, in disk.go, vmm.Snapshotter and vmm.DiskGrower; all methods may be called from many goroutines.
+// vmm.Consoler, vmm.BlockStatser, vmm.MetricsReader, vmm.Forwarder and, in disk.go, vmm.Snapshotter and vmm.DiskGrower; all methods may be called from many goroutines.
 type Machine struct {
 	id     string
 	accel  string

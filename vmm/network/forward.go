@@ -1,0 +1,213 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"banger/vmm"
+)
+
+const (
+	maxFlows    = 512              // connections or UDP clients of one published port at once
+	dialGuest   = 5 * time.Second  // for a guest to take a connection
+	udpIdle     = 60 * time.Second // until a UDP client is forgotten
+	udpDatagram = 64 << 10
+)
+
+// forward holds a published port of the host, so that nobody else takes it, and serves the clients on the host itself: those of other
+// hosts are led to the guest by the table and never come here.
+type forward struct {
+	vmm.Publication
+	to      netip.AddrPort
+	refused func(netip.Addr) bool // clients that may not
+	socket  io.Closer
+	work    sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	flows  map[net.Conn]struct{} // guarded by mu
+}
+
+// openForward binds p. The caller closes what it gives.
+func openForward(p vmm.Publication, guest netip.Addr, refused func(netip.Addr) bool) (*forward, error) {
+	f := &forward{Publication: p, to: netip.AddrPortFrom(guest, p.Guest), refused: refused, flows: make(map[net.Conn]struct{})}
+	family := "6"
+	if p.Host.Addr().Is4() {
+		family = "4"
+	}
+	var serve func()
+	if p.Protocol == "udp" {
+		c, err := net.ListenUDP("udp"+family, net.UDPAddrFromAddrPort(p.Host))
+		if err != nil {
+			return nil, vmm.SocketError(p, err)
+		}
+		f.socket, serve = c, func() { f.serveUDP(c) }
+	} else {
+		l, err := net.ListenTCP("tcp"+family, net.TCPAddrFromAddrPort(p.Host))
+		if err != nil {
+			return nil, vmm.SocketError(p, err)
+		}
+		f.socket, serve = l, func() { f.serveTCP(l) }
+	}
+	f.spawn(serve)
+	return f, nil
+}
+
+// Close frees the port, cuts what goes through it and returns when its goroutines have ended.
+func (f *forward) Close() {
+	f.mu.Lock()
+	f.closed = true
+	for c := range f.flows {
+		_ = c.Close()
+	}
+	f.mu.Unlock()
+	_ = f.socket.Close()
+	f.work.Wait()
+}
+
+func (f *forward) isClosed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.closed
+}
+
+func (f *forward) spawn(run func()) {
+	f.work.Add(1)
+	go func() {
+		defer f.work.Done()
+		run()
+	}()
+}
+
+// enter counts connections as flows of this port, all or none; false when there are too many, or it is closed.
+func (f *forward) enter(conns ...net.Conn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed || len(f.flows)+len(conns) > 2*maxFlows {
+		return false
+	}
+	for _, c := range conns {
+		f.flows[c] = struct{}{}
+	}
+	return true
+}
+
+func (f *forward) leave(conns ...net.Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range conns {
+		delete(f.flows, c)
+		_ = c.Close()
+	}
+}
+
+func (f *forward) serveTCP(l *net.TCPListener) {
+	for {
+		c, err := l.AcceptTCP()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			time.Sleep(10 * time.Millisecond) // no descriptor is free: that passes, or the next attempt says so again
+			continue
+		}
+		if from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); f.refused(from.Unmap()) || !f.enter(c) {
+			_ = c.Close()
+			continue
+		}
+		f.spawn(func() { f.pass(c) })
+	}
+}
+
+// pass carries one connection, each direction until its end.
+func (f *forward) pass(client *net.TCPConn) {
+	defer f.leave(client)
+	ctx, cancel := context.WithTimeout(context.Background(), dialGuest)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", f.to.String())
+	if err != nil {
+		return
+	}
+	if !f.enter(conn) {
+		_ = conn.Close()
+		return
+	}
+	defer f.leave(conn)
+	guest := conn.(*net.TCPConn)
+	back := make(chan struct{})
+	go func() { // ends with the connection: pass waits for it
+		defer close(back)
+		carry(client, guest)
+	}()
+	carry(guest, client)
+	<-back
+}
+
+func carry(to, from *net.TCPConn) {
+	if _, err := io.Copy(to, from); err != nil {
+		_ = from.Close() // the other direction has no use any more
+		_ = to.Close()
+		return
+	}
+	_ = to.CloseWrite()
+}
+
+func (f *forward) serveUDP(c *net.UDPConn) {
+	clients := make(map[netip.AddrPort]*net.UDPConn) // guarded by mu
+	var mu sync.Mutex
+	b := make([]byte, udpDatagram)
+	for {
+		n, from, err := c.ReadFromUDPAddrPort(b)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil || f.refused(from.Addr().Unmap()) {
+			continue // an ICMP error of an earlier answer
+		}
+		mu.Lock()
+		guest := clients[from]
+		mu.Unlock()
+		if guest == nil {
+			if guest, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(f.to)); err != nil {
+				continue
+			}
+			if !f.enter(guest) {
+				_ = guest.Close()
+				continue
+			}
+			mu.Lock()
+			clients[from] = guest
+			mu.Unlock()
+			f.spawn(func() {
+				defer f.leave(guest)
+				answers(c, guest, from)
+				mu.Lock()
+				delete(clients, from)
+				mu.Unlock()
+			})
+		}
+		_ = guest.SetReadDeadline(time.Now().Add(udpIdle))
+		_, _ = guest.Write(b[:n]) // may be lost, as any datagram
+	}
+}
+
+// answers carries what the guest sends to one client until neither has sent anything for udpIdle.
+func answers(c, guest *net.UDPConn, to netip.AddrPort) {
+	b := make([]byte, udpDatagram)
+	for {
+		n, err := guest.Read(b)
+		var timeout net.Error
+		switch {
+		case err == nil:
+			_ = guest.SetReadDeadline(time.Now().Add(udpIdle))
+			_, _ = c.WriteToUDPAddrPort(b[:n], to)
+		case errors.Is(err, net.ErrClosed), errors.As(err, &timeout) && timeout.Timeout():
+			return
+		}
+	}
+}

@@ -1,0 +1,388 @@
+package network
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Registers. r0 to r6 are those of 4 bytes each from the beginning; a longer value takes as many as it needs (nft(8), linux/netfilter/nf_tables.h).
+const (
+	r0 = unix.NFT_REG32_00
+	r1 = unix.NFT_REG32_01
+	r2 = unix.NFT_REG32_02
+	r4 = unix.NFT_REG32_04
+	r5 = unix.NFT_REG32_05
+	r6 = unix.NFT_REG32_06
+)
+
+// Where the fields of headers are (RFC 791, RFC 826, RFC 8200, RFC 4861, IEEE 802.3): base, offset, length.
+type field struct {
+	base        expr.PayloadBase
+	offset, len uint32
+}
+
+var (
+	etherSource  = field{expr.PayloadBaseLLHeader, 6, 6}
+	etherType    = field{expr.PayloadBaseLLHeader, 12, 2}
+	arpKind      = field{expr.PayloadBaseNetworkHeader, 0, 6} // hardware, protocol and the lengths of their addresses
+	arpSource    = field{expr.PayloadBaseNetworkHeader, 8, 6}
+	arpAddress   = field{expr.PayloadBaseNetworkHeader, 14, 4}
+	ip4Source    = field{expr.PayloadBaseNetworkHeader, 12, 4}
+	ip4Dest      = field{expr.PayloadBaseNetworkHeader, 16, 4}
+	ip6Source    = field{expr.PayloadBaseNetworkHeader, 8, 16}
+	ip6Dest      = field{expr.PayloadBaseNetworkHeader, 24, 16}
+	portSource   = field{expr.PayloadBaseTransportHeader, 0, 2}
+	portDest     = field{expr.PayloadBaseTransportHeader, 2, 2}
+	icmpType     = field{expr.PayloadBaseTransportHeader, 0, 1}
+	ndTarget     = field{expr.PayloadBaseTransportHeader, 8, 16}
+	ndOption     = field{expr.PayloadBaseTransportHeader, 24, 1}
+	ndOptionMAC  = field{expr.PayloadBaseTransportHeader, 26, 6}
+	ndMoreOption = field{expr.PayloadBaseTransportHeader, 32, 1}
+)
+
+// Types of ICMP messages (RFC 792, RFC 4443, RFC 4861, RFC 3810).
+const (
+	icmpEcho     = 8
+	icmp6Echo    = 128
+	icmp6Router  = 134
+	icmp6Solicit = 135
+	icmp6Advert  = 136
+	icmp6Direct  = 137
+	icmp6MLD     = 143
+)
+
+const ctDstNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
+
+// match is a piece of a rule; a rule is pieces one after the other.
+type match []expr.Any
+
+func rule(parts ...match) []expr.Any {
+	var all []expr.Any
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	return all
+}
+
+func (f field) load(reg uint32) match {
+	return match{&expr.Payload{DestRegister: reg, Base: f.base, Offset: f.offset, Len: f.len}}
+}
+
+func compare(op expr.CmpOp, value []byte) match {
+	return match{&expr.Cmp{Op: op, Register: r0, Data: value}}
+}
+
+func (f field) is(value ...byte) match { return append(f.load(r0), compare(expr.CmpOpEq, value)...) }
+func (f field) not(value ...byte) match {
+	return append(f.load(r0), compare(expr.CmpOpNeq, value)...)
+}
+
+// between is whether a field of one byte is first to last.
+func (f field) between(first, last byte) match {
+	return append(f.load(r0), &expr.Range{Op: expr.CmpOpEq, Register: r0, FromData: []byte{first}, ToData: []byte{last}})
+}
+
+func (f field) in(p netip.Prefix) match {
+	mask := slices.Repeat([]byte{0xff}, p.Bits()/8)
+	if rest := p.Bits() % 8; rest > 0 {
+		mask = append(mask, byte(0xff<<(8-rest)))
+	}
+	mask = append(mask, make([]byte, int(f.len)-len(mask))...)
+	return append(f.load(r0), &expr.Bitwise{SourceRegister: r0, DestRegister: r0, Len: f.len, Mask: mask, Xor: make([]byte, f.len)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: r0, Data: p.Masked().Addr().AsSlice()})
+}
+
+func meta(key expr.MetaKey, reg uint32) match { return match{&expr.Meta{Key: key, Register: reg}} }
+
+func metaIs(key expr.MetaKey, value ...byte) match {
+	return append(meta(key, r0), compare(expr.CmpOpEq, value)...)
+}
+
+func nameIs(key expr.MetaKey, name string) match { return metaIs(key, nameBytes(name)...) }
+func nameNot(key expr.MetaKey, name string) match {
+	return append(meta(key, r0), compare(expr.CmpOpNeq, nameBytes(name))...)
+}
+
+// nameBytes is the name of a link as registers and sets have it.
+func nameBytes(name string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, name)
+	return b
+}
+
+func within(set string) match { return match{&expr.Lookup{SourceRegister: r0, SetName: set}} }
+func notWithin(set string) match {
+	return match{&expr.Lookup{SourceRegister: r0, SetName: set, Invert: true}}
+}
+
+func verdict(kind expr.VerdictKind) match { return match{&expr.Verdict{Kind: kind}} }
+
+var (
+	accept = verdict(expr.VerdictAccept)
+	drop   = verdict(expr.VerdictDrop)
+
+	ofARP   = etherType.is(0x08, 0x06)
+	ofIP4   = etherType.is(0x08, 0x00)
+	ofIP6   = etherType.is(0x86, 0xdd)
+	isIP4   = metaIs(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV4)
+	isIP6   = metaIs(expr.MetaKeyNFPROTO, unix.NFPROTO_IPV6)
+	isUDP   = metaIs(expr.MetaKeyL4PROTO, unix.IPPROTO_UDP)
+	isICMP  = metaIs(expr.MetaKeyL4PROTO, unix.IPPROTO_ICMP)
+	isICMP6 = metaIs(expr.MetaKeyL4PROTO, unix.IPPROTO_ICMPV6)
+)
+
+// conntrack is whether any of bits is set in what the kernel's tracking says of the packet's connection.
+func conntrack(key expr.CtKey, bits uint32) match {
+	return match{&expr.Ct{Key: key, Register: r0},
+		&expr.Bitwise{SourceRegister: r0, DestRegister: r0, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, bits), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: r0, Data: make([]byte, 4)}}
+}
+
+// reply is a packet of the side that did not begin an established connection.
+var reply = rule(match{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: r0}, &expr.Cmp{Op: expr.CmpOpEq, Register: r0, Data: []byte{1}}},
+	conntrack(expr.CtKeySTATE, expr.CtStateBitESTABLISHED))
+
+var related = conntrack(expr.CtKeySTATE, expr.CtStateBitRELATED)
+
+// localDest is a packet to any address of the host.
+var localDest = match{&expr.Fib{Register: r0, FlagDADDR: true, ResultADDRTYPE: true},
+	&expr.Cmp{Op: expr.CmpOpEq, Register: r0, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}}
+
+// Types of sets' keys and maps' values.
+var (
+	typePort    = nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
+	typeSocket4 = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
+	typeSocket6 = nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeInetProto, nftables.TypeInetService)
+	typeGuest4  = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
+	typeGuest6  = nftables.MustConcatSetType(nftables.TypeIP6Addr, nftables.TypeInetService)
+)
+
+// set is one of our sets or maps.
+type set struct {
+	family nftables.TableFamily
+	name   string
+	key    nftables.SetDatatype
+	value  nftables.SetDatatype // of a map
+}
+
+const bridgeFamily, inetFamily = nftables.TableFamilyBridge, nftables.TableFamilyINet
+
+// sets that guests have elements in.
+var sets = []set{
+	{bridgeFamily, "mac", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr), nftables.SetDatatype{}},
+	{bridgeFamily, "arp", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIPAddr), nftables.SetDatatype{}},
+	{bridgeFamily, "ip4", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), nftables.SetDatatype{}},
+	{bridgeFamily, "ip6", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr), nftables.SetDatatype{}},
+	{bridgeFamily, "together", nftables.TypeIFName, nftables.SetDatatype{}},
+	{inetFamily, "publish4", typeSocket4, typeGuest4},
+	{inetFamily, "publish4_any", typePort, typeGuest4},
+	{inetFamily, "publish6", typeSocket6, typeGuest6},
+	{inetFamily, "publish6_any", typePort, typeGuest6},
+	{inetFamily, "open4", typeSocket4, nftables.SetDatatype{}},
+	{inetFamily, "open6", typeSocket6, nftables.SetDatatype{}},
+}
+
+// socket loads address, protocol and port as the keys of open4 and open6 have them.
+func socket(address field) match {
+	at := uint32(r1)
+	if address.len == 16 {
+		at = r4
+	}
+	return rule(address.load(r0), meta(expr.MetaKeyL4PROTO, at), portDest.load(at+1))
+}
+
+// to4 and to6 lead a packet to the guest that the map has for what is loaded.
+func to4(name string) match {
+	return match{&expr.Lookup{SourceRegister: r0, DestRegister: r0, IsDestRegSet: true, SetName: name},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: r0, RegProtoMin: r1}}
+}
+
+func to6(name string) match {
+	return match{&expr.Lookup{SourceRegister: r0, DestRegister: r0, IsDestRegSet: true, SetName: name},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV6, RegAddrMin: r0, RegProtoMin: r4}}
+}
+
+// chain is a base chain and its rules. What reaches the end is accepted.
+type chain struct {
+	family   nftables.TableFamily
+	name     string
+	kind     nftables.ChainType
+	hook     nftables.ChainHook
+	priority nftables.ChainPriority
+	rules    [][]expr.Any
+}
+
+// Hooks have the same numbers in both families; priorities are those that nft(8) calls dstnat and filter in the bridge's.
+const (
+	hookPrerouting  = nftables.ChainHook(unix.NF_INET_PRE_ROUTING)
+	hookInput       = nftables.ChainHook(unix.NF_INET_LOCAL_IN)
+	hookForward     = nftables.ChainHook(unix.NF_INET_FORWARD)
+	hookPostrouting = nftables.ChainHook(unix.NF_INET_POST_ROUTING)
+
+	bridgeFirst  = nftables.ChainPriority(-300)
+	bridgeFilter = nftables.ChainPriority(-200)
+)
+
+// chains are the whole policy, see docs/network.md.
+func (n *Network) chains() []chain {
+	// Bridges of others are passed over by the names of their ports: meta ibrname needs a module that few kernels have.
+	prefix := []byte(n.o.Bridge + "-")
+	ours := metaIs(expr.MetaKeyIIFNAME, prefix...)
+	others := func(key expr.MetaKey) match { return append(meta(key, r0), compare(expr.CmpOpNeq, prefix)...) }
+	tap := meta(expr.MetaKeyIIFNAME, r0)
+	tap4, tap6 := rule(tap, ip4Source.load(r4)), rule(tap, ip6Source.load(r4))
+	target := rule(tap, ndTarget.load(r4), notWithin("ip6"))
+	nd := rule(ofIP6, isICMP6, icmpType.between(icmp6Solicit, icmp6Advert))
+	spoof := [][]expr.Any{
+		rule(others(expr.MetaKeyIIFNAME), accept),
+		rule(tap, etherSource.load(r4), notWithin("mac"), drop),
+		rule(ofARP, arpKind.is(0, 1, 8, 0, 6, 4), tap, arpSource.load(r4), arpAddress.load(r6), within("arp"), accept),
+		rule(ofIP4, isUDP, portSource.is(0, 67), drop), // a DHCP server
+		rule(ofIP4, tap4, within("ip4"), accept),
+		rule(ofIP6, isUDP, portSource.is(0x02, 0x23), drop), // a DHCPv6 server
+		rule(ofIP6, isICMP6, icmpType.is(icmp6Router), drop),
+		rule(ofIP6, isICMP6, icmpType.is(icmp6Direct), drop),
+		// Of what neighbour discovery may tell, the own addresses and the own MAC, in one option at most.
+		rule(nd, ndMoreOption.load(r0), drop),
+		rule(nd, ndOption.between(1, 2), tap, ndOptionMAC.load(r4), notWithin("mac"), drop),
+		rule(ofIP6, isICMP6, icmpType.is(icmp6Advert), target, drop),
+		// Before a guest has an address it asks whether another has it, and joins its groups.
+		rule(ofIP6, ip6Source.is(make([]byte, 16)...), isICMP6, icmpType.is(icmp6Solicit), tap, ndTarget.load(r4), within("ip6"), accept),
+		rule(ofIP6, ip6Source.is(make([]byte, 16)...), isICMP6, icmpType.is(icmp6MLD), accept),
+		rule(ofIP6, tap6, within("ip6"), accept),
+		{drop[0]},
+	}
+	forward := [][]expr.Any{
+		rule(others(expr.MetaKeyIIFNAME), others(expr.MetaKeyOIFNAME), accept),
+		rule(tap, within("together"), meta(expr.MetaKeyOIFNAME, r0), within("together"), accept),
+		{drop[0]},
+	}
+	// What a guest sends to another by the host's own MAC would be routed past the chain forward.
+	gateway := n.Gateway().AsSlice()
+	hairpin := [][]expr.Any{rule(ours, ofIP4, ip4Dest.in(n.o.Prefix), ip4Dest.not(gateway...), drop)}
+	if n.prefix6.IsValid() {
+		hairpin = append(hairpin, rule(ours, ofIP6, ip6Dest.in(n.prefix6), ip6Dest.not(n.Gateway6().AsSlice()...), drop))
+	}
+	return []chain{
+		{bridgeFamily, "spoof", nftables.ChainTypeFilter, hookPrerouting, bridgeFirst, spoof},
+		{bridgeFamily, "forward", nftables.ChainTypeFilter, hookForward, bridgeFilter, forward},
+		{bridgeFamily, "hairpin", nftables.ChainTypeFilter, hookInput, bridgeFilter, hairpin},
+		{inetFamily, "publish", nftables.ChainTypeNAT, hookPrerouting, *nftables.ChainPriorityNATDest, n.publishRules()},
+		{inetFamily, "masquerade", nftables.ChainTypeNAT, hookPostrouting, *nftables.ChainPriorityNATSource, n.masqueradeRules()},
+		{inetFamily, "input", nftables.ChainTypeFilter, hookInput, *nftables.ChainPriorityFilter, n.inputRules()},
+		{inetFamily, "forward", nftables.ChainTypeFilter, hookForward, *nftables.ChainPriorityFilter, n.forwardRules()},
+	}
+}
+
+func (n *Network) publishRules() [][]expr.Any {
+	port := rule(meta(expr.MetaKeyL4PROTO, r0), portDest.load(r1))
+	return [][]expr.Any{
+		rule(nameIs(expr.MetaKeyIIFNAME, n.o.Bridge), accept),
+		rule(isIP4, socket(ip4Dest), to4("publish4")),
+		rule(isIP4, localDest, port, to4("publish4_any")),
+		rule(isIP6, socket(ip6Dest), to6("publish6")),
+		rule(isIP6, localDest, port, to6("publish6_any")),
+	}
+}
+
+func (n *Network) masqueradeRules() [][]expr.Any {
+	if !n.o.NAT {
+		return nil
+	}
+	out := rule(nameNot(expr.MetaKeyOIFNAME, n.o.Bridge), match{&expr.Masq{}})
+	rules := [][]expr.Any{rule(isIP4, ip4Source.in(n.o.Prefix), out)}
+	if n.prefix6.IsValid() {
+		rules = append(rules, rule(isIP6, ip6Source.in(n.prefix6), out))
+	}
+	return rules
+}
+
+// inputRules are for what guests send to the host itself.
+func (n *Network) inputRules() [][]expr.Any {
+	rules := [][]expr.Any{rule(nameNot(expr.MetaKeyIIFNAME, n.o.Bridge), accept)}
+	if n.o.GuestToHost {
+		return rules
+	}
+	rules = append(rules, rule(related, accept), rule(reply, accept),
+		rule(isIP6, isICMP6, icmpType.between(icmp6Solicit, icmp6Advert), accept))
+	gateway := func(version, dest, icmp match, echo byte) {
+		rules = append(rules, rule(version, dest, icmp, icmpType.is(echo), accept))
+		for _, protocol := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+			rules = append(rules, rule(version, dest, metaIs(expr.MetaKeyL4PROTO, protocol), portDest.is(0, 53), accept))
+		}
+	}
+	gateway(isIP4, ip4Dest.is(n.Gateway().AsSlice()...), isICMP, icmpEcho)
+	if n.prefix6.IsValid() {
+		gateway(isIP6, ip6Dest.is(n.Gateway6().AsSlice()...), isICMP6, icmp6Echo)
+	}
+	return append(rules, drop)
+}
+
+// forwardRules are for what goes between guests and anything but the host, and what bridge-nf-call-iptables shows of what is between guests.
+func (n *Network) forwardRules() [][]expr.Any {
+	from, to := nameIs(expr.MetaKeyIIFNAME, n.o.Bridge), nameIs(expr.MetaKeyOIFNAME, n.o.Bridge)
+	rules := [][]expr.Any{
+		rule(from, to, accept), // the bridge's chains have decided
+		rule(from, related, accept), rule(to, related, accept),
+		rule(from, reply, accept), rule(to, reply, accept),
+		rule(to, isIP4, conntrack(expr.CtKeySTATUS, ctDstNAT), socket(ip4Dest), within("open4"), accept),
+		rule(to, isIP6, conntrack(expr.CtKeySTATUS, ctDstNAT), socket(ip6Dest), within("open6"), accept),
+		rule(to, drop),
+	}
+	if n.o.NAT {
+		if n.o.Uplink != "" {
+			rules = append(rules, rule(from, nameNot(expr.MetaKeyOIFNAME, n.o.Uplink), drop))
+		}
+		if !n.o.LAN {
+			rules = append(rules, rule(from, isIP4, ip4Dest.load(r0), within("lan4"), drop),
+				rule(from, isIP6, ip6Dest.load(r0), within("lan6"), drop))
+		}
+		return append(rules, rule(from, accept))
+	}
+	return append(rules, rule(from, drop))
+}
+
+// private are the networks that are never the world (RFC 1918, 6598, 3927, 4193, 4291).
+var private = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("fc00::/7"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("fec0::/10"),
+}
+
+// intervals gives the elements of a set of prefixes of one family, none of which is within another.
+func intervals(prefixes []netip.Prefix, v4 bool) []nftables.SetElement {
+	var kept []netip.Prefix
+	slices.SortFunc(prefixes, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() })
+	for _, p := range prefixes {
+		covered := slices.ContainsFunc(kept, func(k netip.Prefix) bool { return k.Overlaps(p) })
+		if p.Addr().Is4() == v4 && !covered {
+			kept = append(kept, p)
+		}
+	}
+	slices.SortFunc(kept, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	var all []nftables.SetElement
+	for _, p := range kept {
+		all = append(all, nftables.SetElement{Key: p.Masked().Addr().AsSlice()})
+		if next := last(p).Next(); next.IsValid() {
+			all = append(all, nftables.SetElement{Key: next.AsSlice(), IntervalEnd: true})
+		}
+	}
+	return all
+}
+
+// last is the highest address of a prefix.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := range b {
+		if bits := p.Bits() - 8*i; bits < 8 {
+			b[i] |= byte(0xff >> max(bits, 0))
+		}
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}

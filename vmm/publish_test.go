@@ -1,0 +1,81 @@
+package vmm
+
+import (
+	"errors"
+	"testing"
+)
+
+func TestParsePublications(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"8080:80", "127.0.0.1:8080:80/tcp"},
+		{" 8080:80/udp \n\n", "127.0.0.1:8080:80/udp"},
+		{"127.0.0.1:8080:80/tcp", "127.0.0.1:8080:80/tcp"},
+		{"0.0.0.0:08080:80", "0.0.0.0:8080:80/tcp"},
+		{"[::1]:8080:80/tcp", "[::1]:8080:80/tcp"},
+		{"[0:0::1]:8080:80", "[::1]:8080:80/tcp"},
+		{"[::ffff:10.0.0.1]:8080:80", "10.0.0.1:8080:80/tcp"},
+		{"8080:80\n8080:80/udp\n[::]:8080:80", "127.0.0.1:8080:80/tcp\n127.0.0.1:8080:80/udp\n[::]:8080:80/tcp"},
+		{"", ""},
+	} {
+		got, err := ParsePublications(c.in)
+		if err != nil || formatPublications(got) != c.want {
+			t.Errorf("%q: %q, %v, want %q", c.in, formatPublications(got), err, c.want)
+		}
+		again, err := ParsePublications(c.want)
+		if err != nil || formatPublications(again) != c.want {
+			t.Errorf("%q is not what it reads as: %q, %v", c.want, formatPublications(again), err)
+		}
+	}
+	for _, in := range []string{"80", "8080:", ":80", "8080:0", "0:80", "8080:65536", "-1:80", "8080:80/sctp", "8080:80/", "localhost:8080:80",
+		"::1:8080:80", "[::1]8080:80", "[127.0.0.1]:8080:80", "[fe80::1%eth0]:8080:80", "224.0.0.1:8080:80", "a b", "8080:80 x", "8080:80\n8080:81", "0.0.0.0:80:80\n80:80"} {
+		if got, err := ParsePublications(in); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%q: %v, %v", in, got, err)
+		}
+	}
+}
+
+func FuzzParsePublications(f *testing.F) {
+	f.Add("127.0.0.1:8080:80/tcp\n[::1]:5353:53/udp")
+	f.Fuzz(func(t *testing.T, text string) {
+		all, err := ParsePublications(text)
+		if err != nil {
+			return
+		}
+		again, err := ParsePublications(formatPublications(all))
+		if err != nil || formatPublications(again) != formatPublications(all) {
+			t.Fatalf("%q reads as %v and then as %v, %v", text, all, again, err)
+		}
+	})
+}
+
+func TestClaims(t *testing.T) {
+	parse := func(s string) []Publication {
+		all, err := ParsePublications(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	c := claims{of: map[uint64][]Publication{}}
+	name := func(uint64) string { return "web" }
+	c.set(1, parse("0.0.0.0:8080:80"))
+	for _, x := range []struct {
+		lines string
+		taken bool
+	}{
+		{"8080:1", true}, {"10.0.0.1:8080:80", true}, {"8080:80/udp", false}, {"[::1]:8080:80", false}, {"8081:80\n8080:80", true}, {"8082:80", false},
+	} {
+		err := c.take(2, parse(x.lines), name)
+		if got := errors.Is(err, ErrAddressInUse); got != x.taken || (err != nil) != x.taken {
+			t.Errorf("%q: %v", x.lines, err)
+		}
+		c.set(2, nil)
+	}
+	if err := c.take(1, parse("8080:81"), name); err != nil {
+		t.Errorf("its own: %v", err)
+	}
+	c.set(1, nil)
+	if err := c.take(2, parse("8080:80"), name); err != nil {
+		t.Errorf("given up: %v", err)
+	}
+}
