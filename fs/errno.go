@@ -33,6 +33,7 @@ var errnos = []struct {
 	{vmm.ErrNoSpace, syscall.ENOSPC},
 	{vmm.ErrNoMemory, syscall.ENOMEM},
 	{vmm.ErrGone, syscall.EIO},
+	{syscall.EPIPE, syscall.EPIPE},
 	{syscall.ENOSPC, syscall.ENOSPC},
 	{syscall.EDQUOT, syscall.EDQUOT},
 	{syscall.ENOMEM, syscall.ENOMEM},

@@ -94,7 +94,7 @@ func sourceStore(r *request, text string) error {
 
 func waitImage(r *request, _ bool) (handle, error) {
 	images, number := r.server.o.Images, r.image
-	return &waiter{wait: func(ctx context.Context) (time.Duration, error) { return images.Wait(ctx, number) }}, nil
+	return &waiter{wait: timing(func(ctx context.Context) (time.Duration, error) { return images.Wait(ctx, number) })}, nil
 }
 
 func blobsShow(r *request) ([]byte, error) {

@@ -69,6 +69,7 @@ type Server struct {
 	growing    growing
 	eventSizes eventSizes
 	nodes      *nodes
+	sessions   *sessions
 	held       *held
 	texts      sync.Map // *text by node
 
@@ -88,9 +89,10 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, started: time.Now(), uid: uint32(os.Getuid()), gid: uint32(os.Getgid()), vmsMode: 0o1755,
-		sizes:   sizes{size: make(map[uint64]int64)},
-		nodes:   newNodes(),
-		growing: growing{open: make(map[uint64]*shared)}, eventSizes: eventSizes{size: make(map[uint64]*eventSize)},
+		sizes:    sizes{size: make(map[uint64]int64)},
+		nodes:    newNodes(),
+		sessions: newSessions(lingerFor),
+		growing:  growing{open: make(map[uint64]*shared)}, eventSizes: eventSizes{size: make(map[uint64]*eventSize)},
 		refusals: make(map[uint32]string),
 		nudges:   make(chan vmm.Event, vmm.EventHistory),
 	}
@@ -254,6 +256,7 @@ func (s *Server) Unmount(ctx context.Context) error {
 	if err != nil {
 		err = detach(ctx, s.o.Dir)
 	}
+	s.sessions.closeAll()
 	ended := make(chan struct{})
 	go func() { // ends with what was begun, at the latest with the process
 		s.begun.Wait()

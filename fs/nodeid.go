@@ -1,6 +1,6 @@
 package fs
 
-// A node number is the VM's serial, or an image's number with imageBit, the number of the row and a parameter (a
+// A node number is the VM's serial, or an image's or a session's, the number of the row and a parameter (a
 // port), so that looking one up is arithmetic. Serials are never
 // reused, so that no number ever means another file: no generations.
 const (
@@ -8,8 +8,11 @@ const (
 	serialShift = 24
 )
 
-// imageBit tells the numbers of images from the serials of VMs, which count from 1.
-const imageBit = 1 << 39
+// Bits of what stands in a VM's serial's place: VMs' own count from 1 and have none of them.
+const (
+	imageBit   = 1 << 38 // an image's number
+	sessionBit = 1 << 37 // a session's serial, which is never used again either
+)
 
 // rootID is FUSE_ROOT_ID of the protocol: row 0, parameter 1.
 const rootID = 1

@@ -30,8 +30,10 @@ type request struct {
 	server   *Server
 	ctx      context.Context
 	file     *file
-	vm       *vmm.VM // nil above vms/NAME
-	image    uint64  // number of the image, 0 above images/NAME
+	vm       *vmm.VM  // nil above vms/NAME
+	image    uint64   // number of the image, 0 above images/NAME
+	session  *session // of exec/N and what is below it
+	handle   handle   // of a write, what the file was opened to read with
 	param    uint16
 	node     uint64
 	uid, gid uint32
@@ -67,12 +69,20 @@ func (s raw) request(cancel <-chan struct{}, h *fuse.InHeader) (*request, fuse.S
 		return nil, fuse.ENOENT
 	}
 	r.file, r.param = rows[row], param
-	if serial&imageBit != 0 {
+	switch {
+	case serial&imageBit != 0:
 		r.image = serial &^ imageBit
 		if _, ok := s.o.Images.Info(r.image); !ok {
 			return nil, fuse.ENOENT
 		}
-	} else if serial != 0 {
+		return r, fuse.OK
+	case serial&sessionBit != 0:
+		if r.session = s.sessions.get(serial); r.session == nil {
+			return nil, fuse.ENOENT
+		}
+		serial = r.session.vm.Serial()
+	}
+	if serial != 0 {
 		if r.vm = s.o.Manager.BySerial(serial); r.vm == nil {
 			return nil, fuse.ENOENT
 		}
@@ -139,6 +149,8 @@ func (r *request) child(name string) (*file, uint64, *vmm.VM, bool) {
 
 func (r *request) serial() uint64 {
 	switch {
+	case r.session != nil:
+		return r.session.serial
 	case r.vm != nil:
 		return r.vm.Serial()
 	case r.image != 0:
@@ -179,6 +191,10 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 			if d := r.snapshot(); d != nil {
 				changed, created = d.Created, d.Created
 			}
+		}
+		if r.session != nil {
+			out.Owner = fuse.Owner{Uid: r.session.uid, Gid: r.session.gid}
+			changed, created = r.session.made, r.session.made
 		}
 	} else if r.image != 0 {
 		if i, ok := s.o.Images.Info(r.image); ok {
@@ -248,8 +264,13 @@ func (s raw) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 		}
 	}
 	r.file, r.node, r.vm = f, node, v
-	if serial, _, _ := splitID(node); serial&imageBit != 0 {
+	switch serial, _, _ := splitID(node); {
+	case serial&imageBit != 0:
 		r.image = serial &^ imageBit
+	case serial&sessionBit != 0 && r.session == nil:
+		if r.session = s.sessions.get(serial); r.session == nil {
+			return fuse.ENOENT // it has just ended
+		}
 	}
 	s.entry(r, out)
 	return fuse.OK
@@ -490,14 +511,20 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
 	h := &opened{nonblock: r.nonblock}
+	if r.session != nil {
+		if !r.session.hold() {
+			return fuse.ENOENT
+		}
+		h.session = r.session
+	}
 	if access != syscall.O_WRONLY {
 		var err error
 		if h.handle, err = s.capture(r, access == syscall.O_RDWR); err != nil {
-			return s.unread(r, err)
+			return s.unread(r, err) // rows of sessions do not fail
 		}
 	}
 	switch h.handle.(type) {
-	case terminal:
+	case terminal, *clone, execOutput:
 		// A shell reads ahead on what it can seek in, and seeks back: bytes would be lost.
 		out.OpenFlags |= fuse.FOPEN_STREAM | fuse.FOPEN_NONSEEKABLE
 	}
@@ -612,7 +639,7 @@ func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 		return 0, code
 	}
 	if h := s.handles.get(in.Fh); h != nil {
-		r.nonblock = h.nonblock
+		r.nonblock, r.handle = h.nonblock, h.handle
 	}
 	defer r.blocking()()
 	if r.vm != nil {
@@ -663,8 +690,8 @@ func (r *request) whose() string {
 func (s raw) fail(r *request, err error) {
 	code := errno(err)
 	switch code {
-	case fuse.Status(syscall.EINTR), fuse.EAGAIN:
-		return // the command goes on, or is to be given again
+	case fuse.Status(syscall.EINTR), fuse.EAGAIN, fuse.Status(syscall.EPIPE):
+		return // the command goes on, or is to be given again; or takes no more input, as it may
 	}
 	s.o.Log.Log(r.ctx, level(code, slog.LevelInfo), "refused", "vm", r.whose(), "file", r.file.name, "uid", r.uid, "err", err)
 	s.failed(r, err)
@@ -721,6 +748,9 @@ func (s raw) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	}
 	if h.handle != nil {
 		h.handle.close()
+	}
+	if h.session != nil {
+		h.session.release()
 	}
 	if h.heeds != 0 {
 		s.held.closed(h.heeds)
@@ -834,7 +864,8 @@ type opened struct {
 	// As the open said: what fcntl(2) sets later is left aside, because Go's runtime sets it on whatever seems pollable, and a
 	// Go program that writes `start` or reads wait/ means to wait.
 	nonblock bool
-	heeds    uint64 // its node, if whoever has it open is told of changes of health; else 0
+	session  *session // that it keeps alive
+	heeds    uint64   // its node, if whoever has it open is told of changes of health; else 0
 
 	mu      sync.Mutex // guards what follows
 	entries []entry    // of a directory

@@ -165,7 +165,7 @@ func (h *eventStream) close() {}
 
 // waiter blocks in its first read and gives one line.
 type waiter struct {
-	wait func(context.Context) (time.Duration, error)
+	wait func(context.Context) (string, error)
 	mu   sync.Mutex // guards text
 	text capture
 }
@@ -177,11 +177,11 @@ func (w *waiter) read(r *request, n int, off int64) ([]byte, error) {
 	if text == nil {
 		ctx, cancel := r.patience()
 		defer cancel()
-		took, err := w.wait(ctx)
+		answer, err := w.wait(ctx)
 		if err != nil {
 			return nil, r.again(err)
 		}
-		text = capture(strconv.FormatFloat(took.Seconds(), 'f', 2, 64) + "\n")
+		text = capture(answer + "\n")
 		w.mu.Lock()
 		w.text = text
 		w.mu.Unlock()
@@ -191,10 +191,18 @@ func (w *waiter) read(r *request, n int, off int64) ([]byte, error) {
 
 func (w *waiter) close() {}
 
+// timing gives the seconds that a wait took.
+func timing(wait func(context.Context) (time.Duration, error)) func(context.Context) (string, error) {
+	return func(ctx context.Context) (string, error) {
+		took, err := wait(ctx)
+		return strconv.FormatFloat(took.Seconds(), 'f', 2, 64), err
+	}
+}
+
 func waitState(want vmm.State) func(*request, bool) (handle, error) {
 	return func(r *request, _ bool) (handle, error) {
 		v, m, began := r.vm, r.server.o.Manager, time.Now()
-		return &waiter{wait: func(ctx context.Context) (time.Duration, error) {
+		return &waiter{wait: timing(func(ctx context.Context) (time.Duration, error) {
 			for {
 				changed := v.Changed()
 				s := v.Snapshot()
@@ -212,16 +220,16 @@ func waitState(want vmm.State) func(*request, bool) (handle, error) {
 					return 0, ctx.Err()
 				}
 			}
-		}}, nil
+		})}, nil
 	}
 }
 
 func waitHealthy(r *request, _ bool) (handle, error) {
 	v, c := r.vm, r.server.o.Collector
-	return &waiter{wait: func(ctx context.Context) (time.Duration, error) { return c.WaitHealthy(ctx, v) }}, nil
+	return &waiter{wait: timing(func(ctx context.Context) (time.Duration, error) { return c.WaitHealthy(ctx, v) })}, nil
 }
 
 func waitPort(r *request, _ bool) (handle, error) {
 	v, c, port := r.vm, r.server.o.Collector, int(r.param)
-	return &waiter{wait: func(ctx context.Context) (time.Duration, error) { return c.WaitPort(ctx, v, port) }}, nil
+	return &waiter{wait: timing(func(ctx context.Context) (time.Duration, error) { return c.WaitPort(ctx, v, port) })}, nil
 }

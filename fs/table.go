@@ -51,7 +51,7 @@ type entry struct {
 var rows []*file
 
 // Rows that requests are recognised by.
-var vmsRow, vmRow, imagesRow, imageRow, portRow, snapshotsRow, snapshotRow *file
+var vmsRow, vmRow, imagesRow, imageRow, portRow, snapshotsRow, snapshotRow, cloneRow, sessionRow *file
 
 func init() {
 	top := file{name: "", mode: 0o755, kind: dir, files: topFiles()}
@@ -74,6 +74,8 @@ func number(f *file, parent uint8) {
 		portRow = &f.files[0]
 	case "snapshots":
 		snapshotsRow, snapshotRow = f, &f.files[0]
+	case "exec":
+		cloneRow, sessionRow = &f.files[0], &f.files[1]
 	}
 }
 
@@ -132,6 +134,15 @@ func vmFiles() []file {
 			{name: "NAME", mode: 0o550, kind: dir, doc: "a snapshot", files: snapshotFiles()},
 		}},
 		{name: "restore", mode: 0o640, doc: "takes the name of the snapshot to put the disks back to", show: restoreShow, store: restoreStore},
+		{name: "exec", mode: 0o550, kind: hidden, doc: "commands in the guest", find: execFind, files: []file{
+			{name: "clone", mode: 0o660, doc: "opening it makes a session; gives its number N", open: cloneOpen, typed: cloneType},
+			{name: "N", mode: 0o700, kind: hidden, doc: "a session", files: []file{
+				{name: "ctl", mode: 0o600, doc: "takes commands; gives N", show: ctlShow, typed: ctlType},
+				{name: "data", mode: 0o600, doc: "the command's output and input", open: dataOpen, typed: dataType},
+				{name: "stderr", mode: 0o400, doc: "its error output", open: stderrOpen},
+				{name: "status", mode: 0o400, doc: "blocks until it has ended, and says how", open: statusOpen},
+			}},
+		}},
 		{name: "wait", mode: 0o550, kind: hidden, doc: "what blocks", files: []file{
 			{name: "events", mode: 0o440, doc: "blocks for the VM's next event", open: followOpen, heeds: true},
 			{name: "running", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Running)},

@@ -29,6 +29,7 @@ type VM struct {
 
 	snap   atomic.Pointer[Snapshot]
 	events eventLog
+	users  atomic.Int32 // who uses it for longer than a moment
 
 	mu      sync.Mutex    // guards what follows, and every change of snap
 	changed chan struct{} // closed at the next snapshot; nil while nobody waits
@@ -222,6 +223,15 @@ func (v *VM) Chown(ctx context.Context, owner Owner) error {
 // Touch renews the lease that idle_timeout counts from; it does not block (the time is kept durably within a minute).
 func (v *VM) Touch() { v.SetTouched(time.Now()) }
 
+// Use keeps the VM from being idle until the function that it gives is called, once. It does not block.
+func (v *VM) Use() func() {
+	v.users.Add(1)
+	return func() {
+		v.Touch()
+		v.users.Add(-1)
+	}
+}
+
 // SetTouched is `touch -d` on touched, or a write of a time.
 func (v *VM) SetTouched(t time.Time) {
 	v.publish(func(s *Snapshot) { s.Touched = t })
@@ -268,7 +278,7 @@ func (v *VM) Follow() EventReader { return v.events.follow() }
 // idle reports whether nobody has used the VM for its idle_timeout. Times of
 // this daemon's life compare by the monotonic clock.
 func (v *VM) idle(s *Snapshot) bool {
-	if s.Config.IdleTimeout == NoLimit || s.State != Running && s.State != Paused {
+	if s.Config.IdleTimeout == NoLimit || s.State != Running && s.State != Paused || v.users.Load() > 0 {
 		return false
 	}
 	used := s.Touched

@@ -27,6 +27,7 @@ type guest struct {
 	powerOff func()
 	freezer  freezer
 	work     *workDisk // nil in tests
+	children starter
 }
 
 func (g *guest) Ping(context.Context) (vmm.GuestInfo, error) {

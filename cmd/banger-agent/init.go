@@ -41,7 +41,7 @@ func runInit() {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGUSR2)
 	off := make(chan int, 4)
-	g := &guest{proc: "/proc", powerOff: func() { off <- unix.LINUX_REBOOT_CMD_POWER_OFF }}
+	g := &guest{proc: "/proc", children: &r, powerOff: func() { off <- unix.LINUX_REBOOT_CMD_POWER_OFF }}
 	go func() {
 		if err := serve(g); err != nil {
 			log.Print(err)
@@ -119,27 +119,33 @@ func loadModules(list string) {
 
 // reaper collects every child, those that were started here and the orphans.
 type reaper struct {
-	mu    sync.Mutex // held over fork, so that no child is reaped before it is known
-	known map[int]chan struct{}
+	mu    sync.Mutex // held over fork, so that no child is reaped before it is known, and over reaping, so that no other process is taken for it
+	known map[int]*child
+}
+
+// start implements starter.
+func (r *reaper) start(cmd *exec.Cmd) (*child, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	c := &child{pid: cmd.Process.Pid, mu: &r.mu, done: make(chan struct{})}
+	cmd.Process.Release()
+	if r.known == nil {
+		r.known = map[int]*child{}
+	}
+	r.known[c.pid] = c
+	return c, nil
 }
 
 // run starts cmd and waits until it ends.
 func (r *reaper) run(cmd *exec.Cmd) error {
-	r.mu.Lock()
-	err := cmd.Start()
-	done := make(chan struct{})
-	if err == nil {
-		if r.known == nil {
-			r.known = map[int]chan struct{}{}
-		}
-		r.known[cmd.Process.Pid] = done
-	}
-	r.mu.Unlock()
+	c, err := r.start(cmd)
 	if err != nil {
 		return err
 	}
-	<-done
-	cmd.Process.Release()
+	<-c.done
 	return nil
 }
 
@@ -156,15 +162,16 @@ func (r *reaper) reap() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
-		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, unix.WNOHANG, nil)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil || pid <= 0 {
 			return
 		}
-		if done := r.known[pid]; done != nil {
-			close(done)
+		if c := r.known[pid]; c != nil {
+			c.endLocked(status)
 			delete(r.known, pid)
 		}
 	}

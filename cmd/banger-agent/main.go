@@ -21,7 +21,7 @@ func main() {
 	if os.Getpid() == 1 {
 		runInit()
 	}
-	g := &guest{proc: "/proc", powerOff: askPowerOff}
+	g := &guest{proc: "/proc", powerOff: askPowerOff, children: ownChildren{}}
 	if err := serve(g); err != nil {
 		log.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func askPowerOff() {
 func serve(g *guest) error {
 	g.freezer.recover()
 	g.work = tendWorkDisk()
-	h := agent.Handler(g, nil)
+	h := agent.Handler(g, agent.NewExecs(g.startExec).Streams())
 	ended := make(chan error, 2)
 	channels := 0
 	if path := findPort("/sys", "/dev", agent.PortName); path != "" {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,6 +29,10 @@ func run(args []string, std stdio) int {
 	root.SetOut(std.out)
 	root.SetErr(std.err)
 	err := root.Execute()
+	var ended commandEnded
+	if errors.As(err, &ended) {
+		return int(ended)
+	}
 	if err != nil {
 		fmt.Fprintf(std.err, "banger: %v\n", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/vmm"
+	"banger/vmm/agent"
 )
 
 const stateFile = "fake.json"
@@ -169,6 +171,8 @@ type machine struct {
 	kept    kept
 	timer   *time.Timer
 	resumed chan struct{} // closed while not paused
+	streams map[string]agent.StreamHandler
+	conns   map[net.Conn]struct{} // the host's ends of its streams
 	exit    vmm.Exit
 	over    bool // ended, or let go by Close
 }
@@ -263,6 +267,7 @@ func (m *machine) end(e end) {
 		return
 	}
 	m.over, m.exit = true, e.exit
+	m.breakConnsLocked()
 	if m.timer != nil {
 		m.timer.Stop()
 	}
@@ -290,6 +295,7 @@ func (m *machine) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.over = true
+	m.breakConnsLocked()
 	if m.timer != nil {
 		m.timer.Stop()
 	}
