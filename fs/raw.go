@@ -39,6 +39,7 @@ type request struct {
 	uid, gid uint32
 	pid      uint32
 	nonblock bool
+	more     bool // a write that goes on behind an earlier one of its open, or appends
 }
 
 func (r *request) snap() *vmm.Snapshot { return r.vm.Snapshot() }
@@ -641,6 +642,7 @@ func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 	if h := s.handles.get(in.Fh); h != nil {
 		r.nonblock, r.handle = h.nonblock, h.handle
 	}
+	r.more = in.Offset > 0 || in.Flags&syscall.O_APPEND != 0
 	defer r.blocking()()
 	if r.vm != nil {
 		r.vm.Touch()

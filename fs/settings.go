@@ -96,7 +96,12 @@ func settingFiles() []file {
 			name: s.name, mode: 0o640, doc: s.doc,
 			show: func(r *request) ([]byte, error) { return line(s.show(&r.snap().Config)) },
 			store: func(r *request, text string) error {
-				return r.configure(func(c *vmm.Config) error { return s.set(c, text) })
+				return r.configure(func(c *vmm.Config) error {
+					if s.kind == lineList && r.more { // bash writes each line of an echo by itself
+						text = s.show(c) + "\n" + text
+					}
+					return s.set(c, text)
+				})
 			},
 		})
 	}

@@ -188,14 +188,16 @@ func (n *Network) change(c *nftables.Conn, all map[element]bool, do func(*nftabl
 // exchange puts new in the place of old in our tables at once; n.mu is held. Tables that somebody flushed are made again.
 func (n *Network) exchange(old, new []element) error {
 	add, remove := make(map[element]bool), make(map[element]bool)
-	for _, e := range new {
+	for _, e := range new { // the same more than once where two published ports lead to one of the guest
 		add[e] = true
 	}
 	for _, e := range old {
+		remove[e] = true
+	}
+	for e := range remove {
 		if add[e] {
 			delete(add, e)
-		} else {
-			remove[e] = true
+			delete(remove, e)
 		}
 	}
 	if len(add)+len(remove) == 0 || !n.settled {

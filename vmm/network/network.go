@@ -199,8 +199,8 @@ func (n *Network) Connect(c vmm.Connection) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	old := n.guests[c.Serial]
-	if old == nil {
+	old, known := n.guests[c.Serial]
+	if !known {
 		old = new(guest)
 	}
 	now := &guest{Connection: c, elements: elements}
@@ -244,7 +244,11 @@ func (n *Network) Connect(c vmm.Connection) error {
 		}
 		opened = append(opened, f)
 	}
+	n.guests[c.Serial] = now
 	if err := n.exchange(old.elements, elements); err != nil {
+		if n.guests[c.Serial] = old; !known {
+			delete(n.guests, c.Serial)
+		}
 		undo()
 		return err
 	}
@@ -252,7 +256,6 @@ func (n *Network) Connect(c vmm.Connection) error {
 		f.Close()
 	}
 	now.forwards = append(now.forwards, opened...)
-	n.guests[c.Serial] = now
 	return nil
 }
 
