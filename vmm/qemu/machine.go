@@ -461,11 +461,8 @@ func (m *Machine) Pause(ctx context.Context) error {
 
 // Resume implements vmm.Pauser.
 func (m *Machine) Resume(ctx context.Context) error {
-	if err := m.call(ctx, "cont", nil, nil); err != nil {
-		return err
-	}
-	m.paused.Store(false)
-	return nil
+	// The event RESUME came before the answer; a STOP may have followed, of a disk that is still full.
+	return m.call(ctx, "cont", nil, nil)
 }
 
 // Guest implements vmm.Guester.
