@@ -18,12 +18,15 @@ const (
 	fiThaw   = 0xc0045878
 )
 
-// frozenList is where the mount points of what is about to be frozen are kept, on a file system that is in memory: an agent that is
-// started again lets go what the one before it held.
+// frozenList is the list of a freezer in a guest.
 const frozenList = "/run/banger-agent.frozen"
 
 // freezer holds the guest's file systems still, for as long as it was told and never longer.
 type freezer struct {
+	// list is where the mount points of what is about to be frozen are kept, on a file system that is in memory: an agent that is
+	// started again lets go what the one before it held.
+	list string
+
 	mu    sync.Mutex // guards what follows; not held over an ioctl
 	turn  int        // counts the freezes and thaws: a freeze whose turn is over undoes what it still gets
 	held  []*os.File // frozen in this turn
@@ -41,7 +44,7 @@ func (g *guest) Thaw(context.Context) (bool, error) { return g.freezer.thaw(), n
 
 func (f *freezer) freeze(ctx context.Context, points []string, within time.Duration) (int, error) {
 	f.thaw() // of a host that came back
-	if err := os.WriteFile(frozenList, []byte(strings.Join(points, "\n")), 0o600); err != nil {
+	if err := os.WriteFile(f.list, []byte(strings.Join(points, "\n")), 0o600); err != nil {
 		return 0, err
 	}
 	f.mu.Lock()
@@ -116,7 +119,7 @@ func (f *freezer) thaw() bool {
 	for i := len(held) - 1; i >= 0; i-- {
 		release(held[i])
 	}
-	os.Remove(frozenList)
+	os.Remove(f.list)
 	return len(held) > 0
 }
 
@@ -133,12 +136,12 @@ func (f *freezer) expire(turn int) {
 
 // recover lets go what an agent before this one held.
 func (f *freezer) recover() {
-	for _, point := range strings.Fields(string(readFile(frozenList))) {
+	for _, point := range strings.Fields(string(readFile(f.list))) {
 		if dir, err := os.Open(point); err == nil {
 			release(dir)
 		}
 	}
-	os.Remove(frozenList)
+	os.Remove(f.list)
 }
 
 // freezable gives the mount points of what can be frozen, those mounted last first: one file system may be in a file of another.

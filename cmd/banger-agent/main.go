@@ -21,7 +21,7 @@ func main() {
 	if os.Getpid() == 1 {
 		runInit()
 	}
-	g := &guest{proc: "/proc", powerOff: askPowerOff, children: ownChildren{}}
+	g := &guest{proc: "/proc", children: ownChildren{}, freezer: freezer{list: frozenList}, powerOff: askPowerOff}
 	if err := serve(g); err != nil {
 		log.Fatal(err)
 	}

@@ -1,0 +1,156 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestCrashSnapshots kills the daemon while it takes, removes and restores snapshots: those that were acknowledged are there, in the records and in the
+// disk, and none else, the guest goes on, and the disk is whole.
+func TestCrashSnapshots(t *testing.T) {
+	for _, c := range []struct {
+		vmm    string
+		rounds int
+		within time.Duration
+	}{{"fake", 30, 60 * time.Millisecond}, {"qemu", 8, 120 * time.Millisecond}} {
+		t.Run(c.vmm, func(t *testing.T) {
+			if ok, cure := realVMs(); c.vmm == "qemu" && !ok {
+				t.Skip(cure)
+			}
+			r := random(t)
+			d := testDaemon(t, c.vmm)
+			must(t, os.Mkdir(d.path("db"), 0o755))
+			must(t, write(d.path("db", "config"), "vmm "+c.vmm+"\ndisk 16M"))
+			must(t, write(d.path("db", "state"), "start"))
+			must(t, healthy(d, "db"))
+			known := map[string]bool{} // acknowledged
+			for round := range c.rounds {
+				if c.vmm == "fake" || round%4 == 3 { // some of a VM that does not run
+					state, _ := read(d.path("db", "state"))
+					must(t, write(d.path("db", "state"), map[string]string{"running": "kill", "stopped": "start"}[state]))
+				}
+				open := "" // what was under way
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					for i := 0; ; i++ {
+						open = fmt.Sprintf("s%d-%d", round, i)
+						if os.Mkdir(d.path("db", "snapshots", open), 0o755) != nil {
+							return
+						}
+						known[open] = true
+						if i%2 == 1 {
+							open = fmt.Sprintf("s%d-%d", round, i-1)
+							if os.Remove(d.path("db", "snapshots", open)) != nil {
+								return
+							}
+							delete(known, open)
+						}
+						if state, _ := read(d.path("db", "state")); state == "stopped" && i%3 == 2 {
+							open = ""
+							if write(d.path("db", "restore"), fmt.Sprintf("s%d-%d", round, i)) != nil {
+								return
+							}
+						}
+					}
+				}()
+				time.Sleep(time.Duration(r.Int64N(int64(c.within)))) // the random point
+				must(t, d.signal(syscall.SIGKILL))
+				<-done
+				must(t, d.start())
+				checkSnapshots(t, d, c.vmm, round, known, open)
+				if t.Failed() {
+					return
+				}
+			}
+			if state, _ := read(d.path("db", "state")); state == "running" {
+				must(t, healthy(d, "db"))
+				must(t, write(d.path("db", "state"), "kill"))
+			}
+			if c.vmm == "qemu" {
+				// Errors would be corruption; a snapshot cut short loses some space at most, which is exit status 3.
+				if out, err := exec.Command("qemu-img", "check", d.disk(t)).CombinedOutput(); err != nil && !strings.Contains(string(out), "leaked clusters were found") || strings.Contains(string(out), "errors were found") {
+					t.Errorf("the disk: %v: %s", err, out)
+				}
+			}
+			d.leftovers(t, c.rounds, 0)
+		})
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func healthy(d *daemon, name string) error {
+	_, err := read(d.path(name, "wait", "healthy"))
+	return err
+}
+
+// disk gives the work disk of the only VM.
+func (d *daemon) disk(t *testing.T) string {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(d.state, "vms", "*", "work.qcow2"))
+	if err != nil || len(paths) != 1 {
+		t.Fatalf("disks %v, %v", paths, err)
+	}
+	return paths[0]
+}
+
+var tagLine = regexp.MustCompile(`(?m)^\d+ +(banger-\d+) `)
+
+// checkSnapshots compares what is listed, and how many there are in the disk, with what was acknowledged; known is then what is there.
+func checkSnapshots(t *testing.T, d *daemon, vmm string, round int, known map[string]bool, open string) {
+	t.Helper()
+	entries, err := os.ReadDir(d.path("db", "snapshots"))
+	must(t, err)
+	listed := map[string]bool{}
+	for _, e := range entries {
+		listed[e.Name()] = true
+		if !known[e.Name()] && e.Name() != open {
+			t.Errorf("round %d: %s is there and was never acknowledged", round, e.Name())
+		}
+		if _, err := read(d.path("db", "snapshots", e.Name(), "created")); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+	}
+	for name := range known {
+		if !listed[name] && name != open {
+			t.Errorf("round %d: %s was acknowledged and is not there", round, name)
+		}
+	}
+	clear(known)
+	for name := range listed {
+		known[name] = true
+	}
+	inDisk := 0
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) { // what is left is removed in the background
+		if vmm == "fake" {
+			dirs, _ := filepath.Glob(filepath.Join(filepath.Dir(d.disk(t)), "snapshot-*"))
+			inDisk = len(dirs)
+		} else {
+			out, err := exec.Command("qemu-img", "snapshot", "-U", "-l", d.disk(t)).CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			inDisk = len(tagLine.FindAll(out, -1))
+		}
+		if inDisk == len(known) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("round %d: %d are in the disk, %d are known", round, inDisk, len(known))
+			return
+		}
+	}
+}
