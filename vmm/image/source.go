@@ -40,6 +40,10 @@ var sourceKinds []sourceKind
 func init() {
 	sourceKinds = []sourceKind{
 		{word: "builtin", form: "builtin", check: noArg, plan: planBuiltin},
+		{word: "oci", form: "oci:PATH", path: true, plan: planOCI},
+		{word: "docker-archive", form: "docker-archive:PATH", path: true, plan: planDockerArchive},
+		{word: "rootfs", form: "rootfs:PATH.tar", path: true, plan: planRootfs},
+		{form: "REGISTRY/NAME:TAG", check: checkRegistry, plan: planRegistry},
 	}
 }
 
@@ -59,7 +63,9 @@ func parseSource(text string) (source, error) {
 		k := &sourceKinds[i]
 		word, arg, colon := strings.Cut(text, ":")
 		if k.word == "" {
-			word, arg = "", text
+			if arg = text; k.check(arg) != nil {
+				continue // the sentence at the end tells of all kinds
+			}
 		} else if word != k.word || colon != (k.word != "builtin") {
 			continue
 		}

@@ -1,0 +1,179 @@
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"banger/vmm"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+)
+
+// fetched is how much of a build is done when all layers of a registry's image are there.
+const fetched = 0.5
+
+// silence is how long a registry may send nothing.
+const silence = time.Minute
+
+// checkRegistry wants the registry named, as a name without one could mean anybody's.
+func checkRegistry(arg string) error {
+	host, rest, ok := strings.Cut(arg, "/")
+	if !ok || rest == "" || !strings.ContainsAny(host, ".:") && host != "localhost" {
+		return vmm.ErrInvalid
+	}
+	if _, err := name.ParseReference(arg); err != nil {
+		return fmt.Errorf("%v: %w", err, vmm.ErrInvalid)
+	}
+	return nil
+}
+
+// plainOnlyHere lets HTTP without TLS go to this host only, whatever a registry redirects to.
+type plainOnlyHere struct{ http.RoundTripper }
+
+func (t plainOnlyHere) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Scheme != "https" && !loopback(r.URL.Hostname()) {
+		return nil, fmt.Errorf("%s is not asked without TLS", r.URL.Host)
+	}
+	return t.RoundTripper.RoundTrip(r)
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// planRegistry asks a registry (distribution-spec) for an image and fetches the layers that are not here yet.
+func planRegistry(ctx context.Context, j *job) (*plan, error) {
+	ref, err := name.ParseReference(j.source.arg)
+	if err != nil {
+		return nil, err
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.ResponseHeaderTimeout = silence
+	defer transport.CloseIdleConnections()
+	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous), remote.WithPlatform(platform),
+		remote.WithTransport(plainOnlyHere{transport}), remote.WithUserAgent("banger"))
+	if err != nil {
+		return nil, fmt.Errorf("cannot ask the registry: %w", err)
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return nil, fmt.Errorf("cannot read its manifest: %w", err)
+	}
+	hash, err := img.Digest()
+	if err != nil {
+		return nil, err
+	}
+	i := &ociImage{digest: hash.String()}
+	if m.Config.Size > maxJSON || len(m.Layers) > maxLayers {
+		return nil, fmt.Errorf("a configuration of %d bytes and %d layers are too much", m.Config.Size, len(m.Layers))
+	}
+	if i.config, err = img.ConfigFile(); err != nil {
+		return nil, fmt.Errorf("cannot read its configuration: %w", err)
+	}
+	var total, done int64
+	for _, d := range m.Layers {
+		if total += d.Size; d.Size < 0 || total > j.set.o.Limits.Bytes {
+			return nil, fmt.Errorf("layers of more than %d bytes, see image_max_size", j.set.o.Limits.Bytes)
+		}
+	}
+	progress := func(n int) {
+		done += int64(n)
+		j.progress(fetched * float64(done) / float64(max(1, total)))
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return nil, err
+	}
+	for n, l := range layers {
+		fetch := func() (io.ReadCloser, error) { return l.Compressed() }
+		if err := j.set.fetchLayer(ctx, &m.Layers[n], fetch, progress); err != nil {
+			return nil, fmt.Errorf("cannot fetch layer %d of %d: %w", n+1, len(layers), err)
+		}
+		i.layers = append(i.layers, j.set.cachedLayer(&m.Layers[n]))
+	}
+	return i.plan(j, fetched)
+}
+
+// fetchLayer gets a layer, unless it is here, checks its digest, and keeps it.
+func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, fetch func() (io.ReadCloser, error), progress func(int)) error {
+	if d.Digest.Algorithm != "sha256" {
+		return fmt.Errorf("its digest is a %.20q; only sha256 is understood", d.Digest.Algorithm)
+	}
+	turn := layersName + "/" + d.Digest.Hex
+	if err := s.turn(ctx, turn); err != nil {
+		return err
+	}
+	defer s.endTurn(turn)
+	to := s.path(blobsName, layersName, d.Digest.Hex)
+	if fi, err := os.Stat(to); err == nil && fi.Size() == d.Size {
+		progress(int(d.Size))
+		return nil
+	}
+	if err := os.MkdirAll(s.path(blobsName, layersName), 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(s.path(blobsName, layersName), ".fetching-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // of one that was not kept
+	err = copyLayer(ctx, f, d, fetch, progress)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return errors.Join(os.Rename(f.Name(), to), syncDir(s.path(blobsName, layersName)))
+}
+
+// copyLayer copies exactly the bytes that the descriptor speaks of. A registry that sends nothing for too long is given up.
+func copyLayer(ctx context.Context, to io.Writer, d *v1.Descriptor, fetch func() (io.ReadCloser, error), progress func(int)) error {
+	from, err := fetch()
+	if err != nil {
+		return err
+	}
+	late := time.AfterFunc(silence, func() { from.Close() })
+	defer func() {
+		late.Stop()
+		from.Close()
+	}()
+	h := sha256.New()
+	r := &reading{ctx: ctx, r: io.LimitReader(from, d.Size+1), read: func(n int) {
+		late.Reset(silence)
+		progress(n)
+	}}
+	n, err := io.Copy(io.MultiWriter(to, h), r)
+	if err != nil {
+		return err
+	}
+	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); n != d.Size || got != d.Digest.String() {
+		return fmt.Errorf("%w: %d bytes with the digest %s, not %d with %s", errDamaged, n, got, d.Size, d.Digest)
+	}
+	return nil
+}
+
+// cachedLayer reads a layer that was fetched. One that has changed since is removed, so that the next build fetches it anew.
+func (s *Set) cachedLayer(d *v1.Descriptor) *layer {
+	path := s.path(blobsName, layersName, d.Digest.Hex)
+	return &layer{
+		size: d.Size, digest: d.Digest.String(),
+		open: func() (io.ReadCloser, error) { return os.Open(path) },
+		damaged: func() {
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				s.o.Log.Error("cannot remove a damaged layer", "err", err)
+			}
+		},
+	}
+}
