@@ -69,6 +69,9 @@ func (m *Manager) checkConfig(old, c *Config) error {
 	if err != nil && c.Image != old.Image {
 		return fmt.Errorf("%v: %w", err, ErrInvalid)
 	}
+	if c.Image != old.Image && c.Memory == old.Memory {
+		c.Memory = max(c.Memory, image.Memory) // what the image before had was enough for it
+	}
 	if c.CPUs < 1 || c.CPUs > maxCPUs {
 		return fmt.Errorf("cpus must be 1 to %d, not %d: %w", maxCPUs, c.CPUs, ErrInvalid)
 	}

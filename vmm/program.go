@@ -3,6 +3,9 @@ package vmm
 // ProgramFile is where the initramfs of an image says what its root file system is there to run; absent where that is an init.
 const ProgramFile = "/etc/banger/program.json"
 
+// RootFile is in the initramfs of an image with a root disk: the agent waits for that disk.
+const RootFile = "/etc/banger/root"
+
 // Program is what an OCI image runs (image-spec, config.md), as JSON in ProgramFile. It comes from whoever made the image.
 type Program struct {
 	Args       []string `json:"args"` // entrypoint and command; never empty

@@ -23,14 +23,19 @@ func runInit() {
 	os.Setenv("TERM", "linux")
 	for _, m := range []struct{ source, target, kind string }{
 		{"proc", "/proc", "proc"}, {"sys", "/sys", "sysfs"}, {"dev", "/dev", "devtmpfs"},
-		{"devpts", "/dev/pts", "devpts"}, {"tmpfs", "/run", "tmpfs"}, {"tmpfs", "/tmp", "tmpfs"},
+		{"devpts", "/dev/pts", "devpts"},
 	} {
-		os.MkdirAll(m.target, 0o755)
-		if err := unix.Mount(m.source, m.target, m.kind, unix.MS_NOSUID, ""); err != nil && err != unix.EBUSY {
-			log.Printf("cannot mount %s: %v", m.target, err)
-		}
+		mountAt(m.source, m.target, m.kind)
 	}
 	loadModules("/etc/banger/modules")
+	program, err := enterRoot()
+	if err != nil {
+		log.Fatal(err) // the end of process 1 is the kernel's panic: the VM has failed
+	}
+	if program == nil {
+		mountAt("tmpfs", "/run", "tmpfs")
+		mountAt("tmpfs", "/tmp", "tmpfs")
+	}
 	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
 		if err := linkUp(fd, "lo"); err != nil {
 			log.Print(err)
@@ -47,15 +52,39 @@ func runInit() {
 			log.Print(err)
 		}
 	}()
-	go func() {
-		if _, err := os.Stat("/etc/banger/rc"); err == nil {
-			r.run(exec.Command("/bin/sh", "/etc/banger/rc"))
-		}
-	}()
-	go shells(&r)
+	main := make(chan *child, 1) // what the image runs, when it runs
+	if program != nil {
+		go func() {
+			status, err := runProgram(program, &r, func(c *child) { main <- c })
+			if err != nil {
+				log.Printf("what the image is to run cannot be run: %v", err)
+			} else {
+				log.Printf("%s %s", program.Args[0], howEnded(status))
+			}
+			select {
+			case <-main: // there is nothing left to signal
+			default:
+			}
+			off <- unix.LINUX_REBOOT_CMD_POWER_OFF
+		}()
+	} else {
+		go func() {
+			if _, err := os.Stat("/etc/banger/rc"); err == nil {
+				r.run(exec.Command("/bin/sh", "/etc/banger/rc"))
+			}
+		}()
+		go shells(&r)
+	}
 	for {
 		select {
 		case how := <-off:
+			select {
+			case c := <-main: // its end comes back here; a host that has waited long enough ends the machine
+				unix.Sync()
+				c.signal(stopSignal(program.StopSignal))
+				continue
+			default:
+			}
 			shutdown(&r, how)
 		case s := <-signals:
 			switch s {
@@ -67,6 +96,14 @@ func runInit() {
 				shutdown(&r, unix.LINUX_REBOOT_CMD_RESTART)
 			}
 		}
+	}
+}
+
+// mountAt mounts a file system of the kernel's.
+func mountAt(source, target, kind string) {
+	os.MkdirAll(target, 0o755)
+	if err := unix.Mount(source, target, kind, unix.MS_NOSUID, ""); err != nil && err != unix.EBUSY {
+		log.Printf("cannot mount %s: %v", target, err)
 	}
 }
 
@@ -82,7 +119,8 @@ func shutdown(r *reaper, how int) {
 	}
 	unix.Kill(-1, unix.SIGKILL)
 	unix.Sync()
-	unix.Unmount(workPoint, 0) // EBUSY or EINVAL: its journal will do
+	unix.Unmount(workPoint, 0)                                  // EBUSY or EINVAL: its journal will do
+	unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "") // the same
 	unix.Reboot(how)
 	select {}
 }

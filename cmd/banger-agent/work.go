@@ -113,11 +113,14 @@ func mountWork(device string) error {
 	return nil
 }
 
-// findWorkDisk gives the name of the disk with the work disk's serial number, empty if there is none.
-func findWorkDisk(sys string) string {
+// findWorkDisk gives the name of the work disk, empty if there is none.
+func findWorkDisk(sys string) string { return findDisk(sys, workSerial) }
+
+// findDisk gives the name of the disk with that serial number, empty if there is none.
+func findDisk(sys, serial string) string {
 	paths, _ := filepath.Glob(filepath.Join(sys, "block", "*", "serial"))
 	for _, path := range paths {
-		if strings.TrimSpace(string(readFile(path))) == workSerial {
+		if strings.TrimSpace(string(readFile(path))) == serial {
 			return filepath.Base(filepath.Dir(path))
 		}
 	}

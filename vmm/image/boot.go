@@ -31,6 +31,7 @@ const (
 // The files that a machine with a root disk boots, beside the disk.
 const (
 	ownKernelName = "vmlinuz"
+	extraName     = "extra.cpio"
 	initrdName    = "initramfs.cpio"
 )
 
@@ -180,39 +181,28 @@ func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program
 		return nil, err
 	}
 	m.Root, m.RootFormat = rootName, "raw"
-	m.Size += allocated(filepath.Join(dir, rootName))
 	return m, nil
 }
 
-// makeBoot writes the kernel and the initramfs into dir: the built-in image's initramfs, and a second archive that the kernel
-// unpacks over the first.
+// makeBoot writes into dir what the machine boots, as far as it comes from the image itself: its kernel, if that can be used, and the archive that
+// compose puts behind the built-in image's initramfs.
 func (j *job) makeBoot(dir string, k *ownKernel, program *vmm.Program) (*manifest, error) {
-	base, err := j.set.builtin()
-	if err != nil {
-		return nil, err
-	}
-	var extra []entry
-	own := false
+	m := &manifest{Extra: extraName, Memory: initMemory}
+	extra := []entry{fileEntry(strings.TrimPrefix(vmm.RootFile, "/"), 0o644, nil)}
 	if k != nil {
-		if extra, err = k.files(); err == nil {
-			own = true
-		} else {
+		if modules, err := k.files(); err != nil {
 			j.set.o.Log.Warn("the image's own kernel cannot be used, the built-in one is", "image", j.item.name, "err", err)
+		} else {
+			extra = append(extra, modules...)
+			m.OwnKernel, m.Kernel = true, ownKernelName
+			image := k.image
+			if vmlinux, err := extractVmlinux(image); err == nil && hasPVHNote(vmlinux) {
+				m.Kernel, image = "vmlinux", vmlinux
+			}
+			if err := writeSynced(filepath.Join(dir, m.Kernel), image); err != nil {
+				return nil, err
+			}
 		}
-	}
-	m := &manifest{Kernel: base.Kernel, Initrd: initrdName, Cmdline: base.Cmdline + rootCmdline, Memory: initMemory}
-	if own {
-		m.Kernel = ownKernelName
-		image := k.image
-		if vmlinux, err := extractVmlinux(image); err == nil && hasPVHNote(vmlinux) {
-			m.Kernel, image = "vmlinux", vmlinux
-		}
-		err = writeSynced(filepath.Join(dir, m.Kernel), image)
-	} else {
-		err = linkOrCopy(j.set.path(Builtin, base.Kernel), filepath.Join(dir, m.Kernel))
-	}
-	if err != nil {
-		return nil, err
 	}
 	if program != nil {
 		text, err := json.Marshal(program)
@@ -222,22 +212,64 @@ func (j *job) makeBoot(dir string, k *ownKernel, program *vmm.Program) (*manifes
 		extra = append(extra, fileEntry(strings.TrimPrefix(vmm.ProgramFile, "/"), 0o644, text))
 		m.Memory = programMemory
 	}
-	initrd, err := os.ReadFile(j.set.path(Builtin, base.Initrd))
-	if err != nil {
-		return nil, err
-	}
 	more, err := packInitramfs(extra)
 	if err != nil {
 		return nil, err
 	}
+	return m, writeSynced(filepath.Join(dir, extraName), more)
+}
+
+// compose makes a built image, whose files are in dir, one that boots with the agent of now: it adds what comes from the built-in image.
+func (s *Set) compose(dir string, m *manifest) error {
+	base, err := s.builtin()
+	if err != nil {
+		return err
+	}
+	m.Base, m.Cmdline, m.Initrd = base.Digest, base.Cmdline+rootCmdline, initrdName
+	if !m.OwnKernel {
+		m.Kernel = base.Kernel
+		if err := linkOrCopy(s.path(Builtin, base.Kernel), filepath.Join(dir, m.Kernel)); err != nil {
+			return err
+		}
+	}
+	initrd, err := os.ReadFile(s.path(Builtin, base.Initrd))
+	if err != nil {
+		return err
+	}
+	extra, err := os.ReadFile(filepath.Join(dir, m.Extra))
+	if err != nil {
+		return err
+	}
+	// The kernel unpacks one archive after the other; what is in both is the second's.
 	const align = 512
 	initrd = append(initrd, make([]byte, (align-len(initrd)%align)%align)...)
-	initrd = append(initrd, more...)
-	if err := writeSynced(filepath.Join(dir, initrdName), initrd); err != nil {
-		return nil, err
+	if err := writeSynced(filepath.Join(dir, initrdName), append(initrd, extra...)); err != nil {
+		return err
 	}
-	m.Size = allocated(filepath.Join(dir, m.Kernel)) + int64(len(initrd))
-	return m, nil
+	m.Size = 0
+	for _, name := range m.files() {
+		m.Size += allocated(filepath.Join(dir, name))
+	}
+	return nil
+}
+
+// recompose gives the images that were built with another daemon's built-in image the agent, and perhaps the kernel, of this one's.
+func (s *Set) recompose() {
+	base, err := s.builtin()
+	if err != nil {
+		return // nothing can be built, either; each build says so
+	}
+	for _, i := range s.Infos() {
+		m, err := readManifest(s.path(i.Name))
+		if i.Status != vmm.ImageReady || err != nil || m.Extra == "" || m.Base == base.Digest {
+			continue
+		}
+		if e := s.item(i.Name); e != nil {
+			if err := s.install(e, m, s.path(i.Name)); err != nil {
+				s.o.Log.Error("cannot give an image this version's agent", "image", i.Name, "err", err)
+			}
+		}
+	}
 }
 
 // allocated is what a file takes on the host, 0 if it cannot be told.

@@ -41,7 +41,6 @@ var debianSetup = []string{
 	"--dpkgopt=path-exclude=/usr/share/locale/*",
 	"--dpkgopt=path-exclude=/usr/share/doc/*",
 	"--dpkgopt=path-include=/usr/share/doc/*/copyright",
-	`--essential-hook=printf 'do_initrd = no\n' >"$1/etc/kernel-img.conf"; mkdir -p "$1/etc/initramfs-tools"; printf 'update_initramfs=no\n' >"$1/etc/initramfs-tools/update-initramfs.conf"`,
 	// What mmdebstrap takes from the host: the guest gets its own.
 	`--customize-hook=rm -f "$1/etc/hostname" "$1/etc/resolv.conf"; : >"$1/etc/machine-id"; printf '127.0.0.1 localhost\n::1 localhost\n' >"$1/etc/hosts"`,
 	// The machine belongs to who may open its console.
@@ -63,10 +62,6 @@ func planDebian(_ context.Context, j *job) (*plan, error) {
 	if err != nil {
 		return nil, errors.New("mmdebstrap is not installed; install it with `apt install mmdebstrap`")
 	}
-	base, err := j.set.builtin()
-	if err != nil {
-		return nil, err
-	}
 	mirror := debianMirror("/etc/apt")
 	args := append([]string(nil), debianSetup...)
 	args = append(args, "--architectures="+debianArch, "--include="+strings.Join(debianPackages, ","))
@@ -79,7 +74,7 @@ func planDebian(_ context.Context, j *job) (*plan, error) {
 	if mirror != "" {
 		args = append(args, mirror)
 	}
-	key := digest([]byte("debian"), []byte(recipeRoot), []byte(base.Digest), []byte(strings.Join(args, "\x00")))
+	key := digest([]byte("debian"), []byte(recipeRoot), []byte(strings.Join(args, "\x00")))
 	j.set.expire(key, debianFresh)
 	return &plan{key: key, make: func(ctx context.Context, dir string) (*manifest, error) {
 		return j.makeDebian(ctx, dir, program, args)
@@ -200,7 +195,7 @@ func (j *job) followDebian(r io.Reader) string {
 				j.progress(s.done)
 			}
 		}
-		if strings.HasPrefix(line, "E: ") || strings.HasPrefix(line, "W: ") || strings.Contains(line, "rror") {
+		if strings.HasPrefix(line, "E: ") || strings.HasPrefix(line, "dpkg: error") {
 			if last = append(last, line); len(last) > 4 {
 				last = last[1:]
 			}

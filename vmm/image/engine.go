@@ -149,6 +149,7 @@ func Open(o Options) (*Set, error) {
 		return nil, fmt.Errorf("cannot clean up after builds: %w", err)
 	}
 	s.scan()
+	s.recompose()
 	return s, nil
 }
 
@@ -654,15 +655,28 @@ func (s *Set) publish(j *job, m *manifest, built string) error {
 	if removed {
 		return context.Canceled
 	}
+	own := *m
+	own.Created, own.Source = time.Now().UTC(), j.source.text
+	return s.install(e, &own, built)
+}
+
+// install makes the image's directory of the files that are in from. The caller holds own, or nobody else knows e.
+func (s *Set) install(e *item, m *manifest, from string) error {
 	return s.keep(e, func(dir string) error {
-		own := *m
-		own.Created, own.Source = time.Now().UTC(), j.source.text
 		for _, name := range m.files() {
-			if err := linkOrCopy(filepath.Join(built, name), filepath.Join(dir, name)); err != nil {
+			if m.Extra != "" && (name == m.Initrd || name == m.Kernel && !m.OwnKernel) {
+				continue // compose makes them
+			}
+			if err := linkOrCopy(filepath.Join(from, name), filepath.Join(dir, name)); err != nil {
 				return err
 			}
 		}
-		return writeManifest(dir, &own)
+		if m.Extra != "" {
+			if err := s.compose(dir, m); err != nil {
+				return err
+			}
+		}
+		return writeManifest(dir, m)
 	})
 }
 

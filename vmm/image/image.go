@@ -22,7 +22,7 @@ const manifestName = "image.json"
 // manifestLimit bounds an image.json; one that is longer is refused.
 const manifestLimit = 64 << 10
 
-// manifest is image.json. Kernel, Initrd and Root are names of files beside it.
+// manifest is image.json. Kernel, Initrd, Root and Extra are names of files beside it.
 type manifest struct {
 	Kernel  string    `json:"kernel,omitempty"`
 	Initrd  string    `json:"initrd,omitempty"`
@@ -37,6 +37,12 @@ type manifest struct {
 	Firmware   bool   `json:"firmware,omitempty"`
 	Root       string `json:"root,omitempty"`
 	RootFormat string `json:"root_format,omitempty"`
+
+	// Of one with a root disk and no firmware: Extra goes behind the initramfs of the built-in image whose digest is Base, and
+	// Kernel is the built-in image's unless OwnKernel.
+	Extra     string `json:"extra,omitempty"`
+	Base      string `json:"base,omitempty"`
+	OwnKernel bool   `json:"own_kernel,omitempty"`
 }
 
 // Names of the images that can be read, sorted.
@@ -149,7 +155,7 @@ func parseManifest(b []byte) (*manifest, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return nil, fmt.Errorf("%s: %w", manifestName, err)
 	}
-	if m.Kernel == "" && !m.Firmware {
+	if m.Kernel == "" && !m.Firmware && m.Extra == "" {
 		return nil, fmt.Errorf("%s names no kernel", manifestName)
 	}
 	if (m.Root == "") != (m.RootFormat == "") || m.Firmware && m.Root == "" {
@@ -168,5 +174,5 @@ func parseManifest(b []byte) (*manifest, error) {
 
 // files are the names of the image's files beside image.json.
 func (m *manifest) files() []string {
-	return slices.DeleteFunc([]string{m.Kernel, m.Initrd, m.Root}, func(name string) bool { return name == "" })
+	return slices.DeleteFunc([]string{m.Kernel, m.Initrd, m.Root, m.Extra}, func(name string) bool { return name == "" })
 }

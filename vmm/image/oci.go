@@ -57,16 +57,12 @@ func (i *ociImage) plan(j *job, begin float64) (*plan, error) {
 	if len(i.config.RootFS.DiffIDs) != len(i.layers) {
 		return nil, fmt.Errorf("its configuration speaks of %d layers, it has %d", len(i.config.RootFS.DiffIDs), len(i.layers))
 	}
-	base, err := j.set.builtin()
-	if err != nil {
-		return nil, err
-	}
 	program := i.program()
 	text, err := json.Marshal(program)
 	if err != nil {
 		return nil, err
 	}
-	parts := [][]byte{[]byte("oci"), []byte(recipeRoot), []byte(base.Digest), []byte(i.digest), text}
+	parts := [][]byte{[]byte("oci"), []byte(recipeRoot), []byte(i.digest), text}
 	for n, l := range i.layers {
 		l.diffID = i.config.RootFS.DiffIDs[n].String()
 		parts = append(parts, []byte(l.diffID))
@@ -322,10 +318,6 @@ func planRootfs(ctx context.Context, j *job) (*plan, error) {
 	if j.local.dir {
 		return nil, errors.New("it is a directory, not a tar")
 	}
-	base, err := j.set.builtin()
-	if err != nil {
-		return nil, err
-	}
 	h := sha256.New()
 	fi, err := j.local.file.Stat()
 	if err != nil {
@@ -336,7 +328,7 @@ func planRootfs(ctx context.Context, j *job) (*plan, error) {
 	}
 	sum := "sha256:" + hex.EncodeToString(h.Sum(nil))
 	return &plan{
-		key: digest([]byte("rootfs"), []byte(recipeRoot), []byte(base.Digest), []byte(sum)),
+		key: digest([]byte("rootfs"), []byte(recipeRoot), []byte(sum)),
 		make: func(ctx context.Context, dir string) (*manifest, error) {
 			l := &layer{size: fi.Size(), digest: sum, open: func() (io.ReadCloser, error) {
 				return io.NopCloser(io.NewSectionReader(j.local.file, 0, fi.Size())), nil

@@ -1,0 +1,324 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"banger/vmm"
+
+	"golang.org/x/sys/unix"
+)
+
+// rootSerial is the serial number of the disk with the root file system, which the host gives.
+const rootSerial = "overlay"
+
+// rootWait is how long the kernel may take to find the root disk of an image that has one.
+const rootWait = 20 * time.Second
+
+// newRoot is where the root disk is mounted at first.
+const newRoot = "/sysroot"
+
+// Where the agent lives for an init that is not itself: in the new root's /run.
+const (
+	ownDir     = "/run/banger"
+	ownProgram = ownDir + "/banger-agent"
+)
+
+// agentUnit is the agent's service for systemd (systemd.service(5)): there before anything else, and ended only by the last of systemd's signals, so
+// that the host can ask throughout.
+const agentUnit = `[Unit]
+Description=banger's agent
+Documentation=man:banger(5)
+DefaultDependencies=no
+IgnoreOnIsolate=yes
+
+[Service]
+ExecStart=` + ownProgram + `
+Restart=always
+RestartSec=1
+OOMScoreAdjust=-900
+StandardOutput=kmsg
+StandardError=kmsg
+`
+
+// consoleUnit gives who has the serial console root's shell: whoever may open the file may do all with the machine anyway.
+const consoleUnit = `[Service]
+ExecStart=
+ExecStart=-/sbin/agetty -o '-p -f -- \\u' --autologin root --keep-baud 115200,57600,38400,9600 - $TERM
+`
+
+// enterRoot mounts the root disk, if the image has one, and makes it the root. It gives what the image says to run, nil where there is no
+// such disk; where the root has an init of its own it becomes that and does not return.
+func enterRoot() (*vmm.Program, error) {
+	device := rootDisk()
+	if device == "" {
+		return nil, nil
+	}
+	var program *vmm.Program
+	if b := readFile(vmm.ProgramFile); len(b) > 0 {
+		program = new(vmm.Program)
+		if err := json.Unmarshal(b, program); err != nil || len(program.Args) == 0 {
+			return nil, fmt.Errorf("%s: %w", vmm.ProgramFile, errors.Join(err, vmm.ErrInvalid))
+		}
+	}
+	if err := os.MkdirAll(newRoot, 0o755); err != nil {
+		return nil, err
+	}
+	if err := unix.Mount(device, newRoot, "ext4", 0, ""); err != nil {
+		return nil, fmt.Errorf("cannot mount the root disk %s: %w", device, err)
+	}
+	if err := growExt4(device, newRoot); err != nil {
+		log.Print(err) // there is less room than there could be
+	}
+	var self []byte
+	if program == nil {
+		self = readFile("/proc/self/exe")
+	}
+	if err := switchRoot(); err != nil {
+		return nil, fmt.Errorf("cannot enter the root disk: %w", err)
+	}
+	if program != nil {
+		return program, prepareRoot()
+	}
+	return nil, becomeInit(self)
+}
+
+// rootDisk gives the device of the root disk, empty if the image has none.
+func rootDisk() string {
+	for end := time.Now().Add(rootWait); ; time.Sleep(10 * time.Millisecond) {
+		if name := findDisk("/sys", rootSerial); name != "" {
+			return filepath.Join("/dev", name)
+		}
+		if _, err := os.Stat(vmm.RootFile); err != nil || time.Now().After(end) {
+			return ""
+		}
+	}
+}
+
+// switchRoot makes newRoot the root, as switch_root(8) does: the kernel's file systems move with it, and the memory of the
+// initramfs is given back.
+func switchRoot() error {
+	for _, dir := range []string{"dev", "proc", "sys"} {
+		to := filepath.Join(newRoot, dir)
+		if err := os.MkdirAll(to, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount("/"+dir, to, "", unix.MS_MOVE, ""); err != nil {
+			return fmt.Errorf("cannot move /%s: %w", dir, err)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/", &st); err != nil {
+		return err
+	}
+	removeBelow("/", st.Dev)
+	if err := os.Chdir(newRoot); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return err
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return os.Chdir("/")
+}
+
+// removeBelow removes what is in a directory and on the same device. What cannot be removed takes some memory and does no harm.
+func removeBelow(dir string, device uint64) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		var st unix.Stat_t
+		if unix.Lstat(path, &st) != nil || st.Dev != device {
+			continue
+		}
+		if e.IsDir() {
+			removeBelow(path, device)
+			_ = os.Remove(path)
+			continue
+		}
+		_ = os.Remove(path)
+	}
+}
+
+// becomeInit leaves the agent behind as a service and runs the root's own init in its place.
+func becomeInit(self []byte) error {
+	if err := os.MkdirAll("/run", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+		return fmt.Errorf("cannot mount /run: %w", err)
+	}
+	init := "/sbin/init"
+	if _, err := os.Stat(init); err != nil {
+		init = "/lib/systemd/systemd"
+	}
+	target, err := filepath.EvalSymlinks(init)
+	if err != nil {
+		return fmt.Errorf("the root disk has no init: %w", err)
+	}
+	systemd := filepath.Base(target) == "systemd"
+	files := []struct {
+		path string
+		mode os.FileMode
+		text []byte
+	}{{ownProgram, 0o755, self}}
+	const units = "/run/systemd/system"
+	if systemd {
+		files = append(files, struct {
+			path string
+			mode os.FileMode
+			text []byte
+		}{units + "/banger-agent.service", 0o644, []byte(agentUnit)}, struct {
+			path string
+			mode os.FileMode
+			text []byte
+		}{units + "/serial-getty@" + filepath.Base(console()) + ".service.d/banger.conf", 0o644, []byte(consoleUnit)})
+	}
+	for _, f := range files {
+		if err := os.MkdirAll(filepath.Dir(f.path), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(f.path, f.text, f.mode); err != nil {
+			return err
+		}
+	}
+	if systemd {
+		wants := units + "/sysinit.target.wants"
+		if err := os.Mkdir(wants, 0o755); err != nil {
+			return err
+		}
+		if err := os.Symlink("../banger-agent.service", wants+"/banger-agent.service"); err != nil {
+			return err
+		}
+	} else {
+		cmd := exec.Command(ownProgram)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := cmd.Start(); err != nil {
+			return fmt.Errorf("cannot start the agent: %w", err)
+		}
+	}
+	return fmt.Errorf("cannot run %s: %w", init, unix.Exec(init, []string{init}, []string{"PATH=" + defaultPath, "TERM=linux", "HOME=/"}))
+}
+
+// prepareRoot mounts what programs expect and an image of a container does not have.
+func prepareRoot() error {
+	for _, d := range []struct {
+		path string
+		mode os.FileMode
+	}{{"/tmp", 0o777 | fs.ModeSticky}, {"/run", 0o755}, {"/etc", 0o755}} {
+		if _, err := os.Stat(d.path); err != nil {
+			if err := os.Mkdir(d.path, 0o755); err != nil {
+				return err
+			}
+			if err := os.Chmod(d.path, d.mode); err != nil {
+				return err
+			}
+		}
+	}
+	if err := os.MkdirAll("/dev/shm", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("shm", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil {
+		return fmt.Errorf("cannot mount /dev/shm: %w", err)
+	}
+	for name, target := range map[string]string{"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"} {
+		_ = os.Symlink(target, "/dev/"+name) // there already, perhaps
+	}
+	return nil
+}
+
+// runProgram starts what the image is there to run, on the console, and waits for its end.
+func runProgram(p *vmm.Program, r *reaper, began func(*child)) (unix.WaitStatus, error) {
+	cmd, err := programCommand(p)
+	if err != nil {
+		return 0, err
+	}
+	tty, err := os.OpenFile(console(), os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer tty.Close()
+	// Its own user may open it again, as /dev/stdout.
+	if err := tty.Chown(int(cmd.SysProcAttr.Credential.Uid), int(cmd.SysProcAttr.Credential.Gid)); err != nil {
+		return 0, err
+	}
+	cmd.Stdout, cmd.Stderr = tty, tty
+	c, err := r.start(cmd)
+	if err != nil {
+		return 0, fmt.Errorf("cannot start %q: %w", cmd.Path, err)
+	}
+	began(c)
+	<-c.done
+	return c.status, nil
+}
+
+// programCommand says how a program of an OCI image is run (image-spec, config.md).
+func programCommand(p *vmm.Program) (*exec.Cmd, error) {
+	id, group, _ := strings.Cut(p.User, ":")
+	who, err := findAccount(id)
+	if err != nil {
+		return nil, err
+	}
+	if group != "" {
+		gid, err := strconv.ParseUint(group, 10, 32)
+		if err != nil {
+			g, err := user.LookupGroup(group)
+			if err != nil {
+				return nil, fmt.Errorf("no group %.64q is in the image: %w", group, vmm.ErrInvalid)
+			}
+			if gid, err = strconv.ParseUint(g.Gid, 10, 32); err != nil {
+				return nil, err
+			}
+		}
+		who.gid, who.groups = uint32(gid), nil
+	}
+	cmd := &exec.Cmd{Args: p.Args, Dir: p.Dir, Env: append([]string{"PATH=" + defaultPath, "HOME=" + who.home}, p.Env...)}
+	if cmd.Dir == "" {
+		cmd.Dir = "/"
+	}
+	if err := os.MkdirAll(cmd.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("cannot make the directory it is to run in: %w", err)
+	}
+	if cmd.Path, err = lookPath(p.Args[0], cmd.Dir, lastValue(cmd.Env, "PATH")); err != nil {
+		return nil, err
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: who.uid, Gid: who.gid, Groups: who.groups}}
+	return cmd, nil
+}
+
+// stopSignal reads the signal of an image: its number or its name, with SIG or without. SIGTERM for what it does not know.
+func stopSignal(text string) unix.Signal {
+	if n, err := strconv.Atoi(text); err == nil && n > 0 && n < 65 {
+		return unix.Signal(n)
+	}
+	name := strings.ToUpper(text)
+	if !strings.HasPrefix(name, "SIG") {
+		name = "SIG" + name
+	}
+	if s := unix.SignalNum(name); s != 0 {
+		return s
+	}
+	return unix.SIGTERM
+}
+
+// howEnded says how a process ended.
+func howEnded(s unix.WaitStatus) string {
+	if s.Signaled() {
+		return fmt.Sprintf("was ended by %s", unix.SignalName(s.Signal()))
+	}
+	return fmt.Sprintf("ended with status %d", s.ExitStatus())
+}
