@@ -47,6 +47,8 @@ func web(t *testing.T) string {
 		"vms/web/log":         "one\ntwo\n",
 		"vms/web/wait/tcp/80": "3.5\n", "vms/web/wait/healthy": "2.41\n",
 		"vms/db/state": "stopped\n", "vms/db/error": "",
+		"vms/db/restore": "", "vms/db/snapshots/one/created": "1790000000.5\n", "vms/db/snapshots/one/size": "4096\n",
+		"vms/db/snapshots/one/state": "running\n", "vms/db/snapshots/one/frozen": "1\n",
 	})
 }
 
@@ -85,6 +87,17 @@ func TestCommands(t *testing.T) {
 		{"ls --purple", exitUsage, "", "unknown flag"},
 		{"run web", exitFailed, "", "web exists already"},
 		{"ports db", exitNoVM, "", "cannot list the ports of db"},
+		{"snapshot ls db --json", exitOK, `[{"name":"one","created":1790000000.5,"size":4096,"state":"running","frozen":1}]` + "\n", ""},
+		{"snapshot ls db", exitOK, "4096  running  frozen", ""},
+		{"snapshot create db one", exitFailed, "", "db has a snapshot one already"},
+		{"snapshot create db a/b", exitUsage, "", "no name of a snapshot"},
+		{"snapshot create db two", exitOK, "", ""},
+		{"snapshot rm db two", exitOK, "", ""},
+		{"snapshot rm db two", exitFailed, "", "db has no snapshot two"},
+		{"snapshot rm db", exitUsage, "", "requires at least 2 arg"},
+		{"snapshot restore db one", exitOK, "", ""},
+		{"snapshot restore gone one", exitNoVM, "", "no VM is called gone"},
+		{"__complete snapshot rm db o", exitOK, "one\n", ""},
 		{"--help", exitOK, exitHelp, ""},
 		{"__complete start web d", exitOK, "db\n", ""},
 		{"__complete ports web d", exitOK, ":4", ""},
