@@ -252,8 +252,8 @@ func init() {
 			}
 			return p.request.Dir + "\n", 0
 		},
-		"printenv": (*process).printenv,
-		"stty":     (*process).stty,
+		"env":  (*process).env,
+		"stty": (*process).stty,
 	}
 }
 
@@ -310,13 +310,16 @@ func (p *process) kill(line []string) (string, int) {
 	return "", 0
 }
 
-func (p *process) printenv(line []string) (string, int) {
-	for i := len(p.request.Env) - 1; i >= 0 && len(line) == 2; i-- {
-		if value, ok := strings.CutPrefix(p.request.Env[i], line[1]+"="); ok {
-			return value + "\n", 0
+// env prints what the host gave, of a name the last.
+func (p *process) env([]string) (string, int) {
+	text := ""
+	for i, e := range p.request.Env {
+		name, _, _ := strings.Cut(e, "=")
+		if !slices.ContainsFunc(p.request.Env[i+1:], func(later string) bool { return strings.HasPrefix(later, name+"=") }) {
+			text += e + "\n"
 		}
 	}
-	return "", 1
+	return text, 0
 }
 
 // stty takes `stty size` only.
