@@ -61,8 +61,10 @@ type Server struct {
 	uid     uint32
 	gid     uint32
 	vmsMode uint32
-	work    sync.WaitGroup
-	begun   sync.WaitGroup // what goes on when its request has ended
+	// Whether the mount keeps the kernel from following symbolic links (MS_NOSYMFOLLOW of mount(2)): a guest's would lead to the host's files.
+	noFollow bool
+	work     sync.WaitGroup
+	begun    sync.WaitGroup // what goes on when its request has ended
 
 	handles    handles
 	sizes      sizes
@@ -72,6 +74,9 @@ type Server struct {
 	sessions   *sessions
 	held       *held
 	texts      sync.Map // *text by node
+
+	guestNodes    *guestNodes
+	guestSessions guestSessions
 
 	nudgerTID atomic.Uint32 // the kernel names a request's sender by its thread
 
@@ -100,7 +105,9 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		s.vmsMode = 0o1775
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	bridge, figures := newTimed(raw{fuse.NewDefaultRawFileSystem(), s})
+	s.guestNodes = newGuestNodes()
+	s.guestSessions = guestSessions{ctx: s.ctx, work: &s.work, open: make(map[uint64]*guestSession)}
+	bridge, figures := newTimed(tree{raw{fuse.NewDefaultRawFileSystem(), s}})
 	if err := o.Metrics.Register(figures); err != nil {
 		s.cancel()
 		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
@@ -114,10 +121,12 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	server, err := fuse.NewServer(bridge, o.Dir, &fuse.MountOptions{
 		FsName: fsName, Name: fsName,
 		AllowOther:        o.AllowOther,
-		Options:           []string{"default_permissions"},
+		Options:           []string{"default_permissions", "noexec"},
 		DirectMountStrict: root,
+		DirectMountFlags:  unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOSYMFOLLOW,
 		DisableXAttrs:     true,
 		DisableSplice:     true, // an answer in memory would be tried through a pipe first: two system calls for nothing
+		MaxWrite:          maxIO,
 		MaxBackground:     1 << 14,
 		PanicHandler: func(v any) fuse.Status {
 			o.Log.Error("a request panicked", "panic", v, "stack", string(debug.Stack()))
@@ -139,6 +148,7 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		s.cancel()
 		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
 	}
+	s.noFollow = mountHas(o.Dir, "nosymfollow")
 	o.Manager.OnChange(s.changed, func() {})
 	s.work.Add(2)
 	go s.nudger()
@@ -251,6 +261,7 @@ func (s *Server) Wait() { s.fuse.Wait() }
 // when files are still open, and waits for what the package runs.
 func (s *Server) Unmount(ctx context.Context) error {
 	s.cancel()
+	s.guestSessions.close()
 	s.work.Wait()
 	err := s.fuse.Unmount()
 	if err != nil {
@@ -326,20 +337,40 @@ func resolve(dir string) string {
 	return dir
 }
 
+// mountHas reports whether the mount of ours at dir has that option.
+func mountHas(dir, option string) bool {
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	has := false
+	eachMount(info, func(point, options string) {
+		if point == resolve(dir) {
+			has = slices.Contains(strings.Split(options, ","), option) // the last is on top
+		}
+	})
+	return has
+}
+
 // Mounts gives the mount points of banger in what /proc/self/mountinfo says (proc(5)).
 func Mounts(mountinfo []byte) []string {
 	var dirs []string
+	eachMount(mountinfo, func(point, _ string) { dirs = append(dirs, point) })
+	return dirs
+}
+
+// eachMount calls f for each mount of banger's with where it is and its own options, in order.
+func eachMount(mountinfo []byte, f func(point, options string)) {
 	for lines := bufio.NewScanner(bytes.NewReader(mountinfo)); lines.Scan(); {
 		before, after, ok := strings.Cut(lines.Text(), " - ")
 		left, right := strings.Fields(before), strings.Fields(after)
-		if !ok || len(left) < 5 || len(right) < 2 {
+		if !ok || len(left) < 6 || len(right) < 2 {
 			continue
 		}
 		if right[0] == fsType || right[0] == "fuse" && right[1] == fsName {
-			dirs = append(dirs, unescape.Replace(left[4]))
+			f(unescape.Replace(left[4]), left[5])
 		}
 	}
-	return dirs
 }
 
 // unescape undoes the octal escapes of mountinfo.

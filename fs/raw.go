@@ -181,8 +181,11 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 	if r.vm != nil {
 		snap := r.snap()
 		out.Owner = fuse.Owner{Uid: snap.Owner.UID, Gid: snap.Owner.GID}
-		if f == vmRow {
+		switch f {
+		case vmRow:
 			out.Mode = syscall.S_IFDIR | snap.Owner.Mode&0o7777
+		case fsRow:
+			out.Mode = syscall.S_IFDIR | fsAttr(snap.Owner)
 		}
 		changed, created = snap.Created, snap.Created
 		if t, ok := snap.Changed.Of(strings.TrimSuffix(f.name, ".json")); ok {
@@ -791,6 +794,9 @@ func (s raw) entries(r *request) []entry {
 	case dir:
 		var list []entry
 		for i := range r.file.files {
+			if &r.file.files[i] == fsRow && !fsListed(r.snap()) {
+				continue
+			}
 			list = append(list, entry{name: r.file.files[i].name, serial: r.serial(), row: r.file.files[i].row, param: r.below()})
 		}
 		return list
@@ -868,6 +874,8 @@ type opened struct {
 	nonblock bool
 	session  *session // that it keeps alive
 	heeds    uint64   // its node, if whoever has it open is told of changes of health; else 0
+	guest    *guestFile
+	guestDir *guestDir
 
 	mu      sync.Mutex // guards what follows
 	entries []entry    // of a directory

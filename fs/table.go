@@ -51,7 +51,7 @@ type entry struct {
 var rows []*file
 
 // Rows that requests are recognised by.
-var vmsRow, vmRow, imagesRow, imageRow, portRow, snapshotsRow, snapshotRow, cloneRow, sessionRow *file
+var vmsRow, vmRow, imagesRow, imageRow, portRow, snapshotsRow, snapshotRow, fsRow, cloneRow, sessionRow *file
 
 func init() {
 	top := file{name: "", mode: 0o755, kind: dir, files: topFiles()}
@@ -70,6 +70,8 @@ func number(f *file, parent uint8) {
 		vmsRow, vmRow = f, &f.files[0]
 	case "images":
 		imagesRow, imageRow = f, &f.files[0]
+	case "fs":
+		fsRow = f
 	case "tcp":
 		portRow = &f.files[0]
 	case "snapshots":
@@ -143,6 +145,7 @@ func vmFiles() []file {
 				{name: "status", mode: 0o400, doc: "blocks until it has ended, and says how", open: statusOpen},
 			}},
 		}},
+		{name: "fs", mode: 0o700, kind: hidden, doc: "the guest's files"},
 		{name: "wait", mode: 0o550, kind: hidden, doc: "what blocks", files: []file{
 			{name: "events", mode: 0o440, doc: "blocks for the VM's next event", open: followOpen, heeds: true},
 			{name: "running", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Running)},

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 
+	"banger/vmm"
 	"banger/vmm/agent"
 
 	"github.com/mdlayher/vsock"
@@ -41,7 +42,9 @@ func askPowerOff() {
 func serve(g *guest) error {
 	g.freezer.recover()
 	g.work = tendWorkDisk()
-	h := agent.Handler(g, agent.NewExecs(g.startExec).Streams())
+	streams := agent.NewExecs(g.startExec).Streams()
+	streams[vmm.FilesStream] = agent.Files("/")
+	h := agent.Handler(g, streams)
 	ended := make(chan error, 2)
 	channels := 0
 	if path := findPort("/sys", "/dev", agent.PortName); path != "" {

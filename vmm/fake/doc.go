@@ -26,5 +26,6 @@
 //	fake.disk=N                      N bytes of the system disk's overlay are allocated
 //
 // Disks are plain files under their usual names, which a test may write to; a snapshot is a directory of copies beside them.
+// The guest's files are a directory of the host's, as the agent would serve them, empty at each start.
 // A guest with a disk reads and writes a page of it each second. The console echoes typed lines and obeys the lines `poweroff` and `panic`.
 package fake

@@ -36,6 +36,9 @@ func (g guest) Stream(ctx context.Context, path string, request any) (net.Conn, 
 		return nil, err
 	}
 	host, far := net.Pipe()
+	if path == vmm.FilesStream {
+		host, far = g.still(host, far)
+	}
 	if !g.m.addConn(host) {
 		host.Close()
 		far.Close()
@@ -54,6 +57,7 @@ func (m *machine) handlers() map[string]agent.StreamHandler {
 	defer m.mu.Unlock()
 	if m.streams == nil {
 		m.streams = agent.NewExecs(startExec).Streams()
+		m.streams[vmm.FilesStream] = m.serveFiles
 	}
 	return m.streams
 }

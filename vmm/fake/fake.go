@@ -71,6 +71,9 @@ func (d *Driver) Start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 			return nil, err
 		}
 	}
+	if err := os.RemoveAll(filepath.Join(spec.Dir, filesDir)); err != nil {
+		return nil, err
+	}
 	m := d.machine(spec, s, kept{ID: spec.ID, Since: time.Now()}, notify)
 	if err := m.save(); err != nil {
 		return nil, err
@@ -161,6 +164,9 @@ type machine struct {
 	done      chan struct{}
 
 	console console
+
+	files    sync.Once // makes the guest's files, when they are first asked for
+	filesErr error     // of that
 
 	// saving orders the writes of fake.json; taken before mu.
 	saving sync.Mutex

@@ -1,0 +1,756 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"banger/fs/sftp"
+	"banger/vmm"
+)
+
+// guestFS serves what is below vms/NAME/fs: the guest's files, over its agent's file transfer. tree.go brings the kernel's requests here.
+//
+// Whoever passes the directory fs uses the files with the rights of the guest's root. The kernel checks modes and owners as they are shown:
+// of a VM of root's they are the guest's; of another's VM all files appear as its owner's, as in a user namespace of one user.
+type guestFS struct{ *Server }
+
+// guestValid is how long the kernel may keep what it is told: the guest changes its files without telling.
+const guestValid = time.Second
+
+// maxIO is how many bytes the kernel reads or writes at once at most, and the st_blksize of guests' files, which programs go by: the more at
+// once, the less the way to the guest and back counts.
+const maxIO = 1 << 20
+
+// fsAttr gives the mode of the directory that shows a guest's root: who may write the VM may use it.
+func fsAttr(o vmm.Owner) uint32 {
+	mode := uint32(0o700)
+	for _, class := range []struct{ write, all uint32 }{{0o020, 0o070}, {0o002, 0o007}} {
+		if o.Mode&class.write != 0 {
+			mode |= class.all
+		}
+	}
+	return mode
+}
+
+// fsListed reports whether the directory of a VM lists fs.
+func fsListed(s *vmm.Snapshot) bool { return s.Config.ExposeFS && s.State == vmm.Running }
+
+// request finds the node and the VM. ENOENT for what has been removed.
+func (s guestFS) request(cancel <-chan struct{}, h *fuse.InHeader) (*request, *guestNode, fuse.Status) {
+	n := s.guestNodes.get(h.NodeId)
+	if n == nil {
+		return nil, nil, fuse.ENOENT
+	}
+	v := s.o.Manager.BySerial(n.serial)
+	if v == nil {
+		return nil, nil, fuse.ENOENT
+	}
+	return &request{
+		server: s.Server, ctx: &fuse.Context{Caller: h.Caller, Cancel: cancel}, vm: v, node: h.NodeId, uid: h.Uid, gid: h.Gid, pid: h.Pid,
+	}, n, fuse.OK
+}
+
+// ask calls f with the VM's session, bounded in time, and gives the errno of what failed.
+func (s guestFS) ask(r *request, limit time.Duration, f func(context.Context, *guestSession) error) fuse.Status {
+	defer r.blocking()()
+	err := s.guestSessions.ask(r.ctx, r.vm, limit, f)
+	if err == nil {
+		return fuse.OK
+	}
+	if e, ok := err.(syscall.Errno); ok { // what the guest reports, and nothing that wraps one
+		return fuse.Status(e)
+	}
+	code := errno(err)
+	s.o.Log.Log(r.ctx, level(code, slog.LevelDebug), "cannot use a file of the guest", "vm", r.snap().Name, "err", err)
+	return code
+}
+
+// child is the path of a name in a directory.
+func (s guestFS) child(dir *guestNode, name string) (string, fuse.Status) {
+	if len(name) > syscall.NAME_MAX {
+		return "", fuse.Status(syscall.ENAMETOOLONG)
+	}
+	path, err := s.guestNodes.path(dir)
+	if err != nil {
+		return "", errno(err)
+	}
+	return strings.TrimSuffix(path, "/") + "/" + name, fuse.OK
+}
+
+// shown makes of a guest's attributes those that the kernel is told. A fifo would be the host's own, and block who opens it: it is shown as a
+// socket, which nobody can open. False for what is no file.
+func shown(a sftp.Attr) (sftp.Attr, bool) {
+	switch a.Mode & syscall.S_IFMT {
+	case syscall.S_IFIFO:
+		a.Mode = a.Mode&^syscall.S_IFMT | syscall.S_IFSOCK
+	case syscall.S_IFREG, syscall.S_IFDIR, syscall.S_IFLNK, syscall.S_IFSOCK, syscall.S_IFBLK, syscall.S_IFCHR:
+	default:
+		return a, false
+	}
+	return a, true
+}
+
+func (s guestFS) attr(r *request, n *guestNode, a sftp.Attr, out *fuse.Attr) {
+	s.guestNodes.told(n, a.Size, a.Mode)
+	out.Ino, out.Mode, out.Size, out.Blocks, out.Blksize = n.id, a.Mode, a.Size, a.Blocks, maxIO
+	out.Rdev = uint32(a.Rdev)
+	out.Nlink = 1 // of a directory, as find(1) then does not count on it
+	if n.kind != syscall.S_IFDIR {
+		out.Nlink = uint32(max(1, min(a.Nlink, 1<<31)))
+	}
+	out.Owner = fuse.Owner{Uid: a.UID, Gid: a.GID}
+	if o := r.snap().Owner; o.UID != 0 {
+		out.Owner = fuse.Owner{Uid: o.UID, Gid: o.GID}
+	}
+	out.SetTimes(&a.Atime, &a.Mtime, &a.Ctime)
+}
+
+// entry tells the kernel of a name in a directory, of which it then counts a look-up.
+func (s guestFS) entry(r *request, dir *guestNode, name string, a sftp.Attr, out *fuse.EntryOut) fuse.Status {
+	a, ok := shown(a)
+	if !ok {
+		return fuse.EIO
+	}
+	n, err := s.guestNodes.named(dir, name, a.Mode&syscall.S_IFMT)
+	if err != nil {
+		return errno(err)
+	}
+	out.NodeId = n.id
+	s.attr(r, n, a, &out.Attr)
+	out.SetEntryTimeout(guestValid)
+	out.SetAttrTimeout(guestValid)
+	return fuse.OK
+}
+
+func (s guestFS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	r, dir, code := s.request(cancel, h)
+	if !code.Ok() {
+		return code
+	}
+	path, code := s.child(dir, name)
+	if !code.Ok() {
+		return code
+	}
+	var a sftp.Attr
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		a, err = g.client.Stat(ctx, path)()
+		return err
+	})
+	if code == fuse.ENOENT {
+		s.guestNodes.removed(dir, name)
+	}
+	if !code.Ok() {
+		return code
+	}
+	return s.entry(r, dir, name, a, out)
+}
+
+func (s guestFS) Forget(node, lookups uint64) { s.guestNodes.forget(node, lookups) }
+
+func (s guestFS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	r, n, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	path, err := s.guestNodes.path(n)
+	if errors.Is(err, vmm.ErrNotFound) && n.kind == syscall.S_IFREG {
+		// It is open and has no name any more; the protocol asks by name.
+		size, mode := s.guestNodes.last(n)
+		s.attr(r, n, sftp.Attr{Size: size, Mode: mode, FileStat: vmm.FileStat{Blocks: (size + 511) / 512, Mtime: time.Now()}}, &out.Attr)
+		out.Nlink = 0
+		return fuse.OK
+	}
+	if err != nil {
+		return errno(err)
+	}
+	var a sftp.Attr
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		a, err = g.client.Stat(ctx, path)()
+		return err
+	})
+	if !code.Ok() {
+		return code
+	}
+	return s.same(r, n, a, out)
+}
+
+// same tells the kernel of a node that it knows; ENOENT if another kind of file has its name now.
+func (s guestFS) same(r *request, n *guestNode, a sftp.Attr, out *fuse.AttrOut) fuse.Status {
+	a, ok := shown(a)
+	if !ok || a.Mode&syscall.S_IFMT != n.kind {
+		return fuse.ENOENT
+	}
+	s.attr(r, n, a, &out.Attr)
+	out.SetTimeout(guestValid)
+	return fuse.OK
+}
+
+func (s guestFS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+	r, n, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	path, err := s.guestNodes.path(n)
+	if err != nil {
+		return errno(err)
+	}
+	change := sftp.Change{Atime: setTime(in, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec), Mtime: setTime(in, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec)}
+	o := r.snap().Owner
+	if in.Valid&fuse.FATTR_UID != 0 && (o.UID == 0 || in.Uid != o.UID) {
+		change.UID = &in.Uid
+	}
+	if in.Valid&fuse.FATTR_GID != 0 && (o.UID == 0 || in.Gid != o.GID) {
+		change.GID = &in.Gid
+	}
+	if o.UID != 0 && (change.UID != nil || change.GID != nil) {
+		return fuse.EPERM // whose they are in the guest is not shown
+	}
+	if in.Valid&fuse.FATTR_MODE != 0 {
+		mode := in.Mode & 0o7777
+		change.Mode = &mode
+	}
+	if in.Valid&fuse.FATTR_SIZE != 0 {
+		change.Size = &in.Size
+	}
+	var a sftp.Attr
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		set, stat := g.client.Set(ctx, path, change), g.client.Stat(ctx, path)
+		if err := set(); err != nil {
+			return err
+		}
+		a, err = stat()
+		return err
+	})
+	if !code.Ok() {
+		return code
+	}
+	return s.same(r, n, a, out)
+}
+
+func setTime(in *fuse.SetAttrIn, set, now uint32, sec uint64, nsec uint32) int64 {
+	switch {
+	case in.Valid&now != 0:
+		return vmm.TimeNow
+	case in.Valid&set != 0:
+		return time.Unix(int64(sec), int64(nsec)).UnixNano()
+	}
+	return vmm.TimeOmit
+}
+
+// make makes a name in a directory with what begin begins, and tells the kernel of it.
+func (s guestFS) make(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut, make func(context.Context, *sftp.Client, string) func() error) fuse.Status {
+	r, dir, code := s.request(cancel, h)
+	if !code.Ok() {
+		return code
+	}
+	path, code := s.child(dir, name)
+	if !code.Ok() {
+		return code
+	}
+	var a sftp.Attr
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		made, stat := make(ctx, g.client, path), g.client.Stat(ctx, path)
+		if err := made(); err != nil {
+			return err
+		}
+		a, err = stat()
+		return err
+	})
+	if !code.Ok() {
+		return code
+	}
+	s.guestNodes.removed(dir, name) // what had the name before is another file
+	return s.entry(r, dir, name, a, out)
+}
+
+func (s guestFS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	code := s.make(cancel, &in.InHeader, name, out, func(ctx context.Context, c *sftp.Client, path string) func() error { return c.Mkdir(ctx, path) })
+	if !code.Ok() || out.Mode&0o777 == in.Mode&0o777 {
+		return code
+	}
+	// The protocol's mkdir has no mode.
+	var changed fuse.AttrOut
+	set := fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: in.InHeader, Valid: fuse.FATTR_MODE, Mode: in.Mode}}
+	set.NodeId = out.NodeId
+	if code := s.SetAttr(cancel, &set, &changed); code.Ok() {
+		out.Attr = changed.Attr
+	}
+	return fuse.OK // it is made
+}
+
+func (s guestFS) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
+	return s.make(cancel, h, name, out, func(ctx context.Context, c *sftp.Client, path string) func() error {
+		return c.Symlink(ctx, target, path)
+	})
+}
+
+func (s guestFS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+	_, dir, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	n := s.guestNodes.get(in.Oldnodeid)
+	if !isGuest(in.Oldnodeid) || n == nil || n.serial != dir.serial {
+		return fuse.EXDEV
+	}
+	old, err := s.guestNodes.path(n)
+	if err != nil {
+		return errno(err)
+	}
+	return s.make(cancel, &in.InHeader, name, out, func(ctx context.Context, c *sftp.Client, path string) func() error { return c.Link(ctx, old, path) })
+}
+
+func (s guestFS) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	return s.remove(cancel, h, name, (*sftp.Client).Remove)
+}
+
+func (s guestFS) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	return s.remove(cancel, h, name, (*sftp.Client).Rmdir)
+}
+
+func (s guestFS) remove(cancel <-chan struct{}, h *fuse.InHeader, name string, remove func(*sftp.Client, context.Context, string) error) fuse.Status {
+	r, dir, code := s.request(cancel, h)
+	if !code.Ok() {
+		return code
+	}
+	path, code := s.child(dir, name)
+	if !code.Ok() {
+		return code
+	}
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) error { return remove(g.client, ctx, path) })
+	if code.Ok() {
+		s.guestNodes.removed(dir, name)
+	}
+	return code
+}
+
+func (s guestFS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.Status {
+	const noReplace = 1 // RENAME_NOREPLACE of renameat2(2)
+	r, dir, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	if !isGuest(in.Newdir) && !isFSRow(in.Newdir) {
+		return fuse.EXDEV
+	}
+	newDir := s.guestNodes.get(in.Newdir)
+	switch {
+	case newDir == nil || newDir.serial != dir.serial:
+		return fuse.EXDEV
+	case in.Flags&^noReplace != 0:
+		return fuse.EINVAL
+	}
+	old, code := s.child(dir, from)
+	if !code.Ok() {
+		return code
+	}
+	path, code := s.child(newDir, to)
+	if !code.Ok() {
+		return code
+	}
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) error {
+		return g.client.Rename(ctx, old, path, in.Flags&noReplace == 0)
+	})
+	if code.Ok() {
+		s.guestNodes.renamed(dir, from, newDir, to)
+	}
+	return code
+}
+
+// Readlink says what a symbolic link says, where nobody can be made to follow it.
+func (s guestFS) Readlink(cancel <-chan struct{}, h *fuse.InHeader) (out []byte, code fuse.Status) {
+	r, n, code := s.request(cancel, h)
+	if !code.Ok() {
+		return nil, code
+	}
+	if !s.noFollow {
+		return nil, fuse.EPERM
+	}
+	path, err := s.guestNodes.path(n)
+	if err != nil {
+		return nil, errno(err)
+	}
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) error {
+		target, err := g.client.Readlink(ctx, path)
+		out = []byte(target)
+		return err
+	})
+	return out, code
+}
+
+func (s guestFS) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	r, n, code := s.request(cancel, h)
+	if !code.Ok() {
+		return code
+	}
+	path, err := s.guestNodes.path(n)
+	if err != nil {
+		return errno(err)
+	}
+	return s.ask(r, guestWait, func(ctx context.Context, g *guestSession) error {
+		v, err := g.client.StatVFS(ctx, path)
+		out.Blocks, out.Bfree, out.Bavail, out.Files, out.Ffree = v.Blocks, v.Bfree, v.Bavail, v.Files, v.Ffree
+		out.Bsize, out.Frsize, out.NameLen = uint32(v.Bsize), uint32(v.Frsize), syscall.NAME_MAX
+		return err
+	})
+}
+
+// guestFile is an open file of a guest.
+type guestFile struct {
+	node  *guestNode
+	flags uint32 // to open it again with
+	turn  chan struct{}
+	// Of who has turn.
+	handle  *sftp.Handle
+	session *guestSession
+}
+
+// on gives the file's handle in a session: after a guest did not answer in time, the file is opened anew by its name.
+func (f *guestFile) on(ctx context.Context, g *guestSession, nodes *guestNodes) (*sftp.Handle, error) {
+	select {
+	case f.turn <- struct{}{}:
+		defer func() { <-f.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if f.session == g {
+		return f.handle, nil
+	}
+	path, err := nodes.path(f.node)
+	if err != nil {
+		return nil, err
+	}
+	h, err := g.client.Open(ctx, path, f.flags, 0)()
+	if err != nil {
+		return nil, err
+	}
+	f.session.opens.Add(-1)
+	g.opens.Add(1)
+	f.handle, f.session = h, g
+	return h, nil
+}
+
+func (f *guestFile) close() {
+	f.turn <- struct{}{}
+	f.handle.Close()
+	f.session.opens.Add(-1)
+	<-f.turn
+}
+
+func openFlags(flags uint32) uint32 {
+	out := map[uint32]uint32{syscall.O_RDONLY: sftp.Read, syscall.O_WRONLY: sftp.Write, syscall.O_RDWR: sftp.Read | sftp.Write}[flags&syscall.O_ACCMODE]
+	if flags&syscall.O_APPEND != 0 {
+		out |= sftp.Append
+	}
+	return out
+}
+
+// opened is the answer to an open: nothing is kept by the kernel, the guest changes its files.
+func (s guestFS) opened(n *guestNode, flags uint32, h *sftp.Handle, g *guestSession, out *fuse.OpenOut) {
+	g.opens.Add(1)
+	out.Fh = s.handles.add(&opened{guest: &guestFile{node: n, flags: openFlags(flags), turn: make(chan struct{}, 1), handle: h, session: g}})
+	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+}
+
+func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	r, dir, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	path, code := s.child(dir, name)
+	if !code.Ok() {
+		return code
+	}
+	flags := openFlags(in.Flags) | sftp.Create
+	if in.Flags&syscall.O_EXCL != 0 {
+		flags |= sftp.Exclusive
+	}
+	if in.Flags&syscall.O_TRUNC != 0 && in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
+		flags |= sftp.Truncate
+	}
+	var a sftp.Attr
+	var h *sftp.Handle
+	var session *guestSession
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		open, stat := g.client.Open(ctx, path, flags, in.Mode&0o7777), g.client.Stat(ctx, path)
+		if h, err = open(); err != nil {
+			return err
+		}
+		session = g
+		if a, err = stat(); err != nil {
+			h.Close()
+		}
+		return err
+	})
+	if !code.Ok() {
+		return code
+	}
+	s.guestNodes.removed(dir, name)
+	if code := s.entry(r, dir, name, a, &out.EntryOut); !code.Ok() {
+		h.Close()
+		return code
+	}
+	s.opened(s.guestNodes.get(out.NodeId), in.Flags, h, session, &out.OpenOut)
+	return fuse.OK
+}
+
+func (s guestFS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	r, n, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	path, err := s.guestNodes.path(n)
+	if err != nil {
+		return errno(err)
+	}
+	flags := openFlags(in.Flags)
+	if in.Flags&syscall.O_TRUNC != 0 {
+		flags |= sftp.Truncate
+	}
+	var h *sftp.Handle
+	var session *guestSession
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		session = g
+		h, err = g.client.Open(ctx, path, flags, 0)()
+		return err
+	})
+	if code.Ok() {
+		s.opened(n, in.Flags, h, session, out)
+	}
+	return code
+}
+
+func (s guestFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
+	r, f, code := s.file(cancel, &in.InHeader, in.Fh)
+	if !code.Ok() {
+		return nil, code
+	}
+	var data []byte
+	code = s.ask(r, dataWait, func(ctx context.Context, g *guestSession) error {
+		h, err := f.on(ctx, g, s.guestNodes)
+		if err != nil {
+			return err
+		}
+		data, err = h.Read(ctx, int(in.Size), int64(in.Offset))
+		return err
+	})
+	if !code.Ok() {
+		return nil, code
+	}
+	return fuse.ReadResultData(data), fuse.OK
+}
+
+func (s guestFS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	r, f, code := s.file(cancel, &in.InHeader, in.Fh)
+	if !code.Ok() {
+		return 0, code
+	}
+	n := 0
+	code = s.ask(r, dataWait, func(ctx context.Context, g *guestSession) error {
+		h, err := f.on(ctx, g, s.guestNodes)
+		if err != nil {
+			return err
+		}
+		at := maxIO
+		if f.flags&sftp.Append != 0 {
+			at = sftp.MaxData // the guest may take several in any order
+		}
+		for n < len(data) && err == nil {
+			var written int
+			written, err = h.Write(ctx, data[n:min(len(data), n+at)], int64(in.Offset)+int64(n))
+			n += written
+		}
+		return err
+	})
+	if n == 0 && !code.Ok() {
+		return 0, code
+	}
+	s.guestNodes.grown(f.node, in.Offset+uint64(n))
+	return uint32(n), fuse.OK // a short write says how far it came
+}
+
+func (s guestFS) file(cancel <-chan struct{}, in *fuse.InHeader, fh uint64) (*request, *guestFile, fuse.Status) {
+	r, _, code := s.request(cancel, in)
+	if !code.Ok() {
+		return nil, nil, code
+	}
+	h := s.handles.get(fh)
+	if h == nil || h.guest == nil {
+		return nil, nil, fuse.EBADF
+	}
+	return r, h.guest, fuse.OK
+}
+
+// Fsync makes what was written to a file or a directory last, by its name; what has none any more need not.
+func (s guestFS) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	r, n, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	path, err := s.guestNodes.path(n)
+	if errors.Is(err, vmm.ErrNotFound) {
+		return fuse.OK
+	}
+	if err != nil {
+		return errno(err)
+	}
+	return s.ask(r, dataWait, func(ctx context.Context, g *guestSession) error {
+		return g.client.Set(ctx, path, sftp.Change{Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit, Sync: true})()
+	})
+}
+
+// Release closes what was open. The guest is not waited for.
+func (s guestFS) Release(fh uint64) {
+	if h := s.handles.drop(fh); h != nil {
+		switch {
+		case h.guest != nil:
+			go h.guest.close() // waits for a request that is under way, which is bounded
+		case h.guestDir != nil:
+			h.guestDir.close()
+		}
+	}
+}
+
+// guestDir is an open directory of a guest. What is kept of it is what the guest said last.
+type guestDir struct {
+	mu     sync.Mutex // guards what follows; held while the guest is asked, as the kernel reads a directory once at a time
+	handle *sftp.Handle
+	opens  *guestSession
+	names  []sftp.Name
+	first  uint64 // which of all names the first is
+	ended  bool
+}
+
+func (d *guestDir) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dropLocked()
+}
+
+func (d *guestDir) dropLocked() {
+	if d.handle != nil {
+		d.handle.Close()
+		d.opens.opens.Add(-1)
+	}
+	d.handle, d.opens, d.names, d.first, d.ended = nil, nil, nil, 0, false
+}
+
+// at gives the names from that one on, none at the end. Who goes back, or has lost the session, begins again.
+func (d *guestDir) at(ctx context.Context, g *guestSession, path string, i uint64) ([]sftp.Name, error) {
+	if d.handle != nil && (i < d.first || d.opens != g) {
+		d.dropLocked()
+	}
+	if d.handle == nil {
+		h, err := g.client.OpenDir(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		g.opens.Add(1)
+		d.handle, d.opens = h, g
+	}
+	for i >= d.first+uint64(len(d.names)) && !d.ended {
+		names, err := d.handle.ReadDir(ctx)
+		if err == io.EOF {
+			d.ended = true
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		d.first += uint64(len(d.names))
+		d.names = names
+	}
+	return d.names[min(uint64(len(d.names)), i-d.first):], nil
+}
+
+func (s guestFS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	r, n, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	path, err := s.guestNodes.path(n)
+	if err != nil {
+		return errno(err)
+	}
+	d := new(guestDir)
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) error {
+		_, err := d.at(ctx, g, path, 0)
+		return err
+	})
+	if !code.Ok() {
+		d.close()
+		return code
+	}
+	out.Fh = s.handles.add(&opened{guestDir: d})
+	return fuse.OK
+}
+
+func (s guestFS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return s.readDir(cancel, in, func(_ *request, _ *guestNode, e fuse.DirEntry, _ *sftp.Attr) bool { return out.AddDirEntry(e) })
+}
+
+func (s guestFS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return s.readDir(cancel, in, func(r *request, dir *guestNode, e fuse.DirEntry, a *sftp.Attr) bool {
+		entry := out.AddDirLookupEntry(e)
+		if entry != nil && a != nil {
+			s.entry(r, dir, e.Name, *a, entry) // what fails stays a name without a node, which the kernel looks up
+		}
+		return entry != nil
+	})
+}
+
+// readDir adds names from the offset on until add refuses one, or the guest would have to be asked again.
+func (s guestFS) readDir(cancel <-chan struct{}, in *fuse.ReadIn, add func(*request, *guestNode, fuse.DirEntry, *sftp.Attr) bool) fuse.Status {
+	r, n, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	h := s.handles.get(in.Fh)
+	if h == nil || h.guestDir == nil {
+		return fuse.EBADF
+	}
+	path, err := s.guestNodes.path(n)
+	if err != nil {
+		return errno(err)
+	}
+	i := in.Offset
+	for ; i < 2; i++ {
+		if !add(r, n, fuse.DirEntry{Name: [2]string{".", ".."}[i], Mode: syscall.S_IFDIR, Ino: n.id, Off: i + 1}, nil) {
+			return fuse.OK
+		}
+	}
+	d := h.guestDir
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if in.Offset == 0 && d.first > 0 || i-2 < d.first {
+		d.dropLocked()
+	}
+	var names []sftp.Name
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		names, err = d.at(ctx, g, path, i-2)
+		return err
+	})
+	if !code.Ok() {
+		return code
+	}
+	for j := range names {
+		name := &names[j]
+		i++
+		a, ok := shown(name.Attr)
+		if !ok {
+			continue
+		}
+		if !add(r, n, fuse.DirEntry{Name: name.Name, Mode: a.Mode, Off: i}, &name.Attr) {
+			break
+		}
+	}
+	return fuse.OK
+}

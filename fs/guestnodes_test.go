@@ -1,0 +1,77 @@
+package fs
+
+import (
+	"errors"
+	"syscall"
+	"testing"
+
+	"banger/vmm"
+)
+
+func TestGuestNodes(t *testing.T) {
+	nodes := newGuestNodes()
+	name := func(dir *guestNode, name string, kind uint32) *guestNode {
+		t.Helper()
+		n, err := nodes.named(dir, name, kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !isGuest(n.id) || nodes.get(n.id) != n {
+			t.Fatalf("%s has node %x", name, n.id)
+		}
+		return n
+	}
+	is := func(n *guestNode, want string) {
+		t.Helper()
+		path, err := nodes.path(n)
+		if want == "" && !errors.Is(err, vmm.ErrNotFound) || want != "" && (path != want || err != nil) {
+			t.Errorf("it is %s (%v), not %s", path, err, want)
+		}
+	}
+	root := nodes.get(nodeID(7, fsRow.row, 0))
+	is(root, "/")
+	d := name(root, "d", syscall.S_IFDIR)
+	f := name(d, "f", syscall.S_IFREG)
+	is(f, "/d/f")
+	if again := name(d, "f", syscall.S_IFREG); again != f {
+		t.Error("a file has two numbers")
+	}
+	link := name(d, "f", syscall.S_IFLNK)
+	if link == f {
+		t.Error("a link that replaced a file has its number")
+	}
+	is(f, "")
+	is(link, "/d/f")
+
+	// A directory takes along what is in it, to a name that another had.
+	e := name(root, "e", syscall.S_IFDIR)
+	old := name(e, "d", syscall.S_IFDIR)
+	nodes.renamed(root, "d", e, "d")
+	is(d, "/e/d")
+	is(link, "/e/d/f")
+	is(old, "")
+	nodes.renamed(e, "none", root, "none")
+	nodes.removed(d, "f")
+	is(link, "")
+
+	// What the kernel forgets is gone, but for what leads to something it knows.
+	g := name(d, "g", syscall.S_IFREG)
+	nodes.forget(d.id, 1)
+	nodes.forget(e.id, 1)
+	is(g, "/e/d/g")
+	nodes.forget(g.id, 1)
+	nodes.forget(f.id, 1)
+	nodes.forget(f.id, 1)
+	nodes.forget(old.id, 1)
+	nodes.forget(link.id, 5)
+	if len(nodes.known) != 1 || len(root.kids) != 0 {
+		t.Errorf("%d nodes are left, %d names in the root", len(nodes.known), len(root.kids))
+	}
+	nodes.forget(root.id, 1)
+	if len(nodes.known) != 0 {
+		t.Error("the root of a VM that went stays")
+	}
+	if nodes.get(f.id) != nil {
+		t.Error("a forgotten node is known")
+	}
+}

@@ -1,0 +1,601 @@
+package sftp
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"banger/vmm"
+)
+
+const (
+	// MaxData is how many bytes one packet carries at most.
+	MaxData = 128 << 10
+
+	maxPacket = MaxData + 128<<10 // bytes of an answer
+	maxHandle = 256
+	maxName   = 255
+	maxTarget = 4095
+	maxCalls  = 256 // without an answer, those that nobody waits for any more among them
+)
+
+// ErrProtocol ends a session whose server does not keep to the protocol.
+var ErrProtocol = errors.New("the guest's agent does not keep to the file transfer protocol")
+
+// Client is one session. Errors of its calls: what the server reports, as a syscall.Errno; the context's; why the session has ended.
+type Client struct {
+	conn  net.Conn
+	out   chan []byte
+	slots chan struct{} // one is taken by each call until its answer comes
+	done  chan struct{} // closed when the session has ended
+	work  sync.WaitGroup
+	heard atomic.Int64 // when a packet last came, UnixNano
+
+	mu    sync.Mutex // guards what follows
+	calls map[uint32]*call
+	last  uint32
+	err   error // why it has ended
+}
+
+// call is a request that was sent, or will be.
+type call struct {
+	id    uint32
+	reply chan reply
+	late  func(reply) // nil, or what to do with an answer that nobody waits for; must not block
+	left  bool        // nobody waits; guarded by Client.mu
+}
+
+type reply struct {
+	kind byte
+	d    decoder
+	err  error // the session has ended
+}
+
+// New begins a session on conn, which is closed with it, also when New fails. ctx bounds the beginning only.
+func New(ctx context.Context, conn net.Conn) (*Client, error) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	err := greet(conn)
+	if !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	c := &Client{
+		conn: conn, out: make(chan []byte), slots: make(chan struct{}, maxCalls), done: make(chan struct{}), calls: make(map[uint32]*call),
+	}
+	c.work.Add(2)
+	go c.send()
+	go c.receive()
+	return c, nil
+}
+
+func greet(conn net.Conn) error {
+	if _, err := conn.Write([]byte{0, 0, 0, 5, kindInit, 0, 0, 0, 3}); err != nil {
+		return err
+	}
+	kind, d, err := readPacket(conn)
+	if err != nil {
+		return err
+	}
+	if version := d.u32(); kind != kindVersion || d.bad || version != 3 {
+		return ErrProtocol
+	}
+	return nil
+}
+
+func readPacket(r io.Reader) (kind byte, d decoder, err error) {
+	var head [5]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, d, err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n < 1 || n > maxPacket {
+		return 0, d, ErrProtocol
+	}
+	d.b = make([]byte, n-1)
+	_, err = io.ReadFull(r, d.b)
+	return head[4], d, err
+}
+
+// Close ends the session with that error for every call, and returns when its goroutines have ended.
+func (c *Client) Close(why error) {
+	c.end(why)
+	c.work.Wait()
+}
+
+// Done is closed when the session has ended.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Heard is when the server last sent something.
+func (c *Client) Heard() time.Time { return time.Unix(0, c.heard.Load()) }
+
+func (c *Client) end(why error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.err = why
+	calls := c.calls
+	c.calls = nil
+	close(c.done)
+	c.mu.Unlock()
+	c.conn.Close()
+	for _, k := range calls {
+		k.reply <- reply{err: why}
+	}
+}
+
+func (c *Client) send() {
+	defer c.work.Done()
+	for {
+		select {
+		case p := <-c.out:
+			if _, err := c.conn.Write(p); err != nil {
+				c.end(ended(err))
+				return
+			}
+		case <-c.done:
+			return
+		}
+	}
+}
+
+func (c *Client) receive() {
+	defer c.work.Done()
+	for {
+		kind, d, err := readPacket(c.conn)
+		if err != nil && err != ErrProtocol {
+			err = ended(err)
+		}
+		if err == nil {
+			c.heard.Store(time.Now().UnixNano())
+			err = c.answered(kind, d)
+		}
+		if err != nil {
+			c.end(err)
+			return
+		}
+	}
+}
+
+// ended makes the end of a connection no error of a system call's: those are what the server reports.
+func ended(err error) error {
+	return fmt.Errorf("the connection to the guest's agent ended: %v", err)
+}
+
+func (c *Client) answered(kind byte, d decoder) error {
+	id := d.u32()
+	c.mu.Lock()
+	k := c.calls[id]
+	delete(c.calls, id)
+	left := k != nil && k.left
+	c.mu.Unlock()
+	if k == nil || d.bad {
+		return ErrProtocol
+	}
+	<-c.slots
+	r := reply{kind: kind, d: d}
+	switch {
+	case !left:
+		k.reply <- r
+	case k.late != nil:
+		k.late(r)
+	}
+	return nil
+}
+
+// begin sends a request; its answer comes to wait.
+func (c *Client) begin(ctx context.Context, kind byte, late func(reply), body []byte) (*call, error) {
+	select {
+	case c.slots <- struct{}{}:
+	case <-c.done:
+		return nil, c.why()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	k := &call{reply: make(chan reply, 1), late: late}
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return nil, c.why()
+	}
+	c.last++
+	k.id = c.last
+	c.calls[k.id] = k
+	c.mu.Unlock()
+	p := make([]byte, 9, 9+len(body))
+	binary.BigEndian.PutUint32(p, uint32(5+len(body)))
+	p[4] = kind
+	binary.BigEndian.PutUint32(p[5:], k.id)
+	select {
+	case c.out <- append(p, body...):
+		return k, nil
+	case <-c.done:
+		return nil, c.why()
+	case <-ctx.Done(): // it was not sent
+		c.mu.Lock()
+		_, unanswered := c.calls[k.id]
+		delete(c.calls, k.id)
+		c.mu.Unlock()
+		if unanswered { // a server that guesses may have answered all the same
+			<-c.slots
+		}
+		return nil, ctx.Err()
+	}
+}
+
+func (c *Client) why() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// wait gives the answer; of a kind other than a status or the one wanted, it ends the session.
+func (c *Client) wait(ctx context.Context, k *call, want byte) (decoder, error) {
+	var r reply
+	select {
+	case r = <-k.reply:
+	default:
+		select {
+		case r = <-k.reply:
+		case <-ctx.Done():
+			c.leave(k)
+			return decoder{}, ctx.Err()
+		}
+	}
+	switch {
+	case r.err != nil:
+		return decoder{}, r.err
+	case r.kind == want:
+		return r.d, nil
+	case r.kind == kindStatus:
+		if err := statusError(&r.d); err != nil {
+			return decoder{}, err
+		}
+	}
+	return decoder{}, c.broken()
+}
+
+func (c *Client) broken() error {
+	c.end(ErrProtocol)
+	return ErrProtocol
+}
+
+// leave notes that nobody waits any more for a call's answer.
+func (c *Client) leave(k *call) {
+	c.mu.Lock()
+	k.left = true
+	c.mu.Unlock()
+	select {
+	case r := <-k.reply: // it came just now
+		if k.late != nil && r.err == nil {
+			k.late(r)
+		}
+	default:
+	}
+}
+
+// status is a call whose answer says only whether it was done.
+func (c *Client) status(ctx context.Context, kind byte, body []byte) error {
+	k, err := c.begin(ctx, kind, nil, body)
+	if err != nil {
+		return err
+	}
+	return c.waitStatus(ctx, k)
+}
+
+func (c *Client) waitStatus(ctx context.Context, k *call) error {
+	d, err := c.wait(ctx, k, kindStatus)
+	if err != nil {
+		return err
+	}
+	if err = statusError(&d); d.bad {
+		return c.broken()
+	}
+	if err == io.EOF {
+		return syscall.EIO
+	}
+	return err
+}
+
+// Stat begins to ask what a path is, no symbolic link followed; the function it gives waits for the answer. What was begun before is done before.
+func (c *Client) Stat(ctx context.Context, path string) func() (Attr, error) {
+	k, err := c.begin(ctx, kindLstat, nil, appendString(nil, path))
+	return func() (a Attr, _ error) {
+		if err != nil {
+			return a, err
+		}
+		d, err := c.wait(ctx, k, kindAttrs)
+		if err != nil {
+			return a, notEOF(err)
+		}
+		if a = d.attr(); d.bad {
+			return a, c.broken()
+		}
+		return a, nil
+	}
+}
+
+// notEOF is for answers that cannot be at an end.
+func notEOF(err error) error {
+	if err == io.EOF {
+		return syscall.EIO
+	}
+	return err
+}
+
+// Set begins to change a file, no symbolic link followed.
+func (c *Client) Set(ctx context.Context, path string, change Change) func() error {
+	return c.later(ctx, kindSetstat, appendChange(appendString(nil, path), change))
+}
+
+// later begins a call whose answer says only whether it was done.
+func (c *Client) later(ctx context.Context, kind byte, body []byte) func() error {
+	k, err := c.begin(ctx, kind, nil, body)
+	return func() error {
+		if err != nil {
+			return err
+		}
+		return c.waitStatus(ctx, k)
+	}
+}
+
+// Mkdir begins to make a directory, of mode 0755.
+func (c *Client) Mkdir(ctx context.Context, path string) func() error {
+	return c.later(ctx, kindMkdir, appendChange(appendString(nil, path), Change{Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit}))
+}
+
+// Symlink begins to make a symbolic link.
+func (c *Client) Symlink(ctx context.Context, target, path string) func() error {
+	return c.later(ctx, kindSymlink, appendString(appendString(nil, target), path)) // in the order of OpenSSH, not of the draft
+}
+
+// Link begins to make a hard link.
+func (c *Client) Link(ctx context.Context, old, path string) func() error {
+	return c.later(ctx, kindExtended, appendString(appendString(appendString(nil, "hardlink@openssh.com"), old), path))
+}
+
+// Rmdir removes an empty directory.
+func (c *Client) Rmdir(ctx context.Context, path string) error {
+	return c.status(ctx, kindRmdir, appendString(nil, path))
+}
+
+// Remove removes what is no directory.
+func (c *Client) Remove(ctx context.Context, path string) error {
+	return c.status(ctx, kindRemove, appendString(nil, path))
+}
+
+// Rename renames; what has the new name is replaced if replace says so, else the error is EEXIST.
+func (c *Client) Rename(ctx context.Context, old, path string, replace bool) error {
+	body := appendString(appendString(nil, old), path)
+	if replace {
+		return c.status(ctx, kindExtended, append(appendString(nil, "posix-rename@openssh.com"), body...))
+	}
+	return c.status(ctx, kindRename, body)
+}
+
+// Readlink gives what a symbolic link says.
+func (c *Client) Readlink(ctx context.Context, path string) (string, error) {
+	k, err := c.begin(ctx, kindReadlink, nil, appendString(nil, path))
+	if err != nil {
+		return "", err
+	}
+	d, err := c.wait(ctx, k, kindName)
+	if err != nil {
+		return "", notEOF(err)
+	}
+	count, target := d.u32(), string(d.bytes())
+	if d.bad || count != 1 {
+		return "", c.broken()
+	}
+	if target == "" || len(target) > maxTarget || strings.IndexByte(target, 0) >= 0 {
+		return "", syscall.EIO
+	}
+	return target, nil
+}
+
+// StatVFS asks for the file system of a path.
+func (c *Client) StatVFS(ctx context.Context, path string) (StatVFS, error) {
+	var s StatVFS
+	k, err := c.begin(ctx, kindExtended, nil, appendString(appendString(nil, "statvfs@openssh.com"), path))
+	if err != nil {
+		return s, err
+	}
+	d, err := c.wait(ctx, k, kindReply)
+	if err != nil {
+		return s, notEOF(err)
+	}
+	for _, n := range []*uint64{&s.Bsize, &s.Frsize, &s.Blocks, &s.Bfree, &s.Bavail, &s.Files, &s.Ffree, &s.Favail, &s.ID, &s.Flag, &s.Namemax} {
+		*n = d.u64()
+	}
+	if d.bad {
+		return s, c.broken()
+	}
+	return s, nil
+}
+
+// Handle is an open file or directory of a session.
+type Handle struct {
+	c  *Client
+	id string
+}
+
+// Client is the session of the handle.
+func (h *Handle) Client() *Client { return h.c }
+
+// Flags of Open.
+const (
+	Read      = 1
+	Write     = 2
+	Append    = 4
+	Create    = 8
+	Truncate  = 16
+	Exclusive = 32
+)
+
+// Open begins to open a regular file; mode is that of a new one.
+func (c *Client) Open(ctx context.Context, path string, flags, mode uint32) func() (*Handle, error) {
+	body := binary.BigEndian.AppendUint32(appendString(nil, path), flags)
+	body = binary.BigEndian.AppendUint32(body, hasMode)
+	return c.handle(ctx, kindOpen, binary.BigEndian.AppendUint32(body, mode))
+}
+
+// OpenDir opens a directory.
+func (c *Client) OpenDir(ctx context.Context, path string) (*Handle, error) {
+	return c.handle(ctx, kindOpendir, appendString(nil, path))()
+}
+
+func (c *Client) handle(ctx context.Context, kind byte, body []byte) func() (*Handle, error) {
+	k, err := c.begin(ctx, kind, c.closeLate, body)
+	return func() (*Handle, error) {
+		if err != nil {
+			return nil, err
+		}
+		d, err := c.wait(ctx, k, kindHandle)
+		if err != nil {
+			return nil, notEOF(err)
+		}
+		id := string(d.bytes())
+		if d.bad || len(id) > maxHandle {
+			return nil, c.broken()
+		}
+		return &Handle{c, id}, nil
+	}
+}
+
+// closeLate closes what was opened for nobody.
+func (c *Client) closeLate(r reply) {
+	if r.kind == kindHandle {
+		if id := string(r.d.bytes()); !r.d.bad && len(id) <= maxHandle {
+			(&Handle{c, id}).Close()
+		}
+	}
+}
+
+// Close lets the server close it and waits for nothing.
+func (h *Handle) Close() {
+	c := h.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
+	c.work.Add(1)
+	go func() { // ends when the server takes it, at the latest with the session
+		defer c.work.Done()
+		if k, err := c.begin(context.Background(), kindClose, nil, appendString(nil, h.id)); err == nil {
+			c.leave(k)
+		}
+	}()
+}
+
+// Read gives at most n bytes from off, nothing at the end. More than MaxData are asked for in parts, all at once.
+func (h *Handle) Read(ctx context.Context, n int, off int64) ([]byte, error) {
+	if n <= MaxData {
+		return h.begun(ctx, n, off)()
+	}
+	var parts []func() ([]byte, error)
+	for done := 0; done < n; done += MaxData {
+		parts = append(parts, h.begun(ctx, min(n-done, MaxData), off+int64(done)))
+	}
+	var all []byte
+	for i, part := range parts {
+		data, err := part()
+		if err != nil && i == 0 {
+			return nil, err
+		}
+		all = append(all, data...)
+		if err != nil || len(data) < MaxData {
+			break // the next read tells why
+		}
+	}
+	return all, nil
+}
+
+// begun begins one read.
+func (h *Handle) begun(ctx context.Context, n int, off int64) func() ([]byte, error) {
+	c := h.c
+	body := binary.BigEndian.AppendUint64(appendString(nil, h.id), uint64(off))
+	k, err := c.begin(ctx, kindRead, nil, binary.BigEndian.AppendUint32(body, uint32(n)))
+	return func() ([]byte, error) {
+		if err != nil {
+			return nil, err
+		}
+		d, err := c.wait(ctx, k, kindData)
+		if err == io.EOF {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		data := d.bytes()
+		if d.bad || len(data) > n {
+			return nil, c.broken()
+		}
+		return data, nil
+	}
+}
+
+// Write writes data at off, in parts if it is more than MaxData, and gives how much of it was written before an error. It keeps nothing of data.
+func (h *Handle) Write(ctx context.Context, data []byte, off int64) (int, error) {
+	var parts []func() error
+	for done := 0; done < len(data); done += MaxData {
+		part := data[done:min(len(data), done+MaxData)]
+		body := make([]byte, 0, len(part)+maxHandle+16)
+		body = binary.BigEndian.AppendUint64(appendString(body, h.id), uint64(off)+uint64(done))
+		body = binary.BigEndian.AppendUint32(body, uint32(len(part)))
+		parts = append(parts, h.c.later(ctx, kindWrite, append(body, part...)))
+	}
+	for i, part := range parts {
+		if err := part(); err != nil {
+			return i * MaxData, err
+		}
+	}
+	return len(data), nil
+}
+
+// Name is a name in a directory.
+type Name struct {
+	Name string
+	Attr Attr
+}
+
+// ReadDir gives what comes next, io.EOF after the last. What cannot be a name is left out, so that there may be none.
+func (h *Handle) ReadDir(ctx context.Context) ([]Name, error) {
+	c := h.c
+	k, err := c.begin(ctx, kindReaddir, nil, appendString(nil, h.id))
+	if err != nil {
+		return nil, err
+	}
+	d, err := c.wait(ctx, k, kindName)
+	if err != nil {
+		return nil, err
+	}
+	var names []Name
+	for n := d.u32(); n > 0 && !d.bad; n-- {
+		name := string(d.bytes())
+		d.bytes() // as ls -l would show it
+		if a := d.attr(); !d.bad && validName(name) {
+			names = append(names, Name{name, a})
+		}
+	}
+	if d.bad {
+		return nil, c.broken()
+	}
+	return names, nil
+}
+
+func validName(name string) bool {
+	return name != "" && name != "." && name != ".." && len(name) <= maxName && strings.IndexAny(name, "/\x00") < 0
+}

@@ -1,0 +1,493 @@
+package sftp
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	pkgsftp "github.com/pkg/sftp"
+
+	"banger/vmm"
+	"banger/vmm/agent"
+)
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// noLeak fails when goroutines are left once the test's cleanups have run.
+func noLeak(t *testing.T) {
+	before := runtime.NumGoroutine()
+	t.Cleanup(func() {
+		for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				b := make([]byte, 1<<20)
+				t.Fatalf("goroutines left:\n%s", b[:runtime.Stack(b, true)])
+			}
+		}
+	})
+}
+
+// dial gives a session with what serve does at the far end.
+func dial(t *testing.T, serve func(net.Conn)) *Client {
+	t.Helper()
+	noLeak(t)
+	here, there := net.Pipe()
+	var work sync.WaitGroup
+	work.Add(1)
+	go func() { defer work.Done(); serve(there) }()
+	t.Cleanup(work.Wait)
+	c, err := New(within(t, 10*time.Second), here)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(net.ErrClosed) })
+	return c
+}
+
+// guest gives a session with an agent that serves a directory.
+func guest(t *testing.T) (*Client, string) {
+	t.Helper()
+	root := t.TempDir()
+	serve, err := agent.Files(root)(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dial(t, serve), root
+}
+
+func put(t *testing.T, c *Client, path string, data []byte) {
+	t.Helper()
+	ctx := within(t, 10*time.Second)
+	h, err := c.Open(ctx, path, Write|Create|Truncate, 0o640)()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := h.Write(ctx, data, 0); n != len(data) || err != nil {
+		t.Fatalf("%d bytes written of %d: %v", n, len(data), err)
+	}
+	h.Close()
+}
+
+func TestFiles(t *testing.T) {
+	c, root := guest(t)
+	ctx := within(t, 30*time.Second)
+	data := bytes.Repeat([]byte("0123456789abcde\n"), 50_000)
+	put(t, c, "/a", data)
+	if got, err := os.ReadFile(root + "/a"); err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("%d bytes arrived of %d, %v", len(got), len(data), err)
+	}
+	h, err := c.Open(ctx, "/a", Read, 0)()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := h.Read(ctx, 1<<20, 16); err != nil || !bytes.Equal(got, data[16:]) {
+		t.Errorf("%d bytes read of %d, %v", len(got), len(data)-16, err)
+	}
+	if got, err := h.Read(ctx, 100, int64(len(data))); err != nil || len(got) != 0 {
+		t.Errorf("read at the end: %q, %v", got, err)
+	}
+	h.Close()
+
+	mode, uid, size := uint32(0o4711), uint32(os.Getuid()), uint64(5)
+	when := time.Unix(1_000_000_000, 123_456_789)
+	if err := c.Set(ctx, "/a", Change{Size: &size, Mode: &mode, UID: &uid, Atime: vmm.TimeNow, Mtime: when.UnixNano(), Sync: true})(); err != nil {
+		t.Fatal(err)
+	}
+	a, err := c.Stat(ctx, "/a")()
+	if err != nil || a.Size != 5 || a.Mode != syscall.S_IFREG|0o4711 || !a.Mtime.Equal(when) || time.Since(a.Atime) > time.Minute || a.Nlink != 1 || a.Blocks != 8 {
+		t.Errorf("%+v, %v", a, err)
+	}
+
+	for _, f := range []func() error{
+		c.Mkdir(ctx, "/d"),
+		c.Symlink(ctx, "/etc/shadow", "/d/link"),
+		c.Link(ctx, "/a", "/d/hard"),
+		func() error { return c.Rename(ctx, "/d/hard", "/d/other", false) },
+	} {
+		if err := f(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if target, err := c.Readlink(ctx, "/d/link"); target != "/etc/shadow" || err != nil {
+		t.Errorf("%q, %v", target, err)
+	}
+	if a, err := c.Stat(ctx, "/d/link")(); a.Mode&syscall.S_IFMT != syscall.S_IFLNK || err != nil {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if a, err := c.Stat(ctx, "/d/other")(); a.Nlink != 2 || err != nil {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if s, err := c.StatVFS(ctx, "/d"); s.Blocks == 0 || s.Bfree > s.Blocks || err != nil {
+		t.Errorf("%+v, %v", s, err)
+	}
+
+	for name, x := range map[string]struct {
+		got  error
+		want syscall.Errno
+	}{
+		"stat of none":    {second(c.Stat(ctx, "/none")()), syscall.ENOENT},
+		"through a file":  {second(c.Stat(ctx, "/a/b")()), syscall.ENOTDIR},
+		"through a link":  {second(c.Stat(ctx, "/d/link/x")()), syscall.ELOOP},
+		"open a link":     {second(c.Open(ctx, "/d/link", Read, 0)()), syscall.ELOOP},
+		"open a dir":      {second(c.Open(ctx, "/d", Write, 0)()), syscall.EISDIR},
+		"create anew":     {second(c.Open(ctx, "/a", Write|Create|Exclusive, 0)()), syscall.EEXIST},
+		"mkdir again":     {c.Mkdir(ctx, "/d")(), syscall.EEXIST},
+		"rmdir full":      {c.Rmdir(ctx, "/d"), syscall.ENOTEMPTY},
+		"unlink a dir":    {c.Remove(ctx, "/d"), syscall.EISDIR},
+		"rmdir of a file": {c.Rmdir(ctx, "/a"), syscall.ENOTDIR},
+		"rename over":     {c.Rename(ctx, "/a", "/d/other", false), syscall.EEXIST},
+		"list a file":     {second(c.OpenDir(ctx, "/a")), syscall.ENOTDIR},
+		"chmod of a link": {c.Set(ctx, "/d/link", Change{Mode: &mode, Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit})(), syscall.EOPNOTSUPP},
+		"out of the root": {second(c.Stat(ctx, "/../../../../etc/passwd")()), syscall.ENOENT},
+	} {
+		if x.got != x.want {
+			t.Errorf("%s: %v, want %v", name, x.got, x.want)
+		}
+	}
+	if err := c.Rename(ctx, "/a", "/d/other", true); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(c.Remove(ctx, "/d/other"), c.Remove(ctx, "/d/link"), c.Rmdir(ctx, "/d")); err != nil {
+		t.Error(err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestFifo(t *testing.T) {
+	c, root := guest(t)
+	if err := syscall.Mkfifo(root+"/fifo", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Open(within(t, 10*time.Second), "/fifo", Read, 0)(); err != syscall.ENXIO {
+		t.Errorf("opening a fifo: %v", err)
+	}
+}
+
+func TestMany(t *testing.T) {
+	c, root := guest(t)
+	const n = 1000
+	for i := range n {
+		if err := os.WriteFile(filepath.Join(root, fmt.Sprint("file", i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx := within(t, 30*time.Second)
+	h, err := c.OpenDir(ctx, "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for {
+		names, err := h.ReadDir(ctx)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range names {
+			seen[x.Name] = x.Attr.Mode == syscall.S_IFREG|0o600
+		}
+	}
+	h.Close()
+	for i := range n {
+		if !seen[fmt.Sprint("file", i)] {
+			t.Fatalf("file%d is missing, or another", i)
+		}
+	}
+	// Many calls at once, each with its own answer.
+	var work sync.WaitGroup
+	for i := range 64 {
+		work.Add(1)
+		go func() {
+			defer work.Done()
+			path := fmt.Sprint("/of", i)
+			data := bytes.Repeat([]byte{byte(i)}, 10_000+i)
+			h, err := c.Open(ctx, path, Read|Write|Create, 0o600)()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer h.Close()
+			if _, err := h.Write(ctx, data, 0); err != nil {
+				t.Error(err)
+			}
+			if got, err := h.Read(ctx, 1<<20, 0); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%s: %d bytes, %v", path, len(got), err)
+			}
+		}()
+	}
+	work.Wait()
+}
+
+// TestOthersServer has the library's own server, as another agent might.
+func TestOthersServer(t *testing.T) {
+	c := dial(t, func(conn net.Conn) {
+		_ = pkgsftp.NewRequestServer(conn, pkgsftp.InMemHandler()).Serve() // ends with the session
+	})
+	put(t, c, "/x", []byte("hello"))
+	a, err := c.Stat(within(t, 10*time.Second), "/x")()
+	if err != nil || a.Size != 5 || a.Mode != syscall.S_IFREG|0o644 {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+// packet makes an answer.
+func packet(kind byte, id uint32, body ...byte) []byte {
+	b := binary.BigEndian.AppendUint32(nil, uint32(5+len(body)))
+	return append(binary.BigEndian.AppendUint32(append(b, kind), id), body...)
+}
+
+// answering takes each request and writes what answer gives for it, until the session ends.
+func answering(answer func(kind byte, id uint32) []byte) func(net.Conn) {
+	return func(conn net.Conn) {
+		defer conn.Close()
+		readPacket(conn)
+		conn.Write([]byte{0, 0, 0, 5, kindVersion, 0, 0, 0, 3})
+		for {
+			kind, d, err := readPacket(conn)
+			if err != nil {
+				return
+			}
+			if _, err := conn.Write(answer(kind, d.u32())); err != nil {
+				return
+			}
+		}
+	}
+}
+
+func TestHostile(t *testing.T) {
+	long := func(n uint32, s string) []byte { return append(binary.BigEndian.AppendUint32(nil, n), s...) }
+	names := func(list ...string) []byte {
+		b := binary.BigEndian.AppendUint32(nil, uint32(len(list)))
+		for _, s := range list {
+			b = append(appendString(appendString(b, s), "as ls would"), 0, 0, 0, 0)
+		}
+		return b
+	}
+	lists := func(c *Client, ctx context.Context) error {
+		got, err := (&Handle{c, "1"}).ReadDir(ctx)
+		if err == nil && (len(got) != 1 || got[0].Name != "good") {
+			return fmt.Errorf("the names are %v", got)
+		}
+		return err
+	}
+	stats := func(c *Client, ctx context.Context) error { return second(c.Stat(ctx, "/x")()) }
+	reads := func(c *Client, ctx context.Context) error {
+		return second((&Handle{c, "1"}).Read(ctx, 10, 0))
+	}
+	links := func(c *Client, ctx context.Context) error { return second(c.Readlink(ctx, "/x")) }
+	opens := func(c *Client, ctx context.Context) error { return second(c.Open(ctx, "/x", Read, 0)()) }
+	vfs := func(c *Client, ctx context.Context) error { return second(c.StatVFS(ctx, "/x")) }
+	for _, x := range []struct {
+		name   string
+		answer func(kind byte, id uint32) []byte
+		do     func(*Client, context.Context) error
+		want   error
+	}{
+		{"names", func(_ byte, id uint32) []byte {
+			return packet(kindName, id, names("..", ".", "", "a/b", "/etc/passwd", "nul\x00", strings.Repeat("x", 256), "good")...)
+		}, lists, nil},
+		{"a lie about names", func(_ byte, id uint32) []byte { return packet(kindName, id, 255, 255, 255, 255) }, lists, ErrProtocol},
+		{"a lie about a name", func(_ byte, id uint32) []byte {
+			return packet(kindName, id, append([]byte{0, 0, 0, 1}, long(1<<31, "x")...)...)
+		}, lists, ErrProtocol},
+		{"a lie about extended attributes", func(_ byte, id uint32) []byte {
+			return packet(kindAttrs, id, 0x80, 0, 0, 0, 255, 255, 255, 255)
+		}, stats, ErrProtocol},
+		{"an endless packet", func(byte, uint32) []byte { return []byte{255, 255, 255, 255, kindAttrs} }, stats, ErrProtocol},
+		{"an empty packet", func(byte, uint32) []byte { return []byte{0, 0, 0, 0, kindAttrs} }, stats, ErrProtocol},
+		{"a short packet", func(byte, uint32) []byte { return []byte{0, 0, 0, 3, kindAttrs, 0, 0} }, stats, ErrProtocol},
+		{"no attributes", func(_ byte, id uint32) []byte { return packet(kindAttrs, id) }, stats, ErrProtocol},
+		{"a short status", func(_ byte, id uint32) []byte { return packet(kindStatus, id, 0) }, stats, ErrProtocol},
+		{"success without an answer", func(_ byte, id uint32) []byte { return packet(kindStatus, id, 0, 0, 0, 0) }, stats, ErrProtocol},
+		{"an end without an answer", func(_ byte, id uint32) []byte { return packet(kindStatus, id, 0, 0, 0, 1) }, stats, syscall.EIO},
+		{"an errno of the host's mount", func(_ byte, id uint32) []byte {
+			return packet(kindStatus, id, append([]byte{0, 0, 0, 4}, long(33, "transport endpoint is not connected")...)...)
+		}, stats, syscall.EIO},
+		{"another kind", func(_ byte, id uint32) []byte { return packet(kindHandle, id, 0, 0, 0, 0) }, stats, ErrProtocol},
+		{"nobody's answer", func(_ byte, id uint32) []byte { return packet(kindAttrs, id+1, 0, 0, 0, 0) }, stats, ErrProtocol},
+		{"more than asked for", func(_ byte, id uint32) []byte { return packet(kindData, id, long(11, "hello world")...) }, reads, ErrProtocol},
+		{"a long link", func(_ byte, id uint32) []byte {
+			return packet(kindName, id, names(strings.Repeat("x", 5000))...)
+		}, links, syscall.EIO},
+		{"an empty link", func(_ byte, id uint32) []byte { return packet(kindName, id, names("")...) }, links, syscall.EIO},
+		{"a cut link", func(_ byte, id uint32) []byte { return packet(kindName, id, names("a\x00b")...) }, links, syscall.EIO},
+		{"two links", func(_ byte, id uint32) []byte { return packet(kindName, id, names("a", "b")...) }, links, ErrProtocol},
+		{"a long handle", func(_ byte, id uint32) []byte {
+			return packet(kindHandle, id, long(300, strings.Repeat("h", 300))...)
+		}, opens, ErrProtocol},
+		{"half a file system", func(_ byte, id uint32) []byte { return packet(kindReply, id, 1, 2, 3) }, vfs, ErrProtocol},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			c := dial(t, answering(x.answer))
+			if err := x.do(c, within(t, 10*time.Second)); err != x.want {
+				t.Errorf("%v, want %v", err, x.want)
+			}
+		})
+	}
+}
+
+func TestCutOff(t *testing.T) {
+	c := dial(t, func(conn net.Conn) {
+		readPacket(conn)
+		conn.Write([]byte{0, 0, 0, 5, kindVersion, 0, 0, 0, 3})
+		readPacket(conn)
+		conn.Write(packet(kindAttrs, 1)[:6])
+		conn.Close()
+	})
+	_, err := c.Stat(within(t, 10*time.Second), "/x")()
+	var errno syscall.Errno
+	if err == nil || errors.As(err, &errno) {
+		t.Errorf("%v", err)
+	}
+	<-c.Done()
+}
+
+// TestHang has a server that answers nothing: calls end with their contexts, and their number is bounded.
+func TestHang(t *testing.T) {
+	c := dial(t, func(conn net.Conn) {
+		defer conn.Close()
+		readPacket(conn)
+		conn.Write([]byte{0, 0, 0, 5, kindVersion, 0, 0, 0, 3})
+		io.Copy(io.Discard, conn)
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	cancelled := make(chan error)
+	go func() { cancelled <- second(c.Stat(ctx, "/x")()) }()
+	if err := second(c.Stat(within(t, 20*time.Millisecond), "/y")()); err != context.DeadlineExceeded {
+		t.Error(err)
+	}
+	cancel()
+	if err := <-cancelled; err != context.Canceled {
+		t.Error(err)
+	}
+	for range maxCalls {
+		c.Stat(ctx, "/z") // nobody waits for it
+	}
+	all := within(t, 20*time.Millisecond)
+	var err error
+	for range maxCalls {
+		if k, e := c.begin(all, kindLstat, nil, nil); e != nil {
+			err = e
+		} else {
+			c.leave(k)
+		}
+	}
+	if err != context.DeadlineExceeded {
+		t.Errorf("more than %d calls are without an answer: %v", maxCalls, err)
+	}
+	why := errors.New("why")
+	c.Close(why)
+	if err := second(c.Stat(context.Background(), "/x")()); err != why {
+		t.Error(err)
+	}
+}
+
+// TestDeaf has a server that does not even read.
+func TestDeaf(t *testing.T) {
+	ended := make(chan struct{})
+	c := dial(t, func(conn net.Conn) {
+		readPacket(conn)
+		conn.Write([]byte{0, 0, 0, 5, kindVersion, 0, 0, 0, 3})
+		<-ended
+	})
+	defer close(ended)
+	for range 3 {
+		if _, err := (&Handle{c, "1"}).Write(within(t, 20*time.Millisecond), make([]byte, 3*MaxData), 0); err != context.DeadlineExceeded {
+			t.Error(err)
+		}
+	}
+	c.Close(net.ErrClosed)
+}
+
+// TestLateHandle closes what was opened for who went away.
+func TestLateHandle(t *testing.T) {
+	asked, gone, closed := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	c := dial(t, answering(func(kind byte, id uint32) []byte {
+		switch kind {
+		case kindOpen:
+			close(asked)
+			<-gone
+			return packet(kindHandle, id, 0, 0, 0, 1, '7')
+		case kindClose:
+			close(closed)
+		}
+		return packet(kindStatus, id, 0, 0, 0, 0, 0, 0, 0, 0)
+	}))
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { <-asked; cancel() }()
+	if err := second(c.Open(ctx, "/x", Read, 0)()); err != context.Canceled {
+		t.Error(err)
+	}
+	close(gone)
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("it stays open")
+	}
+}
+
+func TestGreeting(t *testing.T) {
+	for name, greeting := range map[string][]byte{
+		"silent":      nil,
+		"old":         {0, 0, 0, 5, kindVersion, 0, 0, 0, 2},
+		"short":       {0, 0, 0, 2, kindVersion, 3},
+		"another":     {0, 0, 0, 5, kindStatus, 0, 0, 0, 3},
+		"ssh, rather": []byte("SSH-2.0-OpenSSH_9.2\r\n"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			noLeak(t)
+			here, there := net.Pipe()
+			go func() {
+				readPacket(there)
+				there.Write(greeting)
+				io.Copy(io.Discard, there)
+			}()
+			limit := 10 * time.Second
+			if greeting == nil {
+				limit = 20 * time.Millisecond
+			}
+			_, err := New(within(t, limit), here)
+			if want := map[bool]error{true: context.DeadlineExceeded, false: ErrProtocol}[greeting == nil]; err != want {
+				t.Errorf("%v, want %v", err, want)
+			}
+		})
+	}
+}
+
+func FuzzAnswers(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 1, 0, 0, 0, 1, 'x', 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Add([]byte{0x80, 0, 0, 13, 0, 0, 0, 0, 0, 0, 0, 5})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d := decoder{b: b}
+		if a := d.attr(); a.Size > 1<<63-1 || a.Mode&^uint32(syscall.S_IFMT|0o7777) != 0 {
+			t.Errorf("%+v", a)
+		}
+		d = decoder{b: b}
+		switch err := statusError(&d); err.(type) {
+		case nil, syscall.Errno:
+		default:
+			if err != io.EOF {
+				t.Error(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,75 @@
+package fake
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+
+	"banger/vmm/agent"
+)
+
+// filesDir is where, in the VM's directory, the guest's files are. They are made when first asked for, and gone with the next start.
+const filesDir = "files"
+
+// serveFiles is the agent's handler for vmm.FilesStream.
+func (m *machine) serveFiles(request json.RawMessage) (func(net.Conn), error) {
+	root := filepath.Join(m.dir, filesDir)
+	m.files.Do(func() { m.filesErr = makeFiles(root) })
+	if m.filesErr != nil {
+		return nil, m.filesErr
+	}
+	return agent.Files(root)(request)
+}
+
+// makeFiles makes the file system of a machine that has none yet, with the directories that every Linux has.
+func makeFiles(root string) error {
+	for _, d := range []struct {
+		name string
+		mode os.FileMode
+	}{{"", 0o755}, {"etc", 0o755}, {"tmp", 0o777 | os.ModeSticky}} {
+		path := filepath.Join(root, d.name)
+		if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := os.Chmod(path, d.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// still makes the ends of a stream of files, which stand still while the agent does not answer.
+func (g guest) still(host, far net.Conn) (net.Conn, net.Conn) {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &ending{host, cancel}, &stalling{&ending{far, cancel}, g, ctx}
+}
+
+// ending calls cancel when it is closed.
+type ending struct {
+	net.Conn
+	cancel context.CancelFunc
+}
+
+func (c *ending) Close() error {
+	c.cancel()
+	return c.Conn.Close()
+}
+
+// stalling is the guest's end.
+type stalling struct {
+	net.Conn
+	g   guest
+	ctx context.Context // ends with either end
+}
+
+func (c *stalling) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err == nil {
+		err = c.g.answer(c.ctx)
+	}
+	return n, err
+}
