@@ -83,7 +83,10 @@ func enterRoot() (*vmm.Program, error) {
 	}
 	var self []byte
 	if program == nil {
-		self = readFile("/proc/self/exe")
+		var err error
+		if self, err = os.ReadFile("/proc/self/exe"); err != nil {
+			return nil, err
+		}
 	}
 	if err := switchRoot(); err != nil {
 		return nil, fmt.Errorf("cannot enter the root disk: %w", err)
