@@ -43,7 +43,7 @@ func newRoot(std stdio) *cobra.Command {
 	} {
 		root.AddCommand(c.stateCmd(x.word, x.short))
 	}
-	root.AddCommand(c.execCmd(), c.proxyCmd(), c.sshConfigCmd(), c.snapshotCmd())
+	root.AddCommand(c.execCmd(), c.proxyCmd(), c.sshConfigCmd(), c.snapshotCmd(), c.imageCmd())
 	root.AddCommand(c.rmCmd(), c.consoleCmd(), c.logsCmd(), c.portsCmd(), c.waitCmd(), c.topCmd(), c.eventsCmd())
 	return root
 }
@@ -82,12 +82,20 @@ func (c *client) show(doing, path, errorFile string) error {
 
 // each does something to every VM named, and fails as the first that failed.
 func (c *client) each(names []string, do func(name, dir string) error) error {
+	return c.eachOf(names, func(name string) error {
+		dir, err := c.tree().vm(name)
+		if err != nil {
+			return err
+		}
+		return do(name, dir)
+	})
+}
+
+// eachOf does something for every name, and fails as the first that failed.
+func (c *client) eachOf(names []string, do func(name string) error) error {
 	var first error
 	for _, name := range names {
-		dir, err := c.tree().vm(name)
-		if err == nil {
-			err = do(name, dir)
-		}
+		err := do(name)
 		switch {
 		case err == nil:
 		case first == nil:
@@ -303,6 +311,13 @@ func (c *client) runCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if isSource(image) {
+				source := image
+				image = imageName(source)
+				if err := c.makeImage(image, source, false); err != nil {
+					return err
+				}
+			}
 			if err := os.Mkdir(dir, 0o777); err != nil {
 				if errors.Is(err, syscall.EEXIST) {
 					return &failure{exitFailed, fmt.Errorf("%s exists already; `banger start %s` starts it", name, name)}
@@ -320,18 +335,11 @@ func (c *client) runCmd() *cobra.Command {
 			return c.boot(name, dir, settings, timeout)
 		},
 	}
-	cmd.Flags().StringVarP(&image, "image", "i", "", "image to boot, a directory of images/ (default: the daemon's)")
+	cmd.Flags().StringVarP(&image, "image", "i", "", "image to boot, a directory of images/, or a source such as debian:bookworm (default: the daemon's)")
 	cmd.Flags().IntVarP(&cpus, "cpus", "c", 1, "number of CPUs")
 	cmd.Flags().StringVarP(&memory, "memory", "m", "", "memory, e.g. 192M (default: the image's)")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "give up waiting after this long (0: never)")
-	_ = cmd.RegisterFlagCompletionFunc("image", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		entries, _ := os.ReadDir(c.tree().top("images"))
-		var names []string
-		for _, e := range entries {
-			names = append(names, e.Name())
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
-	})
+	_ = cmd.RegisterFlagCompletionFunc("image", c.completeImages)
 	return cmd
 }
 
