@@ -1,0 +1,295 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// tarOf makes a tar of entries; the content of a regular file is what its Linkname says.
+func tarOf(t *testing.T, entries ...tar.Header) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range entries {
+		content := ""
+		if h.Typeflag == tar.TypeReg {
+			content, h.Linkname = h.Linkname, ""
+			h.Size = int64(len(content))
+		}
+		if h.Mode == 0 {
+			h.Mode = 0o644
+		}
+		h.Format = tar.FormatPAX
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func file(name, content string) tar.Header {
+	return tar.Header{Name: name, Typeflag: tar.TypeReg, Linkname: content}
+}
+
+func layersOf(tars ...[]byte) []*layer {
+	var layers []*layer
+	for _, b := range tars {
+		layers = append(layers, &layer{size: int64(len(b)), open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }})
+	}
+	return layers
+}
+
+func nothing(float64) {}
+
+var testLimits = Limits{Bytes: 8 << 30, Files: 500_000}
+
+// list shows a tree, one line per name.
+func list(t *tree) string {
+	var b strings.Builder
+	var walk func(n *node, at string)
+	walk = func(n *node, at string) {
+		for _, name := range sortedNames(n.children) {
+			c := n.children[name]
+			fmt.Fprintf(&b, "%s %o", at+name, c.mode)
+			if c.link != "" {
+				b.WriteString(" " + c.link)
+			}
+			b.WriteString("\n")
+			walk(c, at+name+"/")
+		}
+	}
+	walk(t.root, "/")
+	return b.String()
+}
+
+// Layers are laid over each other by the rules of the image-spec.
+func TestLayers(t *testing.T) {
+	dir := func(name string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755} }
+	low := tarOf(t, dir("etc/"), file("etc/keep", "a"), file("etc/gone", "a"), dir("data"), file("data/old", "a"), file("data/sub/old", "a"),
+		tar.Header{Name: "lib", Typeflag: tar.TypeSymlink, Linkname: "usr/lib"}, file("usr/lib/a", "a"), file("was-file", "a"), dir("was-dir"), file("was-dir/x", "x"))
+	high := tarOf(t, file("etc/.wh.gone", ""), file("data/new", "b"), file("data/.wh..wh..opq", ""), file("lib/b", "b"),
+		dir("was-file"), file("was-dir", "b"), file("/abs", "b"), file("./new", "c"), tar.Header{Name: "dev/sda", Typeflag: tar.TypeBlock, Devmajor: 8},
+		tar.Header{Name: "dev/null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}, tar.Header{Name: "again", Typeflag: tar.TypeLink, Linkname: "lib/b"})
+	r, err := scan(context.Background(), layersOf(low, high), testLimits, nothing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `/abs 100644
+/again 100644
+/data 40755
+/data/new 100644
+/etc 40755
+/etc/keep 100644
+/lib 120777 usr/lib
+/new 100644
+/usr 40755
+/usr/lib 40755
+/usr/lib/a 100644
+/usr/lib/b 100644
+/was-dir 100644
+/was-file 40755
+`
+	if got := list(r.tree); got != want {
+		t.Errorf("got\n%s", got)
+	}
+}
+
+// What leads out of the root, or is too much, is refused with a sentence and before anything is written.
+func TestHostileLayers(t *testing.T) {
+	many := func(n int) []byte {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for i := range n {
+			if err := w.WriteHeader(&tar.Header{Name: fmt.Sprint("f", i), Typeflag: tar.TypeReg}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.Close()
+		return b.Bytes()
+	}
+	// 10 GB of zeros are 10 MB compressed; the gzip of 64 MiB, again and again, is one of them all.
+	zeros := func() *layer {
+		head := tarHeader(t, 10<<30)
+		var packed bytes.Buffer
+		z := gzip.NewWriter(&packed)
+		if _, err := z.Write(make([]byte, 64<<20)); err != nil {
+			t.Fatal(err)
+		}
+		z.Close()
+		return &layer{open: func() (io.ReadCloser, error) {
+			all := []io.Reader{bytes.NewReader(gzipped(head))}
+			for range 160 {
+				all = append(all, bytes.NewReader(packed.Bytes()))
+			}
+			return io.NopCloser(io.MultiReader(all...)), nil
+		}}
+	}
+	cycle := []tar.Header{{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "b"}, {Name: "b", Typeflag: tar.TypeSymlink, Linkname: "a"}, file("a/x", "x")}
+	for name, c := range map[string]struct {
+		layers []*layer
+		want   string
+	}{
+		"dots":              {layersOf(tarOf(t, file("../etc/passwd", "x"))), "leads out of the root"},
+		"dots within":       {layersOf(tarOf(t, file("a/../../x", "x"))), "leads out of the root"},
+		"hard link out":     {layersOf(tarOf(t, tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "../../etc/shadow"})), "leads out of the root"},
+		"absolute link":     {layersOf(tarOf(t, tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "/etc/shadow"})), "no file of the root"},
+		"link to directory": {layersOf(tarOf(t, tar.Header{Name: "d", Typeflag: tar.TypeDir}, tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "d"})), "no file of the root"},
+		"a circle":          {layersOf(tarOf(t, cycle...)), "circle"},
+		"below a file":      {layersOf(tarOf(t, file("a", "x"), file("a/b", "x"))), "in the place of a directory"},
+		"deep":              {layersOf(tarOf(t, file(strings.Repeat("d/", 300)+"x", "x"))), "directories"},
+		"long name":         {layersOf(tarOf(t, file(strings.Repeat("n", 256), "x"))), "a name of 256 bytes"},
+		"xattrs": {layersOf(tarOf(t, tar.Header{Name: "x", Typeflag: tar.TypeReg,
+			PAXRecords: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("v", 4000)}})), "extended attributes"},
+		"a million files":  {layersOf(many(1_000_000)), "more than 500000 files"},
+		"10 GB of zeros":   {[]*layer{zeros()}, "more than 8589934592 bytes"},
+		"cut":              {layersOf(tarOf(t, file("x", "0123456789"))[:514]), "EOF"},
+		"damaged":          {[]*layer{{digest: sum(nil), open: layersOf(tarOf(t, file("x", "x")))[0].open}}, "damaged"},
+		"unpacked damaged": {[]*layer{{diffID: sum(nil), open: layersOf(gzipped(tarOf(t, file("x", "x"))))[0].open}}, "damaged"},
+		"xz":               {layersOf([]byte("\xfd7zXZ\x00....")), "compressed with xz"},
+	} {
+		start := time.Now()
+		_, err := scan(context.Background(), c.layers, testLimits, nothing)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
+		}
+		if took := time.Since(start); took > 30*time.Second {
+			t.Errorf("%s: took %v", name, took)
+		}
+	}
+}
+
+// tarHeader is the header of a file of that size, without it.
+func tarHeader(t *testing.T, size int64) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "zeros", Typeflag: tar.TypeReg, Size: size, Mode: 0o644}); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// A file that claims little and unpacks to much is bounded, too.
+func TestBomb(t *testing.T) {
+	l := layersOf(gzipped(append(tarOf(t, file("x", "x")), make([]byte, 64<<20)...)))[0]
+	_, err := scan(context.Background(), []*layer{l}, Limits{Bytes: 1 << 20, Files: 10}, nothing)
+	if err == nil || !strings.Contains(err.Error(), "more than is allowed") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// The file system that is written has what the layers have, and e2fsck finds nothing wrong with it.
+func TestExt4(t *testing.T) {
+	if _, err := exec.LookPath("mke2fs"); err != nil {
+		t.Skip("apt install e2fsprogs")
+	}
+	entries := []tar.Header{
+		{Name: "bin/su", Typeflag: tar.TypeReg, Linkname: "su", Mode: 0o4755, Uid: 0, Gid: 70000},
+		{Name: "home", Typeflag: tar.TypeDir, Mode: 0o700, Uid: 100000, Gid: 100001, ModTime: time.Unix(1e9, 0)},
+		{Name: "short", Typeflag: tar.TypeSymlink, Linkname: "bin/su"},
+		{Name: "long", Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("a/", 100)},
+		{Name: "second", Typeflag: tar.TypeLink, Linkname: "bin/su"},
+		{Name: "pipe", Typeflag: tar.TypeFifo},
+		{Name: "ping", Typeflag: tar.TypeReg, Linkname: "ping", PAXRecords: map[string]string{
+			"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00", "SCHILY.xattr.user.a": "b"}},
+		file("empty", ""), file("large", strings.Repeat("0123456789abcdef", 1<<16)), file("zeros", strings.Repeat("\x00", 1<<20)),
+	}
+	for i := range 3000 {
+		entries = append(entries, file(fmt.Sprintf("many/a-name-that-is-not-short-%d", i), fmt.Sprint(i)))
+	}
+	dir := t.TempDir()
+	r, err := scan(context.Background(), layersOf(tarOf(t, entries...)), testLimits, nothing)
+	if err == nil {
+		err = r.write(context.Background(), dir, nothing)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(dir, rootName)
+	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+	debugfs := func(command string) string {
+		out, err := exec.Command("debugfs", "-R", command, disk).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	for command, want := range map[string]string{
+		"stat /bin/su": "Mode:  04755", "stat /home": "User: 100000   Group: 100001", "cat /many/a-name-that-is-not-short-2999": "2999",
+		"stat /long": strings.Repeat("a/", 10), "stat /second": "Links: 2", "ea_get /ping user.a": "b", "stat /pipe": "Type: FIFO", "cat /second": "su",
+	} {
+		if got := debugfs(command); command == "stat /long" {
+			if !strings.Contains(got, "Size: 200") {
+				t.Errorf("%s: %s", command, got)
+			}
+		} else if !strings.Contains(got, want) {
+			t.Errorf("%s: %s", command, got)
+		}
+	}
+	if got := debugfs("cat /large"); got != entries[8].Linkname {
+		t.Errorf("large is another after %d bytes", len(got))
+	}
+	fi, err := os.Stat(disk)
+	if err != nil || fi.Size() < leastRoot || allocated(disk) > 64<<20 {
+		t.Errorf("size %d, %d allocated, error %v", fi.Size(), allocated(disk), err)
+	}
+	// It can be grown, as the guest's kernel does.
+	if err := os.Truncate(disk, 6<<30); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"e2fsck", "-fy", disk}, {"resize2fs", disk}, {"e2fsck", "-fn", disk}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Errorf("%q: %v\n%s", args, err, out)
+		}
+	}
+}
+
+// A build that is cancelled ends at once, with nothing but the error.
+func TestScanCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := scan(ctx, layersOf(tarOf(t, file("x", "x"))), testLimits, nothing); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func FuzzTree(f *testing.F) {
+	f.Add("a/b", byte(tar.TypeReg), "", ".wh.a", byte(tar.TypeReg), "")
+	f.Add("l", byte(tar.TypeSymlink), "../..", "l/x", byte(tar.TypeLink), "l")
+	f.Add("d", byte(tar.TypeDir), "", "d/.wh..wh..opq", byte(tar.TypeReg), "")
+	f.Fuzz(func(t *testing.T, name string, kind byte, link, name2 string, kind2 byte, link2 string) {
+		tr := newTree(testLimits)
+		for i, h := range []tar.Header{{Name: name, Typeflag: kind, Linkname: link}, {Name: name2, Typeflag: kind2, Linkname: link2}, {Name: name + "/" + name2, Typeflag: kind2}} {
+			tr.layer = i
+			_ = tr.add(&h)
+		}
+		if tr.root.children == nil || tr.root.mode&modeType != modeDir {
+			t.Error("the root is no directory any more")
+		}
+		tr.measure()
+		for _, path := range strings.Split(list(tr), "\n") {
+			if strings.Contains(path, "/../") {
+				t.Error(path)
+			}
+		}
+	})
+}
