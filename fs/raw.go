@@ -521,7 +521,7 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		}
 		h.session = r.session
 	}
-	if access != syscall.O_WRONLY {
+	if access != syscall.O_WRONLY || r.file.takes {
 		var err error
 		if h.handle, err = s.capture(r, access == syscall.O_RDWR); err != nil {
 			return s.unread(r, err) // rows of sessions do not fail

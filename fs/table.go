@@ -16,6 +16,7 @@ type file struct {
 	store func(*request, string) error         // one write, trimmed
 	open  func(*request, bool) (handle, error) // instead of show: streams and growing files; the bool: opened read-write
 	typed func(*request, []byte) (int, error)  // instead of store: what is written is taken as it is, in part maybe
+	takes bool                                 // open is called also for who only writes
 	asks  bool                                 // show may wait for the guest
 	files []file                               // of a directory
 	list  func(*request) []entry               // of a directory with names of its own
@@ -94,6 +95,7 @@ func topFiles() []file {
 		{name: "error", mode: 0o444, doc: "the last refusal of a mkdir, rmdir or mv by the reader's uid", show: topErrorShow},
 		{name: "wait", mode: 0o555, kind: hidden, doc: "what blocks", files: []file{
 			{name: "events", mode: 0o444, doc: "blocks for the next event", open: followOpen, heeds: true},
+			{name: "import", mode: 0o220, doc: "takes the name of a new VM in a line, and its archive", open: importOpen, typed: importType, takes: true},
 		}},
 		{name: "blobs", mode: 0o664, doc: "what images share on the host; takes gc", show: blobsShow, store: blobsStore},
 		{name: "images", mode: 0o1755, kind: dynamic, doc: "what VMs are made from", list: imagesList, find: imagesFind, files: []file{
@@ -148,6 +150,7 @@ func vmFiles() []file {
 		{name: "fs", mode: 0o700, kind: hidden, doc: "the guest's files"},
 		{name: "wait", mode: 0o550, kind: hidden, doc: "what blocks", files: []file{
 			{name: "events", mode: 0o440, doc: "blocks for the VM's next event", open: followOpen, heeds: true},
+			{name: "export", mode: 0o440, doc: "the VM as one file", open: exportOpen},
 			{name: "running", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Running)},
 			{name: "stopped", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Stopped)},
 			{name: "paused", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Paused)},

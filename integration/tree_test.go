@@ -155,15 +155,15 @@ func TestModes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := write(d.path("web", "state"), "start"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, write(d.path("web", "disk"), "1M"))
+	must(t, os.Mkdir(d.path("web", "snapshots", "one"), 0o755))
+	must(t, write(d.path("web", "state"), "start"))
 	session, err := read(d.path("web", "exec", "clone"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, row := range fs.Doc() {
-		path := strings.NewReplacer("images/NAME", "images/builtin", "vms/NAME", "vms/web", "PORT", "80", "exec/N", "exec/"+strings.TrimSpace(session)).Replace(row.Path)
+		path := strings.NewReplacer("images/NAME", "images/builtin", "snapshots/NAME", "snapshots/one", "vms/NAME", "vms/web", "PORT", "80", "exec/N", "exec/"+strings.TrimSpace(session)).Replace(row.Path)
 		info, err := os.Lstat(filepath.Join(d.mount, path))
 		if err != nil {
 			t.Error(err)

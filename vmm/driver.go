@@ -147,6 +147,12 @@ type DiskKeeper interface {
 	// RestoreDisks puts the disks of a VM that does not run back to the snapshot of that tag; to do it again, also after a crash, is
 	// harmless. A disk that has no such snapshot stays as it is; ErrNotFound, and nothing was changed, if none has.
 	RestoreDisks(ctx context.Context, spec *Spec, tag string) error
+	// ExportDisk writes a disk as it is, without snapshots and of an overlay only what is not its Base's, to a new file, and gives that at its
+	// beginning and without a name. The caller closes it.
+	ExportDisk(ctx context.Context, spec *Spec, d Disk) (*os.File, error)
+	// ImportDisks makes those of spec's disks that are there, which ExportDisk wrote or anybody else, disks over their Bases; ErrInvalid for
+	// one that is damaged or that refers to any other file. It writes to them and removes none.
+	ImportDisks(ctx context.Context, spec *Spec) error
 }
 
 // Snapshotter takes snapshots of all disks of a VM at one moment, named by tags of a-z, 0-9 and '-': a Machine of those of its guest,

@@ -700,13 +700,20 @@ func (v *VM) spec(image Image) *Spec {
 		spec.UID = v.m.o.VMUIDBase + int(v.serial)
 		spec.GID = spec.UID
 	}
-	if image.Root != "" {
-		spec.Disks = append(spec.Disks, Disk{Path: filepath.Join(s.Dir, DiskOverlay), Format: "qcow2", Base: image.Root, BaseFormat: image.RootFormat})
-	}
-	if s.Config.Disk > 0 {
-		spec.Disks = append(spec.Disks, Disk{Path: filepath.Join(s.Dir, DiskWork), Format: "qcow2", Size: s.Config.Disk})
-	}
+	spec.Disks = disksOf(s.Dir, &s.Config, &image)
 	return spec
+}
+
+// disksOf gives the disks of a VM with these settings.
+func disksOf(dir string, c *Config, image *Image) []Disk {
+	var disks []Disk
+	if image.Root != "" {
+		disks = append(disks, Disk{Path: filepath.Join(dir, DiskOverlay), Format: "qcow2", Base: image.Root, BaseFormat: image.RootFormat})
+	}
+	if c.Disk > 0 {
+		disks = append(disks, Disk{Path: filepath.Join(dir, DiskWork), Format: "qcow2", Size: c.Disk})
+	}
+	return disks
 }
 
 // makeDir makes the VM's directory.

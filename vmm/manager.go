@@ -58,6 +58,7 @@ type Manager struct {
 	ctx     context.Context // ends when Close gives up waiting
 	cancel  context.CancelFunc
 	closing chan struct{}  // closed when Close begins
+	imports chan struct{}  // bounds the imports under way
 	work    sync.WaitGroup // every goroutine of the Manager
 
 	mu       sync.RWMutex // guards the next five
@@ -94,6 +95,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		bootID:   strings.TrimSpace(string(bootID)),
 		vmsDir:   filepath.Join(o.StateDir, "vms"),
 		closing:  make(chan struct{}),
+		imports:  make(chan struct{}, importsAtOnce),
 		byName:   make(map[string]*VM),
 		taken:    make(map[string]bool),
 		bySerial: make(map[uint64]*VM),
@@ -473,7 +475,7 @@ func (m *Manager) OnChange(f func(Event), missed func()) {
 }
 
 // counted are the transitions that Transitions tells apart; exit is the end of a machine that nobody asked to end.
-var counted = [...]Command{Start, Stop, Restart, Kill, Pause, Resume, exit, Take, Drop, Restore}
+var counted = [...]Command{Start, Stop, Restart, Kill, Pause, Resume, exit, Take, Drop, Restore, Export}
 
 // Transitions is how often a command's transition has ended since the daemon's start.
 type Transitions struct {

@@ -145,9 +145,14 @@ func (network) Tap(context.Context, uint64, string) (*os.File, error) {
 
 func open(t *testing.T, dir string, store vmm.Store) *vmm.Manager {
 	t.Helper()
+	return openWith(t, dir, store, images{})
+}
+
+func openWith(t *testing.T, dir string, store vmm.Store, set vmm.Images) *vmm.Manager {
+	t.Helper()
 	m, err := vmm.Open(context.Background(), vmm.Options{
 		StateDir: dir, Store: store, Drivers: []vmm.Driver{fake.New()},
-		Network: network{}, Images: images{}, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Network: network{}, Images: set, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Sweep: 10 * time.Millisecond,
 		Defaults: vmm.Config{Image: "builtin", CPUs: 1, VMM: "fake", Net: vmm.NetNone,
 			IdleTimeout: vmm.NoLimit, StopTimeout: 100 * time.Millisecond},

@@ -296,6 +296,9 @@ func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error
 	if driver == nil || len(spec.Disks) == 0 {
 		return nil
 	}
+	if err := ownDisks(spec, v.m.o.VMUIDBase); err != nil {
+		return err
+	}
 	if base := spec.Image.Digest; spec.Image.Root != "" && v.Snapshot().Base != base {
 		// Before there is an overlay, so that there never is one of which it is not known.
 		if err := v.update(context.WithoutCancel(ctx), func(s *Snapshot) error { s.Base = base; return nil }); err != nil {

@@ -37,6 +37,7 @@ const (
 	Take    Command = "snapshot" // these three are no words of `state`: mkdir and rmdir in snapshots/
 	Drop    Command = "removal of a snapshot"
 	Restore Command = "restore"
+	Export  Command = "export" // nor is this: wait/export
 
 	exit Command = "exit" // no user's: what the Manager does when a machine ends by itself
 )

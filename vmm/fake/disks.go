@@ -55,6 +55,19 @@ func (d *Driver) RestoreDisks(_ context.Context, spec *vmm.Spec, tag string) err
 	return err
 }
 
+// ExportDisk implements vmm.DiskKeeper.
+func (d *Driver) ExportDisk(_ context.Context, _ *vmm.Spec, disk vmm.Disk) (*os.File, error) {
+	path := disk.Path + ".export"
+	if err := copySparse(disk.Path, path); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(path))
+	}
+	f, err := os.Open(path)
+	return f, errors.Join(err, os.Remove(path))
+}
+
+// ImportDisks implements vmm.DiskKeeper.
+func (d *Driver) ImportDisks(context.Context, *vmm.Spec) error { return nil }
+
 // disks are the files of one VM.
 type disks struct {
 	dir    string

@@ -301,6 +301,105 @@ func (d *Driver) RestoreDisks(ctx context.Context, spec *vmm.Spec, tag string) e
 	return nil
 }
 
+// ExportDisk implements vmm.DiskKeeper.
+func (d *Driver) ExportDisk(ctx context.Context, spec *vmm.Spec, disk vmm.Disk) (*os.File, error) {
+	t, err := d.tools(spec)
+	if err != nil {
+		return nil, err
+	}
+	i := slices.IndexFunc(spec.Disks, func(x vmm.Disk) bool { return x == disk })
+	disk = actual(t.spec.Disks[i]) // with its absolute paths
+	path := disk.Path + ".export"
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	defer os.Remove(path) // its content lives as long as it is open
+	args := []string{"convert", "-q", "-c", "-O", "qcow2", "-o", "compression_type=zstd"}
+	if disk.Base != "" {
+		args = append(args, "-B", disk.Base, "-F", disk.BaseFormat)
+	}
+	if err := t.qemuImg(ctx, append(args, "--image-opts", imageOptions(disk), path)...); err != nil {
+		return nil, fmt.Errorf("cannot copy the disk %s: %w", filepath.Base(disk.Path), err)
+	}
+	if disk.Base != "" {
+		// Where the base is says something of this host and nothing to another.
+		if err := t.qemuImg(ctx, "rebase", "-q", "-u", "-f", "qcow2", "-b", "", path); err != nil {
+			return nil, err
+		}
+	}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// ImportDisks implements vmm.DiskKeeper.
+func (d *Driver) ImportDisks(ctx context.Context, spec *vmm.Spec) error {
+	t, err := d.tools(spec)
+	if err != nil {
+		return err
+	}
+	for _, disk := range t.spec.Disks {
+		name := filepath.Base(disk.Path)
+		switch err := checkHead(disk.Path); {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return fmt.Errorf("the disk %s: %v: %w", name, err, vmm.ErrInvalid)
+		}
+		if err := t.qemuImg(ctx, "check", "-q", "--image-opts", imageOptions(disk)); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			return fmt.Errorf("the disk %s is damaged: %v: %w", name, err, vmm.ErrInvalid)
+		}
+		if disk.Base == "" {
+			continue
+		}
+		if err := t.qemuImg(ctx, "rebase", "-q", "-u", "-f", "qcow2", "-b", disk.Base, "-F", disk.BaseFormat, disk.Path); err != nil {
+			return fmt.Errorf("cannot make %s a disk over %s: %w", name, disk.Base, err)
+		}
+	}
+	return nil
+}
+
+// maxImported bounds what an imported disk says that its length is, bytes.
+const maxImported = 1 << 44
+
+// checkHead refuses an image that is more than data: one over another file, with its data in another, encrypted, with snapshots, or of
+// features that ExportDisk does not use (docs/interop/qcow2.txt of QEMU).
+func checkHead(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	var head [104]byte
+	if _, err := io.ReadFull(f, head[:]); err != nil {
+		return errors.New("it is too short")
+	}
+	word := func(at int) uint32 { return binary.BigEndian.Uint32(head[at:]) }
+	long := func(at int) uint64 { return binary.BigEndian.Uint64(head[at:]) }
+	const compressionType = 1 << 3 // of the incompatible features
+	switch {
+	case string(head[:4]) != "QFI\xfb" || word(4) != 3:
+		return errors.New("it is not a qcow2 image of version 3")
+	case long(8) != 0 || word(16) != 0:
+		return errors.New("it is over another file")
+	case word(32) != 0:
+		return errors.New("it is encrypted")
+	case word(60) != 0:
+		return errors.New("it has snapshots")
+	case long(72)&^compressionType != 0:
+		return errors.New("it has features that no exported disk has")
+	case long(24) > maxImported:
+		return errors.New("it is too long")
+	}
+	return nil
+}
+
 // having gives the disks that have the snapshot.
 func (t *tools) having(ctx context.Context, tag string) ([]vmm.Disk, error) {
 	var disks []vmm.Disk

@@ -176,6 +176,78 @@ func TestSnapshotsOfRestingDisks(t *testing.T) {
 	}
 }
 
+func TestDisksAreExportedAndImported(t *testing.T) {
+	b := newDisks(t)
+	ctx := within(t, time.Minute)
+	if err := b.MakeDisks(ctx, b.spec); err != nil {
+		t.Fatal(err)
+	}
+	b.fill(t, 7)
+	if err := b.Disks(b.spec).TakeSnapshot(ctx, "one"); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range b.spec.Disks {
+		f, err := b.ExportDisk(ctx, b.spec, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(text, []byte(b.spec.StateDir)) {
+			t.Errorf("%s tells where it was", filepath.Base(d.Path))
+		}
+		if err := os.WriteFile(d.Path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.ImportDisks(ctx, b.spec); err != nil || !b.filled(t, 7) {
+		t.Fatalf("not as it was: %v", err)
+	}
+	if out := qemuIO(t, b.spec.Disks[0].Path, "read -v 0 8"); !strings.Contains(out, "62 61 73 65") {
+		t.Errorf("nothing of the base is seen: %s", out)
+	}
+	if left, _ := filepath.Glob(filepath.Join(b.spec.Dir, "*.export")); left != nil {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestImportOfHostileDisks(t *testing.T) {
+	b := newDisks(t)
+	ctx := within(t, time.Minute)
+	secret := filepath.Join(t.TempDir(), "secret") // without commas
+	if err := os.WriteFile(secret, make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	work := b.spec.Disks[1].Path
+	b.spec.Disks = b.spec.Disks[1:]
+	for what, create := range map[string]string{
+		"a backing file":   "qemu-img create -q -f qcow2 -b " + secret + " -F raw $0",
+		"a data file":      "qemu-img create -q -f qcow2 -o data_file=" + secret + ",data_file_raw=on $0 1M",
+		"snapshots":        "qemu-img create -q -f qcow2 $0 1M && qemu-img snapshot -c one $0",
+		"an old version":   "qemu-img create -q -f qcow2 -o compat=0.10 $0 1M",
+		"too long":         "qemu-img create -q -f qcow2 $0 17T",
+		"raw":              "truncate -s 1M $0",
+		"a broken table":   "qemu-img create -q -f qcow2 $0 1M && qemu-io -c 'write 0 64k' $0 >/dev/null && printf '\\377\\377\\377\\377\\377\\377\\376\\000' | dd of=$0 bs=1 seek=262144 conv=notrunc status=none",
+		"nothing":          ": > $0",
+		"a link to a file": "ln -sf " + secret + " $0",
+	} {
+		if err := os.RemoveAll(work); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("bash", "-c", create, work).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", what, err, out)
+		}
+		if err := os.Lchown(work, b.spec.UID, b.spec.GID); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.ImportDisks(ctx, b.spec); !errors.Is(err, vmm.ErrInvalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // A disk that a VMM taken over by its guest left is opened with that VMM's rights: nobody else's file gets into it.
 func TestHostileDiskReadsNothingOfTheHost(t *testing.T) {
 	if os.Geteuid() != 0 {

@@ -1,0 +1,368 @@
+package vmm
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+)
+
+// An archive is a VM as one file: a tar (POSIX.1-2001) whose first member is archiveManifest, followed by the disks that it lists, in that
+// order, as qcow2 images without snapshots; of the system disk only what differs from its image's, which must be there where it is imported.
+const (
+	archiveManifest    = "banger.json"
+	archiveVersion     = 1
+	maxArchiveManifest = 64 << 10
+	importsAtOnce      = 4
+)
+
+type manifest struct {
+	Version     int            `json:"version"`
+	Name        string         `json:"name"`
+	Image       string         `json:"image"`
+	ImageDigest string         `json:"image_digest"`
+	CPUs        int            `json:"cpus"`
+	Memory      int64          `json:"memory"`
+	Disk        int64          `json:"disk"`
+	Cmdline     string         `json:"cmdline"`
+	VMM         string         `json:"vmm"`
+	IdleTimeout time.Duration  `json:"idle_timeout_nsec"` // NoLimit is -1
+	StopTimeout time.Duration  `json:"stop_timeout_nsec"`
+	Disks       []manifestDisk `json:"disks"`
+}
+
+type manifestDisk struct {
+	Name   string `json:"name"` // DiskOverlay or DiskWork
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"`
+}
+
+// Archive is an exported VM, to be read from. It holds copies of the disks that have no name any more: what becomes of the VM does
+// not change it, and nothing is left of it when it is closed or the daemon dies. The caller closes it.
+type Archive struct {
+	parts []io.ReaderAt
+	ends  []int64 // of the parts, in the whole
+	files []*os.File
+}
+
+// ReadAt implements io.ReaderAt.
+func (a *Archive) ReadAt(p []byte, off int64) (int, error) {
+	n, begin := 0, int64(0)
+	for i, end := range a.ends {
+		for n < len(p) && off < end {
+			m, err := a.parts[i].ReadAt(p[n:min(int64(len(p)), int64(n)+end-off)], off-begin)
+			n, off = n+m, off+int64(m)
+			if err != nil && (!errors.Is(err, io.EOF) || off < end) {
+				return n, errors.Join(err, io.ErrUnexpectedEOF)
+			}
+		}
+		begin = end
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// Close lets go of the copies.
+func (a *Archive) Close() error {
+	var errs []error
+	for _, f := range a.files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (a *Archive) add(part io.ReaderAt, size int64) {
+	begin := int64(0)
+	if n := len(a.ends); n > 0 {
+		begin = a.ends[n-1]
+	}
+	a.parts, a.ends = append(a.parts, part), append(a.ends, begin+size)
+}
+
+// member adds a member of the tar.
+func (a *Archive) member(name string, content io.ReaderAt, size int64) error {
+	var head bytes.Buffer
+	h := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600, Size: size, ModTime: time.Unix(time.Now().Unix(), 0)}
+	if err := tar.NewWriter(&head).WriteHeader(h); err != nil {
+		return err
+	}
+	a.add(bytes.NewReader(head.Bytes()), int64(head.Len()))
+	a.add(content, size)
+	if rest := (512 - size%512) % 512; rest > 0 {
+		a.add(bytes.NewReader(make([]byte, rest)), rest)
+	}
+	return nil
+}
+
+// Export makes an archive of a VM. It needs as much room beside the disks as the archive will have. ErrBusy unless the VM is stopped or failed. When ctx ends
+// so does the work.
+func (v *VM) Export(ctx context.Context) (*Archive, error) {
+	var a *Archive
+	doing := "cannot export " + v.Snapshot().Name
+	err := v.during(context.WithoutCancel(ctx), Export, doing, func(work context.Context) (err error) {
+		work, cancel := context.WithCancel(work)
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		a, err = v.export(work)
+		return err
+	})
+	return a, err
+}
+
+func (v *VM) export(ctx context.Context) (_ *Archive, err error) {
+	s := v.Snapshot()
+	if s.State != Stopped && s.State != Failed {
+		return nil, fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
+	}
+	if err := v.tidy(ctx); err != nil {
+		return nil, err
+	}
+	spec, driver, err := v.diskSpec()
+	if err != nil {
+		return nil, err
+	}
+	c := &s.Config
+	m := manifest{Version: archiveVersion, Name: s.Name, Image: c.Image, ImageDigest: spec.Image.Digest, CPUs: c.CPUs, Memory: c.Memory,
+		Disk: c.Disk, Cmdline: c.Cmdline, VMM: c.VMM, IdleTimeout: c.IdleTimeout, StopTimeout: c.StopTimeout}
+	a := &Archive{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
+	if len(spec.Disks) > 0 {
+		if driver == nil {
+			return nil, ErrUnsupported
+		}
+		if err := v.makeDisks(ctx, spec, driver); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range spec.Disks {
+		f, err := driver.ExportDisk(ctx, spec, d)
+		if err != nil {
+			return nil, err
+		}
+		a.files = append(a.files, f)
+		h := sha256.New()
+		size, err := io.Copy(h, contextReader{ctx, f})
+		if err != nil {
+			return nil, err
+		}
+		m.Disks = append(m.Disks, manifestDisk{filepath.Base(d.Path), size, hex.EncodeToString(h.Sum(nil))})
+	}
+	text, err := json.MarshalIndent(m, "", "\t")
+	if err != nil {
+		return nil, err
+	}
+	text = append(text, '\n')
+	if err := a.member(archiveManifest, bytes.NewReader(text), int64(len(text))); err != nil {
+		return nil, err
+	}
+	for i, d := range m.Disks {
+		if err := a.member(d.Name, a.files[i], d.Size); err != nil {
+			return nil, err
+		}
+	}
+	a.add(bytes.NewReader(make([]byte, 1024)), 1024)
+	v.logf("exported")
+	return a, nil
+}
+
+// contextReader ends with its context.
+type contextReader struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r contextReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(p)
+}
+
+// Import makes a VM of an archive, which may be anybody's: nothing but its settings and its disks is taken from it, and all of it is verified before there is a VM. It
+// reads r to the archive's end and not beyond. An empty name stands for the one that the VM had. After an error, or a crash, nothing is left.
+// ErrInvalid for what is no archive, ErrNotFound if its image is not here, ErrExists, ErrBusy if too many are under way.
+func (m *Manager) Import(ctx context.Context, name string, owner Owner, r io.Reader) (*VM, error) {
+	select {
+	case m.imports <- struct{}{}:
+		defer func() { <-m.imports }()
+	default:
+		return nil, fmt.Errorf("cannot import: %d imports are under way: %w", importsAtOnce, ErrBusy)
+	}
+	id := uuid.NewString()
+	dir := filepath.Join(m.vmsDir, id) // the next start removes it if it has no record
+	v, err := m.importTo(ctx, dir, id, name, owner, contextReader{ctx, r})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot import: %w", err), os.RemoveAll(dir))
+	}
+	return v, nil
+}
+
+func (m *Manager) importTo(ctx context.Context, dir, id, name string, owner Owner, r io.Reader) (*VM, error) {
+	archive := tar.NewReader(r)
+	about, c, image, err := m.readManifest(archive)
+	if err != nil {
+		return nil, err
+	}
+	if name == "" {
+		name = about.Name
+	}
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	if !m.take(name) { // until the end: nobody uploads for a name that is gone
+		return nil, fmt.Errorf("%s: %w", name, ErrExists)
+	}
+	defer m.release(name)
+	spec := &Spec{ID: id, Name: name, StateDir: m.o.StateDir, Dir: dir, Config: *c, Image: *image, Disks: disksOf(dir, c, image), UID: -1, GID: -1}
+	if m.o.VMUIDBase != 0 {
+		spec.UID, spec.GID = m.o.VMUIDBase, m.o.VMUIDBase // no VM's: there is no serial yet
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := takeDisks(archive, about, spec); err != nil {
+		return nil, err
+	}
+	if len(about.Disks) > 0 {
+		driver, ok := m.drivers[c.VMM].(DiskKeeper)
+		if !ok {
+			return nil, ErrUnsupported
+		}
+		if err := os.Chown(dir, spec.UID, spec.GID); err != nil {
+			return nil, err
+		}
+		bounded, cancel := context.WithTimeout(ctx, tidyWait)
+		defer cancel()
+		if err := driver.ImportDisks(bounded, spec); err != nil {
+			return nil, err
+		}
+	}
+	now := time.Now()
+	record := Record{ID: id, Name: name, Config: *c, Owner: owner, Created: now, Touched: now, State: Stopped}
+	if image.Root != "" {
+		record.Base = image.Digest
+	}
+	if err := m.o.Store.Insert(context.WithoutCancel(ctx), &record); err != nil {
+		return nil, err
+	}
+	v := m.newVM(record)
+	v.own <- struct{}{}
+	defer func() { <-v.own }()
+	m.insert(v)
+	v.emit(EventCreate, "imported")
+	return v, nil
+}
+
+// readManifest reads the first member and makes settings of it that can be here.
+func (m *Manager) readManifest(archive *tar.Reader) (*manifest, *Config, *Image, error) {
+	bad := func(why string) error { return fmt.Errorf("it is not an archive of banger: %s: %w", why, ErrInvalid) }
+	h, err := archive.Next()
+	if err != nil || h.Name != archiveManifest || h.Size > maxArchiveManifest {
+		return nil, nil, nil, bad("it does not begin with " + archiveManifest)
+	}
+	var about manifest
+	text, err := io.ReadAll(archive)
+	if err == nil {
+		err = json.Unmarshal(text, &about)
+	}
+	switch {
+	case err != nil:
+		return nil, nil, nil, bad(err.Error())
+	case about.Version != archiveVersion:
+		return nil, nil, nil, fmt.Errorf("it is of version %d, this banger knows %d: %w", about.Version, archiveVersion, ErrInvalid)
+	}
+	image, err := m.imageLike(about.Image, about.ImageDigest)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	c := m.o.Defaults
+	c.Image, c.CPUs, c.Memory, c.Disk, c.Cmdline, c.VMM = image.Name, about.CPUs, about.Memory, about.Disk, about.Cmdline, about.VMM
+	c.IdleTimeout, c.StopTimeout = about.IdleTimeout, about.StopTimeout
+	if err := m.checkConfig(&Config{Net: c.Net}, &c); err != nil {
+		return nil, nil, nil, err
+	}
+	return &about, &c, image, nil
+}
+
+// imageLike gives the image of the digest, of that name if there are several.
+func (m *Manager) imageLike(name, digest string) (*Image, error) {
+	for _, n := range append([]string{name}, m.o.Images.Names()...) {
+		if image, err := m.o.Images.Image(n); err == nil && image.Digest == digest {
+			return &image, nil
+		}
+	}
+	return nil, fmt.Errorf("its image %.64q of digest %.80q is not here: build or copy that first: %w", name, digest, ErrNotFound)
+}
+
+// takeDisks writes the members of the archive that are spec's disks, and nothing else, and compares their digests.
+func takeDisks(archive *tar.Reader, about *manifest, spec *Spec) error {
+	if len(about.Disks) > len(spec.Disks) {
+		return fmt.Errorf("it has %d disks, the VM %d: %w", len(about.Disks), len(spec.Disks), ErrInvalid)
+	}
+	for _, d := range about.Disks {
+		path := ""
+		for _, disk := range spec.Disks {
+			if filepath.Base(disk.Path) == d.Name {
+				path = disk.Path
+			}
+		}
+		h, err := archive.Next()
+		if err != nil || path == "" || h.Name != d.Name || h.Typeflag != tar.TypeReg || h.Size != d.Size {
+			return fmt.Errorf("%.64q is not the disk that its %s tells of (%v): %w", d.Name, archiveManifest, err, ErrInvalid)
+		}
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		sum := sha256.New()
+		_, err = io.Copy(io.MultiWriter(f, sum), archive)
+		if err := errors.Join(err, f.Chown(spec.UID, spec.GID), f.Sync(), f.Close()); err != nil {
+			return err
+		}
+		if hex.EncodeToString(sum.Sum(nil)) != d.SHA256 {
+			return fmt.Errorf("the disk %s is not what was exported: its digest differs: %w", d.Name, ErrInvalid)
+		}
+	}
+	if _, err := archive.Next(); err != io.EOF {
+		return fmt.Errorf("it does not end after its disks (%v): %w", err, ErrInvalid)
+	}
+	return nil
+}
+
+// ownDisks gives the disks of a VM that was imported, which belong to nobody's uid until its first start, to its own.
+func ownDisks(spec *Spec, base int) error {
+	if base == 0 {
+		return nil
+	}
+	for _, d := range spec.Disks {
+		fd, err := unix.Open(d.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue // it is not there yet
+		}
+		var st unix.Stat_t
+		if err = unix.Fstat(fd, &st); err == nil && int(st.Uid) == base { // else it is the VM's, and what it made of it
+			err = unix.Fchown(fd, spec.UID, spec.GID)
+		}
+		if err := errors.Join(err, unix.Close(fd)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

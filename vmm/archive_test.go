@@ -1,0 +1,182 @@
+package vmm_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"banger/vmm"
+)
+
+// exported gives a VM's archive.
+func exported(t *testing.T, v *vmm.VM) []byte {
+	t.Helper()
+	a, err := v.Export(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	b, err := io.ReadAll(io.NewSectionReader(a, 0, 1<<40))
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := make([]byte, 700)
+	if n, err := a.ReadAt(part, 400); n != len(part) || err != nil || !bytes.Equal(part, b[400:1100]) {
+		t.Errorf("a part of it: %d, %v", n, err)
+	}
+	return b
+}
+
+func TestExportAndImport(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	m := open(t, dir, newStore())
+	v := withDisk(t, m, "web", "quiet")
+	if err := v.TakeSnapshot(ctx, "empty"); err != nil {
+		t.Fatal(err)
+	}
+	put(t, v, "one")
+	b := exported(t, v)
+	put(t, v, "two")
+	if left, _ := filepath.Glob(filepath.Join(v.Snapshot().Dir, "*.export")); left != nil {
+		t.Errorf("left: %v", left)
+	}
+	if _, err := m.Import(ctx, "", vmm.Owner{}, bytes.NewReader(b)); !errors.Is(err, vmm.ErrExists) {
+		t.Errorf("a name taken: %v", err)
+	}
+	// What follows the archive is not read.
+	r := io.MultiReader(bytes.NewReader(b), strings.NewReader("more"))
+	copied, err := m.Import(ctx, "copy", vmm.Owner{UID: 7}, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rest, _ := io.ReadAll(r); string(rest) != "more" {
+		t.Errorf("%q is left to be read", rest)
+	}
+	s := copied.Snapshot()
+	if s.Name != "copy" || get(t, copied, 3) != "one" || s.Config.Cmdline != "quiet" || s.Owner.UID != 7 || s.ID == v.Snapshot().ID || len(s.Saved) != 0 {
+		t.Errorf("%+v has %q", s, get(t, copied, 3))
+	}
+	do(t, copied, vmm.Start, nil)
+	if _, err := copied.Export(ctx); !errors.Is(err, vmm.ErrBusy) {
+		t.Errorf("export of a running VM: %v", err)
+	}
+	stopped, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := v.Export(stopped); !errors.Is(err, context.Canceled) {
+		t.Errorf("export that nobody waits for: %v", err)
+	}
+}
+
+func TestImportOfWhatIsNoArchive(t *testing.T) {
+	ctx := context.Background()
+	dir := t.TempDir()
+	m := open(t, dir, newStore())
+	v := withDisk(t, m, "web", "")
+	exported(t, v) // its disk is made for the first
+	put(t, v, "content")
+	whole := exported(t, v)
+	about := `{"version":1,"name":"x","image":"builtin","image_digest":"","cpus":1,"memory":134217728,"disk":4096,"vmm":"fake","idle_timeout_nsec":-1,"disks":[`
+	build := func(members ...string) []byte {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for i := 0; i < len(members); i += 2 {
+			if err := w.WriteHeader(&tar.Header{Name: members[i], Mode: 0o600, Size: int64(len(members[i+1]))}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Write([]byte(members[i+1])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.Close()
+		return b.Bytes()
+	}
+	disk := func(name string) string {
+		return about + `{"name":"` + name + `","size":1,"sha256":"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}]}`
+	}
+	for what, c := range map[string]struct {
+		b    []byte
+		want error
+	}{
+		"nothing":             {nil, vmm.ErrInvalid},
+		"text":                {[]byte(strings.Repeat("text", 1000)), vmm.ErrInvalid},
+		"cut short":           {whole[:len(whole)-1500], nil},
+		"changed":             {bytes.Replace(whole, []byte("content"), []byte("contend"), 1), vmm.ErrInvalid},
+		"another version":     {build("banger.json", `{"version":2}`), vmm.ErrInvalid},
+		"another image":       {build("banger.json", strings.Replace(about, `t":""`, `t":"sha256:0"`, 1)+"]}"), vmm.ErrNotFound},
+		"too much memory":     {build("banger.json", strings.Replace(about, "134217728", "99999999999999999", 1)+"]}"), vmm.ErrInvalid},
+		"a path":              {build("banger.json", disk("../../x"), "../../x", "x"), vmm.ErrInvalid},
+		"a disk it has not":   {build("banger.json", disk("overlay.img"), "overlay.img", "x"), vmm.ErrInvalid},
+		"more than it tells":  {build("banger.json", disk("work.qcow2"), "work.qcow2", "x", "more", ""), vmm.ErrInvalid},
+		"another than told":   {build("banger.json", disk("work.qcow2"), "other", "x"), vmm.ErrInvalid},
+		"a huge banger.json":  {build("banger.json", strings.Repeat(" ", 1<<20)), vmm.ErrInvalid},
+		"a disk that is long": {build("banger.json", disk("work.qcow2"), "work.qcow2", "xx"), vmm.ErrInvalid},
+	} {
+		if _, err := m.Import(ctx, "copy", vmm.Owner{}, bytes.NewReader(c.b)); err == nil || c.want != nil && !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if _, err := m.Import(ctx, "good", vmm.Owner{}, bytes.NewReader(build("banger.json", disk("work.qcow2"), "work.qcow2", "x"))); err != nil {
+		t.Errorf("the one that is whole: %v", err)
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "vms"))
+	if err != nil || len(entries) != 2 || m.VM("copy") != nil {
+		t.Errorf("%d directories, %v", len(entries), err)
+	}
+}
+
+// imageSet is images by name.
+type imageSet map[string]vmm.Image
+
+func (s imageSet) Names() []string { return []string{"a", "b", "builtin"} }
+func (s imageSet) Image(name string) (vmm.Image, error) {
+	if i, ok := s[name]; ok {
+		return i, nil
+	}
+	return vmm.Image{}, vmm.ErrNotFound
+}
+
+func openImages(t *testing.T) (*vmm.Manager, imageSet) {
+	set := imageSet{"builtin": {Name: "builtin", Memory: 1}}
+	for _, name := range []string{"a", "b"} {
+		set[name] = vmm.Image{Name: name, Memory: 1, Root: "/x", RootFormat: "raw", Digest: "sha256:" + name}
+	}
+	return openWith(t, t.TempDir(), newStore(), set), set
+}
+
+// An overlay is over the image that it was made over, and no other.
+func TestOverlayKeepsItsBase(t *testing.T) {
+	ctx := context.Background()
+	m, set := openImages(t)
+	v, err := m.Create(ctx, "web", vmm.Owner{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := func(name string) error {
+		return v.Configure(ctx, func(c *vmm.Config) error { c.Image = name; return nil })
+	}
+	if err := errors.Join(image("b"), image("a")); err != nil { // nothing is on it yet
+		t.Fatal(err)
+	}
+	do(t, v, vmm.Start, nil)
+	do(t, v, vmm.Kill, nil)
+	if err := image("b"); !errors.Is(err, vmm.ErrBusy) || !strings.Contains(err.Error(), "write reset to its file restore") {
+		t.Errorf("another image: %v", err)
+	}
+	set["a"] = vmm.Image{Name: "a", Memory: 1, Root: "/x", RootFormat: "raw", Digest: "sha256:new"}
+	do(t, v, vmm.Start, vmm.ErrBusy)
+	if err := v.Restore(ctx, "reset"); err != nil {
+		t.Fatal(err)
+	}
+	do(t, v, vmm.Start, nil)
+	do(t, v, vmm.Kill, nil)
+	if base := v.Snapshot().Base; base != "sha256:new" {
+		t.Errorf("its base is %s", base)
+	}
+}
