@@ -93,6 +93,7 @@ func topFiles() []file {
 		{name: "list.json", mode: 0o444, doc: "list as JSON", show: listJSONShow},
 		{name: "events", mode: 0o444, doc: "what happened since the daemon started", open: eventsOpen, size: eventsSize, watch: true, heeds: true},
 		{name: "error", mode: 0o444, doc: "the last refusal of a mkdir, rmdir or mv by the reader's uid", show: topErrorShow},
+		{name: "known_hosts", mode: 0o444, doc: "the VMs' ssh host keys, for ssh", show: knownHostsShow},
 		{name: "wait", mode: 0o555, kind: hidden, doc: "what blocks", files: []file{
 			{name: "events", mode: 0o444, doc: "blocks for the next event", open: followOpen, heeds: true},
 			{name: "import", mode: 0o220, doc: "takes the name of a new VM in a line, and its archive", open: importOpen, typed: importType, takes: true},
@@ -123,6 +124,7 @@ func vmFiles() []file {
 		fact("address6", "the guest's IPv6 address", address6Text),
 		fact("mac", "the guest's MAC", func(s *vmm.Snapshot) string { return s.MAC }),
 		fact("name", "the VM's name", func(s *vmm.Snapshot) string { return s.Name }),
+		{name: "ssh_host_key", mode: 0o440, doc: "the guest's public ssh host key", show: func(r *request) ([]byte, error) { return line(r.vm.HostKey()) }},
 		fact("dns", "the name served for it", func(*vmm.Snapshot) string { return "" }),
 		{name: "console", mode: 0o660, doc: "the guest's serial console", open: consoleOpen, typed: consoleType, size: logSize(vmm.ConsoleFile)},
 		{name: "log", mode: 0o440, doc: "what the VMM printed and banger did", open: logOf(vmm.LogFile), size: logSize(vmm.LogFile)},

@@ -37,6 +37,7 @@ git git
 test_needs='
 promtool prometheus
 tmux tmux
+ssh-keygen openssh-client
 '
 case ${1-} in
 --tests) needs=$needs$test_needs ;;

@@ -3,6 +3,7 @@ package vmm
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -104,7 +105,7 @@ func (m *Manager) checkConfig(old, c *Config) error {
 	if c.StopTimeout < 0 || c.StopTimeout > 24*time.Hour {
 		return fmt.Errorf("stop_timeout must be 0 to 86400 seconds: %w", ErrInvalid)
 	}
-	return nil
+	return checkAuthorizedKeys(c.AuthorizedKeys)
 }
 
 // Configure applies change to a copy of the settings and keeps the result, whole or not at all.
@@ -157,6 +158,9 @@ func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
 	})
 	if err == nil && changed != nil {
 		v.emit(EventConfig, strings.Join(changed, " "))
+		if slices.Contains(changed, "authorized_keys") {
+			v.tellKeys(ctx)
+		}
 	}
 	return err
 }

@@ -29,7 +29,8 @@ type VM struct {
 
 	snap   atomic.Pointer[Snapshot]
 	events eventLog
-	users  atomic.Int32 // who uses it for longer than a moment
+	users  atomic.Int32           // who uses it for longer than a moment
+	public atomic.Pointer[string] // HostKey, once it was read
 
 	mu      sync.Mutex    // guards what follows, and every change of snap
 	changed chan struct{} // closed at the next snapshot; nil while nobody waits
@@ -954,6 +955,12 @@ func (v *VM) introduce(ctx context.Context, g Guest) error {
 	} else if s.Config.Net == NetUser {
 		c.Address, c.Gateway, c.DNS = UserAddress, UserGateway, []netip.Addr{UserDNS}
 	}
+	c.AuthorizedKeys = keysFor(&s.Config)
+	key, err := v.hostKey()
+	if err != nil { // it may do without: a disk that is full must not keep a guest from its address
+		v.m.o.Log.Error("cannot keep an ssh host key for a VM", "vm", s.Name, "err", err)
+	}
+	c.HostKey = key
 	c.Time = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, configureWait)
 	defer cancel()

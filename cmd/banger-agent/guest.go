@@ -87,6 +87,9 @@ func (g *guest) Configure(ctx context.Context, c vmm.GuestConfig) error {
 			return fmt.Errorf("cannot set the clock: %w", err)
 		}
 	}
+	if err := setKeys("/", &c); err != nil {
+		return err
+	}
 	if !c.Address.IsValid() {
 		return nil
 	}

@@ -25,6 +25,9 @@
 //	fake.freeze=hang                 the agent never answers a request to hold the file systems still
 //	fake.disk=N                      N bytes of the system disk's overlay are allocated
 //
+// Commands are a few built-in words, each with what a shell's users know of it: echo, cat, env, exit, false, kill -SIGNAL $$, pwd, sleep, stty size,
+// true and yes; /bin/sh -c takes them one after the other, divided by `;` and with >&2 behind one.
+//
 // Disks are plain files under their usual names, which a test may write to; a snapshot is a directory of copies beside them.
 // The guest's files are a directory of the host's, as the agent would serve them, empty at each start.
 // A guest with a disk reads and writes a page of it each second. The console echoes typed lines and obeys the lines `poweroff` and `panic`.

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"banger/vmm"
+
+	"golang.org/x/sys/unix"
+)
+
+// The lines between which banger's keys stand in authorized_keys; the others are the user's own.
+const (
+	keysBegin = "# begin: kept by banger"
+	keysEnd   = "# end: kept by banger"
+)
+
+// setKeys gives root's authorized keys and the host key to the guest whose files are below root; empty texts change nothing.
+func setKeys(root string, c *vmm.GuestConfig) error {
+	if c.AuthorizedKeys != "" {
+		home := "/root"
+		if a, err := findAccount("0"); err == nil {
+			home = a.home
+		}
+		if err := setAuthorizedKeys(filepath.Join(root, home), strings.TrimSpace(c.AuthorizedKeys)); err != nil {
+			return fmt.Errorf("cannot set the authorized keys: %w", err)
+		}
+	}
+	if c.HostKey != "" {
+		if err := setHostKey(root, c.HostKey); err != nil {
+			return fmt.Errorf("cannot set the ssh host key: %w", err)
+		}
+	}
+	return nil
+}
+
+// setAuthorizedKeys replaces banger's lines in the file of sshd(8) in that home.
+func setAuthorizedKeys(home, keys string) error {
+	dir := filepath.Join(home, ".ssh")
+	path := filepath.Join(dir, "authorized_keys")
+	old, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	text := withKeys(string(old), keys)
+	if text == string(old) {
+		return nil
+	}
+	// sshd takes no keys from where others may write.
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return replaceFile(path, []byte(text))
+}
+
+// withKeys gives text with these keys between the marks, which stand at its end if there are none yet; without keys there are no marks.
+func withKeys(text, keys string) string {
+	before, rest, found := strings.Cut(text, keysBegin+"\n")
+	after := ""
+	if found {
+		_, after, _ = strings.Cut(rest, keysEnd+"\n")
+	}
+	if keys == "" {
+		return before + after
+	}
+	if before != "" && !strings.HasSuffix(before, "\n") {
+		before += "\n"
+	}
+	return before + keysBegin + "\n" + keys + "\n" + keysEnd + "\n" + after
+}
+
+// setHostKey gives sshd its key, where there is an sshd, and has it read that.
+func setHostKey(root, key string) error {
+	etc := filepath.Join(root, "etc", "ssh")
+	if !isDir(etc) {
+		return nil
+	}
+	path := filepath.Join(etc, "ssh_host_ed25519_key")
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, []byte(key)) {
+		return nil
+	}
+	if err := replaceFile(path, []byte(key)); err != nil {
+		return err
+	}
+	// The public half that may be there is of another key; sshd derives it.
+	if err := os.Remove(path + ".pub"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// One that runs reads its keys anew at SIGHUP (sshd(8)); one that has yet to start finds them.
+	b := readFile(filepath.Join(root, "run", "sshd.pid"))
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err == nil && pid > 1 && strings.TrimSpace(string(readFile("/proc/"+strconv.Itoa(pid)+"/comm"))) == "sshd" {
+		_ = unix.Kill(pid, unix.SIGHUP) // gone, perhaps
+	}
+	return nil
+}
+
+// replaceFile writes a file that only its owner may read, whole or not at all.
+func replaceFile(path string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone, if all went well
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,147 @@
+package vmm
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// HostKeyFile is the private ssh host key in a VM's directory.
+const HostKeyFile = "ssh_host_ed25519_key"
+
+const (
+	maxHostKey        = 4 << 10
+	maxAuthorizedKeys = 32 << 10 // bytes, which an agent's request has room for
+)
+
+// checkAuthorizedKeys reports the first line that is no line of authorized_keys of sshd(8).
+func checkAuthorizedKeys(lines string) error {
+	if len(lines) > maxAuthorizedKeys {
+		return fmt.Errorf("authorized_keys has %d bytes, %d are allowed: %w", len(lines), maxAuthorizedKeys, ErrTooBig)
+	}
+	for _, line := range strings.Split(lines, "\n") {
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if strings.ContainsFunc(line, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+			return fmt.Errorf("a line of authorized_keys has a control character: %w", ErrInvalid)
+		}
+		if _, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line)); err != nil {
+			return fmt.Errorf("%.40q... is not a public key, such as ssh-ed25519 AAAA... NAME: %w", line, ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// hostKey gives the VM's private ssh host key as PEM. The first call makes it, durably; the VM's directory has to be there.
+func (v *VM) hostKey() (string, error) {
+	path := filepath.Join(v.Snapshot().Dir, HostKeyFile)
+	text, err := readHostKey(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if text, err = makeHostKey(path); errors.Is(err, fs.ErrExist) { // another has just made it
+			text, err = readHostKey(path)
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	signer, err := ssh.ParsePrivateKey(text)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	public := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey())))
+	v.public.Store(&public)
+	return string(text), nil
+}
+
+// HostKey is the public ssh host key that the guest was given, as `ssh-ed25519 AAAA...`; empty before its first start.
+func (v *VM) HostKey() string {
+	if public := v.public.Load(); public != nil {
+		return *public
+	}
+	if _, err := os.Lstat(filepath.Join(v.Snapshot().Dir, HostKeyFile)); err != nil {
+		return ""
+	}
+	if _, err := v.hostKey(); err != nil {
+		v.m.o.Log.Warn("cannot read a VM's ssh host key", "vm", v.Snapshot().Name, "err", err)
+		return ""
+	}
+	return *v.public.Load()
+}
+
+// readHostKey trusts the VM's directory with nothing but the key: it belongs to the VMM.
+func readHostKey(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > maxHostKey {
+		return nil, errors.Join(err, fmt.Errorf("%s is not a key", path))
+	}
+	return io.ReadAll(io.LimitReader(f, maxHostKey))
+}
+
+// makeHostKey puts a new key there; what it gives is on the disk.
+func makeHostKey(path string) ([]byte, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	block, err := ssh.MarshalPrivateKey(key, "")
+	if err != nil {
+		return nil, err
+	}
+	text := pem.EncodeToMemory(block)
+	f, err := os.CreateTemp(filepath.Dir(path), "."+HostKeyFile+"-*") // 0600
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(f.Name()) // gone, if all went well
+	_, err = io.Copy(f, bytes.NewReader(text))
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return nil, err
+	}
+	if err := os.Link(f.Name(), path); err != nil {
+		return nil, err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	return text, errors.Join(dir.Sync(), dir.Close())
+}
+
+// keysFor is what an agent is told of the keys: never nothing, which would leave those that it has.
+func keysFor(c *Config) string { return c.AuthorizedKeys + "\n" }
+
+// tellKeys gives a guest that runs its authorized keys. One that does not take them within configureWait is told in the background, as is one that boots.
+func (v *VM) tellKeys(ctx context.Context) {
+	s := v.Snapshot()
+	g, ok := s.Machine.(Guester)
+	if !ok {
+		return
+	}
+	if s.Ready {
+		ctx, cancel := context.WithTimeout(ctx, configureWait)
+		defer cancel()
+		err := g.Guest().Configure(ctx, GuestConfig{AuthorizedKeys: keysFor(&s.Config)})
+		if err == nil {
+			return
+		}
+		v.logf("the agent did not take the authorized keys: %v", err)
+	}
+	v.greet(s.Machine)
+}
