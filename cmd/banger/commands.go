@@ -300,6 +300,7 @@ func wait(name, dir, what string, timeout time.Duration, tick func()) (string, e
 
 func (c *client) runCmd() *cobra.Command {
 	var image, memory string
+	var publish []string
 	var cpus int
 	var timeout time.Duration
 	cmd := &cobra.Command{
@@ -332,12 +333,19 @@ func (c *client) runCmd() *cobra.Command {
 					settings += x.key + " " + x.value + "\n"
 				}
 			}
+			if len(publish) > 0 {
+				err := write(filepath.Join(dir, "publish"), strings.Join(publish, "\n")+"\n")
+				if err := explain("cannot publish ports of "+name, filepath.Join(dir, "error"), err); err != nil {
+					return err
+				}
+			}
 			return c.boot(name, dir, settings, timeout)
 		},
 	}
 	cmd.Flags().StringVarP(&image, "image", "i", "", "image to boot, a directory of images/, or a source such as debian:bookworm (default: the daemon's)")
 	cmd.Flags().IntVarP(&cpus, "cpus", "c", 1, "number of CPUs")
 	cmd.Flags().StringVarP(&memory, "memory", "m", "", "memory, e.g. 192M (default: the image's)")
+	cmd.Flags().StringArrayVarP(&publish, "publish", "p", nil, "lead a port of the host to one of the guest, [HOST:]PORT:GUESTPORT[/PROTO], also more than once")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "give up waiting after this long (0: never)")
 	_ = cmd.RegisterFlagCompletionFunc("image", c.completeImages)
 	return cmd
