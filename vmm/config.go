@@ -85,6 +85,11 @@ func (m *Manager) checkConfig(old, c *Config) error {
 	if c.Disk > maxDisk {
 		return fmt.Errorf("disk must be at most %d bytes, not %d: %w", int64(maxDisk), c.Disk, ErrInvalid)
 	}
+	if c.Cmdline != old.Cmdline || c.Image != old.Image {
+		if err := checkCmdline(c, &image); err != nil {
+			return err
+		}
+	}
 	if len(c.Cmdline) > maxCmdlineLen {
 		return fmt.Errorf("cmdline has %d bytes, %d are allowed: %w", len(c.Cmdline), maxCmdlineLen, ErrTooBig)
 	}
@@ -106,6 +111,14 @@ func (m *Manager) checkConfig(old, c *Config) error {
 		return fmt.Errorf("stop_timeout must be 0 to 86400 seconds: %w", ErrInvalid)
 	}
 	return checkAuthorizedKeys(c.AuthorizedKeys)
+}
+
+// checkCmdline refuses a kernel's command line where the image's own boot loader gives one.
+func checkCmdline(c *Config, image *Image) error {
+	if c.Cmdline != "" && image.Firmware {
+		return fmt.Errorf("image %s boots by its own boot loader, which takes no cmdline from outside; make cmdline empty: %w", c.Image, ErrUnsupported)
+	}
+	return nil
 }
 
 // Configure applies change to a copy of the settings and keeps the result, whole or not at all.

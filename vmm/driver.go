@@ -170,6 +170,13 @@ type DiskGrower interface {
 	GrowDisk(ctx context.Context, size int64) error
 }
 
+// PowerButton is a Machine whose guest can be asked to end without an agent.
+type PowerButton interface {
+	// PressPower returns when the button is pressed; what the guest makes of it is its own affair. ErrUnsupported for a guest
+	// of which it is known that it makes nothing of it.
+	PressPower(ctx context.Context) error
+}
+
 // Guester is a Machine that has an agent inside. Guest is never nil and the same for the life of the Machine.
 type Guester interface {
 	Guest() Guest
@@ -221,6 +228,13 @@ type Images interface {
 	Names() []string
 	// Image of that name, or ErrNotFound.
 	Image(name string) (Image, error)
+}
+
+// Seeder is an Images that can tell guests that boot a kernel of their own who they are.
+type Seeder interface {
+	// Seed gives the content of the raw disk from which such a guest configures itself; equal arguments give equal bytes
+	// as long as the agent is the same. Of c, time and keys are not used: the agent is told them when it answers.
+	Seed(id string, mode NetMode, c GuestConfig) ([]byte, error)
 }
 
 // Network connects guests. Implemented by vmm/network; one without

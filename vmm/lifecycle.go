@@ -634,6 +634,9 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	if err != nil {
 		return nil, &refusal{fmt.Errorf("image %q: %w", s.Config.Image, err)}
 	}
+	if err := checkCmdline(&s.Config, &image); err != nil { // the image may have been made anew
+		return nil, &refusal{err}
+	}
 	if err := v.m.o.Network.Check(s.Config.Net); err != nil {
 		return nil, &refusal{err}
 	}
@@ -668,6 +671,9 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	}
 	keeper, _ := driver.(DiskKeeper)
 	if err := v.makeDisks(ctx, spec, keeper); err != nil {
+		return nil, err
+	}
+	if err := v.addSeed(spec); err != nil {
 		return nil, err
 	}
 	v.logf("start %d of %s, image %s", v.Snapshot().Run, s.Name, image.Name)
@@ -829,15 +835,32 @@ func (v *VM) powerOff(ctx context.Context, machine Machine) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, powerOffWait)
 	defer cancel()
-	if err := g.Guest().PowerOff(ctx); err != nil {
-		select {
-		case <-machine.Done(): // so fast that the answer was lost
-		default:
-			v.logf("the agent did not take the power off: %v", err)
-		}
+	err := g.Guest().PowerOff(ctx)
+	if err == nil {
+		return true
+	}
+	select {
+	case <-machine.Done(): // so fast that the answer was lost
+		return false
+	default:
+		v.logf("the agent did not take the power off: %v", err)
+	}
+	return v.pressPower(machine)
+}
+
+// pressPower reports whether the machine has a power button that was pressed now.
+func (v *VM) pressPower(machine Machine) bool {
+	b, ok := machine.(PowerButton)
+	if !ok {
 		return false
 	}
-	return true
+	ctx, cancel := context.WithTimeout(v.m.ctx, powerOffWait)
+	defer cancel()
+	err := b.PressPower(ctx)
+	if err != nil && !errors.Is(err, ErrUnsupported) {
+		v.logf("the power button cannot be pressed: %v", err)
+	}
+	return err == nil
 }
 
 func (v *VM) kill(context.Context) error {
@@ -945,16 +968,8 @@ func (v *VM) introduce(ctx context.Context, g Guest) error {
 	if _, err := g.Ping(ctx); err != nil {
 		return err
 	}
+	c := v.guestConfig()
 	s := v.Snapshot()
-	c := GuestConfig{Hostname: s.Name, MAC: s.MAC}
-	if s.GuestAddress().IsValid() {
-		c.Address = netip.PrefixFrom(s.Address, v.m.o.Network.Prefix().Bits())
-		c.Gateway = v.m.o.Network.Gateway()
-		c.Address6, c.Gateway6 = v.m.o.Network.Address6(s.Address), v.m.o.Network.Gateway6()
-		c.MTU = v.m.o.Network.MTU()
-	} else if s.Config.Net == NetUser {
-		c.Address, c.Gateway, c.DNS = UserAddress, UserGateway, []netip.Addr{UserDNS}
-	}
 	c.AuthorizedKeys = keysFor(&s.Config)
 	key, err := v.hostKey()
 	if err != nil { // it may do without: a disk that is full must not keep a guest from its address
@@ -965,6 +980,21 @@ func (v *VM) introduce(ctx context.Context, g Guest) error {
 	ctx, cancel := context.WithTimeout(ctx, configureWait)
 	defer cancel()
 	return g.Configure(ctx, c)
+}
+
+// guestConfig is who the guest is, also of one that is only starting; the time and the keys are left to the moment of telling.
+func (v *VM) guestConfig() GuestConfig {
+	s := v.Snapshot()
+	c := GuestConfig{Hostname: s.Name, MAC: s.MAC}
+	if s.Config.Net == NetBridge && s.Address.IsValid() {
+		c.Address = netip.PrefixFrom(s.Address, v.m.o.Network.Prefix().Bits())
+		c.Gateway = v.m.o.Network.Gateway()
+		c.Address6, c.Gateway6 = v.m.o.Network.Address6(s.Address), v.m.o.Network.Gateway6()
+		c.MTU = v.m.o.Network.MTU()
+	} else if s.Config.Net == NetUser {
+		c.Address, c.Gateway, c.DNS = UserAddress, UserGateway, []netip.Addr{UserDNS}
+	}
+	return c
 }
 
 // recover finds out what became of a VM that was not stopped when the daemon before this one ended.

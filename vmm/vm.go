@@ -194,6 +194,7 @@ const (
 	DiskOverlay = "overlay.img" // the system disk's overlay, qcow2; absent for images without a disk
 	DiskWork    = "work.qcow2"  // the VM's own writable disk
 	DiskRaw     = "work.img"    // the same, raw, as banger made it before it had snapshots
+	DiskSeed    = "seed.img"    // what cloud-init configures a guest with a kernel of its own from, ISO 9660; absent for others
 	ConsoleFile = "console.log" // what the guest printed, trimmed from its beginning
 	LogFile     = "log"         // what the VMM printed and banger did
 )

@@ -41,6 +41,14 @@ func TestCommandLine(t *testing.T) {
 		}, micro},
 		"q35-kvm-vsock": {func(s *vmm.Spec) { s.NIC.Mode = vmm.NetNone; s.Image.Initrd = "" },
 			host{binary: "qemu-system-x86_64", accel: "kvm", machine: "q35", vsock: true}},
+		"firmware": {func(s *vmm.Spec) {
+			s.Image = vmm.Image{Firmware: true, Root: "/i/root.qcow2", RootFormat: "qcow2"}
+			s.Config.Cmdline = ""
+			s.Disks = []vmm.Disk{
+				{Path: s.Dir + "/" + vmm.DiskOverlay, Format: "qcow2", Base: s.Image.Root, BaseFormat: s.Image.RootFormat},
+				{Path: s.Dir + "/" + vmm.DiskSeed, Format: "raw", ReadOnly: true},
+			}
+		}, micro},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec := exampleSpec()

@@ -355,6 +355,7 @@ var (
 	_ vmm.Guester      = (*Machine)(nil)
 	_ vmm.Consoler     = (*Machine)(nil)
 	_ vmm.BlockStatser = (*Machine)(nil)
+	_ vmm.PowerButton  = (*Machine)(nil)
 	_ vmm.Snapshotter  = (*Machine)(nil)
 	_ vmm.DiskGrower   = (*Machine)(nil)
 	_ vmm.Fuller       = (*Machine)(nil)

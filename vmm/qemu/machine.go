@@ -22,7 +22,7 @@ import (
 // lastWords is how long, after a process is gone, what it said before is waited for.
 const lastWords = time.Second
 
-// Machine is one QEMU. It implements vmm.Machine, vmm.Pauser, vmm.Guester,
+// Machine is one QEMU. It implements vmm.Machine, vmm.Pauser, vmm.PowerButton, vmm.Guester,
 // vmm.Consoler, vmm.BlockStatser, vmm.MetricsReader, vmm.Forwarder and, in disk.go, vmm.Snapshotter and vmm.DiskGrower; all methods may be called from many goroutines.
 type Machine struct {
 	id     string
@@ -36,6 +36,8 @@ type Machine struct {
 	qmp    *qmpClient
 	line   *console
 	guest  *agent.Client
+
+	firmware bool // the guest's kernel is its own
 
 	done    chan struct{} // the process is gone, exit is valid
 	closing chan struct{} // Close was called
@@ -62,7 +64,7 @@ func newMachine(spec *vmm.Spec, p *process, accel string, vsocks bool, notify fu
 		return nil, err
 	}
 	m := &Machine{
-		id: spec.ID, accel: accel, proc: p, dir: spec.Dir, dirFD: dir, notify: notify,
+		id: spec.ID, accel: accel, proc: p, dir: spec.Dir, dirFD: dir, notify: notify, firmware: spec.Image.Firmware,
 		done: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}),
 		notices: make(chan vmm.Notice, 16),
 	}
@@ -463,6 +465,15 @@ func (m *Machine) Pause(ctx context.Context) error {
 func (m *Machine) Resume(ctx context.Context) error {
 	// The event RESUME came before the answer; a STOP may have followed, of a disk that is still full.
 	return m.call(ctx, "cont", nil, nil)
+}
+
+// PressPower implements vmm.PowerButton. What a cloud image has as its init acts on ACPI's button; in a guest that
+// banger's own kernel boots there may be nobody who does.
+func (m *Machine) PressPower(ctx context.Context) error {
+	if !m.firmware {
+		return vmm.ErrUnsupported
+	}
+	return m.call(ctx, "system_powerdown", nil, nil)
 }
 
 // Guest implements vmm.Guester.

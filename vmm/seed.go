@@ -1,0 +1,56 @@
+package vmm
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// addSeed gives a guest that boots a kernel of its own its seed disk, which is made anew when it would differ from what is there.
+func (v *VM) addSeed(spec *Spec) error {
+	images, ok := v.m.o.Images.(Seeder)
+	if !spec.Image.Firmware || !ok {
+		return nil
+	}
+	seed, err := images.Seed(spec.ID, spec.Config.Net, v.guestConfig())
+	if err == nil {
+		path := filepath.Join(spec.Dir, DiskSeed)
+		spec.Disks = append(spec.Disks, Disk{Path: path, Format: "raw", ReadOnly: true})
+		err = replaceFile(path, seed, spec.UID, spec.GID)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot make its seed disk: %w", err)
+	}
+	return nil
+}
+
+// replaceFile gives the file this content in one step, unless it has it. The directory belongs to the VM's user, so that
+// no link in it is followed. Nothing is synced: what a crash leaves is found to differ.
+func replaceFile(path string, content []byte, uid, gid int) error {
+	if f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0); err == nil {
+		had, err := io.ReadAll(io.LimitReader(f, int64(len(content))+1))
+		f.Close()
+		if err == nil && bytes.Equal(had, content) {
+			return nil
+		}
+	}
+	tmp := path + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	err = errors.Join(err, f.Chown(uid, gid), f.Close())
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	return err
+}
