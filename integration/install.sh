@@ -38,6 +38,7 @@ test_needs='
 promtool prometheus
 tmux tmux
 ssh-keygen openssh-client
+dropbear dropbear-bin
 '
 case ${1-} in
 --tests) needs=$needs$test_needs ;;
