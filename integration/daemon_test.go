@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -22,6 +23,7 @@ type daemon struct {
 	mount, state, config, log string
 	bridge                    string
 	env                       []string
+	wrap                      []string // what runs it, nothing for itself
 	cmd                       *exec.Cmd
 	ended                     chan struct{} // closed when cmd was waited for
 }
@@ -60,10 +62,12 @@ func (d *daemon) addImage(vmm string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "vmlinux"), nil, 0o644); err != nil {
-		return err
+	for _, name := range []string{"vmlinux", "initrd"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
+			return err
+		}
 	}
-	manifest := `{"kernel":"vmlinux","memory":134217728,"digest":"sha256:` + strings.Repeat("0", 64) + `","created":"2026-01-01T00:00:00Z"}`
+	manifest := `{"kernel":"vmlinux","initrd":"initrd","memory":134217728,"digest":"sha256:` + strings.Repeat("0", 64) + `","created":"2026-01-01T00:00:00Z"}`
 	return os.WriteFile(filepath.Join(dir, "image.json"), []byte(manifest+"\n"), 0o644)
 }
 
@@ -87,8 +91,9 @@ func (d *daemon) start(flags ...string) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(bin, "bangerd"), append([]string{
-		"--mount", d.mount, "--state-dir", d.state, "--config", d.config, "--log-level", "debug", "--enable-fake-vmm"}, flags...)...)
+	argv := append(slices.Clone(d.wrap), filepath.Join(bin, "bangerd"))
+	cmd := exec.Command(argv[0], append(append(argv[1:], []string{
+		"--mount", d.mount, "--state-dir", d.state, "--config", d.config, "--log-level", "debug", "--enable-fake-vmm"}...), flags...)...)
 	cmd.Stderr, cmd.Env = log, append(os.Environ(), d.env...)
 	if err := cmd.Start(); err != nil {
 		return err

@@ -24,6 +24,8 @@ jq jq
 curl curl
 python3 python3
 vi vim-tiny
+mke2fs e2fsprogs
+mmdebstrap mmdebstrap
 gcc gcc
 /usr/include/stdio.h libc6-dev
 man man-db
@@ -39,6 +41,8 @@ promtool prometheus
 tmux tmux
 ssh-keygen openssh-client
 dropbear dropbear-bin
+umoci umoci
+docker-registry docker-registry
 '
 case ${1-} in
 --tests) needs=$needs$test_needs ;;
@@ -137,15 +141,17 @@ if [ -n "$packages" ]; then
 	# shellcheck disable=SC2086 # a list of packages
 	apt-get install -q -y --no-install-recommends $packages
 fi
-case " $packages " in
-*" prometheus "*)
-	# The tests start one of their own.
-	if command -v systemctl >/dev/null; then
-		say "disables the service prometheus, which its package starts"
-		systemctl disable --now prometheus 2>/dev/null || :
-	fi
-	;;
-esac
+for service in prometheus docker-registry; do
+	case " $packages " in
+	*" $service "*)
+		# The tests start one of their own.
+		if command -v systemctl >/dev/null; then
+			say "disables the service $service, which its package starts"
+			systemctl disable --now "$service" 2>/dev/null || :
+		fi
+		;;
+	esac
+done
 if [ -n "$go_missing" ]; then
 	say "installs $go_missing of bookworm-backports"
 	apt-get install -q -y --no-install-recommends -t bookworm-backports "$go_missing"
