@@ -156,6 +156,7 @@ func run(log *slog.Logger, f flags) (err error) {
 	}
 
 	images, err := image.Open(image.Options{Dir: filepath.Join(f.state, "images"), Log: log,
+		UID:    c.VMUIDBase, // no VM's: they count from 1
 		Limits: image.Limits{Bytes: int64(c.ImageMaxSize), Files: c.ImageMaxFiles}})
 	if err != nil {
 		return fmt.Errorf("cannot open the images: %w", err)

@@ -43,6 +43,7 @@ const interrupted = "the daemon ended while it was built; write its source again
 type Options struct {
 	Dir    string // of the images; need not exist yet
 	Limits Limits
+	UID    int          // whom programs run as that read what users made, where the daemon is root; 0: as the daemon itself
 	Log    *slog.Logger // slog.Default() if nil
 }
 

@@ -41,6 +41,7 @@ func init() {
 	sourceKinds = []sourceKind{
 		{word: "builtin", form: "builtin", check: noArg, plan: planBuiltin},
 		{word: "debian", form: "debian:SUITE", check: checkSuite, plan: planDebian},
+		{word: "disk", form: "disk:PATH.qcow2", path: true, plan: planDisk},
 		{word: "oci", form: "oci:PATH", path: true, plan: planOCI},
 		{word: "docker-archive", form: "docker-archive:PATH", path: true, plan: planDockerArchive},
 		{word: "rootfs", form: "rootfs:PATH.tar", path: true, plan: planRootfs},

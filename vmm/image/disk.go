@@ -1,0 +1,253 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Of disks made elsewhere.
+const (
+	diskRecipe = "disk 1"  // part of the key: it changes when the same disk would become another image
+	diskMemory = 512 << 20 // the least with which a distribution's cloud image is of use, bytes
+	diskLimit  = 1 << 40   // of what a guest sees, bytes
+	diskChunk  = 1 << 20   // read at once, bytes
+)
+
+// Limits of qemu-img, which reads what a user made: address space in KiB and seconds of a CPU. A large disk is read and
+// written in much less.
+const (
+	convertMemory = 2 << 20
+	convertCPU    = 3600
+)
+
+// convertTime is how long qemu-img may take in all.
+const convertTime = 2 * time.Hour
+
+// planDisk takes a disk that boots by itself. It is copied first, by this process, which alone has the right to read it: what is
+// then looked at cannot be changed by who owns the original. A raw disk's copy is the image's; a qcow2 goes through qemu-img.
+func planDisk(ctx context.Context, j *job) (*plan, error) {
+	if j.local.dir {
+		return nil, fmt.Errorf("%.200q is a directory, not a disk", j.source.arg)
+	}
+	parent := j.set.path(blobsName, builtName)
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return nil, err
+	}
+	tmp, err := os.MkdirTemp(parent, ".disk-")
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{done: func() { os.RemoveAll(tmp) }}
+	if err := planDiskIn(ctx, j, p, tmp); err != nil {
+		p.done()
+		return nil, err
+	}
+	return p, nil
+}
+
+func planDiskIn(ctx context.Context, j *job, p *plan, tmp string) error {
+	disk := filepath.Join(tmp, "disk")
+	out, err := os.OpenFile(disk, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	sum, err := copyDisk(ctx, out, j.local.file, j.set.o.Limits.Bytes, func(done float64) { j.progress(done / 2) })
+	if err != nil {
+		return err
+	}
+	format, err := diskFormat(out, j.source.arg)
+	if err != nil {
+		return err
+	}
+	p.key = digest([]byte(diskRecipe), []byte(format), []byte(sum))
+	p.make = func(ctx context.Context, dir string) (*manifest, error) {
+		m := &manifest{Firmware: true, Root: "root." + format, RootFormat: format, Memory: diskMemory, Digest: "sha256:" + sum}
+		if format == "qcow2" {
+			if disk, err = j.convert(ctx, tmp); err != nil {
+				return nil, err
+			}
+		}
+		root := filepath.Join(dir, m.Root)
+		if err := os.Rename(disk, root); err != nil {
+			return nil, err
+		}
+		m.Size, err = settle(root, j.set.o.Limits.Bytes)
+		return m, err
+	}
+	return nil
+}
+
+// copyDisk copies src without its zeros, and gives the SHA-256 of all of it. More than limit bytes that are not zeros are refused.
+func copyDisk(ctx context.Context, dst, src *os.File, limit int64, progress func(float64)) (sum string, err error) {
+	fi, err := src.Stat()
+	if err != nil {
+		return "", err
+	}
+	size := fi.Size()
+	if size == 0 || size > diskLimit {
+		return "", fmt.Errorf("it has %d bytes; a disk has 1 to %d", size, int64(diskLimit))
+	}
+	h := sha256.New()
+	buf, zeros := make([]byte, diskChunk), make([]byte, diskChunk)
+	var at, kept int64
+	for at < size {
+		if err := ctx.Err(); err != nil {
+			return "", err
+		}
+		b := buf[:min(int64(len(buf)), size-at)]
+		if _, err := io.ReadFull(src, b); err != nil {
+			return "", fmt.Errorf("cannot read it to its end: %w", err)
+		}
+		h.Write(b)
+		if !bytes.Equal(b, zeros[:len(b)]) {
+			if kept += int64(len(b)); kept > limit {
+				return "", fmt.Errorf("it holds more than %d bytes (image_max_size)", limit)
+			}
+			if _, err := dst.WriteAt(b, at); err != nil {
+				return "", err
+			}
+		}
+		at += int64(len(b))
+		progress(float64(at) / float64(size))
+	}
+	return hex.EncodeToString(h.Sum(nil)), dst.Truncate(size)
+}
+
+// diskFormat says whether a disk is raw or qcow2: as its name says, else as it begins. A qcow2 that leads to other files is refused
+// here, before any program sees it (docs/interop/qcow2.txt of QEMU, "Header").
+func diskFormat(f *os.File, name string) (string, error) {
+	var head [104]byte
+	n, err := f.ReadAt(head[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	is := bytes.HasPrefix(head[:], []byte("QFI\xfb"))
+	switch ext := strings.ToLower(path.Ext(name)); {
+	case ext == ".raw" || ext != ".qcow2" && !is:
+		return "raw", nil
+	case !is:
+		return "", errors.New("its name ends in .qcow2, but it is none")
+	}
+	order := binary.BigEndian
+	version, features := order.Uint32(head[4:]), uint64(0)
+	if version >= 3 {
+		features = order.Uint64(head[72:])
+	}
+	const dataFile = 1 << 2
+	switch {
+	case n < 72 || version != 2 && version != 3 || version == 3 && n < len(head):
+		return "", errors.New("it is a damaged qcow2, or one of a version that is not known")
+	case order.Uint64(head[8:]) != 0:
+		return "", errors.New("it is an overlay of another disk; make one that stands alone: qemu-img convert -O qcow2")
+	case features&dataFile != 0:
+		return "", errors.New("it keeps its data in another file; make one that stands alone: qemu-img convert -O qcow2")
+	case order.Uint32(head[32:]) != 0:
+		return "", errors.New("it is encrypted")
+	case order.Uint64(head[24:]) > diskLimit:
+		return "", fmt.Errorf("the guest would see more than %d bytes of it", int64(diskLimit))
+	}
+	return "qcow2", nil
+}
+
+// convert makes a plain qcow2 of the copied one in dir. qemu-img runs with limits and, where the daemon is root, as a user who owns
+// nothing but that directory; it dies with the daemon.
+func (j *job) convert(ctx context.Context, dir string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, convertTime)
+	defer cancel()
+	uid := j.set.o.UID
+	if os.Getuid() != 0 {
+		uid = 0
+	}
+	from, to := filepath.Join(dir, "disk"), filepath.Join(dir, "converted")
+	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if uid != 0 {
+		attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}
+		for _, name := range []string{dir, from} {
+			if err := os.Chown(name, uid, uid); err != nil {
+				return "", err
+			}
+		}
+	}
+	// ulimit -f counts 512 bytes in dash and 1024 in bash's sh; it is the coarser guard, settle has the exact one.
+	limits := fmt.Sprintf(`ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
+		convertMemory, convertCPU, j.set.o.Limits.Bytes/512+1)
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", limits, "sh", "convert", "-p", "-f", "qcow2", "-O", "qcow2", from, to)
+	cmd.Dir, cmd.SysProcAttr, cmd.Env = "/", attr, []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
+	cmd.WaitDelay = time.Second
+	var said firstWords
+	cmd.Stdout, cmd.Stderr = percents(func(p float64) { j.progress(0.5 + p/200) }), &said
+	if err := cmd.Run(); err != nil {
+		if e := ctx.Err(); e != nil {
+			return "", e
+		}
+		if strings.Contains(said.String(), syscall.ENOSPC.Error()) || strings.Contains(said.String(), "No space left") {
+			return "", syscall.ENOSPC
+		}
+		return "", fmt.Errorf("qemu-img cannot read it (%w): %s", err, oneLine([]byte(said.String())))
+	}
+	return to, nil
+}
+
+// firstWords keeps the first 4 KiB of what a program says.
+type firstWords struct{ bytes.Buffer }
+
+func (l *firstWords) Write(p []byte) (int, error) {
+	l.Buffer.Write(p[:min(len(p), 4096-min(l.Len(), 4096))])
+	return len(p), nil
+}
+
+// percents is a writer for the progress that qemu-img prints, "    (12.50/100%)\r".
+type percents func(float64)
+
+func (f percents) Write(p []byte) (int, error) {
+	_, s, _ := strings.Cut(string(p[max(0, bytes.LastIndexByte(p, '(')):]), "(")
+	s, _, _ = strings.Cut(s, "/")
+	if done, err := strconv.ParseFloat(s, 64); err == nil && done >= 0 && done <= 100 {
+		f(done)
+	}
+	return len(p), nil
+}
+
+// settle makes a finished disk the daemon's own and readable for VMMs, and gives the bytes that it takes. It was written in a
+// directory of another user, who has no process any more.
+func settle(name string, limit int64) (int64, error) {
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil {
+		switch size := st.Blocks * 512; {
+		case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1:
+			err = errors.New("what qemu-img made is no file of its own")
+		case size > limit:
+			err = fmt.Errorf("it holds %d bytes; %d are allowed (image_max_size)", size, limit)
+		}
+	}
+	if err == nil {
+		err = f.Chown(os.Getuid(), os.Getgid())
+	}
+	if err != nil {
+		f.Close()
+		return 0, err
+	}
+	return st.Blocks * 512, closeSynced(f)
+}
