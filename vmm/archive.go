@@ -113,6 +113,9 @@ func (v *VM) Export(ctx context.Context) (*Archive, error) {
 	var a *Archive
 	doing := "cannot export " + v.Snapshot().Name
 	err := v.during(context.WithoutCancel(ctx), Export, doing, func(work context.Context) (err error) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		work, cancel := context.WithCancel(work)
 		defer cancel()
 		defer context.AfterFunc(ctx, cancel)()
