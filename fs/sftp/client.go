@@ -597,5 +597,5 @@ func (h *Handle) ReadDir(ctx context.Context) ([]Name, error) {
 }
 
 func validName(name string) bool {
-	return name != "" && name != "." && name != ".." && len(name) <= maxName && strings.IndexAny(name, "/\x00") < 0
+	return name != "" && name != "." && name != ".." && len(name) <= maxName && !strings.ContainsAny(name, "/\x00")
 }

@@ -200,7 +200,7 @@ func (j *job) convert(ctx context.Context, dir string) (string, error) {
 		if strings.Contains(said.String(), syscall.ENOSPC.Error()) || strings.Contains(said.String(), "No space left") {
 			return "", syscall.ENOSPC
 		}
-		return "", fmt.Errorf("qemu-img cannot read it (%w): %s", err, oneLine([]byte(said.String())))
+		return "", fmt.Errorf("qemu-img cannot read it (%w): %s", err, oneLine(said.Bytes()))
 	}
 	return to, nil
 }

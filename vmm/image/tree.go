@@ -72,7 +72,7 @@ func (t *tree) add(h *tar.Header) error {
 	}
 	t.bytes += h.Size
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeRegA, tar.TypeGNUSparse, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo:
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo:
 	default:
 		return nil // devices, which the guest's own /dev has, and headers of no file
 	}
@@ -129,13 +129,13 @@ func split(name string) ([]string, error) {
 		case p == "..":
 			return nil, fmt.Errorf("a path that leads out of the root: %.200q", name)
 		case len(p) > maxName:
-			return nil, fmt.Errorf("a name of %d bytes, %d are allowed: %.40q...", len(p), maxName, p)
+			return nil, fmt.Errorf("a name of %d bytes, %d are allowed, that begins %.40q", len(p), maxName, p)
 		default:
 			parts = append(parts, p)
 		}
 	}
 	if len(parts) > maxDepth {
-		return nil, fmt.Errorf("a path of %d directories, %d are allowed: %.40q...", len(parts), maxDepth, name)
+		return nil, fmt.Errorf("a path of %d directories, %d are allowed, that begins %.40q", len(parts), maxDepth, name)
 	}
 	return parts, nil
 }
@@ -299,19 +299,6 @@ func (t *tree) walk(parts []string, make bool) (*node, error) {
 		}
 	}
 	return at[len(at)-1], nil
-}
-
-// find gives the node of a path, nil if there is none. The last part is not followed.
-func (t *tree) find(name string) *node {
-	parts, err := split(name)
-	if err != nil || len(parts) == 0 {
-		return nil
-	}
-	dir, err := t.walk(parts[:len(parts)-1], false)
-	if err != nil || dir == nil {
-		return nil
-	}
-	return dir.children[parts[len(parts)-1]]
 }
 
 // follow gives what a path leads to in the tree, nil if that is nothing.
