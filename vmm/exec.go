@@ -294,6 +294,7 @@ func (e *Exec) follow(events *bufio.Reader) {
 	default:
 		e.failure = fmt.Errorf("how it ended is not known: the connection to the guest's agent broke: %w", ErrGone)
 		close(e.done)
+		e.closeStreams() // what a guest holds open that breaks the protocol would never end
 	}
 	e.closeStream(e.in)
 	e.closeStream(e.control)

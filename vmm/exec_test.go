@@ -1,0 +1,131 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// liar is a guest whose agent says what it is told to on each stream, and closes it then unless it is to stay.
+type liar struct {
+	Guest
+	says map[string]string
+	stay bool
+}
+
+func (l *liar) Stream(_ context.Context, path string, _ any) (net.Conn, error) {
+	host, far := net.Pipe()
+	go io.Copy(io.Discard, far) // ends with the stream
+	go func() {
+		io.WriteString(far, l.says[path])
+		if !l.stay {
+			far.Close()
+		}
+	}()
+	return host, nil
+}
+
+func TestExecStatus(t *testing.T) {
+	for want, s := range map[string]ExecStatus{
+		"exited 0": {}, "exited 255": {Code: 255}, "killed TERM": {Signal: 15}, "killed 64": {Signal: 64}, "timed out": {Code: 143, TimedOut: true},
+	} {
+		if got := s.String(); got != want {
+			t.Errorf("%+v is %q, not %q", s, got, want)
+		}
+	}
+	for text, want := range map[string]int{"INT": 2, "SIGINT": 2, "int": 2, "64": 64, "0": 0, "65": 0, "-1": 0, "": 0, "NOPE": 0, "SIG": 0} {
+		if got, err := ParseSignal(text); got != want || (err == nil) != (want != 0) {
+			t.Errorf("%q is signal %d (%v), not %d", text, got, err, want)
+		}
+	}
+}
+
+// TestExecHostile starts commands in guests that lie, and finds each told within its time.
+func TestExecHostile(t *testing.T) {
+	const started = `{"pid":1}` + "\n"
+	for _, x := range []struct {
+		name, control string
+		starts        bool
+	}{
+		{"nothing", "", false},
+		{"no JSON", "hello\n", false},
+		{"an endless first line", strings.Repeat("x", 10*MaxExecEvent), false},
+		{"a refusal", `{"error":"no\u001b[2J","kind":"busy"}` + "\n", false},
+		{"an end only of the stream", started, true},
+		{"an endless line", started + strings.Repeat(`{`, 10*MaxExecEvent), true},
+		{"two ends", started + strings.Repeat(`{"ended":"/exec/out","bytes":1}`+"\n", 2), true},
+		{"what nobody asked", started + `{"ended":"/etc/passwd"}` + "\n", true},
+		{"no status", started + `{"exit":{"code":300}}` + "\n", true},
+		{"no signal", started + `{"exit":{"signal":-1}}` + "\n", true},
+		{"babbling", started + strings.Repeat("{}\n", 100000), true},
+	} {
+		for _, stay := range []bool{false, true} {
+			if stay && (x.name == "nothing" || x.name == "an end only of the stream") {
+				continue // that is a guest which is slow
+			}
+			t.Run(fmt.Sprint(x.name, stay), func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				defer cancel()
+				g := &liar{says: map[string]string{ExecControl: x.control, ExecOutput: "out"}, stay: stay}
+				e, err := StartExec(ctx, g, ExecRequest{Argv: []string{"x"}})
+				if !x.starts {
+					if err == nil {
+						t.Fatal("it started")
+					}
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer e.Close()
+				select {
+				case <-e.Done():
+				case <-ctx.Done():
+					t.Fatal("its end is not told")
+				}
+				if _, err := e.Status(); !errors.Is(err, ErrGone) {
+					t.Errorf("its status: %v", err)
+				}
+				buf := make([]byte, 100)
+				for err == nil && ctx.Err() == nil {
+					_, err = e.Read(ctx, buf)
+				}
+				if !errors.Is(err, ErrGone) {
+					t.Errorf("its output ends with %v", err)
+				}
+				if err := e.Signal(ctx, 15); !errors.Is(err, ErrGone) {
+					t.Errorf("a signal: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// TestExecCut finds an output that ends before the guest says so told from one that is whole.
+func TestExecCut(t *testing.T) {
+	for bytes, want := range map[int]error{3: io.EOF, 4: ErrGone, 2: ErrGone} {
+		g := &liar{says: map[string]string{
+			ExecControl: fmt.Sprintf(`{"pid":1}`+"\n"+`{"ended":"/exec/out","bytes":%d}`+"\n"+`{"exit":{"code":0}}`+"\n", bytes),
+			ExecOutput:  "out",
+		}}
+		e, err := StartExec(context.Background(), g, ExecRequest{Argv: []string{"x"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for buf := make([]byte, 100); err == nil; {
+			var n int
+			n, err = e.Read(context.Background(), buf)
+			got += string(buf[:n])
+		}
+		if got != "out" || !errors.Is(err, want) {
+			t.Errorf("%d bytes told: %q, %v", bytes, got, err)
+		}
+		e.Close()
+	}
+}
