@@ -197,6 +197,11 @@ func (n *Network) Connect(c vmm.Connection) error {
 	if err != nil {
 		return err
 	}
+	if slices.ContainsFunc(elements, func(e element) bool { return strings.HasPrefix(e.set, "open") }) {
+		if err := n.forwarding(); err != nil {
+			return fmt.Errorf("cannot let the host route: %w", err)
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	old, known := n.guests[c.Serial]
