@@ -43,7 +43,7 @@ func newRoot(std stdio) *cobra.Command {
 	} {
 		root.AddCommand(c.stateCmd(x.word, x.short))
 	}
-	root.AddCommand(c.execCmd(), c.proxyCmd(), c.sshConfigCmd(), c.imageCmd(), c.snapshotCmd(), c.exportCmd(), c.importCmd())
+	root.AddCommand(c.execCmd(), c.proxyCmd(), c.sshConfigCmd(), c.imageCmd(), c.snapshotCmd(), c.exportCmd(), c.importCmd(), c.cpCmd(), c.syncCmd())
 	root.AddCommand(c.rmCmd(), c.consoleCmd(), c.logsCmd(), c.portsCmd(), c.waitCmd(), c.topCmd(), c.eventsCmd())
 	return root
 }
