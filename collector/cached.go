@@ -15,9 +15,10 @@ type epoch struct {
 	run   uint64
 	state vmm.State
 	ready bool
+	named bool // by name, not address, `ports` tells where to connect
 }
 
-func epochOf(s *vmm.Snapshot) epoch { return epoch{s.Run, s.State, s.Ready} }
+func epochOf(s *vmm.Snapshot) epoch { return epoch{s.Run, s.State, s.Ready, s.Named} }
 
 // spread is the part of max_age by which answers are collected early by chance, so that what was read together spreads.
 const spread = 1.0 / 32

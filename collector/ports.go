@@ -93,7 +93,7 @@ func (c *Collector) portsOf(e *entry, s *vmm.Snapshot) func(context.Context) (*P
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("cannot read ports of %s: %w", s.Name, err)
 		}
-		return &Ports{Rows: rows(ls, address, schemes), Collected: c.now()}, nil
+		return &Ports{Rows: rows(ls, hostOf(s), schemes), Collected: c.now()}, nil
 	}
 }
 
@@ -148,15 +148,23 @@ func cut(s string, n int) string {
 	return s[:n]
 }
 
+// hostOf is how the host finds the guest: by name, else by address; empty if it does not.
+func hostOf(s *vmm.Snapshot) string {
+	if name := s.DNS(); name != "" {
+		return name
+	}
+	if a := s.GuestAddress(); a.IsValid() {
+		return a.String()
+	}
+	return ""
+}
+
 // rows makes the table: sorted by scheme, port, pid, process and bind address, and of the same scheme and endpoint only the first.
-// Where the guest has no address that the host reaches, an endpoint names the address that the listener is bound to.
-func rows(ls []vmm.Listener, address netip.Addr, schemes map[probeKey]string) []Port {
+// Where the host finds the guest nowhere, an endpoint names the address that the listener is bound to.
+func rows(ls []vmm.Listener, guest string, schemes map[probeKey]string) []Port {
 	out := make([]Port, 0, len(ls))
 	for _, l := range ls {
-		host := l.Address
-		if address.IsValid() {
-			host = address.String()
-		}
+		host := cmp.Or(guest, l.Address)
 		p := Port{
 			Scheme: l.Protocol, Port: l.Port, Address: l.Address, PID: l.PID, Process: l.Process, Command: l.Command,
 		}

@@ -284,7 +284,7 @@ func TestRowsGolden(t *testing.T) {
 		{Protocol: "udp", Port: 5353, Address: "0.0.0.0", PID: 7, Process: "a"},
 	})
 	schemes := map[probeKey]string{{80, 3, 0}: "http", {443, 2, 0}: "https", {443, 1, 0}: "https", {53, 9, 0}: "http"}
-	table := rows(ls, netip.MustParseAddr("172.30.0.2"), schemes)
+	table := rows(ls, "172.30.0.2", schemes)
 	for i := range table {
 		if n := len(table[i].Command); n > maxCommand {
 			t.Errorf("command of %d bytes", n)
@@ -331,10 +331,35 @@ func FuzzCanonical(f *testing.F) {
 	f.Add(" UDP6", "::", -1, -1, "\xff", "")
 	f.Fuzz(func(t *testing.T, protocol, address string, port, pid int, process, command string) {
 		ls := canonical([]vmm.Listener{{Protocol: protocol, Address: address, Port: port, PID: pid, Process: process, Command: command}})
-		for _, p := range rows(ls, netip.Addr{}, nil) {
+		for _, p := range rows(ls, "", nil) {
 			if p.Port < 1 || p.Port > 65535 || (p.Scheme != "tcp" && p.Scheme != "udp") || len(p.Command) > maxCommand {
 				t.Fatalf("%+v", p)
 			}
 		}
 	})
+}
+
+// TestEndpointsName has a guest that the host finds by its name, by its address only, and not at all.
+func TestEndpointsName(t *testing.T) {
+	s := &vmm.Snapshot{Named: true, Record: vmm.Record{Name: "web", State: vmm.Running, Address: netip.MustParseAddr("172.30.0.2"), Config: vmm.Config{Net: vmm.NetBridge}}}
+	ls := []vmm.Listener{{Protocol: "tcp", Port: 80, Address: "0.0.0.0"}, {Protocol: "udp", Port: 53, Address: "::1"}}
+	endpoints := func() (all []string) {
+		for _, p := range rows(ls, hostOf(s), map[probeKey]string{{port: 80}: "http"}) {
+			all = append(all, p.Endpoint)
+		}
+		return all
+	}
+	for _, c := range []struct {
+		change func()
+		want   []string
+	}{
+		{func() {}, []string{"http://web.vm:80/", "web.vm:53"}},
+		{func() { s.Named = false }, []string{"http://172.30.0.2:80/", "172.30.0.2:53"}},
+		{func() { s.Config.Net = vmm.NetUser }, []string{"http://0.0.0.0:80/", "[::1]:53"}},
+	} {
+		c.change()
+		if d := cmp.Diff(c.want, endpoints()); d != "" {
+			t.Error(d)
+		}
+	}
 }

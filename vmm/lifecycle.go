@@ -86,6 +86,7 @@ func (v *VM) publish(change func(*Snapshot)) {
 	defer v.mu.Unlock()
 	s := *v.Snapshot()
 	change(&s)
+	s.Named = v.m.named.Load()
 	s.stamp(v.Snapshot())
 	v.snap.Store(&s)
 	if v.changed != nil {
@@ -110,6 +111,7 @@ func (s *Snapshot) stamp(old *Snapshot) {
 		{"pid", old.Process != s.Process},
 		{"address", old.GuestAddress() != s.GuestAddress()},
 		{"address6", old.GuestAddress6() != s.GuestAddress6()},
+		{"dns", old.DNS() != s.DNS()},
 		{"started", !old.Started.Equal(s.Started)},
 		{"touched", !old.Touched.Equal(s.Touched)},
 		{"health", old.Ready != s.Ready || old.State != s.State},
@@ -991,6 +993,7 @@ func (v *VM) guestConfig() GuestConfig {
 		c.Gateway = v.m.o.Network.Gateway()
 		c.Address6, c.Gateway6 = v.m.o.Network.Address6(s.Address), v.m.o.Network.Gateway6()
 		c.MTU = v.m.o.Network.MTU()
+		c.DNS = v.m.o.DNS
 	} else if s.Config.Net == NetUser {
 		c.Address, c.Gateway, c.DNS = UserAddress, UserGateway, []netip.Addr{UserDNS}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,6 +27,8 @@ type Options struct {
 	Network  Network
 	Images   Images
 	Log      *slog.Logger
+	// DNS are the resolvers on the bridge that guests there are told of; none where nobody answers.
+	DNS []netip.Addr
 	// Defaults for new VMs; Memory 0 stands for the image's own.
 	Defaults Config
 	// VMUIDBase, when not 0, runs the VMM of serial N as uid and gid VMUIDBase+N.
@@ -70,6 +73,7 @@ type Manager struct {
 	sorted   atomic.Pointer[[]*VM] // nil when byName has changed since; stored under mu
 
 	claims claims
+	named  atomic.Bool // the host finds guests by their names
 
 	counts [len(counted)]struct{ done, failed atomic.Uint64 }
 

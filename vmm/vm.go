@@ -136,6 +136,8 @@ type Snapshot struct {
 	Since time.Time
 	// Saved are the snapshots of the disks, oldest first, also those half made or half removed; Kept gives those that are there.
 	Saved []DiskSnapshot
+	// Named is true while the host finds guests by their names; see DNS.
+	Named bool
 	// Dir is the VM's directory on the host; it holds DiskOverlay, DiskWork, the console and the log.
 	Dir string
 }

@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"time"
 	"unsafe"
 
@@ -28,6 +30,9 @@ type guest struct {
 	freezer  freezer
 	work     *workDisk // nil in tests
 	children starter
+
+	configuring sync.Mutex // one Configure at a time; guards resolvers
+	resolvers   resolvers
 }
 
 func (g *guest) Ping(context.Context) (vmm.GuestInfo, error) {
@@ -74,6 +79,8 @@ const maxClockError = 500 * time.Millisecond
 
 func (g *guest) Configure(ctx context.Context, c vmm.GuestConfig) error {
 	g.work.wait(ctx) // who waits for `healthy` finds /work
+	g.configuring.Lock()
+	defer g.configuring.Unlock()
 	// The start is over. What it left free is given back now, at once: the runtime would do it bit by bit, waking an idle guest for minutes.
 	time.AfterFunc(time.Second, debug.FreeOSMemory)
 	if c.Hostname != "" {
@@ -85,6 +92,11 @@ func (g *guest) Configure(ctx context.Context, c vmm.GuestConfig) error {
 		ts := unix.NsecToTimespec(c.Time.UnixNano())
 		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
 			return fmt.Errorf("cannot set the clock: %w", err)
+		}
+	}
+	if len(c.DNS) > 0 {
+		if err := g.resolvers.set(c.DNS, c.Gateway); err != nil {
+			log.Printf("cannot write resolv.conf: %v", err) // a guest without names runs all the same
 		}
 	}
 	if err := setKeys("/", &c); err != nil {

@@ -31,6 +31,8 @@ type config struct {
 	GuestToHost  onOff         `toml:"guest_to_host"`
 	UserWorld    onOff         `toml:"user_world"`
 	Isolate      onOff         `toml:"isolate"`
+	DNS          onOff         `toml:"dns"`
+	HostsFile    string        `toml:"hosts_file"` // absolute, or off
 	VMUIDBase    int           `toml:"vm_uid_base"`
 	IdleTimeout  span          `toml:"idle_timeout"`
 	StopTimeout  span          `toml:"stop_timeout"`
@@ -48,7 +50,7 @@ type config struct {
 	MetricsListen string `toml:"metrics_listen"` // off, HOST:PORT, or a port on loopback
 }
 
-// notServed is the metrics_listen of a daemon without HTTP.
+// notServed is the metrics_listen of a daemon without HTTP, and the hosts_file of one that keeps no names in any.
 const notServed = "off"
 
 func defaultConfig() config {
@@ -56,7 +58,7 @@ func defaultConfig() config {
 		VMUIDBase: 1879048192, IdleTimeout: span(vmm.NoLimit), StopTimeout: span(10 * time.Second), CPUs: 1,
 		StatsMaxAge: time.Second, PortsMaxAge: 2 * time.Second, HealthMaxAge: time.Second, PollInterval: 10 * time.Second, Group: "banger",
 		ImageMaxSize: 8 << 30, ImageMaxFiles: 500_000,
-		Isolate: true, MetricsListen: notServed}
+		Isolate: true, DNS: true, HostsFile: notServed, MetricsListen: notServed}
 }
 
 // onOff is the words on and off, or TOML's true and false.
@@ -231,6 +233,8 @@ func (c *config) check() error {
 		return errors.New("image_max_size and image_max_files must be more than 0")
 	case c.StatsMaxAge <= 0 || c.PortsMaxAge <= 0 || c.HealthMaxAge <= 0 || c.PollInterval <= 0:
 		return errors.New("max_age and poll_interval must be more than 0")
+	case c.HostsFile != notServed && !filepath.IsAbs(c.HostsFile):
+		return fmt.Errorf("hosts_file = %q is neither off nor an absolute path such as /etc/hosts", c.HostsFile)
 	}
 	if c.MetricsListen == notServed {
 		return nil
@@ -280,7 +284,7 @@ func (c *config) text(p paths) string {
 		{"image", c.Image}, {"accel", c.Accel}, {"machine", c.Machine}, {"qemu", c.QEMU},
 		{"bridge", c.Bridge}, {"subnet", c.Subnet.String()}, {"subnet6", c.Subnet6.String()}, {"uplink", c.Uplink}, {"mtu", orAuto(c.MTU)},
 		{"nat", c.NAT.String()}, {"lan", c.LAN.String()}, {"guest_to_host", c.GuestToHost.String()}, {"user_world", c.UserWorld.String()},
-		{"isolate", c.Isolate.String()}, {"vm_uid_base", strconv.Itoa(c.VMUIDBase)},
+		{"isolate", c.Isolate.String()}, {"dns", c.DNS.String()}, {"hosts_file", c.HostsFile}, {"vm_uid_base", strconv.Itoa(c.VMUIDBase)},
 		{"idle_timeout", c.IdleTimeout.String()}, {"stop_timeout", c.StopTimeout.String()},
 		{"cpus", strconv.Itoa(c.CPUs)}, {"memory", strconv.FormatInt(int64(c.Memory), 10)},
 		{"stats_max_age", seconds(c.StatsMaxAge)}, {"ports_max_age", seconds(c.PortsMaxAge)},

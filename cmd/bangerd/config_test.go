@@ -27,6 +27,8 @@ func TestConfig(t *testing.T) {
 		{"accel = \"xen\"\n", "none of auto"},
 		{"memory = \"9999999999T\"\n", "not a number of bytes"},
 		{"idle_timeout = \"-1s\"\n", "negative"},
+		{"dns = false\nhosts_file = \"/etc/hosts\"\n", ""},
+		{"hosts_file = \"hosts\"\n", "neither off nor an absolute path"},
 	} {
 		path := filepath.Join(t.TempDir(), "config.toml")
 		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {

@@ -175,6 +175,10 @@ func run(log *slog.Logger, f flags) (err error) {
 	if root {
 		o.VMUIDBase = c.VMUIDBase
 	}
+	names := listenNames(log, c, net)
+	if names != nil {
+		o.DNS = names.Addresses()
+	}
 	manager, err := vmm.Open(ctx, o)
 	if err != nil {
 		return errors.Join(err, records.Close())
@@ -195,6 +199,7 @@ func run(log *slog.Logger, f flags) (err error) {
 	reads := collector.New(collector.Options{Manager: manager, Log: log, StatsMaxAge: c.StatsMaxAge, PortsMaxAge: c.PortsMaxAge,
 		HealthMaxAge: c.HealthMaxAge, PollInterval: c.PollInterval, Network: net})
 	defer reads.Close()
+	defer closing("end the service of names", serveNames(log, c, names, manager))
 
 	figures := metrics.New(metrics.Options{Manager: manager, Collector: reads, Version: version, Store: records.Counts})
 	text := c.text(f.paths)

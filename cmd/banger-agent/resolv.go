@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"banger/vmm"
+)
+
+// resolvMark is the first line of a resolv.conf that the agent wrote.
+const resolvMark = "# written by banger-agent\n"
+
+// resolvers are the guest's, in its resolv.conf.
+type resolvers struct {
+	root string // of the guest's files, "/" if empty
+	told bool   // since the agent's start
+}
+
+// resolvConf is the file's text. Who answers on the gateway also knows the guests' names.
+func resolvConf(servers []netip.Addr, gateway netip.Addr) []byte {
+	var b strings.Builder
+	b.WriteString(resolvMark)
+	if len(servers) > 0 && servers[0] == gateway {
+		b.WriteString("search " + vmm.Zone + "\n")
+	}
+	for _, s := range servers {
+		fmt.Fprintf(&b, "nameserver %s\n", s)
+	}
+	return []byte(b.String())
+}
+
+// set writes the resolvers, once for each start of the guest whatever is there, which may be of the host where the image was made, and
+// after that only over its own: who changes the file keeps it. A link belongs to who made it, such as systemd-resolved, unless it leads nowhere
+// and nobody is there who will make it lead somewhere.
+func (r *resolvers) set(servers []netip.Addr, gateway netip.Addr) error {
+	path := filepath.Join("/", r.root, "etc/resolv.conf")
+	text := resolvConf(servers, gateway)
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return err
+	case info.Mode()&os.ModeSymlink != 0:
+		if _, err := os.Stat(path); err == nil || r.hasResolved() {
+			return nil
+		}
+	case !info.Mode().IsRegular():
+		return nil
+	default:
+		has, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if bytes.Equal(has, text) || r.told && !bytes.HasPrefix(has, []byte(resolvMark)) {
+			r.told = true
+			return nil
+		}
+	}
+	r.told = true
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	next := path + ".banger"
+	if err := os.WriteFile(next, text, 0o644); err != nil {
+		return err
+	}
+	defer os.Remove(next) // once renamed there is nothing to remove
+	err = os.Rename(next, path)
+	if errors.Is(err, unix.EBUSY) { // it is mounted by itself
+		return os.WriteFile(path, text, 0o644)
+	}
+	return err
+}
+
+// hasResolved reports whether the guest has systemd-resolved, which may not run yet.
+func (r *resolvers) hasResolved() bool {
+	for _, dir := range []string{"usr/lib/systemd", "lib/systemd"} {
+		if _, err := os.Stat(filepath.Join("/", r.root, dir, "systemd-resolved")); err == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,111 @@
+package dns
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxHosts bounds the hosts file that is changed, in bytes.
+const maxHosts = 16 << 20
+
+// WriteHosts makes lines the block that the file keeps for owner (a bridge's name), between two marks, and leaves all else as it is; without
+// lines the block goes. The file is replaced at once, with its mode and owner, or where that cannot be (a file that is mounted by itself) written anew. It
+// returns without writing when nothing would change.
+func WriteHosts(path, owner string, lines []byte) error {
+	if err := writeHosts(path, owner, lines); err != nil {
+		return fmt.Errorf("cannot keep names in %s: %w", path, err)
+	}
+	return nil
+}
+
+func writeHosts(path, owner string, lines []byte) error {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(real)
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxHosts {
+		return errors.New("it is no hosts file")
+	}
+	old, err := os.ReadFile(real)
+	if err != nil {
+		return err
+	}
+	text := withBlock(old, owner, lines)
+	if bytes.Equal(text, old) {
+		return nil
+	}
+	err = replace(real, info, text)
+	if errors.Is(err, unix.EBUSY) {
+		return overwrite(real, text)
+	}
+	return err
+}
+
+// withBlock gives the file's text with the block changed, where it is; a new one comes last.
+func withBlock(old []byte, owner string, lines []byte) []byte {
+	begin := []byte("# banger " + owner + ": begin, kept by bangerd\n")
+	end := []byte("# banger " + owner + ": end\n")
+	before, rest, found := bytes.Cut(old, begin)
+	if found {
+		if _, after, ended := bytes.Cut(rest, end); ended {
+			rest = after
+		} // otherwise somebody took the end away, and nobody knows what is ours
+	}
+	text := bytes.Clone(before)
+	if len(lines) > 0 {
+		if n := len(text); n > 0 && text[n-1] != '\n' {
+			text = append(text, '\n')
+		}
+		text = append(append(append(text, begin...), lines...), end...)
+	}
+	return append(text, rest...)
+}
+
+// replace writes a new file beside the old one and renames it.
+func replace(path string, like fs.FileInfo, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".banger-hosts-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // once renamed there is nothing to remove
+	defer f.Close()
+	if _, err := f.Write(text); err != nil {
+		return err
+	}
+	if s, ok := like.Sys().(*syscall.Stat_t); ok {
+		if err := f.Chown(int(s.Uid), int(s.Gid)); err != nil {
+			return err
+		}
+	}
+	if err := f.Chmod(like.Mode().Perm()); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// overwrite never leaves the file empty: what is too much goes last.
+func overwrite(path string, text []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(text, 0); err != nil {
+		return err
+	}
+	return f.Truncate(int64(len(text)))
+}

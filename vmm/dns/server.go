@@ -1,0 +1,432 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+)
+
+// Bounds of what is asked.
+const (
+	maxQuery  = 4096 // bytes
+	maxAsking = 256  // queries that wait for a resolver
+	maxConns  = 256
+	tcpIdle   = 10 * time.Second // for a whole query to come
+	tcpWrite  = 5 * time.Second
+	// sockBuffer is room, in bytes, for a flood of one guest not to drop what others ask, and for what the kernel keeps for 3 s that goes to
+	// a guest that does not answer its ARP, up to 200 KiB for each such guest.
+	sockBuffer = 4 << 20
+	sendRetry  = 100 * time.Millisecond
+)
+
+// Options of a Server.
+type Options struct {
+	Gateways []netip.Prefix // the host's addresses on the bridge, each with the length of its subnet
+	Port     uint16         // 53 if 0
+	// ResolvConf names the host's resolvers; /etc/resolv.conf if empty.
+	ResolvConf string
+	Log        *slog.Logger
+}
+
+// Server answers on the bridge. Its methods may be called from many goroutines.
+type Server struct {
+	o       Options // immutable, as are the next five
+	zone    zone
+	forward forwarder
+	own     []netip.AddrPort // where it listens
+	udp     []*net.UDPConn
+	tcp     []net.Listener
+
+	sources sources
+	host    hostAddrs
+	canary  atomic.Pointer[string] // the label that Host looks for now
+	asking  chan struct{}          // slots
+	conns   chan struct{}          // slots
+	ctx     context.Context        // ends with Close
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
+}
+
+// Listen takes the port on every gateway, UDP and TCP. Nothing is answered before Serve. The caller closes the Server.
+func Listen(o Options) (*Server, error) {
+	if o.Port == 0 {
+		o.Port = dnsPort
+	}
+	if o.ResolvConf == "" {
+		o.ResolvConf = resolvConfPath
+	}
+	s := &Server{o: o, asking: make(chan struct{}, maxAsking), conns: make(chan struct{}, maxConns)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	for _, p := range o.Gateways {
+		s.own = append(s.own, netip.AddrPortFrom(p.Addr(), o.Port))
+		s.zone.prefixes = append(s.zone.prefixes, p.Masked())
+	}
+	s.zone.canary = s.canaryOf
+	s.forward = forwarder{conf: &resolvConf{path: o.ResolvConf, port: dnsPort}, own: s.own, long: make(chan struct{}, maxLong)}
+	s.sources.bySource = make(map[netip.Addr]*source)
+	for _, a := range s.own {
+		if err := s.listen(a.String()); err != nil {
+			s.Close()
+			return nil, fmt.Errorf("cannot listen on port %d of %s: %w", a.Port(), a.Addr(), err)
+		}
+	}
+	return s, nil
+}
+
+func (s *Server) listen(address string) error {
+	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return control(raw) }}
+	u, err := c.ListenPacket(s.ctx, "udp", address)
+	if err != nil {
+		return err
+	}
+	s.udp = append(s.udp, u.(*net.UDPConn))
+	t, err := c.Listen(s.ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	s.tcp = append(s.tcp, t)
+	return nil
+}
+
+// control lets a socket have an address that is not ready yet, as one of IPv6 whose uniqueness is being looked at, and gives it room.
+func control(raw syscall.RawConn) error {
+	return raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sockBuffer) // needs root; without it the usual room does
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, sockBuffer)
+	})
+}
+
+// Serve begins to answer.
+func (s *Server) Serve(names Names) {
+	s.zone.names = names
+	for _, c := range s.udp {
+		s.work.Add(1)
+		go func() {
+			defer s.work.Done()
+			s.serveUDP(c)
+		}()
+	}
+	for _, l := range s.tcp {
+		s.work.Add(1)
+		go func() {
+			defer s.work.Done()
+			s.serveTCP(l)
+		}()
+	}
+}
+
+// Addresses are those on which it answers.
+func (s *Server) Addresses() []netip.Addr {
+	var all []netip.Addr
+	for _, a := range s.own {
+		all = append(all, a.Addr())
+	}
+	return all
+}
+
+// Close ends it and waits for all its goroutines.
+func (s *Server) Close() error {
+	s.cancel()
+	var errs []error
+	for _, c := range s.udp {
+		errs = append(errs, c.Close())
+	}
+	for _, l := range s.tcp {
+		errs = append(errs, l.Close())
+	}
+	s.work.Wait()
+	return errors.Join(errs...)
+}
+
+func (s *Server) canaryOf(label string) netip.Addr {
+	if c := s.canary.Load(); c == nil || *c != label {
+		return netip.Addr{}
+	}
+	return s.own[0].Addr()
+}
+
+// mayAsk reports whether the source is a guest or the host. Another host's packet cannot have an address of this one: the kernel drops it.
+func (s *Server) mayAsk(a netip.Addr) bool {
+	if a.IsLoopback() {
+		return true
+	}
+	for _, p := range s.zone.prefixes {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return s.host.has(a)
+}
+
+// serveUDP answers one query after the other; only those that wait for a resolver have goroutines.
+func (s *Server) serveUDP(c *net.UDPConn) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return // closed already
+	}
+	buf := make([]byte, maxQuery)
+	for {
+		n, from, err := c.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) || !s.rest() {
+				return
+			}
+			continue
+		}
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		if !s.mayAsk(from.Addr()) || !s.sources.take(from.Addr()) {
+			continue
+		}
+		reply, query, size := s.answer(buf[:n])
+		if reply == nil {
+			continue
+		}
+		if query != nil && s.begin(from.Addr()) {
+			s.work.Add(1)
+			go func() {
+				defer s.work.Done()
+				defer s.end(from.Addr())
+				s.resolve(reply, query, false)
+				send(raw, from, pack(reply, size))
+			}()
+			continue
+		}
+		if query != nil {
+			reply.Rcode = dns.RcodeServerFailure
+		}
+		send(raw, from, pack(reply, size))
+	}
+}
+
+// rest waits a moment after an error that may come again at once; false when the server ends.
+func (s *Server) rest() bool {
+	select {
+	case <-time.After(sendRetry):
+		return true
+	case <-s.ctx.Done():
+		return false
+	}
+}
+
+// begin takes a slot for a query that waits for a resolver, end gives it back.
+func (s *Server) begin(from netip.Addr) bool {
+	if !s.sources.begin(from) {
+		return false
+	}
+	select {
+	case s.asking <- struct{}{}:
+		return true
+	default:
+		s.sources.end(from)
+		return false
+	}
+}
+
+func (s *Server) end(from netip.Addr) {
+	<-s.asking
+	s.sources.end(from)
+}
+
+// send never waits: a reply for which there is no room is lost, as on any network.
+func send(raw syscall.RawConn, to netip.AddrPort, b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(to.Port())}
+	if a := to.Addr(); a.Is4() {
+		sa.(*unix.SockaddrInet4).Addr = a.As4()
+	} else {
+		sa = &unix.SockaddrInet6{Port: int(to.Port()), Addr: a.As16()}
+	}
+	_ = raw.Write(func(fd uintptr) bool {
+		_ = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT, sa)
+		return true
+	})
+}
+
+func (s *Server) serveTCP(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) || !s.rest() {
+				return
+			}
+			continue
+		}
+		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+		if !s.mayAsk(from) || !s.admit(from) {
+			_ = c.Close()
+			continue
+		}
+		s.work.Add(1)
+		go func() {
+			defer s.work.Done()
+			defer s.leave(from)
+			defer c.Close()
+			defer context.AfterFunc(s.ctx, func() { _ = c.Close() })()
+			for s.serveOne(c, from) {
+			}
+		}()
+	}
+}
+
+func (s *Server) admit(from netip.Addr) bool {
+	if !s.sources.connect(from) {
+		return false
+	}
+	select {
+	case s.conns <- struct{}{}:
+		return true
+	default:
+		s.sources.disconnect(from)
+		return false
+	}
+}
+
+func (s *Server) leave(from netip.Addr) {
+	<-s.conns
+	s.sources.disconnect(from)
+}
+
+// serveOne answers the next query of a connection; false ends it.
+func (s *Server) serveOne(c net.Conn, from netip.Addr) bool {
+	_ = c.SetReadDeadline(time.Now().Add(tcpIdle))
+	b, err := readFrame(c, maxQuery)
+	if err != nil || !s.sources.take(from) {
+		return false
+	}
+	reply, query, _ := s.answer(b)
+	if reply == nil {
+		return false
+	}
+	if query != nil {
+		if s.begin(from) {
+			s.resolve(reply, query, true)
+			s.end(from)
+		} else {
+			reply.Rcode = dns.RcodeServerFailure
+		}
+	}
+	b = pack(reply, dns.MaxMsgSize)
+	_ = c.SetWriteDeadline(time.Now().Add(tcpWrite))
+	_, err = c.Write(framed(b))
+	return err == nil
+}
+
+// answer gives the reply to what was received, nil if it deserves none, and of how many bytes it may be over UDP. When the host's resolvers have
+// to be asked first, what to ask them comes with it.
+func (s *Server) answer(b []byte) (reply, query *dns.Msg, size int) {
+	if len(b) < headerSize || b[2]&0x80 != 0 {
+		return nil, nil, 0 // no query: to answer could go round for ever
+	}
+	size = dns.MinMsgSize
+	q, r := new(dns.Msg), new(dns.Msg)
+	if err := q.Unpack(b); err != nil || len(q.Question) != 1 {
+		r.Id = uint16(b[0])<<8 | uint16(b[1])
+		r.Response, r.Opcode, r.Rcode = true, int(b[2]>>3&0xf), dns.RcodeFormatError
+		if r.Opcode != dns.OpcodeQuery {
+			r.Rcode = dns.RcodeNotImplemented
+		}
+		return r, nil, size
+	}
+	r.SetReply(q)
+	r.RecursionAvailable = true
+	opt := q.IsEdns0()
+	if opt != nil {
+		r.SetEdns0(ednsSize, opt.Do())
+		size = min(ednsSize, max(size, int(opt.UDPSize())))
+	}
+	question := q.Question[0]
+	switch {
+	case q.Opcode != dns.OpcodeQuery:
+		r.Rcode = dns.RcodeNotImplemented
+		return r, nil, size
+	case opt != nil && opt.Version() != 0:
+		r.Rcode = dns.RcodeBadVers
+		return r, nil, size
+	case question.Qclass != dns.ClassINET || refused(question.Qtype):
+		r.Rcode = dns.RcodeRefused
+		return r, nil, size
+	}
+	asked := question
+	asked.Name = dns.CanonicalName(asked.Name)
+	if a, ok := s.zone.lookup(asked); ok {
+		r.Authoritative = true
+		r.Answer = a.rrs
+		for _, rr := range r.Answer {
+			rr.Header().Name = question.Name // as it was written: some resolvers compare
+		}
+		if !a.exists {
+			r.Rcode = dns.RcodeNameError
+		}
+		if len(a.rrs) == 0 {
+			r.Ns = []dns.RR{soa(a.apex)}
+		}
+		return r, nil, size
+	}
+	query = &dns.Msg{MsgHdr: dns.MsgHdr{RecursionDesired: q.RecursionDesired, CheckingDisabled: q.CheckingDisabled, AuthenticatedData: q.AuthenticatedData},
+		Question: []dns.Question{question}}
+	if opt != nil {
+		query.SetEdns0(ednsSize, opt.Do()) // options are between neighbours: a cookie is, a client's subnet would tell of ours
+	}
+	return r, query, size
+}
+
+// refused are the types that are no records: transfers of zones, and what belongs into other sections.
+func refused(qtype uint16) bool {
+	switch qtype {
+	case dns.TypeAXFR, dns.TypeIXFR, dns.TypeTKEY, dns.TypeTSIG, dns.TypeOPT:
+		return true
+	}
+	return false
+}
+
+// resolve asks the host's resolvers and completes the reply. It blocks for forwardTime at most.
+func (s *Server) resolve(reply, query *dns.Msg, tcp bool) {
+	got, err := s.forward.ask(s.ctx, query, tcp)
+	if err != nil {
+		s.o.Log.Debug("a query of a guest was not answered", "name", query.Question[0].Name, "err", err)
+		reply.Rcode = dns.RcodeServerFailure
+		return
+	}
+	reply.Rcode, reply.Truncated, reply.AuthenticatedData = got.Rcode, got.Truncated, got.AuthenticatedData
+	reply.Answer, reply.Ns = got.Answer, got.Ns
+	var extra []dns.RR
+	for _, rr := range got.Extra {
+		switch rr.Header().Rrtype {
+		case dns.TypeOPT, dns.TypeTSIG, dns.TypeSIG: // between the resolver and us
+		default:
+			extra = append(extra, rr)
+		}
+	}
+	reply.Extra = append(extra, reply.Extra...)
+	if reply.Rcode > 0xf && reply.IsEdns0() == nil {
+		reply.Rcode = dns.RcodeServerFailure // it has no place in a reply without EDNS
+	}
+}
+
+// pack gives the reply's bytes, cut to size.
+func pack(reply *dns.Msg, size int) []byte {
+	reply.Compress = true
+	reply.Truncate(size)
+	b, err := reply.Pack()
+	if err == nil && len(b) <= size {
+		return b
+	}
+	// What a resolver sent may be what cannot be written again; the question can.
+	reply.Answer, reply.Ns, reply.Extra, reply.Rcode = nil, nil, nil, dns.RcodeServerFailure
+	b, _ = reply.Pack() // nothing is sent if not even that
+	return b
+}

@@ -1,0 +1,123 @@
+package dns
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Bounds of one source, so that a guest that floods takes nothing from the others.
+const (
+	queryRate     = 2000 // a second
+	queryBurst    = 2 * queryRate
+	sourceAsking  = 64 // queries that wait for a resolver
+	sourceConns   = 8
+	maxSources    = 4096
+	sourceForgets = 10 * time.Second
+	hostLook      = 5 * time.Second // how often the host's own addresses are read, at most
+)
+
+// source is what one address has under way.
+type source struct {
+	tokens        float64 // queries that it may send at once
+	at            time.Time
+	asking, conns int
+}
+
+// sources knows all who ask.
+type sources struct {
+	mu       sync.Mutex // guards bySource and every source in it
+	bySource map[netip.Addr]*source
+}
+
+// of gives the source, nil when there are too many that have something under way.
+func (s *sources) of(a netip.Addr, now time.Time) *source {
+	if x := s.bySource[a]; x != nil {
+		return x
+	}
+	if len(s.bySource) >= maxSources {
+		for k, x := range s.bySource {
+			if x.asking == 0 && x.conns == 0 && now.Sub(x.at) > sourceForgets {
+				delete(s.bySource, k)
+			}
+		}
+		if len(s.bySource) >= maxSources {
+			return nil
+		}
+	}
+	x := &source{tokens: queryBurst, at: now}
+	s.bySource[a] = x
+	return x
+}
+
+// take reports whether one more query is let through.
+func (s *sources) take(a netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	x := s.of(a, now)
+	if x == nil {
+		return false
+	}
+	x.tokens = min(queryBurst, x.tokens+now.Sub(x.at).Seconds()*queryRate)
+	x.at = now
+	if x.tokens < 1 {
+		return false
+	}
+	x.tokens--
+	return true
+}
+
+// begin and end count the queries that wait for a resolver, connect and disconnect the connections.
+func (s *sources) begin(a netip.Addr) bool {
+	return s.count(a, func(x *source) *int { return &x.asking }, sourceAsking)
+}
+func (s *sources) connect(a netip.Addr) bool {
+	return s.count(a, func(x *source) *int { return &x.conns }, sourceConns)
+}
+func (s *sources) end(a netip.Addr)        { s.uncount(a, func(x *source) *int { return &x.asking }) }
+func (s *sources) disconnect(a netip.Addr) { s.uncount(a, func(x *source) *int { return &x.conns }) }
+
+func (s *sources) count(a netip.Addr, what func(*source) *int, most int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x := s.of(a, time.Now())
+	if x == nil || *what(x) >= most {
+		return false
+	}
+	*what(x)++
+	return true
+}
+
+func (s *sources) uncount(a netip.Addr, what func(*source) *int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*what(s.bySource[a])-- // what has something under way is never forgotten
+}
+
+// hostAddrs are the addresses of the host itself.
+type hostAddrs struct {
+	mu     sync.Mutex
+	addrs  []netip.Addr
+	looked time.Time
+}
+
+// has reports whether the address is one of the host's, or was a moment ago.
+func (h *hostAddrs) has(a netip.Addr) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if now := time.Now(); now.Sub(h.looked) >= hostLook {
+		h.looked, h.addrs = now, nil
+		addrs, _ := net.InterfaceAddrs() // of the kernel, which has them at hand; without them only guests may ask
+		for _, n := range addrs {
+			if n, ok := n.(*net.IPNet); ok {
+				if addr, ok := netip.AddrFromSlice(n.IP); ok {
+					h.addrs = append(h.addrs, addr.Unmap())
+				}
+			}
+		}
+	}
+	return slices.Contains(h.addrs, a)
+}
