@@ -43,6 +43,7 @@ ssh-keygen openssh-client
 dropbear dropbear-bin
 umoci umoci
 docker-registry docker-registry
+dbus-daemon dbus-daemon
 '
 case ${1-} in
 --tests) needs=$needs$test_needs ;;

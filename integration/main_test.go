@@ -70,6 +70,18 @@ func reexec() int {
 			fmt.Fprintf(os.Stderr, "cannot remove the network namespace %s: %v\n%s", ns, err, out)
 		}
 	}()
+	// "ip netns exec" mounts it over /etc/resolv.conf, so that a script may write whom the host asks for names (ip-netns(8)).
+	etc := filepath.Join("/etc/netns", ns)
+	defer func() {
+		_ = os.RemoveAll(etc)
+		_ = os.Remove(filepath.Dir(etc)) // only if nobody else has something there
+	}()
+	if err := os.MkdirAll(etc, 0o755); err != nil {
+		return fail(err)
+	}
+	if err := os.WriteFile(filepath.Join(etc, "resolv.conf"), []byte("nameserver 127.0.0.53\n"), 0o644); err != nil {
+		return fail(err)
+	}
 	if out, err := exec.Command("ip", "-n", ns, "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		return fail(fmt.Errorf("cannot set lo up: %w\n%s", err, out))
 	}
