@@ -64,7 +64,7 @@ func TestReport(t *testing.T) {
 	for _, part := range []struct {
 		name    string
 		measure func(*testing.T) []line
-	}{{"reads", reportReads}, {"once", reportOnce}, {"commits", reportCommits}, {"scale", reportScale}, {"hung", reportHung}, {"boot", reportBoot}, {"quiet", reportQuiet}, {"exec", reportExec}} {
+	}{{"reads", reportReads}, {"once", reportOnce}, {"commits", reportCommits}, {"scale", reportScale}, {"hung", reportHung}, {"boot", reportBoot}, {"quiet", reportQuiet}, {"exec", reportExec}, {"files", reportFiles}} {
 		if strings.Contains(part.name, *only) {
 			lines = append(lines, part.measure(t)...)
 		}

@@ -1,0 +1,182 @@
+package integration
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var treeFiles = flag.Int("tree.files", 10_000, "of TestGuestTree: how many files it copies")
+
+// writeTree writes n files in directories of a hundred, and gives the digest of all their contents in the order of their names.
+func writeTree(t *testing.T, dir string, n int) string {
+	t.Helper()
+	all := sha256.New()
+	for i := range n {
+		sub := filepath.Join(dir, fmt.Sprintf("d%03d", i/100))
+		if i%100 == 0 {
+			if err := os.MkdirAll(sub, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		text := []byte(strings.Repeat(fmt.Sprintf("file %d\n", i), i%40))
+		all.Write(text)
+		if err := os.WriteFile(filepath.Join(sub, fmt.Sprintf("f%02d", i%100)), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return hex.EncodeToString(all.Sum(nil))
+}
+
+// treeSum is the digest of the contents of all files below dir in the order of their names, and their number.
+func treeSum(t *testing.T, dir string) (string, int) {
+	t.Helper()
+	all, n := sha256.New(), 0
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		n++
+		_, err = io.Copy(all, f)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hex.EncodeToString(all.Sum(nil)), n
+}
+
+// TestGuestTree copies a tree of many files into a guest and back: equal checksums in the guest, and here.
+func TestGuestTree(t *testing.T) {
+	for _, driver := range []string{"fake", "qemu"} {
+		t.Run(driver, func(t *testing.T) {
+			if ok, cure := realVMs(); driver == "qemu" && !ok {
+				t.Skip(cure)
+			}
+			n := *treeFiles
+			d := testDaemon(t, driver)
+			if err := os.Mkdir(d.path("web"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := write(d.path("web", "vmm"), driver); err != nil {
+				t.Fatal(err)
+			}
+			startFor(t, d, "web", "256M")
+			dir := t.TempDir()
+			tree, back := filepath.Join(dir, "tree"), filepath.Join(dir, "back")
+			want := writeTree(t, tree, n)
+			run := func(what string, cmd *exec.Cmd) {
+				t.Helper()
+				began := time.Now()
+				if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+					t.Fatalf("%v: %v\n%.1000s", cmd, err, out)
+				}
+				t.Logf("%s: %v", what, time.Since(began).Round(100*time.Millisecond))
+			}
+			run("in", d.client("cp", tree, "web:/tmp"))
+			if driver == "qemu" {
+				out := d.inGuest(t, "web", "cd /tmp/tree && cat d*/* | sha256sum")
+				if got, _, _ := strings.Cut(out, " "); got != want {
+					t.Errorf("the guest counts %s, not %s", got, want)
+				}
+			}
+			run("out", d.client("cp", "web:/tmp/tree", back))
+			if got, files := treeSum(t, back); got != want || files != n {
+				t.Errorf("%d files came back, of %s, not %s", files, got, want)
+			}
+			run("diff -r", exec.Command("diff", "-r", tree, d.path("web", "fs", "tmp", "tree")))
+		})
+	}
+}
+
+// startFor starts a VM with that much memory and waits for its agent.
+func startFor(t *testing.T, d *daemon, vm, memory string) {
+	t.Helper()
+	for _, x := range [][2]string{{"memory", memory}, {"state", "start"}} {
+		if err := write(d.path(vm, x[0]), x[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := read(d.path(vm, "wait", "healthy")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// reportFiles compares copies through the agent with scp, on the guest's own network, into the same guest.
+func reportFiles(t *testing.T) []line {
+	if ok, cure := realVMs(); !ok {
+		t.Log("no copies measured: ", cure)
+		return nil
+	}
+	d := testDaemon(t, "qemu")
+	if err := os.Mkdir(d.path("web"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	startFor(t, d, "web", "384M")
+	startSSHD(t, d, "web")
+	address, err := read(d.path("web", "address"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := "root@" + strings.TrimSpace(address)
+	dir := t.TempDir()
+	const size, many = 32 << 20, 1000
+	big, err := os.Create(filepath.Join(dir, "big"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(big, noise(3, size)); err != nil {
+		t.Fatal(err)
+	}
+	big.Close()
+	writeTree(t, filepath.Join(dir, "tree"), many)
+	for _, sub := range []string{"ours", "theirs"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(cmd *exec.Cmd) time.Duration {
+		return took(func() {
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %v\n%.300s", cmd, err, out)
+			}
+		})
+	}
+	scp := func(from, to string) func() time.Duration {
+		return func() time.Duration {
+			// dropbear has no sftp server: the older protocol, in which a tree is one stream.
+			return run(exec.Command("scp", "-O", "-q", "-r", "-p", "-i", d.loginKey(), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", from, to))
+		}
+	}
+	cp := func(from, to string) func() time.Duration {
+		return func() time.Duration { return run(d.client("cp", from, to)) }
+	}
+	var lines []line
+	for _, x := range []struct{ what, name string }{{"one file of 32 MiB", "big"}, {fmt.Sprintf("a tree of %d files", many), "tree"}} {
+		from := filepath.Join(dir, x.name)
+		in, scpIn := compareRounds(3, cp(from, "web:/tmp"), scp(from, host+":/tmp"))
+		out, scpOut := compareRounds(3, cp("web:/tmp/"+x.name, dir+"/ours/"), scp(host+":/tmp/"+x.name, dir+"/theirs/"))
+		for _, y := range []struct {
+			way          string
+			ours, theirs time.Duration
+		}{{"into", in, scpIn}, {"out of", out, scpOut}} {
+			lines = append(lines, line{"banger cp of " + x.what + " " + y.way + " a guest, against scp", y.ours.Round(time.Millisecond).String(), y.theirs.Round(time.Millisecond).String(),
+				fmt.Sprintf("%.2fx as fast", float64(y.theirs)/float64(y.ours)), "≥ 1x"})
+		}
+	}
+	return lines
+}
