@@ -476,28 +476,25 @@ func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, 
 	if in.Flags&syscall.O_TRUNC != 0 && in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		flags |= sftp.Truncate
 	}
-	var a sftp.Attr
 	var h *sftp.Handle
 	var session *guestSession
 	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
-		open, stat := g.client.Open(ctx, path, flags, in.Mode&0o7777), g.client.Stat(ctx, path)
-		if h, err = open(); err != nil {
-			return err
-		}
 		session = g
-		if a, err = stat(); err != nil {
-			h.Close()
-		}
+		h, err = g.client.Open(ctx, path, flags, in.Mode&0o7777)()
 		return err
 	})
 	if !code.Ok() {
 		return code
 	}
+	// What a new file is need not be asked for; the kernel asks when somebody wants to know.
 	s.guestNodes.removed(dir, name)
+	now := time.Now()
+	a := sftp.Attr{Mode: syscall.S_IFREG | in.Mode&0o7777, FileStat: vmm.FileStat{Nlink: 1, Atime: now, Mtime: now, Ctime: now}}
 	if code := s.entry(r, dir, name, a, &out.EntryOut); !code.Ok() {
 		h.Close()
 		return code
 	}
+	out.SetAttrTimeout(notKept)
 	s.opened(s.guestNodes.get(out.NodeId), in.Flags, h, session, &out.OpenOut)
 	return fuse.OK
 }

@@ -98,6 +98,9 @@ func TestGuestTree(t *testing.T) {
 			if got, files := treeSum(t, back); got != want || files != n {
 				t.Errorf("%d files came back, of %s, not %s", files, got, want)
 			}
+			if driver == "qemu" {
+				return // the digests say it, and diff(1) asks for one file after the other
+			}
 			run("diff -r", exec.Command("diff", "-r", tree, d.path("web", "fs", "tmp", "tree")))
 		})
 	}

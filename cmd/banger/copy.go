@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	copyWorkers = 8       // files at once: each waits for the way to the guest and back
+	copyWorkers = 16      // files at once: each waits for the way to the guest and back
+	copyDirs    = 4       // directories at once: the kernel makes names in one after the other
 	copyBuffer  = 1 << 20 // bytes; what the mount takes at once
 	copyBuffers = 3       // of a file that is longer
 	maxDepth    = 256     // directories in each other, each of which is two open descriptors
@@ -36,6 +37,7 @@ type copier struct {
 	dryRun   bool // with sync: only tell
 
 	slots chan struct{}
+	dirs  chan struct{}
 	work  sync.WaitGroup
 	out   sync.Mutex // held while a line is printed
 
@@ -53,7 +55,9 @@ type dirPair struct {
 	users    atomic.Int64
 }
 
-func newCopier(std stdio) *copier { return &copier{std: std, slots: make(chan struct{}, copyWorkers)} }
+func newCopier(std stdio) *copier {
+	return &copier{std: std, slots: make(chan struct{}, copyWorkers), dirs: make(chan struct{}, copyDirs-1)}
+}
 
 // fail tells of what could not be copied. The others are still tried, unless nothing can be any more.
 func (c *copier) fail(path string, err error) {
@@ -203,8 +207,21 @@ func (c *copier) dir(src *os.File, from string, dst *os.File, to, shown string, 
 	if parent != nil {
 		parent.users.Add(1)
 	}
-	c.inside(p, depth)
-	c.leave(p)
+	c.work.Add(1)
+	inside := func() {
+		defer c.work.Done()
+		c.inside(p, depth)
+		c.leave(p)
+	}
+	select {
+	case c.dirs <- struct{}{}:
+		go func() {
+			inside()
+			<-c.dirs
+		}()
+	default:
+		inside()
+	}
 }
 
 // inside copies what is in a directory.
@@ -273,6 +290,13 @@ func (c *copier) sameTime(a, b *unix.Stat_t) bool {
 // leaf copies a file or a symbolic link.
 func (c *copier) leaf(src *os.File, from string, dst *os.File, to, shown string, st *unix.Stat_t) error {
 	c.files.Add(1)
+	if !c.sync && kindOf(st) == unix.S_IFREG { // mostly there is none yet, and to look would cost a way to the guest and back
+		c.copied.Add(1)
+		if err := c.file(src, from, dst, to, st, true); err != unix.EEXIST {
+			return err
+		}
+		c.copied.Add(-1)
+	}
 	var old unix.Stat_t
 	err := error(unix.ENOENT)
 	if dst != nil {
@@ -317,7 +341,7 @@ func (c *copier) leaf(src *os.File, from string, dst *os.File, to, shown string,
 		}
 		return setTimes(dst, to, st)
 	}
-	return c.file(src, from, dst, to, st)
+	return c.file(src, from, dst, to, st, false)
 }
 
 func readlinkAt(dir *os.File, name string) (string, error) {
@@ -386,15 +410,19 @@ func (c *copier) sum(dir *os.File, name string) ([]byte, error) {
 	return h.Sum(nil), err
 }
 
-// file copies a regular file, its mode and its times.
-func (c *copier) file(src *os.File, from string, dst *os.File, to string, st *unix.Stat_t) (err error) {
+// file copies a regular file, its mode and its times; fresh: EEXIST if anything has the name.
+func (c *copier) file(src *os.File, from string, dst *os.File, to string, st *unix.Stat_t, fresh bool) (err error) {
 	in, err := openFile(src, from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
 	mode := c.permissions(st)
-	out, err := openat(dst, to, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NONBLOCK|unix.O_NOCTTY, mode)
+	how := unix.O_TRUNC
+	if fresh {
+		how = unix.O_EXCL
+	}
+	out, err := openat(dst, to, unix.O_WRONLY|unix.O_CREAT|unix.O_NONBLOCK|unix.O_NOCTTY|how, mode)
 	if err != nil {
 		return err
 	}
@@ -403,12 +431,14 @@ func (c *copier) file(src *os.File, from string, dst *os.File, to string, st *un
 			err = cerr
 		}
 	}()
-	var made unix.Stat_t
-	if err := unix.Fstat(int(out.Fd()), &made); err != nil {
-		return err
-	}
-	if kindOf(&made) != unix.S_IFREG {
-		return unix.EINVAL
+	made := unix.Stat_t{Mode: unix.S_IFREG | mode}
+	if !fresh {
+		if err := unix.Fstat(int(out.Fd()), &made); err != nil {
+			return err
+		}
+		if kindOf(&made) != unix.S_IFREG {
+			return unix.EINVAL
+		}
 	}
 	if err := c.data(in, out, st.Size); err != nil {
 		return err

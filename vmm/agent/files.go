@@ -33,10 +33,26 @@ func Files(root string) StreamHandler {
 			}
 			defer unix.Close(fd)
 			f := files(fd)
-			_ = sftp.NewRequestServer(conn, sftp.Handlers{FileGet: f, FilePut: f, FileCmd: f, FileList: f},
+			_ = sftp.NewRequestServer(&packets{Conn: conn}, sftp.Handlers{FileGet: f, FilePut: f, FileCmd: f, FileList: f},
 				sftp.WithRSAllocator(), sftp.WithRSMaxTxPacket(maxData)).Serve() // ends with the stream
 		}, nil
 	}
+}
+
+// packets writes a packet at once, which the server writes in two parts.
+type packets struct {
+	net.Conn
+	part []byte // written by the server, and not by us
+}
+
+func (c *packets) Write(p []byte) (int, error) {
+	c.part = append(c.part, p...)
+	if len(c.part) < 4 || len(c.part)-4 < int(binary.BigEndian.Uint32(c.part)) {
+		return len(p), nil
+	}
+	_, err := c.Conn.Write(c.part)
+	c.part = c.part[:0]
+	return len(p), err
 }
 
 // files are the handlers; it is an open descriptor of the root.

@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"sync/atomic"
 )
@@ -25,6 +27,8 @@ type hostConn struct {
 	gone      atomic.Bool // the machine has ended the connection
 	closed    atomic.Bool // we have
 	uninvited atomic.Bool // errUninvited was given
+
+	frames frames // of the goroutine that writes
 
 	// Of the goroutine that reads.
 	rest []byte // read already, with the echo of the marker
@@ -50,7 +54,7 @@ func (c *hostConn) Read(p []byte) (int, error) {
 }
 
 func (c *hostConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
+	n, err := c.frames.write(c.Conn, p)
 	if err != nil {
 		c.note()
 	}
@@ -67,6 +71,24 @@ func (c *hostConn) note() {
 	if !c.closed.Load() {
 		c.gone.Store(true)
 	}
+}
+
+// frames writes a frame of data at once, which yamux writes in two parts: each write is an interrupt of a virtual machine.
+type frames struct{ head []byte }
+
+func (f *frames) write(w io.Writer, p []byte) (int, error) {
+	if f.head == nil && len(p) == frameHeader && p[1] == frameData && binary.BigEndian.Uint32(p[8:]) > 0 {
+		f.head = bytes.Clone(p)
+		return len(p), nil // its body is what comes next
+	}
+	had := len(f.head)
+	whole := p
+	if had > 0 {
+		whole = append(f.head, p...)
+		f.head = nil
+	}
+	n, err := w.Write(whole)
+	return max(0, n-had), err
 }
 
 // invited follows the frames in b, which continues what it was given before, and reports whether the agent keeps to answering.

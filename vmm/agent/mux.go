@@ -153,6 +153,7 @@ type portConn struct {
 	*io.PipeReader
 	port    io.Writer
 	writing *sync.Mutex
+	frames  frames // guarded by writing
 	mu      sync.Mutex
 	closed  bool
 }
@@ -169,7 +170,7 @@ func (c *portConn) Write(p []byte) (int, error) {
 	if c.gone() {
 		return 0, net.ErrClosed
 	}
-	return c.port.Write(p)
+	return c.frames.write(c.port, p)
 }
 
 func (c *portConn) Close() error {
