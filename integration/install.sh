@@ -44,6 +44,11 @@ dropbear dropbear-bin
 umoci umoci
 docker-registry docker-registry
 dbus-daemon dbus-daemon
+syslinux syslinux
+/usr/lib/syslinux/mbr/mbr.bin syslinux-common
+mcopy mtools
+mkfs.vfat dosfstools
+sfdisk fdisk
 '
 case ${1-} in
 --tests) needs=$needs$test_needs ;;

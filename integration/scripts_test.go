@@ -100,11 +100,12 @@ func params(files []string, vmm string) testscript.Params {
 			return false, os.ErrInvalid
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"bangerd": bangerdCmd,
-			"disk":    diskCmd,
-			"sh":      shCmd,
-			"waitfor": waitforCmd,
-			"world":   worldCmd,
+			"bangerd":   bangerdCmd,
+			"clouddisk": cloudDiskCmd,
+			"disk":      diskCmd,
+			"sh":        shCmd,
+			"waitfor":   waitforCmd,
+			"world":     worldCmd,
 		},
 	}
 }

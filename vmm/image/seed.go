@@ -20,10 +20,11 @@ var _ vmm.Seeder = (*Set)(nil)
 const agentLimit = 64 << 20
 
 // userData lets cloud-init run the seed's own script at each boot, in the first stage that can. The interface is set up
-// anew at each boot because `net` may have changed.
+// anew at each boot because `net` may have changed. ssh's host key, which the agent brings, is not to be removed again.
 const userData = `#cloud-config
 bootcmd:
 - [sh, -c, 'm=/run/banger-seed; mkdir -p $m; mount -t iso9660 -o ro LABEL=cidata $m && { sh $m/banger-install $m; umount $m; }']
+ssh_deletekeys: false
 updates:
   network:
     when: [boot-new-instance, boot]

@@ -146,7 +146,7 @@ func noBoot(spec *vmm.Spec) string {
 }
 
 // translationBuffer is TCG's, in MiB. The default costs a 128 MiB guest 34 MB more than it needs; a whole
-// distribution, that boots with Python, would overflow what is enough for the built-in image again and again.
+// distribution, which boots with Python, overflows what is enough for the built-in image again and again.
 func translationBuffer(spec *vmm.Spec) int {
 	if spec.Image.Firmware {
 		return 128

@@ -6,7 +6,8 @@
 // QEMU inherits them, so that a later daemon finds the same QEMU there again
 // ([Driver.Adopt]): nothing but the process itself has to survive the daemon.
 //
-// The microvm machine is used where QEMU has it, q35 otherwise; KVM where the
+// The microvm machine is used where QEMU has it, q35 otherwise and for what
+// firmware boots; KVM where the
 // processor shows that it can, TCG otherwise. The exact command line is
 // written to the VM's log.
 //
