@@ -113,29 +113,30 @@ func TestLayers(t *testing.T) {
 
 // What leads out of the root, or is too much, is refused with a sentence and before anything is written.
 func TestHostileLayers(t *testing.T) {
-	many := func(n int) []byte {
-		var b bytes.Buffer
-		w := tar.NewWriter(&b)
-		for i := range n {
-			if err := w.WriteHeader(&tar.Header{Name: fmt.Sprint("f", i), Typeflag: tar.TypeReg}); err != nil {
-				t.Fatal(err)
+	// One empty file's header, again and again.
+	many := func(n int) *layer {
+		return &layer{open: func() (io.ReadCloser, error) {
+			const chunk = 1000
+			heads := bytes.Repeat(tarHeader(t, 0), chunk)
+			var all []io.Reader
+			for range n / chunk {
+				all = append(all, bytes.NewReader(heads))
 			}
-		}
-		w.Close()
-		return b.Bytes()
+			return io.NopCloser(io.MultiReader(append(all, bytes.NewReader(make([]byte, 1024)))...)), nil
+		}}
 	}
-	// 10 GB of zeros are 10 MB compressed; the gzip of 64 MiB, again and again, is one of them all.
+	// 10 GB of zeros are 10 MB compressed; the gzip of 4 MiB, again and again, is one of them all.
 	zeros := func() *layer {
 		head := tarHeader(t, 10<<30)
 		var packed bytes.Buffer
 		z := gzip.NewWriter(&packed)
-		if _, err := z.Write(make([]byte, 64<<20)); err != nil {
+		if _, err := z.Write(make([]byte, 4<<20)); err != nil {
 			t.Fatal(err)
 		}
 		z.Close()
 		return &layer{open: func() (io.ReadCloser, error) {
 			all := []io.Reader{bytes.NewReader(gzipped(head))}
-			for range 160 {
+			for range 2560 {
 				all = append(all, bytes.NewReader(packed.Bytes()))
 			}
 			return io.NopCloser(io.MultiReader(all...)), nil
@@ -157,20 +158,16 @@ func TestHostileLayers(t *testing.T) {
 		"long name":         {layersOf(tarOf(t, file(strings.Repeat("n", 256), "x"))), "a name of 256 bytes"},
 		"xattrs": {layersOf(tarOf(t, tar.Header{Name: "x", Typeflag: tar.TypeReg,
 			PAXRecords: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("v", 4000)}})), "extended attributes"},
-		"a million files":  {layersOf(many(1_000_000)), "more than 500000 files"},
+		"a million files":  {[]*layer{many(1_000_000)}, "more than 500000 files"},
 		"10 GB of zeros":   {[]*layer{zeros()}, "more than 8589934592 bytes"},
 		"cut":              {layersOf(tarOf(t, file("x", "0123456789"))[:514]), "EOF"},
 		"damaged":          {[]*layer{{digest: sum(nil), open: layersOf(tarOf(t, file("x", "x")))[0].open}}, "damaged"},
 		"unpacked damaged": {[]*layer{{diffID: sum(nil), open: layersOf(gzipped(tarOf(t, file("x", "x"))))[0].open}}, "damaged"},
 		"xz":               {layersOf([]byte("\xfd7zXZ\x00....")), "compressed with xz"},
 	} {
-		start := time.Now()
 		_, err := scan(context.Background(), c.layers, testLimits, nothing)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
-		}
-		if took := time.Since(start); took > 30*time.Second {
-			t.Errorf("%s: took %v", name, took)
 		}
 	}
 }
@@ -188,7 +185,7 @@ func tarHeader(t *testing.T, size int64) []byte {
 
 // A file that claims little and unpacks to much is bounded, too.
 func TestBomb(t *testing.T) {
-	l := layersOf(gzipped(append(tarOf(t, file("x", "x")), make([]byte, 64<<20)...)))[0]
+	l := layersOf(gzipped(append(tarOf(t, file("x", "x")), make([]byte, 16<<20)...)))[0]
 	_, err := scan(context.Background(), []*layer{l}, Limits{Bytes: 1 << 20, Files: 10}, nothing)
 	if err == nil || !strings.Contains(err.Error(), "more than is allowed") {
 		t.Errorf("error %v", err)
