@@ -26,6 +26,7 @@ python3 python3
 vi vim-tiny
 mke2fs e2fsprogs
 mmdebstrap mmdebstrap
+newuidmap uidmap
 gcc gcc
 /usr/include/stdio.h libc6-dev
 man man-db

@@ -62,6 +62,9 @@ func planDebian(_ context.Context, j *job) (*plan, error) {
 	if err != nil {
 		return nil, errors.New("mmdebstrap is not installed; install it with `apt install mmdebstrap`")
 	}
+	if _, err := exec.LookPath("newuidmap"); err != nil && os.Getuid() != 0 {
+		return nil, errors.New("without root mmdebstrap needs newuidmap; install it with `apt install uidmap`, and give this user a range in /etc/subuid and /etc/subgid")
+	}
 	mirror := debianMirror("/etc/apt")
 	args := append([]string(nil), debianSetup...)
 	args = append(args, "--architectures="+debianArch, "--include="+strings.Join(debianPackages, ","))
