@@ -15,6 +15,7 @@ import (
 
 	"banger/fs"
 	"banger/vmm/agent"
+	"banger/vmm/dns"
 	"banger/vmm/network"
 )
 
@@ -35,9 +36,21 @@ func runCleanup(log *slog.Logger, f flags) error {
 	}
 	errs := []error{endProcesses(log, "/proc")}
 	if root {
-		errs = append(errs, network.Cleanup(log))
+		errs = append(errs, network.Cleanup(log), forgetNames(f))
 	}
 	return errors.Join(append(errs, removeMounts(log))...)
+}
+
+// forgetNames takes the block of names out of the hosts file of the configuration.
+func forgetNames(f flags) error {
+	if err := f.complete(); err != nil {
+		return err
+	}
+	c, err := readConfig(f.config, f.explicit["config"])
+	if err != nil || c.HostsFile == notServed {
+		return err
+	}
+	return dns.WriteHosts(c.HostsFile, c.Bridge, nil)
 }
 
 // madeByBanger tells a QEMU that banger started by the port of the agent among its arguments. A name that somebody may

@@ -28,8 +28,8 @@ func listenNames(log *slog.Logger, c config, net vmm.Network) *dns.Server {
 }
 
 // serveNames answers for the VMs' names, if s is not nil, and makes the host find them, until the function that it gives is called.
-func serveNames(log *slog.Logger, c config, s *dns.Server, m *vmm.Manager) (stop func(context.Context) error) {
-	stop = func(context.Context) error { return nil }
+func serveNames(log *slog.Logger, c config, s *dns.Server, m *vmm.Manager) func(context.Context) error {
+	stop := func(context.Context) error { return nil }
 	if s != nil {
 		s.Serve(m)
 		stop = func(context.Context) error { return s.Close() }
