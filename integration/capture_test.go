@@ -427,6 +427,7 @@ func parseEvents(text []byte, _, _ int64) (int64, error) {
 // TestCaptures reads files 100,000 times in all the ways that programs have, all at once and while the files change every 20 ms,
 // short and long in turns. Each capture must be whole, of one moment, and not older than what was known before its open.
 func TestCaptures(t *testing.T) {
+	t.Parallel()
 	const maxAge = 10 * time.Millisecond
 	d := testDaemon(t, "fake", fmt.Sprintf("stats_max_age = %q", maxAge))
 	for _, name := range []string{"conf", "sent", "tick", listName(0)} {

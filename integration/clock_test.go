@@ -99,6 +99,7 @@ func parseClock(t *testing.T, console string) *clockLog {
 
 // TestClock sets the clock of a host a day forward and a day back: a real guest, in which bangerd runs fake VMs.
 func TestClock(t *testing.T) {
+	t.Parallel()
 	if ok, cure := realVMs(); !ok {
 		t.Skip(cure)
 	}

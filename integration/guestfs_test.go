@@ -62,6 +62,7 @@ func treeSum(t *testing.T, dir string) (string, int) {
 
 // TestGuestTree copies a tree of many files into a guest and back: equal checksums in the guest, and here.
 func TestGuestTree(t *testing.T) {
+	t.Parallel()
 	for _, driver := range []string{"fake", "qemu"} {
 		t.Run(driver, func(t *testing.T) {
 			if ok, cure := realVMs(); driver == "qemu" && !ok {

@@ -32,6 +32,7 @@ const bootTime = 120 * time.Second
 
 // TestImages builds images of every kind, boots VMs of them, and stops those by their own init.
 func TestImages(t *testing.T) {
+	t.Parallel()
 	if ok, cure := realVMs(); !ok {
 		t.Skip(cure)
 	}
@@ -98,6 +99,7 @@ umoci config --image l:x --config.entrypoint httpd --config.entrypoint=-f --conf
 
 // TestDebian builds a Debian, where the network of the host is, or takes the one of an earlier run, and boots it.
 func TestDebian(t *testing.T) {
+	t.Parallel()
 	if ok, cure := realVMs(); !ok {
 		t.Skip(cure)
 	}
