@@ -113,6 +113,7 @@ func (l *life) step(d *daemon, r *rand.Rand, vmm, other string) error {
 
 // TestCrash kills the daemon at random points of VMs' lives; what it acknowledged must be so afterwards, and nothing more be there.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		vmm    string
 		rounds int

@@ -396,6 +396,7 @@ func damage(t *testing.T, file string) {
 
 // TestImageCrash kills the daemon at random points of builds: what the next one finds is whole or failed, and nothing is left.
 func TestImageCrash(t *testing.T) {
+	t.Parallel()
 	d := testDaemon(t, "fake")
 	dir := t.TempDir()
 	if err := openUp(dir); err != nil {

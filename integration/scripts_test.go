@@ -30,8 +30,16 @@ func realVMs() (bool, string) {
 	return true, ""
 }
 
-// TestScripts runs every script of testdata on every driver that it is for.
+// TestScripts runs every script of testdata on every driver that it is for, side by side.
 func TestScripts(t *testing.T) {
+	t.Parallel()
+	runScripts(t, false)
+}
+
+// TestScriptsAlone runs those that say that they would harm others, one after the other and before all that runs side by side.
+func TestScriptsAlone(t *testing.T) { runScripts(t, true) }
+
+func runScripts(t *testing.T, alone bool) {
 	scripts, err := filepath.Glob("testdata/*.txtar")
 	if err != nil {
 		t.Fatal(err)
@@ -41,22 +49,22 @@ func TestScripts(t *testing.T) {
 			if ok, cure := realVMs(); driver.name == "real" && !ok {
 				t.Skip(cure)
 			}
-			var files, alone []string
+			var files []string
 			for _, s := range scripts {
-				switch text, err := os.ReadFile(s); {
-				case err != nil:
+				text, err := os.ReadFile(s)
+				if err != nil {
 					t.Fatal(err)
-				case strings.HasPrefix(filepath.Base(s), driver.other):
-				case bytes.HasPrefix(text, []byte("# alone: ")):
-					alone = append(alone, s)
-				default:
+				}
+				if !strings.HasPrefix(filepath.Base(s), driver.other) && bytes.HasPrefix(text, []byte("# alone: ")) == alone {
 					files = append(files, s)
 				}
 			}
-			// A group ends with the last of its scripts, which go side by side.
-			t.Run("together", func(t *testing.T) { testscript.Run(t, params(files, driver.vmm)) })
-			for _, s := range alone {
-				t.Run("alone", func(t *testing.T) { testscript.Run(t, params([]string{s}, driver.vmm)) })
+			if !alone {
+				testscript.Run(t, params(files, driver.vmm))
+				return
+			}
+			for _, s := range files {
+				t.Run("", func(t *testing.T) { testscript.Run(t, params([]string{s}, driver.vmm)) })
 			}
 		})
 	}

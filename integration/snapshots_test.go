@@ -15,6 +15,7 @@ import (
 // TestCrashSnapshots kills the daemon while it takes, removes and restores snapshots: those that were acknowledged are there, in the records and in the
 // disk, and none else, the guest goes on, and the disk is whole.
 func TestCrashSnapshots(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		vmm    string
 		rounds int
