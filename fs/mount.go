@@ -159,6 +159,9 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	return s, nil
 }
 
+// fuseDevice is the number of /dev/fuse (Documentation/admin-guide/devices.txt of Linux), by whatever name it was opened.
+var fuseDevice = unix.Mkdev(10, 229)
+
 // closeOnExec keeps the connection to the kernel from the programs that the daemon starts.
 func closeOnExec() {
 	fds, err := os.ReadDir("/proc/self/fd")
@@ -166,10 +169,13 @@ func closeOnExec() {
 		return
 	}
 	for _, e := range fds {
-		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && target == "/dev/fuse" {
-			if fd, err := strconv.Atoi(e.Name()); err == nil {
-				syscall.CloseOnExec(fd)
-			}
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == fuseDevice {
+			unix.CloseOnExec(fd)
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMounts(t *testing.T) {
@@ -41,5 +43,22 @@ func TestMounted(t *testing.T) {
 	}
 	if mounted(dir) || mounted(filepath.Join(dir, "link")) || mounted(filepath.Join(dir, "none")) {
 		t.Error("a directory that is no mount is taken for one")
+	}
+}
+
+// TestCloseOnExec opens the device by a name of its own, as where a container or a test has bound another node over it.
+func TestCloseOnExec(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "node")
+	if err := unix.Mknod(path, unix.S_IFCHR|0o600, int(fuseDevice)); err != nil {
+		t.Skipf("only root makes devices: %v", err)
+	}
+	fd, err := unix.Open(path, unix.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("devices cannot be opened here: %v", err)
+	}
+	defer unix.Close(fd)
+	closeOnExec()
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("a program that is started inherits it: flags %#x, %v", flags, err)
 	}
 }
