@@ -79,7 +79,12 @@ func reexec() int {
 	if err := os.MkdirAll(etc, 0o755); err != nil {
 		return fail(err)
 	}
-	if err := os.WriteFile(filepath.Join(etc, "resolv.conf"), []byte("nameserver 127.0.0.53\n"), 0o644); err != nil {
+	// It begins as the host's, for what goes out by the namespace that the test was started in.
+	resolvers, err := os.ReadFile("/etc/resolv.conf")
+	if err == nil {
+		err = os.WriteFile(filepath.Join(etc, "resolv.conf"), resolvers, 0o644)
+	}
+	if err != nil {
 		return fail(err)
 	}
 	if out, err := exec.Command("ip", "-n", ns, "link", "set", "lo", "up").CombinedOutput(); err != nil {
@@ -88,7 +93,7 @@ func reexec() int {
 	cmd := exec.Command("ip", append([]string{"netns", "exec", ns}, os.Args...)...)
 	cmd.Env = append(os.Environ(), inNamespace+"="+ns)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	err := cmd.Run()
+	err = cmd.Run()
 	if cmd.ProcessState != nil {
 		return cmd.ProcessState.ExitCode()
 	}
