@@ -12,7 +12,7 @@ SCRIPTS = integration/install.sh integration/run.sh integration/screenshot.sh .c
 # Of the integration tests: make integration TESTFLAGS='-run TestCrash -crash.rounds 500'.
 TESTFLAGS =
 
-.PHONY: all build run test unit integration lint bench image man screenshot clean help install-deps test-deps
+.PHONY: all build run test test-long unit integration lint bench image man screenshot clean help install-deps test-deps
 
 all: build
 
@@ -20,6 +20,7 @@ help:
 	@echo 'make run           install, build, mount, boot a VM named hello; Ctrl-C unmounts and leaves it running'
 	@echo 'make build         bin/bangerd, bin/banger and bin/banger-agent'
 	@echo 'make test          everything proven: unit tests, then the suite on fake and real VMs'
+	@echo 'make test-long     the suite with what takes minutes: builds and boots a Debian and a cloud image'
 	@echo 'make lint          gofmt, vet, staticcheck, import rules, shell syntax'
 	@echo 'make bench         ratios against the bare thing'
 	@echo 'make image         the built-in image, in .cache/image/builtin'
@@ -42,6 +43,10 @@ run: image
 	@GO='$(GO)' sh integration/run.sh
 
 test: unit integration
+
+# Also what takes minutes each, a Debian and a cloud image among it.
+test-long:
+	$(MAKE) integration TESTFLAGS='-long -timeout 40m'
 
 test-deps:
 	@sh integration/install.sh --tests

@@ -43,6 +43,9 @@ var execMiB = flag.Int64("exec.mib", 16, "of TestExecReal: what it passes throug
 // TestExecReal passes many bytes through a guest's command, which sends all of it back and counts its digest.
 func TestExecReal(t *testing.T) {
 	t.Parallel()
+	if !*long {
+		t.Skip(longOnly)
+	}
 	if ok, cure := realVMs(); !ok {
 		t.Skip(cure)
 	}

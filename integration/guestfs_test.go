@@ -69,6 +69,9 @@ func TestGuestTree(t *testing.T) {
 			if ok, cure := realVMs(); driver == "qemu" && !ok {
 				t.Skip(cure)
 			}
+			if driver == "qemu" && !*long {
+				t.Skip(longOnly)
+			}
 			n := *treeFiles
 			if n == 0 {
 				n = map[string]int{"fake": 10_000, "qemu": 1000}[driver]

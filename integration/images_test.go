@@ -100,6 +100,9 @@ umoci config --image l:x --config.entrypoint httpd --config.entrypoint=-f --conf
 // TestDebian builds a Debian, where the network of the host is, or takes the one of an earlier run, and boots it.
 func TestDebian(t *testing.T) {
 	t.Parallel()
+	if !*long {
+		t.Skip(longOnly)
+	}
 	if ok, cure := realVMs(); !ok {
 		t.Skip(cure)
 	}

@@ -70,6 +70,11 @@ func runScripts(t *testing.T, alone bool) {
 	}
 }
 
+// long adds what takes minutes: a Debian and a cloud image are built and booted, and many bytes and files go through guests.
+var long = flag.Bool("long", false, "also the tests that take minutes each")
+
+const longOnly = "it takes minutes: make test-long"
+
 var update = flag.Bool("update", false, "write what the scripts' cmp finds into their golden files")
 
 func params(files []string, vmm string) testscript.Params {
@@ -104,6 +109,8 @@ func params(files []string, vmm string) testscript.Params {
 				return os.Geteuid() == 0, nil
 			case "real":
 				return vmm == "qemu", nil
+			case "long":
+				return *long, nil
 			}
 			return false, os.ErrInvalid
 		},
