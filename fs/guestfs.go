@@ -85,6 +85,56 @@ func (s guestFS) child(dir *guestNode, name string) (string, fuse.Status) {
 	return strings.TrimSuffix(path, "/") + "/" + name, fuse.OK
 }
 
+// at is request with the path of the node.
+func (s guestFS) at(cancel <-chan struct{}, h *fuse.InHeader) (r *request, n *guestNode, path string, code fuse.Status) {
+	if r, n, code = s.request(cancel, h); !code.Ok() {
+		return nil, nil, "", code
+	}
+	path, err := s.guestNodes.path(n)
+	return r, n, path, errno(err)
+}
+
+// in is request for a name in the directory that is the node, with its path.
+func (s guestFS) in(cancel <-chan struct{}, h *fuse.InHeader, name string) (r *request, dir *guestNode, path string, code fuse.Status) {
+	if r, dir, code = s.request(cancel, h); !code.Ok() {
+		return nil, nil, "", code
+	}
+	path, code = s.child(dir, name)
+	return r, dir, path, code
+}
+
+// stat asks for the attributes of what has the path.
+func (s guestFS) stat(r *request, path string) (a sftp.Attr, code fuse.Status) {
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		a, err = g.client.Stat(ctx, path)()
+		return err
+	})
+	return a, code
+}
+
+// change does what begin begins, and gives the attributes that what has the path has then. Both go out at once.
+func (s guestFS) change(r *request, path string, begin func(context.Context, *sftp.Client) func() error) (a sftp.Attr, code fuse.Status) {
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		done, stat := begin(ctx, g.client), g.client.Stat(ctx, path)
+		if err := done(); err != nil {
+			return err
+		}
+		a, err = stat()
+		return err
+	})
+	return a, code
+}
+
+// open opens what has the path, in the session that it gives.
+func (s guestFS) open(r *request, path string, flags, mode uint32) (h *sftp.Handle, session *guestSession, code fuse.Status) {
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		session = g
+		h, err = g.client.Open(ctx, path, flags, mode)()
+		return err
+	})
+	return h, session, code
+}
+
 // shown makes of a guest's attributes those that the kernel is told. A fifo would be the host's own, and block who opens it: it is shown as a
 // socket, which nobody can open. False for what is no file.
 func shown(a sftp.Attr) (sftp.Attr, bool) {
@@ -131,19 +181,11 @@ func (s guestFS) entry(r *request, dir *guestNode, name string, a sftp.Attr, out
 }
 
 func (s guestFS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	r, dir, code := s.request(cancel, h)
+	r, dir, path, code := s.in(cancel, h, name)
 	if !code.Ok() {
 		return code
 	}
-	path, code := s.child(dir, name)
-	if !code.Ok() {
-		return code
-	}
-	var a sftp.Attr
-	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
-		a, err = g.client.Stat(ctx, path)()
-		return err
-	})
+	a, code := s.stat(r, path)
 	if code == fuse.ENOENT {
 		s.guestNodes.removed(dir, name)
 	}
@@ -171,11 +213,7 @@ func (s guestFS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.A
 	if err != nil {
 		return errno(err)
 	}
-	var a sftp.Attr
-	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
-		a, err = g.client.Stat(ctx, path)()
-		return err
-	})
+	a, code := s.stat(r, path)
 	if !code.Ok() {
 		return code
 	}
@@ -194,13 +232,9 @@ func (s guestFS) same(r *request, n *guestNode, a sftp.Attr, out *fuse.AttrOut) 
 }
 
 func (s guestFS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
-	r, n, code := s.request(cancel, &in.InHeader)
+	r, n, path, code := s.at(cancel, &in.InHeader)
 	if !code.Ok() {
 		return code
-	}
-	path, err := s.guestNodes.path(n)
-	if err != nil {
-		return errno(err)
 	}
 	change := sftp.Change{Atime: setTime(in, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec), Mtime: setTime(in, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec)}
 	o := r.snap().Owner
@@ -220,15 +254,7 @@ func (s guestFS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.A
 	if in.Valid&fuse.FATTR_SIZE != 0 {
 		change.Size = &in.Size
 	}
-	var a sftp.Attr
-	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
-		set, stat := g.client.Set(ctx, path, change), g.client.Stat(ctx, path)
-		if err := set(); err != nil {
-			return err
-		}
-		a, err = stat()
-		return err
-	})
+	a, code := s.change(r, path, func(ctx context.Context, c *sftp.Client) func() error { return c.Set(ctx, path, change) })
 	if !code.Ok() {
 		return code
 	}
@@ -246,24 +272,12 @@ func setTime(in *fuse.SetAttrIn, set, now uint32, sec uint64, nsec uint32) int64
 }
 
 // make makes a name in a directory with what begin begins, and tells the kernel of it.
-func (s guestFS) make(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut, make func(context.Context, *sftp.Client, string) func() error) fuse.Status {
-	r, dir, code := s.request(cancel, h)
+func (s guestFS) make(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut, begin func(context.Context, *sftp.Client, string) func() error) fuse.Status {
+	r, dir, path, code := s.in(cancel, h, name)
 	if !code.Ok() {
 		return code
 	}
-	path, code := s.child(dir, name)
-	if !code.Ok() {
-		return code
-	}
-	var a sftp.Attr
-	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
-		made, stat := make(ctx, g.client, path), g.client.Stat(ctx, path)
-		if err := made(); err != nil {
-			return err
-		}
-		a, err = stat()
-		return err
-	})
+	a, code := s.change(r, path, func(ctx context.Context, c *sftp.Client) func() error { return begin(ctx, c, path) })
 	if !code.Ok() {
 		return code
 	}
@@ -317,11 +331,7 @@ func (s guestFS) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fu
 }
 
 func (s guestFS) remove(cancel <-chan struct{}, h *fuse.InHeader, name string, remove func(*sftp.Client, context.Context, string) error) fuse.Status {
-	r, dir, code := s.request(cancel, h)
-	if !code.Ok() {
-		return code
-	}
-	path, code := s.child(dir, name)
+	r, dir, path, code := s.in(cancel, h, name)
 	if !code.Ok() {
 		return code
 	}
@@ -387,13 +397,9 @@ func (s guestFS) Readlink(cancel <-chan struct{}, h *fuse.InHeader) (out []byte,
 }
 
 func (s guestFS) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	r, n, code := s.request(cancel, h)
+	r, _, path, code := s.at(cancel, h)
 	if !code.Ok() {
 		return code
-	}
-	path, err := s.guestNodes.path(n)
-	if err != nil {
-		return errno(err)
 	}
 	return s.ask(r, guestWait, func(ctx context.Context, g *guestSession) error {
 		v, err := g.client.StatVFS(ctx, path)
@@ -461,11 +467,7 @@ func (s guestFS) opened(n *guestNode, flags uint32, h *sftp.Handle, g *guestSess
 }
 
 func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	r, dir, code := s.request(cancel, &in.InHeader)
-	if !code.Ok() {
-		return code
-	}
-	path, code := s.child(dir, name)
+	r, dir, path, code := s.in(cancel, &in.InHeader, name)
 	if !code.Ok() {
 		return code
 	}
@@ -476,13 +478,7 @@ func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, 
 	if in.Flags&syscall.O_TRUNC != 0 && in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		flags |= sftp.Truncate
 	}
-	var h *sftp.Handle
-	var session *guestSession
-	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
-		session = g
-		h, err = g.client.Open(ctx, path, flags, in.Mode&0o7777)()
-		return err
-	})
+	h, session, code := s.open(r, path, flags, in.Mode&0o7777)
 	if !code.Ok() {
 		return code
 	}
@@ -500,25 +496,15 @@ func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, 
 }
 
 func (s guestFS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	r, n, code := s.request(cancel, &in.InHeader)
+	r, n, path, code := s.at(cancel, &in.InHeader)
 	if !code.Ok() {
 		return code
-	}
-	path, err := s.guestNodes.path(n)
-	if err != nil {
-		return errno(err)
 	}
 	flags := openFlags(in.Flags)
 	if in.Flags&syscall.O_TRUNC != 0 {
 		flags |= sftp.Truncate
 	}
-	var h *sftp.Handle
-	var session *guestSession
-	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
-		session = g
-		h, err = g.client.Open(ctx, path, flags, 0)()
-		return err
-	})
+	h, session, code := s.open(r, path, flags, 0)
 	if code.Ok() {
 		s.opened(n, in.Flags, h, session, out)
 	}
@@ -669,13 +655,9 @@ func (d *guestDir) at(ctx context.Context, g *guestSession, path string, i uint6
 }
 
 func (s guestFS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	r, n, code := s.request(cancel, &in.InHeader)
+	r, _, path, code := s.at(cancel, &in.InHeader)
 	if !code.Ok() {
 		return code
-	}
-	path, err := s.guestNodes.path(n)
-	if err != nil {
-		return errno(err)
 	}
 	d := new(guestDir)
 	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) error {
