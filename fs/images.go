@@ -79,6 +79,22 @@ func imageStatus(i *vmm.ImageInfo) string {
 	return string(i.Status)
 }
 
+func imagesMake(r *request, name string, owner vmm.Owner) error {
+	var i vmm.ImageInfo
+	err := r.detached(func(ctx context.Context) (err error) {
+		i, err = r.server.o.Images.Create(ctx, name, owner)
+		return err
+	})
+	if err == nil {
+		r.file, r.image, r.node = imageRow, i.Number, nodeID(imageBit|i.Number, imageRow.row, 0)
+	}
+	return err
+}
+
+func imagesRemove(r *request, name string) error {
+	return r.detached(func(ctx context.Context) error { return r.server.o.Images.Remove(ctx, name) })
+}
+
 func sourceStore(r *request, text string) error {
 	by, err := r.caller()
 	if err != nil {

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"context"
 	"net/netip"
 	"strconv"
 
@@ -22,6 +23,24 @@ func vmsFind(r *request, name string) (entry, bool) {
 		return entry{}, false
 	}
 	return entry{name: name, serial: v.Serial(), row: vmRow.row}, true
+}
+
+func vmsMake(r *request, name string, owner vmm.Owner) error {
+	var v *vmm.VM
+	err := r.detached(func(ctx context.Context) (err error) {
+		v, err = r.server.o.Manager.Create(ctx, name, owner)
+		return err
+	})
+	if err == nil {
+		r.file, r.vm, r.node = vmRow, v, nodeID(v.Serial(), vmRow.row, 0)
+	}
+	return err
+}
+
+func vmsRemove(r *request, name string) error {
+	m := r.server.o.Manager
+	r.vm = m.VM(name)
+	return r.detached(func(ctx context.Context) error { return m.Remove(ctx, name) })
 }
 
 func portFind(r *request, name string) (entry, bool) {

@@ -392,40 +392,17 @@ func (s raw) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *f
 	if !code.Ok() {
 		return code
 	}
-	if r.file == snapshotsRow {
-		return s.takeSnapshot(r, name, out)
-	}
-	if r.file != vmsRow && r.file != imagesRow {
+	dir := r.file
+	if dir.mkdir == nil {
 		return s.refused(r.uid, fmt.Errorf("cannot make the directory %s here, only in vms, images and snapshots: %w", name, vmm.ErrNotPermitted))
 	}
-	defer r.blocking()()
-	name, owner := strings.Clone(name), vmm.Owner{UID: in.Uid, GID: in.Gid, Mode: in.Mode & 0o777}
-	if r.file == imagesRow {
-		return s.makeImage(r, name, owner, out)
+	owner := vmm.Owner{UID: in.Uid, GID: in.Gid, Mode: in.Mode & 0o777}
+	if code := s.change(r, func() error { return dir.mkdir(r, strings.Clone(name), owner) }); !code.Ok() {
+		return code
 	}
-	var v *vmm.VM
-	err := r.detached(func(ctx context.Context) (err error) {
-		v, err = s.o.Manager.Create(ctx, name, owner)
-		return err
-	})
-	if err != nil {
-		return s.refused(r.uid, err)
+	if r.file == dir { // removed already
+		return fuse.ENOENT
 	}
-	r.file, r.vm, r.node = vmRow, v, nodeID(v.Serial(), vmRow.row, 0)
-	s.entry(r, out)
-	return fuse.OK
-}
-
-func (s raw) makeImage(r *request, name string, owner vmm.Owner, out *fuse.EntryOut) fuse.Status {
-	var i vmm.ImageInfo
-	err := r.detached(func(ctx context.Context) (err error) {
-		i, err = s.o.Images.Create(ctx, name, owner)
-		return err
-	})
-	if err != nil {
-		return s.refused(r.uid, err)
-	}
-	r.file, r.image, r.node = imageRow, i.Number, nodeID(imageBit|i.Number, imageRow.row, 0)
 	s.entry(r, out)
 	return fuse.OK
 }
@@ -435,23 +412,24 @@ func (s raw) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.S
 	if !code.Ok() {
 		return code
 	}
-	if r.file == snapshotsRow {
-		return s.removeSnapshot(r, name)
-	}
-	if r.file != vmsRow && r.file != imagesRow {
+	if r.file.rmdir == nil {
 		return s.refused(r.uid, fmt.Errorf("cannot remove the directory %s, only those in vms, images and snapshots: %w", name, vmm.ErrNotPermitted))
 	}
+	return s.change(r, func() error { return r.file.rmdir(r, strings.Clone(name)) })
+}
+
+// change makes or removes a directory. In a VM's directory that is a use of it, and its success clears the VM's error.
+func (s raw) change(r *request, do func() error) fuse.Status {
 	defer r.blocking()()
-	name = strings.Clone(name)
-	if r.file == imagesRow {
-		if err := r.detached(func(ctx context.Context) error { return s.o.Images.Remove(ctx, name) }); err != nil {
-			return s.refused(r.uid, err)
-		}
-		return fuse.OK
+	v := r.vm
+	if v != nil {
+		v.Touch()
 	}
-	v := s.o.Manager.VM(name)
-	if err := r.detached(func(ctx context.Context) error { return s.o.Manager.Remove(ctx, name) }); err != nil {
-		return s.refusedVM(r.uid, v, err)
+	if err := do(); err != nil {
+		return s.refusedVM(r.uid, r.vm, err)
+	}
+	if v != nil {
+		v.Fail(nil)
 	}
 	return fuse.OK
 }

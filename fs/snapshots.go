@@ -4,9 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strconv"
-	"strings"
-
-	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"banger/vmm"
 )
@@ -63,34 +60,18 @@ func snapshotFiles() []file {
 	}
 }
 
-// takeSnapshot is mkdir in snapshots/.
-func (s raw) takeSnapshot(r *request, name string, out *fuse.EntryOut) fuse.Status {
-	defer r.blocking()()
-	name = strings.Clone(name)
-	r.vm.Touch()
+func snapshotsMake(r *request, name string, _ vmm.Owner) error {
 	if err := r.detached(func(ctx context.Context) error { return r.vm.TakeSnapshot(ctx, name) }); err != nil {
-		return s.refusedVM(r.uid, r.vm, err)
+		return err
 	}
-	r.vm.Fail(nil)
-	e, ok := snapshotsFind(r, name)
-	if !ok { // removed already
-		return fuse.ENOENT
+	if e, ok := snapshotsFind(r, name); ok {
+		r.file, r.node = snapshotRow, nodeID(e.serial, e.row, e.param)
 	}
-	r.file, r.node = snapshotRow, nodeID(e.serial, e.row, e.param)
-	s.entry(r, out)
-	return fuse.OK
+	return nil
 }
 
-// removeSnapshot is rmdir in snapshots/.
-func (s raw) removeSnapshot(r *request, name string) fuse.Status {
-	defer r.blocking()()
-	name = strings.Clone(name)
-	r.vm.Touch()
-	if err := r.detached(func(ctx context.Context) error { return r.vm.RemoveSnapshot(ctx, name) }); err != nil {
-		return s.refusedVM(r.uid, r.vm, err)
-	}
-	r.vm.Fail(nil)
-	return fuse.OK
+func snapshotsRemove(r *request, name string) error {
+	return r.detached(func(ctx context.Context) error { return r.vm.RemoveSnapshot(ctx, name) })
 }
 
 // restoreShow gives nothing: what the disks were put back to says nothing of what they are now.

@@ -21,7 +21,9 @@ type file struct {
 	files []file                               // of a directory
 	list  func(*request) []entry               // of a directory with names of its own
 	find  func(*request, string) (entry, bool)
-	size  func(*request) (int64, time.Time) // the real size and change, for growing files
+	mkdir func(*request, string, vmm.Owner) error // makes a name in a directory; the request is then of what was made, unless it is gone already
+	rmdir func(*request, string) error            // removes one; the request is of the VM that is asked, whose error tells a refusal
+	size  func(*request) (int64, time.Time)       // the real size and change, for growing files
 	kind  kind
 	watch bool // inotify watchers are told of its changes
 	heeds bool // whoever holds it is told of changes of health: while the kernel knows it, the daemon asks
@@ -52,7 +54,7 @@ type entry struct {
 var rows []*file
 
 // Rows that requests are recognised by.
-var vmsRow, vmRow, imagesRow, imageRow, portRow, snapshotsRow, snapshotRow, fsRow, cloneRow, sessionRow *file
+var vmsRow, vmRow, imagesRow, imageRow, portRow, snapshotRow, fsRow, cloneRow, sessionRow *file
 
 func init() {
 	top := file{name: "", mode: 0o755, kind: dir, files: topFiles()}
@@ -76,7 +78,7 @@ func number(f *file, parent uint8) {
 	case "tcp":
 		portRow = &f.files[0]
 	case "snapshots":
-		snapshotsRow, snapshotRow = f, &f.files[0]
+		snapshotRow = &f.files[0]
 	case "exec":
 		cloneRow, sessionRow = &f.files[0], &f.files[1]
 	}
@@ -100,10 +102,10 @@ func topFiles() []file {
 			{name: "import", mode: 0o220, doc: "takes the name of a new VM in a line, and its archive", open: importOpen, typed: importType, takes: true},
 		}},
 		{name: "blobs", mode: 0o664, doc: "what images share on the host; takes gc", show: blobsShow, store: blobsStore},
-		{name: "images", mode: 0o1755, kind: dynamic, doc: "what VMs are made from", list: imagesList, find: imagesFind, files: []file{
+		{name: "images", mode: 0o1755, kind: dynamic, doc: "what VMs are made from", list: imagesList, find: imagesFind, mkdir: imagesMake, rmdir: imagesRemove, files: []file{
 			{name: "NAME", mode: 0o755, kind: dir, doc: "an image", files: imageFiles()},
 		}},
-		{name: "vms", mode: 0o1755, kind: dynamic, doc: "the VMs", list: vmsList, find: vmsFind, files: []file{
+		{name: "vms", mode: 0o1755, kind: dynamic, doc: "the VMs", list: vmsList, find: vmsFind, mkdir: vmsMake, rmdir: vmsRemove, files: []file{
 			{name: "NAME", mode: 0o755, kind: dir, doc: "a VM", files: vmFiles()},
 		}},
 	}
@@ -137,7 +139,7 @@ func vmFiles() []file {
 		{name: "health", mode: 0o440, doc: "whether the agent answers", asks: true, show: healthShow, watch: true, heeds: true},
 		{name: "health.json", mode: 0o440, doc: "health as JSON", asks: true, show: healthJSONShow},
 		{name: "vmm_metrics", mode: 0o440, doc: "what the VMM itself reports, as JSON", asks: true, show: vmmMetricsShow},
-		{name: "snapshots", mode: 0o750, kind: dynamic, doc: "of its disks: mkdir takes one, rmdir removes it", list: snapshotsList, find: snapshotsFind, files: []file{
+		{name: "snapshots", mode: 0o750, kind: dynamic, doc: "of its disks: mkdir takes one, rmdir removes it", list: snapshotsList, find: snapshotsFind, mkdir: snapshotsMake, rmdir: snapshotsRemove, files: []file{
 			{name: "NAME", mode: 0o550, kind: dir, doc: "a snapshot", files: snapshotFiles()},
 		}},
 		{name: "restore", mode: 0o640, doc: "takes the name of the snapshot to put the disks back to", show: restoreShow, store: restoreStore},
