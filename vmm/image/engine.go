@@ -202,7 +202,7 @@ func (s *Set) scan() {
 	}
 	there := make(map[string]bool)
 	for _, e := range names {
-		if e.IsDir() && validName(e.Name()) {
+		if e.IsDir() && vmm.CheckName(e.Name()) == nil { // not what an unfinished Install left, which begins with a dot
 			there[e.Name()] = true
 		}
 	}

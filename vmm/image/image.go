@@ -101,24 +101,6 @@ func (m *manifest) image(name, dir string) vmm.Image {
 	return img
 }
 
-// validName is the rule of VM names: a DNS label. It keeps out "..", slashes
-// and the dotted directories that an unfinished Install leaves.
-func validName(name string) bool {
-	if len(name) < 1 || len(name) > 63 {
-		return false
-	}
-	for i := 0; i < len(name); i++ {
-		c := name[i]
-		switch {
-		case 'a' <= c && c <= 'z', '0' <= c && c <= '9':
-		case c == '-' && i > 0 && i < len(name)-1:
-		default:
-			return false
-		}
-	}
-	return true
-}
-
 // readManifest reads dir's image.json and checks that the files that it names are there.
 func readManifest(dir string) (*manifest, error) {
 	f, err := os.Open(filepath.Join(dir, manifestName))

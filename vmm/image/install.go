@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"banger/vmm"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +26,7 @@ func Install(src, imagesDir string) error {
 }
 
 func install(src, imagesDir, name string) error {
-	if !validName(name) {
+	if vmm.CheckName(name) != nil {
 		return fmt.Errorf("%q is no name for an image", name)
 	}
 	m, err := readManifest(src)
