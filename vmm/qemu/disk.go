@@ -255,7 +255,7 @@ func (r restingDisks) TakeSnapshot(ctx context.Context, tag string) error {
 		if disk = actual(disk); disk.Format != "qcow2" {
 			return fmt.Errorf("its disk %s could not be converted, its log says why: %w", filepath.Base(disk.Path), vmm.ErrUnsupported)
 		}
-		if err := t.qemuImg(ctx, "snapshot", "-q", "--image-opts", "-c", tag, imageOptions(disk)); err != nil {
+		if err := t.snapshot(ctx, "-c", tag, disk); err != nil {
 			return err
 		}
 	}
@@ -273,7 +273,7 @@ func (r restingDisks) DropSnapshot(ctx context.Context, tag string) error {
 		return err
 	}
 	for _, disk := range disks {
-		if err := t.qemuImg(ctx, "snapshot", "-q", "--image-opts", "-d", tag, imageOptions(disk)); err != nil {
+		if err := t.snapshot(ctx, "-d", tag, disk); err != nil {
 			return err
 		}
 	}
@@ -294,7 +294,7 @@ func (d *Driver) RestoreDisks(ctx context.Context, spec *vmm.Spec, tag string) e
 		return err
 	}
 	for _, disk := range disks {
-		if err := t.qemuImg(ctx, "snapshot", "-q", "--image-opts", "-a", tag, imageOptions(disk)); err != nil {
+		if err := t.snapshot(ctx, "-a", tag, disk); err != nil {
 			return err
 		}
 	}
@@ -439,6 +439,11 @@ func (i *imageInfo) has(tag string) bool {
 		}
 	}
 	return false
+}
+
+// snapshot makes (-c), removes (-d) or applies (-a) the snapshot of that tag in a disk that no VMM uses.
+func (t *tools) snapshot(ctx context.Context, what, tag string, disk vmm.Disk) error {
+	return t.qemuImg(ctx, "snapshot", "-q", "--image-opts", what, tag, imageOptions(disk))
 }
 
 func (t *tools) qemuImg(ctx context.Context, args ...string) error {
