@@ -134,11 +134,8 @@ func interfaceFor(mac string) (string, error) {
 	return found[0], nil
 }
 
-// setAddress gives the interface an IPv4 address and the default route (netdevice(7)).
-func setAddress(name string, p netip.Prefix, gateway netip.Addr) error {
-	if !p.Addr().Is4() {
-		return fmt.Errorf("cannot set %s: only IPv4 addresses are understood", p)
-	}
+// onInterface calls f with a request about the interface, and a socket to make it of (netdevice(7)).
+func onInterface(name string, f func(fd int, r *unix.Ifreq) error) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -148,49 +145,57 @@ func setAddress(name string, p netip.Prefix, gateway netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	addr := p.Addr().As4()
-	mask := net.CIDRMask(p.Bits(), 32)
-	for _, step := range []struct {
-		request uint
-		value   []byte
-	}{{unix.SIOCSIFADDR, addr[:]}, {unix.SIOCSIFNETMASK, mask}} {
-		if err := r.SetInet4Addr(step.value); err != nil {
-			return err
-		}
-		if err := unix.IoctlIfreq(fd, step.request, r); err != nil {
-			return fmt.Errorf("cannot give %s the address %s: %w", name, p, err)
-		}
-	}
-	if err := linkUp(fd, name); err != nil {
-		return err
-	}
-	if !gateway.Is4() {
-		return nil
-	}
-	route := rtentry{Flags: unix.RTF_UP | unix.RTF_GATEWAY}
-	route.Dst.Family, route.Genmask.Family, route.Gateway.Family = unix.AF_INET, unix.AF_INET, unix.AF_INET
-	route.Gateway.Addr = gateway.As4()
-	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&route)))
-	if e != 0 && !errors.Is(e, unix.EEXIST) {
-		return fmt.Errorf("cannot route through %s: %w", gateway, e)
-	}
-	return nil
+	return f(fd, r)
 }
 
-// linkUp brings an interface up; fd is any socket.
-func linkUp(fd int, name string) error {
-	r, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
+// setAddress gives the interface an IPv4 address and the default route.
+func setAddress(name string, p netip.Prefix, gateway netip.Addr) error {
+	if !p.Addr().Is4() {
+		return fmt.Errorf("cannot set %s: only IPv4 addresses are understood", p)
 	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
-		return fmt.Errorf("cannot bring %s up: %w", name, err)
-	}
-	r.SetUint16(r.Uint16() | unix.IFF_UP)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r); err != nil {
-		return fmt.Errorf("cannot bring %s up: %w", name, err)
-	}
-	return nil
+	return onInterface(name, func(fd int, r *unix.Ifreq) error {
+		addr := p.Addr().As4()
+		mask := net.CIDRMask(p.Bits(), 32)
+		for _, step := range []struct {
+			request uint
+			value   []byte
+		}{{unix.SIOCSIFADDR, addr[:]}, {unix.SIOCSIFNETMASK, mask}} {
+			if err := r.SetInet4Addr(step.value); err != nil {
+				return err
+			}
+			if err := unix.IoctlIfreq(fd, step.request, r); err != nil {
+				return fmt.Errorf("cannot give %s the address %s: %w", name, p, err)
+			}
+		}
+		if err := linkUp(name); err != nil {
+			return err
+		}
+		if !gateway.Is4() {
+			return nil
+		}
+		route := rtentry{Flags: unix.RTF_UP | unix.RTF_GATEWAY}
+		route.Dst.Family, route.Genmask.Family, route.Gateway.Family = unix.AF_INET, unix.AF_INET, unix.AF_INET
+		route.Gateway.Addr = gateway.As4()
+		_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&route)))
+		if e != 0 && !errors.Is(e, unix.EEXIST) {
+			return fmt.Errorf("cannot route through %s: %w", gateway, e)
+		}
+		return nil
+	})
+}
+
+// linkUp brings an interface up.
+func linkUp(name string) error {
+	return onInterface(name, func(fd int, r *unix.Ifreq) error {
+		if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, r); err != nil {
+			return fmt.Errorf("cannot bring %s up: %w", name, err)
+		}
+		r.SetUint16(r.Uint16() | unix.IFF_UP)
+		if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r); err != nil {
+			return fmt.Errorf("cannot bring %s up: %w", name, err)
+		}
+		return nil
+	})
 }
 
 // connect gives the interface what the host says of the network. IPv6 that this kernel does not have is left out.
@@ -214,20 +219,13 @@ func connect(name string, c *vmm.GuestConfig) error {
 }
 
 func setMTU(name string, mtu int) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	r, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
-	}
-	r.SetUint32(uint32(mtu))
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, r); err != nil {
-		return fmt.Errorf("cannot give %s the MTU %d: %w", name, mtu, err)
-	}
-	return nil
+	return onInterface(name, func(fd int, r *unix.Ifreq) error {
+		r.SetUint32(uint32(mtu))
+		if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, r); err != nil {
+			return fmt.Errorf("cannot give %s the MTU %d: %w", name, mtu, err)
+		}
+		return nil
+	})
 }
 
 // setAddress6 gives the interface an IPv6 address and the default route (ipv6(7); linux/ipv6.h, linux/ipv6_route.h).

@@ -36,11 +36,8 @@ func runInit() {
 		mountAt("tmpfs", "/run", "tmpfs")
 		mountAt("tmpfs", "/tmp", "tmpfs")
 	}
-	if fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
-		if err := linkUp(fd, "lo"); err != nil {
-			log.Print(err)
-		}
-		unix.Close(fd)
+	if err := linkUp("lo"); err != nil {
+		log.Print(err)
 	}
 	var r reaper
 	signals := make(chan os.Signal, 16)
