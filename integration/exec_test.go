@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -193,36 +194,43 @@ func tarOf(t *testing.T, files map[string]string) []byte {
 	return b.Bytes()
 }
 
+// sshGuest starts a VM web with that much memory and an sshd in it, and gives whom ssh(1) and scp(1) log in as, and their options.
+func sshGuest(t *testing.T, memory string) (d *daemon, host string, options []string) {
+	t.Helper()
+	d = testDaemon(t, "qemu")
+	if err := os.Mkdir(d.path("web"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	startFor(t, d, "web", memory)
+	startSSHD(t, d, "web")
+	address, err := read(d.path("web", "address"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, "root@" + strings.TrimSpace(address),
+		[]string{"-q", "-i", d.loginKey(), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"}
+}
+
+// tookRun is the time that a command takes, which must succeed.
+func tookRun(t *testing.T, cmd *exec.Cmd) time.Duration {
+	t.Helper()
+	return took(func() {
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%.300s", cmd, err, out)
+		}
+	})
+}
+
 // reportExec compares commands through the agent with commands through ssh, on the guest's own network, in the same guest.
 func reportExec(t *testing.T) []line {
 	if ok, cure := realVMs(); !ok {
 		t.Log("no commands measured: ", cure)
 		return nil
 	}
-	d := testDaemon(t, "qemu")
-	if err := os.Mkdir(d.path("web"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := write(d.path("web", "state"), "start"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := read(d.path("web", "wait", "healthy")); err != nil {
-		t.Fatal(err)
-	}
-	startSSHD(t, d, "web")
-	address, err := read(d.path("web", "address"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	run := func(cmd *exec.Cmd) time.Duration {
-		return took(func() {
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Fatalf("%v: %v\n%.300s", cmd, err, out)
-			}
-		})
-	}
+	d, host, options := sshGuest(t, "128M")
+	run := func(cmd *exec.Cmd) time.Duration { return tookRun(t, cmd) }
 	ssh := func(line string) *exec.Cmd {
-		return exec.Command("ssh", "-q", "-i", d.loginKey(), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", "root@"+strings.TrimSpace(address), line)
+		return exec.Command("ssh", append(slices.Clone(options), host, line)...)
 	}
 	round, other := compare(func() time.Duration { return run(d.client("exec", "web", "true")) }, func() time.Duration { return run(ssh("true")) })
 	const size = 32 << 20

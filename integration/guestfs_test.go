@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -133,17 +134,7 @@ func reportFiles(t *testing.T) []line {
 		t.Log("no copies measured: ", cure)
 		return nil
 	}
-	d := testDaemon(t, "qemu")
-	if err := os.Mkdir(d.path("web"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	startFor(t, d, "web", "384M")
-	startSSHD(t, d, "web")
-	address, err := read(d.path("web", "address"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	host := "root@" + strings.TrimSpace(address)
+	d, host, options := sshGuest(t, "384M")
 	dir := t.TempDir()
 	const size, many = 32 << 20, 1000
 	big, err := os.Create(filepath.Join(dir, "big"))
@@ -160,17 +151,11 @@ func reportFiles(t *testing.T) []line {
 			t.Fatal(err)
 		}
 	}
-	run := func(cmd *exec.Cmd) time.Duration {
-		return took(func() {
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Fatalf("%v: %v\n%.300s", cmd, err, out)
-			}
-		})
-	}
+	run := func(cmd *exec.Cmd) time.Duration { return tookRun(t, cmd) }
 	scp := func(from, to string) func() time.Duration {
 		return func() time.Duration {
 			// dropbear has no sftp server: the older protocol, in which a tree is one stream.
-			return run(exec.Command("scp", "-O", "-q", "-r", "-p", "-i", d.loginKey(), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", from, to))
+			return run(exec.Command("scp", slices.Concat([]string{"-O", "-r", "-p"}, options, []string{from, to})...))
 		}
 	}
 	cp := func(from, to string) func() time.Duration {
