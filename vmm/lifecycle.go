@@ -575,6 +575,15 @@ func ended(reason string) func(*Snapshot) {
 	}
 }
 
+// enterFailed records that the VM failed, and tells why.
+func (v *VM) enterFailed(reason string) error {
+	if err := v.enter(Failed, ended(reason)); err != nil {
+		return err
+	}
+	v.emit(EventError, reason)
+	return nil
+}
+
 // settle makes a failed VM a stopped one.
 func (v *VM) settle(context.Context) error { return v.enter(Stopped, ended("")) }
 
@@ -594,10 +603,9 @@ func (v *VM) start(ctx context.Context) error {
 	}
 	if err != nil {
 		err = fmt.Errorf("cannot start %s: %w", name, err)
-		if e := v.enter(Failed, ended(err.Error())); e != nil {
+		if e := v.enterFailed(err.Error()); e != nil {
 			return e
 		}
-		v.emit(EventError, err.Error())
 		return err
 	}
 	err = v.enter(Running, func(s *Snapshot) {
@@ -610,10 +618,9 @@ func (v *VM) start(ctx context.Context) error {
 	}
 	if err := v.forward(context.WithoutCancel(ctx)); err != nil {
 		err = fmt.Errorf("cannot start %s: %w", name, err)
-		if e := errors.Join(machine.Kill(context.WithoutCancel(ctx)), v.enter(Failed, ended(err.Error()))); e != nil {
+		if e := errors.Join(machine.Kill(context.WithoutCancel(ctx)), v.enterFailed(err.Error())); e != nil {
 			return e
 		}
-		v.emit(EventError, err.Error())
 		return err
 	}
 	v.greet(machine)
@@ -795,11 +802,7 @@ func (v *VM) bury(machine Machine) error {
 	if exit.Orderly {
 		return v.enter(Stopped, ended(""))
 	}
-	if err := v.enter(Failed, ended(exit.Reason)); err != nil {
-		return err
-	}
-	v.emit(EventError, exit.Reason)
-	return nil
+	return v.enterFailed(exit.Reason)
 }
 
 // stop asks the guest to power itself off, waits, and kills what is left.
