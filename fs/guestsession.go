@@ -193,9 +193,8 @@ func (t *guestSessions) begin(m vmm.Machine) (*sftp.Client, error) {
 	return c, err
 }
 
-// ask calls f with the session of a VM, bounded in time. When a guest says nothing for that long, the session ends, and with it the requests of others.
+// ask calls f with the session of a VM, bounded in time. When a guest has said nothing for half of that or longer, the session ends, and with it the requests of others.
 func (t *guestSessions) ask(ctx context.Context, v *vmm.VM, limit time.Duration, f func(context.Context, *guestSession) error) error {
-	began := time.Now()
 	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	g, err := t.get(bounded, v)
@@ -206,7 +205,8 @@ func (t *guestSessions) ask(ctx context.Context, v *vmm.VM, limit time.Duration,
 	case err == nil || ctx.Err() != nil:
 		return err
 	case errors.Is(err, context.DeadlineExceeded):
-		if g != nil && g.client.Heard().Before(began) {
+		// Half of it is long enough: the answer to something earlier may have come just after this was asked.
+		if g != nil && time.Since(g.client.Heard()) > limit/2 {
 			g.rests.Store(time.Now().Add(guestRest).UnixNano())
 			g.drop(errSilent)
 		}
