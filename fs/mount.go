@@ -144,7 +144,9 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	s.fuse = server
 	s.held = newHeld(o.Collector, server.EntryNotify)
 	go server.Serve() // ends with the mount: Wait waits for it
-	if err := server.WaitMount(); err != nil {
+	// It asks the mount something, so that the kernel learns that files here cannot be polled.
+	if e := apart(func() { err = server.WaitMount() }); e != nil || err != nil {
+		err = errors.Join(e, err)
 		s.cancel()
 		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
 	}
@@ -191,29 +193,12 @@ func (s *Server) changed(e vmm.Event) {
 // nudger is the goroutine that uses the daemon's own mount, and holds no lock over it.
 func (s *Server) nudger() {
 	defer s.work.Done()
-	runtime.LockOSThread() // for good: the thread ends with this goroutine
-	if unix.Gettid() != os.Getpid() {
-		s.tellWatchers()
-		return
+	if err := apart(s.tellWatchers); err != nil {
+		s.o.Log.Warn("inotify watchers will not be told of changes", "err", err)
 	}
-	// The main thread's open files are what /proc/self/fd shows all threads: they
-	// must stay everybody's. While this goroutine keeps it, another gets another.
-	done := make(chan struct{})
-	go func() { // waited for here
-		defer close(done)
-		runtime.LockOSThread()
-		s.tellWatchers()
-	}()
-	<-done
-	runtime.UnlockOSThread()
 }
 
-// tellWatchers runs on a thread that nobody else uses, before or after.
 func (s *Server) tellWatchers() {
-	if err := ownFiles(); err != nil {
-		s.o.Log.Warn("inotify watchers will not be told of changes", "err", err)
-		return
-	}
 	s.nudgerTID.Store(uint32(unix.Gettid()))
 	for {
 		select {
@@ -223,6 +208,28 @@ func (s *Server) tellWatchers() {
 			s.nudge(e)
 		}
 	}
+}
+
+// apart calls f on a thread that nobody else uses, before or after, and that has ownFiles, and returns when f does. Whatever the daemon asks
+// of its own mount is asked there.
+func apart(f func()) error {
+	done := make(chan error, 1)
+	go func() { // waited for here
+		runtime.LockOSThread() // for good: the thread ends with this goroutine
+		if unix.Gettid() == os.Getpid() {
+			// The main thread's open files are what /proc/self/fd shows all threads: they
+			// must stay everybody's. While this goroutine keeps it, another gets another.
+			done <- apart(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		err := ownFiles()
+		if err == nil {
+			f()
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 // ownFiles gives the calling thread a table of open files of its own, without
