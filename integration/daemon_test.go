@@ -135,7 +135,14 @@ func (d *daemon) signal(sig syscall.Signal) error {
 	case <-ended:
 		d.cmd = nil
 	case <-time.After(30 * time.Second):
-		return fmt.Errorf("bangerd does not end within 30 s of %v", sig)
+		_ = cmd.Process.Signal(syscall.SIGQUIT) // what hangs is in its log then
+		select {
+		case <-ended:
+			d.cmd = nil
+		case <-time.After(5 * time.Second):
+		}
+		log, _ := os.ReadFile(d.log)
+		return fmt.Errorf("bangerd does not end within 30 s of %v; the end of its log:\n%s", sig, log[max(0, len(log)-64<<10):])
 	}
 	if sig == syscall.SIGTERM && cmd.ProcessState.ExitCode() != 0 {
 		return fmt.Errorf("bangerd ended with %v", cmd.ProcessState)
