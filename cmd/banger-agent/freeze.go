@@ -27,6 +27,8 @@ type freezer struct {
 	// started again lets go what the one before it held.
 	list string
 
+	letting sync.Mutex // held while file systems are let go, so that what a next freeze holds is not let go with them
+
 	mu    sync.Mutex // guards what follows; not held over an ioctl
 	turn  int        // counts the freezes and thaws: a freeze whose turn is over undoes what it still gets
 	held  []*os.File // frozen in this turn
@@ -44,10 +46,11 @@ func (g *guest) Thaw(context.Context) (bool, error) { return g.freezer.thaw(), n
 
 func (f *freezer) freeze(ctx context.Context, points []string, within time.Duration) (int, error) {
 	f.thaw() // of a host that came back
+	f.mu.Lock()
 	if err := os.WriteFile(f.list, []byte(strings.Join(points, "\n")), 0o600); err != nil {
+		f.mu.Unlock()
 		return 0, err
 	}
-	f.mu.Lock()
 	f.turn++
 	turn := f.turn
 	// Nothing is logged while file systems stand still: the log may be on one of them.
@@ -106,10 +109,19 @@ func release(dir *os.File) {
 }
 
 // thaw lets all go and reports whether they stood still until now.
-func (f *freezer) thaw() bool {
+func (f *freezer) thaw() bool { return f.letGo(0) }
+
+// letGo is thaw in that turn only, or in any if turn is 0.
+func (f *freezer) letGo(turn int) bool {
+	f.letting.Lock()
+	defer f.letting.Unlock()
 	f.mu.Lock()
+	if turn != 0 && turn != f.turn {
+		f.mu.Unlock()
+		return false
+	}
 	f.turn++
-	held := f.held
+	next, held := f.turn, f.held
 	f.held = nil
 	if f.timer != nil {
 		f.timer.Stop()
@@ -119,17 +131,17 @@ func (f *freezer) thaw() bool {
 	for i := len(held) - 1; i >= 0; i-- {
 		release(held[i])
 	}
-	os.Remove(f.list)
+	f.mu.Lock()
+	if f.turn == next { // else the list is a next freeze's
+		os.Remove(f.list)
+	}
+	f.mu.Unlock()
 	return len(held) > 0
 }
 
 // expire is thaw at the end of the time, unless somebody did it before.
 func (f *freezer) expire(turn int) {
-	f.mu.Lock()
-	mine := f.turn == turn
-	f.mu.Unlock()
-	if mine {
-		f.thaw()
+	if f.letGo(turn) {
 		log.Print("nobody let the frozen file systems go in time: they are not frozen any more")
 	}
 }
