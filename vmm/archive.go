@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 )
 
 // An archive is a VM as one file: a tar (POSIX.1-2001) whose first member is archiveManifest, followed by the disks that it lists, in that
@@ -345,27 +344,6 @@ func takeDisks(archive *tar.Reader, about *manifest, spec *Spec) error {
 	}
 	if _, err := archive.Next(); err != io.EOF {
 		return fmt.Errorf("it does not end after its disks (%v): %w", err, ErrInvalid)
-	}
-	return nil
-}
-
-// ownDisks gives the disks of a VM that was imported, which belong to nobody's uid until its first start, to its own.
-func ownDisks(spec *Spec, base int) error {
-	if base == 0 {
-		return nil
-	}
-	for _, d := range spec.Disks {
-		fd, err := unix.Open(d.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != nil {
-			continue // it is not there yet
-		}
-		var st unix.Stat_t
-		if err = unix.Fstat(fd, &st); err == nil && int(st.Uid) == base { // else it is the VM's, and what it made of it
-			err = unix.Fchown(fd, spec.UID, spec.GID)
-		}
-		if err := errors.Join(err, unix.Close(fd)); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package vmm
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -15,34 +14,10 @@ const (
 	roomToGoOn = 64 << 20
 )
 
-// halted records that the VMM stopped the CPUs by itself.
-func (v *VM) halted(why error) {
-	for {
-		t, err := v.beginWork(v.m.ctx, Pause, func(state State) (func(context.Context) error, error) {
-			p, ok := v.Snapshot().Machine.(interface{ Paused() bool })
-			if state != Running || !ok || !p.Paused() {
-				return nil, nil // it ended, or somebody let it go on
-			}
-			return func(context.Context) error {
-				return v.enter(Paused, func(s *Snapshot) { s.Error = why.Error() })
-			}, nil
-		})
-		if t != nil {
-			<-t.done
-			if err = t.err; err == nil {
-				v.emit(EventError, why.Error())
-			}
-		}
-		if err == nil || v.m.ctx.Err() != nil {
-			return
-		}
-		busy := v.transition()
-		if !errors.Is(err, ErrBusy) || busy == nil {
-			v.m.o.Log.Error("cannot record that a VM was paused", "vm", v.Snapshot().Name, "err", err)
-			return
-		}
-		<-busy.done // it has just started
-	}
+// full reports whether the VMM stopped the CPUs because a disk found no space on the host.
+func (v *VM) full() bool {
+	f, ok := v.Snapshot().Machine.(Fuller)
+	return ok && f.Full()
 }
 
 // fullError says what a VM that found no space on the host needs.

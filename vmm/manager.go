@@ -2,10 +2,8 @@ package vmm
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -15,8 +13,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/google/uuid"
 )
 
 // Options are what a Manager is made of. The Manager closes none of them but the Store.
@@ -40,14 +36,8 @@ type Options struct {
 // defaultMemory is for VMs made before their image, bytes.
 const defaultMemory = 128 << 20
 
-// adoptionsAtOnce bounds what Open asks side by side.
-const adoptionsAtOnce = 32
-
 // autostartsAtOnce bounds the boots that Open begins side by side.
 const autostartsAtOnce = 4
-
-// persistEvery bounds how old the durable time of the last use may be.
-const persistEvery = time.Minute
 
 // Manager owns all VMs of one state directory.
 //
@@ -133,92 +123,6 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	return m, nil
 }
 
-// openSeq finds the number of the last event of the daemon before. It is kept
-// in the page cache only: it outlives the daemon's death, which is when readers
-// go on counting, and costs no sync for each event.
-func (m *Manager) openSeq() error {
-	f, err := os.OpenFile(filepath.Join(m.o.StateDir, "seq"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	var b [8]byte
-	if n, _ := f.ReadAt(b[:], 0); n == len(b) {
-		m.seq = binary.LittleEndian.Uint64(b[:])
-	}
-	m.seqF = f
-	return nil
-}
-
-// recover makes VMs of the records: adopts, or says what became of them.
-func (m *Manager) recover(ctx context.Context, records []Record) error {
-	living := make(map[string]bool)
-	ids := make(map[string]bool)
-	for _, r := range records {
-		ids[r.ID] = true
-		living[r.ID] = r.State.Alive() || r.State == Starting
-	}
-	for _, d := range m.o.Drivers {
-		if err := d.Sweep(ctx, m.o.StateDir, func(id string) bool { return living[id] }); err != nil {
-			return fmt.Errorf("cannot end leftover machines: %w", err)
-		}
-	}
-	entries, err := os.ReadDir(m.vmsDir)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if !ids[e.Name()] {
-			m.o.Log.Info("removing the directory of a VM that is gone", "id", e.Name())
-			if err := os.RemoveAll(filepath.Join(m.vmsDir, e.Name())); err != nil {
-				return err
-			}
-		}
-	}
-	for _, r := range records {
-		m.claims.set(r.Serial, r.Config.Publications())
-		m.insert(m.newVM(r))
-	}
-	saved, err := m.o.Store.Snapshots(ctx)
-	if err != nil {
-		return err
-	}
-	for _, d := range saved {
-		if v := m.BySerial(d.Serial); v != nil {
-			v.publish(func(s *Snapshot) { s.Saved = append(s.Saved, d) })
-		}
-	}
-	if err := m.adopt(ctx); err != nil {
-		return err
-	}
-	return m.o.Network.Settle()
-}
-
-// adopt recovers the VMs that were not stopped, side by side: a VMM that does not answer takes its deadline.
-func (m *Manager) adopt(ctx context.Context) error {
-	slots := make(chan struct{}, adoptionsAtOnce)
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var errs []error // guarded by mu
-	for _, v := range m.VMs() {
-		if s := v.Snapshot().State; s == Stopped || s == Failed {
-			continue
-		}
-		slots <- struct{}{}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			defer func() { <-slots }()
-			if err := v.recover(ctx); err != nil {
-				mu.Lock()
-				errs = append(errs, fmt.Errorf("cannot recover %s: %w", v.Snapshot().Name, err))
-				mu.Unlock()
-			}
-		}()
-	}
-	wg.Wait()
-	return errors.Join(errs...)
-}
-
 func (m *Manager) autostart() {
 	slots := make(chan struct{}, autostartsAtOnce)
 	for _, v := range m.VMs() {
@@ -289,126 +193,6 @@ func (m *Manager) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Create makes a VM with the default settings. ErrInvalid, ErrNameTooLong, ErrExists.
-func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, error) {
-	if err := CheckName(name); err != nil {
-		return nil, err
-	}
-	if !m.take(name) {
-		return nil, fmt.Errorf("cannot create %s: %w", name, ErrExists)
-	}
-	defer m.release(name)
-	now := time.Now()
-	r := Record{
-		ID:      uuid.NewString(),
-		Name:    name,
-		Config:  m.o.Defaults,
-		Owner:   owner,
-		Created: now,
-		Touched: now,
-		State:   Stopped,
-	}
-	if r.Config.Memory == 0 {
-		r.Config.Memory = defaultMemory
-		if image, err := m.o.Images.Image(r.Config.Image); err == nil {
-			r.Config.Memory = image.Memory
-		}
-	}
-	// A wait that was given up would leave a record that nobody knows of.
-	if err := m.o.Store.Insert(context.WithoutCancel(ctx), &r); err != nil {
-		return nil, fmt.Errorf("cannot create %s: %w", name, err)
-	}
-	v := m.newVM(r)
-	v.own <- struct{}{} // nothing of it happens before its create is told
-	defer func() { <-v.own }()
-	m.insert(v)
-	v.emit(EventCreate, "")
-	return v, nil
-}
-
-// Remove destroys a VM and its disks. ErrNotFound, ErrBusy unless stopped or failed, ErrProtected.
-func (m *Manager) Remove(ctx context.Context, name string) error {
-	v := m.VM(name)
-	if v == nil {
-		return fmt.Errorf("cannot remove %s: %w", name, ErrNotFound)
-	}
-	if err := v.remove(ctx); err != nil {
-		return fmt.Errorf("cannot remove %s: %w", name, err)
-	}
-	return nil
-}
-
-// Rename renames a VM. ErrNotFound, ErrBusy unless stopped or failed, ErrExists, ErrInvalid, ErrNameTooLong.
-func (m *Manager) Rename(ctx context.Context, from, to string) error {
-	if err := CheckName(to); err != nil {
-		return err
-	}
-	v := m.VM(from)
-	if v == nil {
-		return fmt.Errorf("cannot rename %s: %w", from, ErrNotFound)
-	}
-	if !m.take(to) {
-		return fmt.Errorf("cannot rename %s to %s: %w", from, to, ErrExists)
-	}
-	defer m.release(to)
-	if err := v.rename(ctx, from, to); err != nil {
-		return fmt.Errorf("cannot rename %s: %w", from, err)
-	}
-	return nil
-}
-
-// take keeps a name from others until release; false if a VM has it or somebody is about to give it.
-func (m *Manager) take(name string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.byName[name] != nil || m.taken[name] {
-		return false
-	}
-	m.taken[name] = true
-	return true
-}
-
-func (m *Manager) release(name string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.taken, name)
-}
-
-// renamed lists a VM by its new name; the old one stays taken until its caller releases it.
-func (m *Manager) renamed(v *VM, from, to string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.byName, from)
-	m.byName[to] = v
-	m.taken[from] = true
-	m.listChangedLocked()
-}
-
-func (m *Manager) insert(v *VM) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.byName[v.Snapshot().Name] = v
-	m.bySerial[v.serial] = v
-	m.listChangedLocked()
-}
-
-// forget takes a VM from the lists; its name stays taken until its caller releases it.
-func (m *Manager) forget(v *VM) {
-	name := v.Snapshot().Name
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.byName, name)
-	m.taken[name] = true
-	delete(m.bySerial, v.serial)
-	m.claims.set(v.serial, nil)
-	m.listChangedLocked()
-}
-
-func (m *Manager) listChangedLocked() {
-	m.changed = time.Now()
-	m.sorted.Store(nil)
-}
-
 // VM finds by name, nil if there is none; it does not block.
 func (m *Manager) VM(name string) *VM {
 	m.mu.RLock()
@@ -450,118 +234,10 @@ func (m *Manager) ListChanged() time.Time {
 	return m.changed
 }
 
-// Events gives the events since the daemon started, at most the last EventHistory.
-func (m *Manager) Events() []Event { return m.events.all() }
-
-// Follow gives a reader of the events to come.
-func (m *Manager) Follow() EventReader { return m.events.follow() }
-
-// OnChange registers f to be called after each event was published, in order, from one goroutine
-// of the Manager. When f was too slow for EventHistory events, missed is called in the place of those that it is not told of.
-// Before Open's VMs are used.
-func (m *Manager) OnChange(f func(Event), missed func()) {
-	r := m.events.follow()
-	m.spawn(func() {
-		for {
-			events, lost, err := r.Next(m.ctx)
-			if err != nil {
-				return
-			}
-			if lost > 0 {
-				m.o.Log.Warn("watchers were not told of events", "lost", lost)
-				missed()
-			}
-			for _, e := range events {
-				f(e)
-			}
-		}
-	})
-}
-
-// counted are the transitions that Transitions tells apart; exit is the end of a machine that nobody asked to end.
-var counted = [...]Command{Start, Stop, Restart, Kill, Pause, Resume, exit, Take, Drop, Restore, Export}
-
-// Transitions is how often a command's transition has ended since the daemon's start.
-type Transitions struct {
-	Command      Command
-	Done, Failed uint64
-}
-
-// Transitions counts by command.
-func (m *Manager) Transitions() []Transitions {
-	all := make([]Transitions, len(counted))
-	for i, c := range counted {
-		all[i] = Transitions{c, m.counts[i].done.Load(), m.counts[i].failed.Load()}
-	}
-	return all
-}
-
-func (m *Manager) count(c Command, err error) {
-	i := slices.Index(counted[:], c)
-	if err == nil {
-		m.counts[i].done.Add(1)
-	} else {
-		m.counts[i].failed.Add(1)
-	}
-}
-
-// emit numbers an event and shows it to all who follow; v is nil for one of no VM.
-func (m *Manager) emit(v *VM, name, what, detail string) {
-	m.emitMu.Lock()
-	defer m.emitMu.Unlock()
-	m.seq++
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], m.seq)
-	// 8 bytes into the page cache: no waiting for a disk, though under a lock.
-	if _, err := m.seqF.WriteAt(b[:], 0); err != nil && !errors.Is(err, fs.ErrClosed) {
-		m.o.Log.Error("cannot keep the number of the last event", "err", err)
-	}
-	e := Event{Time: time.Now(), Seq: m.seq, VM: name, What: what, Detail: detail}
-	if v != nil {
-		e.Serial = v.serial
-		v.events.add(e)
-	}
-	m.events.add(e)
-}
-
 func (m *Manager) driverNames() []string {
 	var names []string
 	for _, d := range m.o.Drivers {
 		names = append(names, d.Name())
 	}
 	return names
-}
-
-// sweep stops what nobody has used for its idle_timeout, lets what found no space go on, and keeps the times of use durable.
-func (m *Manager) sweep() {
-	tick := time.NewTicker(m.o.Sweep)
-	defer tick.Stop()
-	persisted := time.Now()
-	for n := 1; ; n++ {
-		select {
-		case <-m.closing:
-			return
-		case <-tick.C:
-		}
-		persist := time.Since(persisted) >= persistEvery
-		if persist {
-			persisted = time.Now()
-		}
-		for _, v := range m.VMs() {
-			s := v.Snapshot()
-			if n%fullLook == 0 {
-				v.goOn(s)
-			}
-			if v.idle(s) {
-				v.logf("stopping it: not used for %v", s.Config.IdleTimeout)
-				if err := v.Accept(m.ctx, Stop); err != nil && !errors.Is(err, ErrBusy) {
-					m.o.Log.Error("cannot stop an idle VM", "vm", s.Name, "err", err)
-				}
-			}
-			if persist {
-				v.saveTouched(m.ctx)
-				v.trimLog(s)
-			}
-		}
-	}
 }

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -135,27 +133,6 @@ func (v *VM) Restore(ctx context.Context, name string) error {
 	})
 }
 
-// during runs work as a transition of its own, which other commands wait for. Its errors are said to be of doing.
-func (v *VM) during(ctx context.Context, c Command, doing string, work func(context.Context) error) error {
-	t, err := v.beginWork(ctx, c, func(State) (func(context.Context) error, error) {
-		return func(ctx context.Context) error {
-			if err := work(ctx); err != nil {
-				return fmt.Errorf("%s: %w", doing, err)
-			}
-			return nil
-		}, nil
-	})
-	if err != nil {
-		return err
-	}
-	select {
-	case <-t.done:
-		return t.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // keep records a snapshot and shows it.
 func (v *VM) keep(ctx context.Context, d *DiskSnapshot) error {
 	if err := v.m.o.Store.UpdateSnapshot(context.WithoutCancel(ctx), d); err != nil {
@@ -274,48 +251,6 @@ func (v *VM) snapshotter(ctx context.Context) (Snapshotter, error) {
 	return driver.Disks(spec), nil
 }
 
-// diskSpec gives what the driver has to know of the disks; the driver is nil if it keeps none.
-func (v *VM) diskSpec() (*Spec, DiskKeeper, error) {
-	s := v.Snapshot()
-	image, err := v.m.o.Images.Image(s.Config.Image)
-	if err != nil {
-		return nil, nil, fmt.Errorf("image %q: %w", s.Config.Image, err)
-	}
-	if err := s.checkBase(&image); err != nil && !s.State.Alive() {
-		return nil, nil, err
-	}
-	keeper, _ := v.m.drivers[s.Config.VMM].(DiskKeeper)
-	return v.spec(image), keeper, nil
-}
-
-// makeDisks makes the directory and the disks of a VM that does not run.
-func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error {
-	if err := makeDir(spec); err != nil {
-		return err
-	}
-	if driver == nil || len(spec.Disks) == 0 {
-		return nil
-	}
-	if err := ownDisks(spec, v.m.o.VMUIDBase); err != nil {
-		return err
-	}
-	if base := spec.Image.Digest; spec.Image.Root != "" && v.Snapshot().Base != base {
-		// Before there is an overlay, so that there never is one of which it is not known.
-		if err := v.update(context.WithoutCancel(ctx), func(s *Snapshot) error { s.Base = base; return nil }); err != nil {
-			return err
-		}
-	}
-	log, err := v.openLog()
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	spec.Log, spec.LogFile = log, log
-	ctx, cancel := context.WithTimeout(ctx, tidyWait)
-	defer cancel()
-	return driver.MakeDisks(ctx, spec)
-}
-
 // tidy removes from the disks what is left of snapshots half made or half removed, and ends a restore that was begun. Until then
 // nothing else is done with the disks.
 func (v *VM) tidy(ctx context.Context) error {
@@ -391,37 +326,4 @@ func (v *VM) reset(ctx context.Context) error {
 	}
 	v.emit(EventSnapshot, resetWord)
 	return v.update(ctx, func(s *Snapshot) error { s.Base = ""; return nil })
-}
-
-// hasOverlay reports whether the VM's system disk holds anything.
-func (s *Snapshot) hasOverlay() bool {
-	_, err := os.Lstat(filepath.Join(s.Dir, DiskOverlay))
-	return err == nil
-}
-
-// checkBase refuses an image over which the VM's overlay was not made: the two together would be neither disk.
-func (s *Snapshot) checkBase(image *Image) error {
-	if s.Base == "" || s.Base == image.Digest || !s.hasOverlay() {
-		return nil
-	}
-	return fmt.Errorf("its system disk is over an image of digest %s, and %s is now another: make a new VM, or write %s to its file restore, which discards what is on the system disk: %w",
-		s.Base, image.Name, resetWord, ErrBusy)
-}
-
-// DiskBytes is what a disk's file takes on the host (st_blocks, which is in units of 512 whatever the file system, stat(2)); -1 if there is none.
-func DiskBytes(path string) int64 {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return -1
-	}
-	return st.Blocks * 512
-}
-
-// diskBytes is what all disks in a VM's directory take.
-func diskBytes(dir string) int64 {
-	sum := int64(0)
-	for _, name := range []string{DiskOverlay, DiskWork, DiskRaw} {
-		sum += max(0, DiskBytes(filepath.Join(dir, name)))
-	}
-	return sum
 }

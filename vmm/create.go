@@ -1,0 +1,187 @@
+package vmm
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// Create makes a VM with the default settings. ErrInvalid, ErrNameTooLong, ErrExists.
+func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, error) {
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	if !m.take(name) {
+		return nil, fmt.Errorf("cannot create %s: %w", name, ErrExists)
+	}
+	defer m.release(name)
+	now := time.Now()
+	r := Record{
+		ID:      uuid.NewString(),
+		Name:    name,
+		Config:  m.o.Defaults,
+		Owner:   owner,
+		Created: now,
+		Touched: now,
+		State:   Stopped,
+	}
+	if r.Config.Memory == 0 {
+		r.Config.Memory = defaultMemory
+		if image, err := m.o.Images.Image(r.Config.Image); err == nil {
+			r.Config.Memory = image.Memory
+		}
+	}
+	// A wait that was given up would leave a record that nobody knows of.
+	if err := m.o.Store.Insert(context.WithoutCancel(ctx), &r); err != nil {
+		return nil, fmt.Errorf("cannot create %s: %w", name, err)
+	}
+	v := m.newVM(r)
+	v.own <- struct{}{} // nothing of it happens before its create is told
+	defer func() { <-v.own }()
+	m.insert(v)
+	v.emit(EventCreate, "")
+	return v, nil
+}
+
+// Rename renames a VM. ErrNotFound, ErrBusy unless stopped or failed, ErrExists, ErrInvalid, ErrNameTooLong.
+func (m *Manager) Rename(ctx context.Context, from, to string) error {
+	if err := CheckName(to); err != nil {
+		return err
+	}
+	v := m.VM(from)
+	if v == nil {
+		return fmt.Errorf("cannot rename %s: %w", from, ErrNotFound)
+	}
+	if !m.take(to) {
+		return fmt.Errorf("cannot rename %s to %s: %w", from, to, ErrExists)
+	}
+	defer m.release(to)
+	if err := v.rename(ctx, from, to); err != nil {
+		return fmt.Errorf("cannot rename %s: %w", from, err)
+	}
+	return nil
+}
+
+// rename gives the VM a name that the caller has taken.
+func (v *VM) rename(ctx context.Context, from, to string) error {
+	err := v.ownDown(ctx, func(s *Snapshot) error {
+		if s.Name != from {
+			return ErrNotFound
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { <-v.own }()
+	err = v.updateOwned(ctx, func(s *Snapshot) error {
+		s.Name = to
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	v.m.renamed(v, from, to)
+	v.emit(EventRename, from)
+	v.m.release(from)
+	return nil
+}
+
+// Remove destroys a VM and its disks. ErrNotFound, ErrBusy unless stopped or failed, ErrProtected.
+func (m *Manager) Remove(ctx context.Context, name string) error {
+	v := m.VM(name)
+	if v == nil {
+		return fmt.Errorf("cannot remove %s: %w", name, ErrNotFound)
+	}
+	if err := v.remove(ctx); err != nil {
+		return fmt.Errorf("cannot remove %s: %w", name, err)
+	}
+	return nil
+}
+
+// remove destroys the VM: first its record, durably, then what belongs to it; a
+// crash in between leaves a directory without a record, which Open removes.
+func (v *VM) remove(ctx context.Context) error {
+	err := v.ownDown(ctx, func(s *Snapshot) error {
+		if s.Config.Protected {
+			return fmt.Errorf("write 0 to its file protected first: %w", ErrProtected)
+		}
+		v.removed = true // no command begins from here on
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { <-v.own }()
+	if err := v.m.o.Store.Delete(context.WithoutCancel(ctx), v.serial); err != nil {
+		v.mu.Lock()
+		v.removed = false
+		v.mu.Unlock()
+		return err
+	}
+	s := v.Snapshot()
+	if err := os.RemoveAll(s.Dir); err != nil {
+		v.m.o.Log.Error("cannot remove a VM's directory; the next start of the daemon tries again", "vm", s.Name, "err", err)
+	}
+	v.m.forget(v)
+	v.publish(func(*Snapshot) {}) // wakes who waits for a change that can no longer come
+	v.emit(EventRemove, "")
+	v.events.end()
+	v.m.release(s.Name)
+	return nil
+}
+
+// take keeps a name from others until release; false if a VM has it or somebody is about to give it.
+func (m *Manager) take(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.byName[name] != nil || m.taken[name] {
+		return false
+	}
+	m.taken[name] = true
+	return true
+}
+
+func (m *Manager) release(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.taken, name)
+}
+
+func (m *Manager) insert(v *VM) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.byName[v.Snapshot().Name] = v
+	m.bySerial[v.serial] = v
+	m.listChangedLocked()
+}
+
+// renamed lists a VM by its new name; the old one stays taken until its caller releases it.
+func (m *Manager) renamed(v *VM, from, to string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.byName, from)
+	m.byName[to] = v
+	m.taken[from] = true
+	m.listChangedLocked()
+}
+
+// forget takes a VM from the lists; its name stays taken until its caller releases it.
+func (m *Manager) forget(v *VM) {
+	name := v.Snapshot().Name
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.byName, name)
+	m.taken[name] = true
+	delete(m.bySerial, v.serial)
+	m.claims.set(v.serial, nil)
+	m.listChangedLocked()
+}
+
+func (m *Manager) listChangedLocked() {
+	m.changed = time.Now()
+	m.sorted.Store(nil)
+}

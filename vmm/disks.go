@@ -1,0 +1,127 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// disksOf gives the disks of a VM with these settings.
+func disksOf(dir string, c *Config, image *Image) []Disk {
+	var disks []Disk
+	if image.Root != "" {
+		disks = append(disks, Disk{Path: filepath.Join(dir, DiskOverlay), Format: "qcow2", Base: image.Root, BaseFormat: image.RootFormat})
+	}
+	if c.Disk > 0 {
+		disks = append(disks, Disk{Path: filepath.Join(dir, DiskWork), Format: "qcow2", Size: c.Disk})
+	}
+	return disks
+}
+
+// diskSpec gives what the driver has to know of the disks; the driver is nil if it keeps none.
+func (v *VM) diskSpec() (*Spec, DiskKeeper, error) {
+	s := v.Snapshot()
+	image, err := v.m.o.Images.Image(s.Config.Image)
+	if err != nil {
+		return nil, nil, fmt.Errorf("image %q: %w", s.Config.Image, err)
+	}
+	if err := s.checkBase(&image); err != nil && !s.State.Alive() {
+		return nil, nil, err
+	}
+	keeper, _ := v.m.drivers[s.Config.VMM].(DiskKeeper)
+	return v.spec(image), keeper, nil
+}
+
+// hasOverlay reports whether the VM's system disk holds anything.
+func (s *Snapshot) hasOverlay() bool {
+	_, err := os.Lstat(filepath.Join(s.Dir, DiskOverlay))
+	return err == nil
+}
+
+// checkBase refuses an image over which the VM's overlay was not made: the two together would be neither disk.
+func (s *Snapshot) checkBase(image *Image) error {
+	if s.Base == "" || s.Base == image.Digest || !s.hasOverlay() {
+		return nil
+	}
+	return fmt.Errorf("its system disk is over an image of digest %s, and %s is now another: make a new VM, or write %s to its file restore, which discards what is on the system disk: %w",
+		s.Base, image.Name, resetWord, ErrBusy)
+}
+
+// makeDir makes the VM's directory.
+func makeDir(spec *Spec) error {
+	if err := os.Mkdir(spec.Dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return os.Chown(spec.Dir, spec.UID, spec.GID)
+}
+
+// makeDisks makes the directory and the disks of a VM that does not run.
+func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error {
+	if err := makeDir(spec); err != nil {
+		return err
+	}
+	if driver == nil || len(spec.Disks) == 0 {
+		return nil
+	}
+	if err := ownDisks(spec, v.m.o.VMUIDBase); err != nil {
+		return err
+	}
+	if base := spec.Image.Digest; spec.Image.Root != "" && v.Snapshot().Base != base {
+		// Before there is an overlay, so that there never is one of which it is not known.
+		if err := v.update(context.WithoutCancel(ctx), func(s *Snapshot) error { s.Base = base; return nil }); err != nil {
+			return err
+		}
+	}
+	log, err := v.openLog()
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	spec.Log, spec.LogFile = log, log
+	ctx, cancel := context.WithTimeout(ctx, tidyWait)
+	defer cancel()
+	return driver.MakeDisks(ctx, spec)
+}
+
+// ownDisks gives the disks of a VM that was imported, which belong to nobody's uid until its first start, to its own.
+func ownDisks(spec *Spec, base int) error {
+	if base == 0 {
+		return nil
+	}
+	for _, d := range spec.Disks {
+		fd, err := unix.Open(d.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue // it is not there yet
+		}
+		var st unix.Stat_t
+		if err = unix.Fstat(fd, &st); err == nil && int(st.Uid) == base { // else it is the VM's, and what it made of it
+			err = unix.Fchown(fd, spec.UID, spec.GID)
+		}
+		if err := errors.Join(err, unix.Close(fd)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DiskBytes is what a disk's file takes on the host (st_blocks, which is in units of 512 whatever the file system, stat(2)); -1 if there is none.
+func DiskBytes(path string) int64 {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return -1
+	}
+	return st.Blocks * 512
+}
+
+// diskBytes is what all disks in a VM's directory take.
+func diskBytes(dir string) int64 {
+	sum := int64(0)
+	for _, name := range []string{DiskOverlay, DiskWork, DiskRaw} {
+		sum += max(0, DiskBytes(filepath.Join(dir, name)))
+	}
+	return sum
+}

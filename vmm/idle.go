@@ -1,0 +1,87 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// persistEvery bounds how old the durable time of the last use may be.
+const persistEvery = time.Minute
+
+// Touch renews the lease that idle_timeout counts from; it does not block (the time is kept durably within a minute).
+func (v *VM) Touch() { v.SetTouched(time.Now()) }
+
+// Use keeps the VM from being idle until the function that it gives is called, once. It does not block.
+func (v *VM) Use() func() {
+	v.users.Add(1)
+	return func() {
+		v.Touch()
+		v.users.Add(-1)
+	}
+}
+
+// SetTouched is `touch -d` on touched, or a write of a time.
+func (v *VM) SetTouched(t time.Time) {
+	v.publish(func(s *Snapshot) { s.Touched = t })
+}
+
+// idle reports whether nobody has used the VM for its idle_timeout. Times of
+// this daemon's life compare by the monotonic clock.
+func (v *VM) idle(s *Snapshot) bool {
+	if s.Config.IdleTimeout == NoLimit || s.State != Running && s.State != Paused || v.users.Load() > 0 {
+		return false
+	}
+	used := s.Touched
+	if s.Since.After(used) {
+		used = s.Since
+	}
+	return time.Since(used) >= s.Config.IdleTimeout
+}
+
+func (v *VM) saveTouched(ctx context.Context) {
+	err := v.update(ctx, func(s *Snapshot) error {
+		if s.Touched.Equal(v.saved) {
+			return errUnchanged
+		}
+		v.saved = s.Touched
+		return nil
+	})
+	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, context.Canceled) {
+		v.m.o.Log.Error("cannot record the last use", "vm", v.Snapshot().Name, "err", err)
+	}
+}
+
+// sweep stops what nobody has used for its idle_timeout, lets what found no space go on, and keeps the times of use durable.
+func (m *Manager) sweep() {
+	tick := time.NewTicker(m.o.Sweep)
+	defer tick.Stop()
+	persisted := time.Now()
+	for n := 1; ; n++ {
+		select {
+		case <-m.closing:
+			return
+		case <-tick.C:
+		}
+		persist := time.Since(persisted) >= persistEvery
+		if persist {
+			persisted = time.Now()
+		}
+		for _, v := range m.VMs() {
+			s := v.Snapshot()
+			if n%fullLook == 0 {
+				v.goOn(s)
+			}
+			if v.idle(s) {
+				v.logf("stopping it: not used for %v", s.Config.IdleTimeout)
+				if err := v.Accept(m.ctx, Stop); err != nil && !errors.Is(err, ErrBusy) {
+					m.o.Log.Error("cannot stop an idle VM", "vm", s.Name, "err", err)
+				}
+			}
+			if persist {
+				v.saveTouched(m.ctx)
+				v.trimLog(s)
+			}
+		}
+	}
+}

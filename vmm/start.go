@@ -1,0 +1,142 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+func (v *VM) start(ctx context.Context) error {
+	name := v.Snapshot().Name
+	began := time.Now()
+	machine, err := v.boot(ctx)
+	var refused *refusal
+	if errors.As(err, &refused) {
+		return fmt.Errorf("cannot start %s: %w", name, refused.err)
+	}
+	if err != nil && ctx.Err() != nil {
+		if e := v.enter(Stopped, ended("")); e != nil {
+			return e
+		}
+		return fmt.Errorf("the start of %s was given up: %w", name, ErrGone)
+	}
+	if err != nil {
+		err = fmt.Errorf("cannot start %s: %w", name, err)
+		if e := v.enterFailed(err.Error()); e != nil {
+			return e
+		}
+		return err
+	}
+	err = v.enter(Running, func(s *Snapshot) {
+		s.Machine, s.Process, s.Error = machine, machine.Process(), ""
+		s.Started, s.Since = began, began
+	})
+	if err != nil {
+		// Not recorded, so not begun: nothing may run that a restart would not find.
+		return errors.Join(err, machine.Kill(context.WithoutCancel(ctx)))
+	}
+	if err := v.forward(context.WithoutCancel(ctx)); err != nil {
+		err = fmt.Errorf("cannot start %s: %w", name, err)
+		if e := errors.Join(machine.Kill(context.WithoutCancel(ctx)), v.enterFailed(err.Error())); e != nil {
+			return e
+		}
+		return err
+	}
+	v.greet(machine)
+	return nil
+}
+
+// refusal is an error found before anything was changed.
+type refusal struct{ err error }
+
+func (r *refusal) Error() string { return r.err.Error() }
+
+// boot records the intent, makes what the machine needs and starts it.
+func (v *VM) boot(ctx context.Context) (Machine, error) {
+	s := v.Snapshot()
+	driver := v.m.drivers[s.Config.VMM]
+	if driver == nil {
+		return nil, &refusal{fmt.Errorf("vmm %q is not here: %w", s.Config.VMM, ErrUnsupported)}
+	}
+	image, err := v.m.o.Images.Image(s.Config.Image)
+	if err != nil {
+		return nil, &refusal{fmt.Errorf("image %q: %w", s.Config.Image, err)}
+	}
+	if err := checkCmdline(&s.Config, &image); err != nil { // the image may have been made anew
+		return nil, &refusal{err}
+	}
+	if err := v.m.o.Network.Check(s.Config.Net); err != nil {
+		return nil, &refusal{err}
+	}
+	_, unwired := driver.(Unwired)
+	bridged := s.Config.Net == NetBridge && !unwired
+	var address netip.Addr
+	if bridged {
+		address, err = v.m.o.Store.Lease(context.WithoutCancel(ctx), v.serial, v.m.o.Network.Prefix(), v.m.o.Network.Gateway())
+		if err != nil {
+			return nil, &refusal{fmt.Errorf("cannot lease an address: %w", err)}
+		}
+	}
+	if err := s.checkBase(&image); err != nil {
+		return nil, &refusal{err}
+	}
+	err = v.enterWith(Starting, func(s *Snapshot) error {
+		s.Run++
+		s.BootID, s.Process = v.m.bootID, Process{}
+		if bridged {
+			s.Address, s.Address6 = address, v.m.o.Network.Address6(address).Addr()
+			return v.connect(s, s.Config.Publications())
+		}
+		return probe(s.Config.Publications())
+	})
+	if err != nil {
+		v.m.o.Network.Disconnect(v.serial)
+		return nil, &refusal{err}
+	}
+	spec := v.spec(image)
+	if err := v.tidy(ctx); err != nil {
+		return nil, fmt.Errorf("cannot end what was begun with its snapshots: %w", err)
+	}
+	keeper, _ := driver.(DiskKeeper)
+	if err := v.makeDisks(ctx, spec, keeper); err != nil {
+		return nil, err
+	}
+	if err := v.addSeed(spec); err != nil {
+		return nil, err
+	}
+	v.logf("start %d of %s, image %s", v.Snapshot().Run, s.Name, image.Name)
+	log, err := v.openLog()
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	spec.Log, spec.LogFile = log, log
+	if bridged {
+		tap, err := v.m.o.Network.Tap(ctx, v.serial, s.ID)
+		if err != nil {
+			return nil, fmt.Errorf("cannot connect it: %w", err)
+		}
+		defer tap.Close()
+		spec.NIC.Tap = tap
+	}
+	return driver.Start(ctx, spec, v.notify)
+}
+
+func (v *VM) spec(image Image) *Spec {
+	s := v.Snapshot()
+	spec := &Spec{
+		Serial: v.serial, ID: s.ID, Name: s.Name,
+		StateDir: v.m.o.StateDir, Dir: s.Dir,
+		Config: s.Config, Image: image,
+		NIC: NIC{Mode: s.Config.Net, MAC: s.MAC},
+		UID: -1, GID: -1,
+	}
+	if v.m.o.VMUIDBase != 0 {
+		spec.UID = v.m.o.VMUIDBase + int(v.serial)
+		spec.GID = spec.UID
+	}
+	spec.Disks = disksOf(s.Dir, &s.Config, &image)
+	return spec
+}

@@ -1,0 +1,105 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// powerOffWait is for the agent to accept a shutdown.
+const powerOffWait = 3 * time.Second
+
+// stop asks the guest to power itself off, waits, and kills what is left.
+func (v *VM) stop(ctx context.Context) error {
+	s := v.Snapshot()
+	machine := s.Machine
+	if err := v.enter(Stopping, nil); err != nil {
+		return err
+	}
+	if s.State == Paused {
+		if p, ok := machine.(Pauser); ok {
+			if err := p.Resume(ctx); err != nil {
+				v.logf("cannot resume it for its stop: %v", err)
+			}
+		}
+	}
+	if v.powerOff(ctx, machine) {
+		timer := time.NewTimer(s.Config.StopTimeout)
+		defer timer.Stop()
+		select {
+		case <-machine.Done():
+		case <-timer.C:
+			v.logf("not off after %v: killing it", s.Config.StopTimeout)
+		case <-ctx.Done():
+		}
+	}
+	return v.finish(machine)
+}
+
+// powerOff reports whether the guest has accepted to end.
+func (v *VM) powerOff(ctx context.Context, machine Machine) bool {
+	g, ok := machine.(Guester)
+	if !ok {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, powerOffWait)
+	defer cancel()
+	err := g.Guest().PowerOff(ctx)
+	if err == nil {
+		return true
+	}
+	select {
+	case <-machine.Done(): // so fast that the answer was lost
+		return false
+	default:
+		v.logf("the agent did not take the power off: %v", err)
+	}
+	return v.pressPower(machine)
+}
+
+// pressPower reports whether the machine has a power button that was pressed now.
+func (v *VM) pressPower(machine Machine) bool {
+	b, ok := machine.(PowerButton)
+	if !ok {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(v.m.ctx, powerOffWait)
+	defer cancel()
+	err := b.PressPower(ctx)
+	if err != nil && !errors.Is(err, ErrUnsupported) {
+		v.logf("the power button cannot be pressed: %v", err)
+	}
+	return err == nil
+}
+
+func (v *VM) kill(context.Context) error {
+	machine := v.Snapshot().Machine
+	if err := v.enter(Stopping, nil); err != nil {
+		return err
+	}
+	return v.finish(machine)
+}
+
+// finish ends the process, whatever ctx says: a stop that was given up for a
+// kill leaves the state stopping, which the kill takes up.
+func (v *VM) finish(machine Machine) error {
+	select {
+	case <-machine.Done():
+	default:
+		if err := machine.Kill(v.m.ctx); err != nil {
+			return fmt.Errorf("cannot end %s: %w", v.Snapshot().Name, err)
+		}
+	}
+	return v.enter(Stopped, ended(""))
+}
+
+func (v *VM) restart(ctx context.Context) error {
+	if err := v.stop(ctx); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("the restart of %s was given up: %w", v.Snapshot().Name, ErrGone)
+	}
+	return v.start(ctx)
+}

@@ -1,0 +1,257 @@
+package vmm
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// transition is a command under way. err is valid once done is closed.
+type transition struct {
+	command Command
+	cancel  context.CancelFunc
+	done    chan struct{}
+	err     error
+}
+
+func (v *VM) transition() *transition {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.busy
+}
+
+// Do gives the command and waits for its end; when ctx ends first the transition goes on and ctx's error is returned.
+func (v *VM) Do(ctx context.Context, c Command) error {
+	t, err := v.begin(ctx, c)
+	if err != nil || t == nil {
+		return v.nothingToDo(err)
+	}
+	select {
+	case <-t.done:
+		return t.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Accept gives the command and returns once the transition has begun (or was refused).
+func (v *VM) Accept(ctx context.Context, c Command) error {
+	t, err := v.begin(ctx, c)
+	if t == nil {
+		return v.nothingToDo(err)
+	}
+	return err
+}
+
+// nothingToDo is the end of a command that began no transition: unless it was refused, it has succeeded.
+func (v *VM) nothingToDo(err error) error {
+	if err == nil {
+		v.Fail(nil)
+	}
+	return err
+}
+
+// during runs work as a transition of its own, which other commands wait for. Its errors are said to be of doing.
+func (v *VM) during(ctx context.Context, c Command, doing string, work func(context.Context) error) error {
+	t, err := v.beginWork(ctx, c, func(State) (func(context.Context) error, error) {
+		return func(ctx context.Context) error {
+			if err := work(ctx); err != nil {
+				return fmt.Errorf("%s: %w", doing, err)
+			}
+			return nil
+		}, nil
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case <-t.done:
+		return t.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// begin starts the transition that c asks for, or gives nil when there is nothing to do.
+func (v *VM) begin(ctx context.Context, c Command) (*transition, error) {
+	return v.beginWork(ctx, c, func(state State) (func(context.Context) error, error) { return v.plan(c, state) })
+}
+
+// beginWork is begin with the plan given; that is called under v.mu.
+func (v *VM) beginWork(ctx context.Context, c Command, plan func(State) (func(context.Context) error, error)) (*transition, error) {
+	name := v.Snapshot().Name
+	for {
+		v.mu.Lock()
+		if v.removed {
+			v.mu.Unlock()
+			return nil, fmt.Errorf("cannot %s %s: %w", c, name, ErrNotFound)
+		}
+		state := v.Snapshot().State
+		busy := v.busy
+		if busy == nil {
+			run, err := plan(state)
+			if err != nil || run == nil {
+				v.mu.Unlock()
+				return nil, err
+			}
+			t, err := v.launchLocked(c, run)
+			v.mu.Unlock()
+			return t, err
+		}
+		changed := v.changedLocked()
+		v.mu.Unlock()
+		switch {
+		case c == Kill || c == Stop && state == Starting:
+			busy.cancel()
+			changed = nil // only its end will do
+		case state == Starting || state == Stopping:
+			return nil, fmt.Errorf("cannot %s %s: a %s is under way: %w", c, name, busy.command, ErrBusy)
+		}
+		// Otherwise the transition has just begun or has shown its result already: it is worth the moment.
+		select {
+		case <-changed:
+		case <-busy.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// launchLocked runs the transition in a goroutine of its own. Its context ends
+// when it is given up, or when the Manager stops waiting for it.
+func (v *VM) launchLocked(c Command, run func(context.Context) error) (*transition, error) {
+	ctx, cancel := context.WithCancel(v.m.ctx)
+	t := &transition{command: c, cancel: cancel, done: make(chan struct{})}
+	ok := v.m.spawn(func() {
+		defer cancel()
+		t.err = run(ctx)
+		v.m.count(c, t.err)
+		v.mu.Lock()
+		v.busy = nil
+		v.mu.Unlock()
+		close(t.done)
+	})
+	if !ok {
+		cancel()
+		return nil, fmt.Errorf("cannot %s %s: the daemon is ending: %w", c, v.Snapshot().Name, ErrBusy)
+	}
+	v.busy = t
+	return t, nil
+}
+
+// plan says what c means in this state: the work to do, nothing, or a refusal.
+func (v *VM) plan(c Command, state State) (func(context.Context) error, error) {
+	down := state == Stopped || state == Failed
+	switch c {
+	case Start:
+		switch {
+		case down:
+			return v.start, nil
+		case state == Paused:
+			return v.resume, nil
+		}
+		return nil, nil
+	case Restart:
+		if down {
+			return v.start, nil
+		}
+		return v.restart, nil
+	case Stop, Kill:
+		switch {
+		case state == Stopped:
+			return nil, nil
+		case state == Failed:
+			return v.settle, nil
+		case c == Kill:
+			return v.kill, nil
+		}
+		return v.stop, nil
+	case Pause, Resume:
+		switch {
+		case down:
+			return nil, fmt.Errorf("cannot %s %s: it is %s: %w", c, v.Snapshot().Name, state, ErrNotRunning)
+		case c == Pause && (state == Running || v.full()):
+			return v.pause, nil // of one that found no space: so that it does not go on by itself
+		case c == Resume && state == Paused:
+			return v.resume, nil
+		}
+		return nil, nil
+	}
+	return nil, fmt.Errorf("%q is not a command; these are: start stop restart kill pause resume: %w", c, ErrInvalid)
+}
+
+// enter records and shows a new state.
+func (v *VM) enter(state State, change func(*Snapshot)) error {
+	return v.enterWith(state, func(s *Snapshot) error {
+		if state == Stopped || state == Failed {
+			v.m.o.Network.Disconnect(v.serial)
+		}
+		if change != nil {
+			change(s)
+		}
+		return nil
+	})
+}
+
+// enterWith is enter with a change that may refuse.
+func (v *VM) enterWith(state State, change func(*Snapshot) error) error {
+	err := v.update(context.Background(), func(s *Snapshot) error {
+		s.State = state
+		return change(s)
+	})
+	if err != nil {
+		return fmt.Errorf("cannot record that %s is %s: %w", v.Snapshot().Name, state, err)
+	}
+	v.m.o.Log.Info("state", "vm", v.Snapshot().Name, "state", state)
+	v.logf("%s", state)
+	v.emit(EventState, string(state))
+	return nil
+}
+
+// ended is what enter changes when a machine is gone.
+func ended(reason string) func(*Snapshot) {
+	return func(s *Snapshot) {
+		s.Machine, s.Ready, s.Process, s.Since = nil, false, Process{}, time.Time{}
+		s.Error = reason
+	}
+}
+
+// enterFailed records that the VM failed, and tells why.
+func (v *VM) enterFailed(reason string) error {
+	if err := v.enter(Failed, ended(reason)); err != nil {
+		return err
+	}
+	v.emit(EventError, reason)
+	return nil
+}
+
+// settle makes a failed VM a stopped one.
+func (v *VM) settle(context.Context) error { return v.enter(Stopped, ended("")) }
+
+// counted are the transitions that Transitions tells apart; exit is the end of a machine that nobody asked to end.
+var counted = [...]Command{Start, Stop, Restart, Kill, Pause, Resume, exit, Take, Drop, Restore, Export}
+
+// Transitions is how often a command's transition has ended since the daemon's start.
+type Transitions struct {
+	Command      Command
+	Done, Failed uint64
+}
+
+// Transitions counts by command.
+func (m *Manager) Transitions() []Transitions {
+	all := make([]Transitions, len(counted))
+	for i, c := range counted {
+		all[i] = Transitions{c, m.counts[i].done.Load(), m.counts[i].failed.Load()}
+	}
+	return all
+}
+
+func (m *Manager) count(c Command, err error) {
+	i := slices.Index(counted[:], c)
+	if err == nil {
+		m.counts[i].done.Add(1)
+	} else {
+		m.counts[i].failed.Add(1)
+	}
+}
