@@ -109,7 +109,9 @@ func (v *VM) recover(ctx context.Context) error {
 	case errors.Is(err, ErrNotFound) && (s.State == Starting || s.State == Stopping):
 		return v.enter(Stopped, ended(""))
 	case errors.Is(err, ErrNotFound):
-		return v.enter(Failed, ended("the VMM died while no daemon ran"))
+		gone := Exit{Reason: "the VMM died while no daemon ran"}
+		v.tellExit(gone)
+		return v.enter(Failed, ended(gone.Reason))
 	case err != nil:
 		return v.enter(Failed, ended(fmt.Sprintf("cannot take over its VMM: %v", err)))
 	}
@@ -124,7 +126,7 @@ func (v *VM) recover(ctx context.Context) error {
 		}
 	})
 	if s.State == Stopping {
-		return v.finish(machine)
+		return v.finish(machine, "the daemon that was stopping it has gone")
 	}
 	complaint := v.reconnect(ctx)
 	err = v.enter(state, func(now *Snapshot) {

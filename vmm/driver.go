@@ -108,6 +108,17 @@ type Exit struct {
 	// VM is then stopped; otherwise it failed, and Reason says why.
 	Orderly bool
 	Reason  string
+	// Status is how its process ended; nil if that is not known: the kernel tells it to the daemon that started it only.
+	Status *ExecStatus
+}
+
+// String is what the event says: the status, or `unknown`, and the reason.
+func (e Exit) String() string {
+	status := "unknown"
+	if e.Status != nil {
+		status = e.Status.String()
+	}
+	return status + ": " + e.Reason
 }
 
 // Machine is a running VMM. What it can do beyond this is found by type

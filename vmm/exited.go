@@ -62,10 +62,15 @@ func (v *VM) exited() {
 // bury records how a machine ended by itself.
 func (v *VM) bury(machine Machine) error {
 	exit := machine.Exit()
-	v.emit(EventExit, exit.Reason)
-	v.logf("exit: %s", exit.Reason)
+	v.tellExit(exit)
 	if exit.Orderly {
 		return v.enter(Stopped, ended(""))
 	}
 	return v.enterFailed(exit.Reason)
+}
+
+// tellExit tells how a machine ended, before its VM is stopped or failed.
+func (v *VM) tellExit(e Exit) {
+	v.logf("exit: %s", e)
+	v.emit(EventExit, e.String())
 }

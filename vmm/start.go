@@ -35,11 +35,11 @@ func (v *VM) start(ctx context.Context) error {
 	})
 	if err != nil {
 		// Not recorded, so not begun: nothing may run that a restart would not find.
-		return errors.Join(err, machine.Kill(context.WithoutCancel(ctx)))
+		return errors.Join(err, v.end(context.WithoutCancel(ctx), machine, err.Error()))
 	}
 	if err := v.forward(context.WithoutCancel(ctx)); err != nil {
 		err = fmt.Errorf("cannot start %s: %w", name, err)
-		if e := errors.Join(machine.Kill(context.WithoutCancel(ctx)), v.enterFailed(err.Error())); e != nil {
+		if e := errors.Join(v.end(context.WithoutCancel(ctx), machine, err.Error()), v.enterFailed(err.Error())); e != nil {
 			return e
 		}
 		return err

@@ -24,17 +24,22 @@ func (v *VM) stop(ctx context.Context) error {
 			}
 		}
 	}
+	why := "its guest did not take the power off"
 	if v.powerOff(ctx, machine) {
 		timer := time.NewTimer(s.Config.StopTimeout)
 		defer timer.Stop()
 		select {
 		case <-machine.Done():
 		case <-timer.C:
-			v.logf("not off after %v: killing it", s.Config.StopTimeout)
+			why = fmt.Sprintf("not off after %v", s.Config.StopTimeout)
+			v.logf("%s: killing it", why)
 		case <-ctx.Done():
 		}
 	}
-	return v.finish(machine)
+	if ctx.Err() != nil { // by a kill
+		why = killAsked
+	}
+	return v.finish(machine, why)
 }
 
 // powerOff reports whether the guest has accepted to end.
@@ -73,25 +78,40 @@ func (v *VM) pressPower(machine Machine) bool {
 	return err == nil
 }
 
+// killAsked is why a machine was killed for which a user asked that.
+const killAsked = "as asked"
+
 func (v *VM) kill(context.Context) error {
 	machine := v.Snapshot().Machine
 	if err := v.enter(Stopping, nil); err != nil {
 		return err
 	}
-	return v.finish(machine)
+	return v.finish(machine, killAsked)
 }
 
 // finish ends the process, whatever ctx says: a stop that was given up for a
-// kill leaves the state stopping, which the kill takes up.
-func (v *VM) finish(machine Machine) error {
+// kill leaves the state stopping, which the kill takes up. why is told if it has not ended by itself.
+func (v *VM) finish(machine Machine, why string) error {
 	select {
 	case <-machine.Done():
+		v.tellExit(machine.Exit())
 	default:
-		if err := machine.Kill(v.m.ctx); err != nil {
+		if err := v.end(v.m.ctx, machine, why); err != nil {
 			return fmt.Errorf("cannot end %s: %w", v.Snapshot().Name, err)
 		}
 	}
 	return v.enter(Stopped, ended(""))
+}
+
+// end kills a machine and tells why.
+func (v *VM) end(ctx context.Context, machine Machine, why string) error {
+	if err := machine.Kill(ctx); err != nil {
+		return err
+	}
+	exit := machine.Exit()
+	exit.Reason = why
+	v.tellExit(exit)
+	return nil
 }
 
 func (v *VM) restart(ctx context.Context) error {

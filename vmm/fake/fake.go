@@ -288,7 +288,7 @@ func (m *machine) end(e end) {
 }
 
 func (m *machine) Kill(ctx context.Context) error {
-	m.end(end{exit: vmm.Exit{Reason: "killed"}})
+	m.end(end{exit: wasKilled})
 	select {
 	case <-m.done:
 		return nil

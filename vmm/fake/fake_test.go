@@ -3,6 +3,7 @@ package fake
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,14 +62,14 @@ func TestStartFailsAndIsGivenUp(t *testing.T) {
 }
 
 func TestEnds(t *testing.T) {
-	for cmdline, want := range map[string]vmm.Exit{
-		"fake.poweroff=10ms":      poweredOff,
-		"fake.exit=10ms:no_power": {Reason: "no_power"},
-		"fake.panic=10ms":         panicked,
+	for cmdline, want := range map[string]string{
+		"fake.poweroff=10ms":      "exited 0: the guest powered itself off",
+		"fake.exit=10ms:no_power": "exited 1: no_power",
+		"fake.panic=10ms":         "exited 0: the guest's kernel panicked",
 	} {
 		m, notices := start(t, spec(t, cmdline))
 		within(t, cmdline, m.Done())
-		if m.Exit() != want {
+		if got := m.Exit().String(); got != want || m.Exit().Orderly != strings.Contains(want, "off") {
 			t.Errorf("%s ends with %+v", cmdline, m.Exit())
 		}
 		kind := (<-notices).Kind

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"banger/vmm"
+
+	"golang.org/x/sys/unix"
 )
 
 const maxDisk = 1 << 30
@@ -38,8 +40,9 @@ type end struct {
 }
 
 var (
-	poweredOff = vmm.Exit{Orderly: true, Reason: "the guest powered itself off"}
-	panicked   = vmm.Exit{Reason: "the guest's kernel panicked"}
+	poweredOff = vmm.Exit{Orderly: true, Reason: "the guest powered itself off", Status: &vmm.ExecStatus{}}
+	panicked   = vmm.Exit{Reason: "the guest's kernel panicked", Status: &vmm.ExecStatus{}}
+	wasKilled  = vmm.Exit{Reason: "killed", Status: &vmm.ExecStatus{Signal: int(unix.SIGKILL)}}
 )
 
 func parseScript(cmdline string) (script, error) {
@@ -97,7 +100,7 @@ func (s *script) apply(key, value string) (err error) {
 		if !found {
 			reason = "the machine died as its cmdline told it to"
 		}
-		err = s.endAfter(after, end{exit: vmm.Exit{Reason: reason}})
+		err = s.endAfter(after, end{exit: vmm.Exit{Reason: reason, Status: &vmm.ExecStatus{Code: 1}}})
 	case "poweroff":
 		err = s.endAfter(value, end{exit: poweredOff})
 	case "panic":

@@ -113,6 +113,32 @@ func FuzzParseArgs(f *testing.F) {
 	})
 }
 
+func TestLastLine(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const before = "qemu: of an earlier run\n"
+	for log, want := range map[string]string{
+		"":                                "",
+		"qemu: first\nqemu: second\r\n\n": "qemu: second",
+		"qemu: no room\n2026-11-24T21:20:18.782Z banger: the agent was not told\nbanger: a disk is left blank\n": "qemu: no room",
+		"2026-11-24T21:20:18.782Z banger: running\n":                                                             "",
+		strings.Repeat("x", 600): strings.Repeat("x", 512),
+	} {
+		if err := f.Truncate(0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt([]byte(before+log), 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := lastLine(f, int64(len(before))); got != want {
+			t.Errorf("of %q it is %q", log, got)
+		}
+	}
+}
+
 func TestVirtualises(t *testing.T) {
 	for text, want := range map[string]bool{
 		"flags\t\t: fpu svm lm\n":          true,

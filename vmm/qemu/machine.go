@@ -256,6 +256,19 @@ func (m *Machine) bury() {
 // verdict says how the machine ended, from the SHUTDOWN event's reason (QMP
 // schema, ShutdownCause) and the exit status where the process was our child.
 func (m *Machine) verdict(ws unix.WaitStatus, child bool) vmm.Exit {
+	e := m.judge(ws, child)
+	switch {
+	case child && ws.Signaled():
+		e.Status = &vmm.ExecStatus{Signal: int(ws.Signal())}
+	case child:
+		e.Status = &vmm.ExecStatus{Code: ws.ExitStatus()}
+	case m.killed.Load():
+		e.Status = &vmm.ExecStatus{Signal: int(unix.SIGKILL)}
+	}
+	return e
+}
+
+func (m *Machine) judge(ws unix.WaitStatus, child bool) vmm.Exit {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	last := ""

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -169,7 +170,10 @@ func spawn(argv []string, out *os.File, files []*os.File, cred *syscall.Credenti
 	return p, nil
 }
 
-// lastLine gives the last line that was written to f after offset from, at most 512 bytes of it.
+// ownLine matches what banger itself writes to a VM's log, among what its VMM prints.
+var ownLine = regexp.MustCompile(`^(\d{4}-\S+Z )?banger: `)
+
+// lastLine gives the last line that the VMM wrote to f after offset from, at most 512 bytes of it.
 func lastLine(f *os.File, from int64) string {
 	info, err := f.Stat()
 	if err != nil {
@@ -180,8 +184,12 @@ func lastLine(f *os.File, from int64) string {
 	if err != nil {
 		return ""
 	}
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	line := strings.TrimSpace(lines[len(lines)-1])
+	line := ""
+	for _, l := range strings.Split(string(b), "\n") {
+		if l = strings.TrimSpace(l); l != "" && !ownLine.MatchString(l) {
+			line = l
+		}
+	}
 	if len(line) > 512 {
 		line = line[:512]
 	}

@@ -222,7 +222,7 @@ func TestKilledFromOutside(t *testing.T) {
 	if err := unix.Kill(m.Process().PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if e := b.exit(t, m); e.Orderly || e.Reason != "the VMM was killed by signal 9 (SIGKILL)" {
+	if e := b.exit(t, m); e.Orderly || e.String() != "killed KILL: the VMM was killed by signal 9 (SIGKILL)" {
 		t.Errorf("%+v", e)
 	}
 }
