@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -31,6 +32,7 @@ type manifest struct {
 	Name        string         `json:"name"`
 	Image       string         `json:"image"`
 	ImageDigest string         `json:"image_digest"`
+	ImageSource string         `json:"image_source,omitempty"` // to be told; nothing is made of it
 	CPUs        int            `json:"cpus"`
 	Memory      int64          `json:"memory"`
 	Disk        int64          `json:"disk"`
@@ -137,7 +139,7 @@ func (v *VM) export(ctx context.Context) (_ *Archive, err error) {
 		return nil, err
 	}
 	c := &s.Config
-	m := manifest{Version: archiveVersion, Name: s.Name, Image: c.Image, ImageDigest: spec.Image.Digest, CPUs: c.CPUs, Memory: c.Memory,
+	m := manifest{Version: archiveVersion, Name: s.Name, Image: c.Image, ImageDigest: spec.Image.Digest, ImageSource: spec.Image.Source, CPUs: c.CPUs, Memory: c.Memory,
 		Disk: c.Disk, Cmdline: c.Cmdline, VMM: c.VMM, IdleTimeout: c.IdleTimeout, StopTimeout: c.StopTimeout}
 	a := &Archive{}
 	defer func() {
@@ -290,7 +292,7 @@ func (m *Manager) readManifest(archive *tar.Reader) (*manifest, *Config, *Image,
 	case about.Version != archiveVersion:
 		return nil, nil, nil, fmt.Errorf("it is of version %d, this banger knows %d: %w", about.Version, archiveVersion, ErrInvalid)
 	}
-	image, err := m.imageLike(about.Image, about.ImageDigest)
+	image, err := m.imageLike(&about)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -303,14 +305,23 @@ func (m *Manager) readManifest(archive *tar.Reader) (*manifest, *Config, *Image,
 	return &about, &c, image, nil
 }
 
-// imageLike gives the image of the digest, of that name if there are several.
-func (m *Manager) imageLike(name, digest string) (*Image, error) {
-	for _, n := range append([]string{name}, m.o.Images.Names()...) {
-		if image, err := m.o.Images.Image(n); err == nil && image.Digest == digest {
+// imageLike gives the image of the digest, of that name if there are several. For a VM without a system disk any that has that name and no disk will do, as
+// the built-in one of another version.
+func (m *Manager) imageLike(about *manifest) (*Image, error) {
+	for _, n := range append([]string{about.Image}, m.o.Images.Names()...) {
+		if image, err := m.o.Images.Image(n); err == nil && image.Digest == about.ImageDigest {
 			return &image, nil
 		}
 	}
-	return nil, fmt.Errorf("its image %.64q of digest %.80q is not here: build or copy that first: %w", name, digest, ErrNotFound)
+	here := "there is none of that name here"
+	if image, err := m.o.Images.Image(about.Image); err == nil {
+		if over := slices.ContainsFunc(about.Disks, func(d manifestDisk) bool { return d.Name == DiskOverlay }); !over && image.Root == "" {
+			return &image, nil
+		}
+		here = "the one of that name here is " + image.Digest
+	}
+	return nil, fmt.Errorf("it needs the image %.64q that is %.80q, made from %.200q, and %s: make an image, of any name, of that source first; what is made from the same bytes has the same digest: %w",
+		about.Image, about.ImageDigest, about.ImageSource, here, ErrNotFound)
 }
 
 // takeDisks writes the members of the archive that are spec's disks, and nothing else, and compares their digests.

@@ -109,7 +109,8 @@ func TestImportOfWhatIsNoArchive(t *testing.T) {
 		"cut short":           {whole[:len(whole)-1500], nil},
 		"changed":             {bytes.Replace(whole, []byte("content"), []byte("contend"), 1), vmm.ErrInvalid},
 		"another version":     {build("banger.json", `{"version":2}`), vmm.ErrInvalid},
-		"another image":       {build("banger.json", strings.Replace(about, `t":""`, `t":"sha256:0"`, 1)+"]}"), vmm.ErrNotFound},
+		"another image":       {build("banger.json", strings.Replace(disk("overlay.img"), `t":""`, `t":"sha256:0"`, 1)), vmm.ErrNotFound},
+		"no such image":       {build("banger.json", strings.Replace(about, `builtin","image_digest":""`, `none","image_digest":"sha256:0"`, 1)+"]}"), vmm.ErrNotFound},
 		"too much memory":     {build("banger.json", strings.Replace(about, "134217728", "99999999999999999", 1)+"]}"), vmm.ErrInvalid},
 		"a path":              {build("banger.json", disk("../../x"), "../../x", "x"), vmm.ErrInvalid},
 		"a disk it has not":   {build("banger.json", disk("overlay.img"), "overlay.img", "x"), vmm.ErrInvalid},
@@ -128,6 +129,52 @@ func TestImportOfWhatIsNoArchive(t *testing.T) {
 	entries, err := os.ReadDir(filepath.Join(dir, "vms"))
 	if err != nil || len(entries) != 2 || m.VM("copy") != nil {
 		t.Errorf("%d directories, %v", len(entries), err)
+	}
+}
+
+// What an archive needs of its image: the same bytes where there is a system disk, any without a disk where there is none.
+func TestImportNeedsItsImage(t *testing.T) {
+	ctx := context.Background()
+	m, _ := openImages(t)
+	take := func(image, digest, disks string) (*vmm.VM, error) {
+		about := `{"version":1,"name":"x","image":"` + image + `","image_digest":"` + digest + `","image_source":"oci:/srv/app.tar","cpus":1,"memory":134217728,"vmm":"fake","idle_timeout_nsec":-1,"disks":[` + disks + `]}`
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		if err := w.WriteHeader(&tar.Header{Name: "banger.json", Mode: 0o600, Size: int64(len(about))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, about); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		return m.Import(ctx, "", vmm.Owner{}, &b)
+	}
+	const overlay = `{"name":"overlay.img","size":0,"sha256":""}`
+	for _, c := range []struct{ image, digest, disks, says string }{
+		{"a", "sha256:old", overlay, `it needs the image "a" that is "sha256:old", made from "oci:/srv/app.tar", and the one of that name here is sha256:a: make an image`},
+		{"none", "sha256:old", "", "there is none of that name here"},
+		{"a", "sha256:old", "", "the one of that name here is sha256:a"}, // it had none, and would have one
+		{"builtin", "sha256:old", overlay, "the one of that name here is "},
+	} {
+		if _, err := take(c.image, c.digest, c.disks); !errors.Is(err, vmm.ErrNotFound) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%v: %v", c, err)
+		}
+	}
+	for _, c := range []struct{ image, digest, has string }{
+		{"gone", "sha256:b", "b"},            // it is here by another name
+		{"builtin", "sha256:old", "builtin"}, // of another version of banger
+	} {
+		v, err := take(c.image, c.digest, "")
+		if err != nil {
+			t.Errorf("%v: %v", c, err)
+			continue
+		}
+		if got := v.Snapshot().Config.Image; got != c.has {
+			t.Errorf("%v: it has the image %s", c, got)
+		}
+		if err := m.Remove(ctx, "x"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
