@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -325,5 +326,39 @@ func TestForward(t *testing.T) {
 	}
 	if _, err := net.Dial("tcp", "127.0.0.1:9300"); err == nil {
 		t.Error("the port is open after its end")
+	}
+}
+
+// TestForwardUnreachable closes a port while a client of it waits for a guest that does not answer.
+func TestForwardUnreachable(t *testing.T) {
+	privileged(t)
+	up(t)
+	n, err := New(options(false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tap, err := n.Tap(context.Background(), 3, "uuid-3") // nobody reads it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tap.Close()
+	f, err := openForward(vmm.Publication{Host: netip.MustParseAddrPort("127.0.0.1:9400"), Guest: 80, Protocol: "tcp"}, netip.MustParseAddr("10.66.0.3"), n.isGuest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", "127.0.0.1:9400")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for taken := false; !taken; time.Sleep(time.Millisecond) {
+		f.mu.Lock()
+		taken = len(f.flows) > 0
+		f.mu.Unlock()
+	}
+	began := time.Now()
+	f.Close()
+	if took := time.Since(began); took > 2*time.Second { // the kernel itself gives up after 3 s
+		t.Errorf("it took %v", took)
 	}
 }

@@ -26,6 +26,7 @@ type forward struct {
 	to      netip.AddrPort
 	refused func(netip.Addr) bool // clients that may not
 	socket  io.Closer
+	cancel  context.CancelFunc // ends the attempts to reach the guest
 	work    sync.WaitGroup
 
 	mu     sync.Mutex
@@ -40,19 +41,23 @@ func openForward(p vmm.Publication, guest netip.Addr, refused func(netip.Addr) b
 	if p.Host.Addr().Is4() {
 		family = "4"
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	f.cancel = cancel
 	var serve func()
 	if p.Protocol == "udp" {
 		c, err := net.ListenUDP("udp"+family, net.UDPAddrFromAddrPort(p.Host))
 		if err != nil {
+			cancel()
 			return nil, vmm.SocketError(p, err)
 		}
 		f.socket, serve = c, func() { f.serveUDP(c) }
 	} else {
 		l, err := net.ListenTCP("tcp"+family, net.TCPAddrFromAddrPort(p.Host))
 		if err != nil {
+			cancel()
 			return nil, vmm.SocketError(p, err)
 		}
-		f.socket, serve = l, func() { f.serveTCP(l) }
+		f.socket, serve = l, func() { f.serveTCP(ctx, l) }
 	}
 	f.spawn(serve)
 	return f, nil
@@ -60,6 +65,7 @@ func openForward(p vmm.Publication, guest netip.Addr, refused func(netip.Addr) b
 
 // Close frees the port, cuts what goes through it and returns when its goroutines have ended.
 func (f *forward) Close() {
+	f.cancel()
 	f.mu.Lock()
 	f.closed = true
 	for c := range f.flows {
@@ -106,7 +112,7 @@ func (f *forward) leave(conns ...net.Conn) {
 	}
 }
 
-func (f *forward) serveTCP(l *net.TCPListener) {
+func (f *forward) serveTCP(ctx context.Context, l *net.TCPListener) {
 	for {
 		c, err := l.AcceptTCP()
 		if errors.Is(err, net.ErrClosed) {
@@ -120,14 +126,14 @@ func (f *forward) serveTCP(l *net.TCPListener) {
 			_ = c.Close()
 			continue
 		}
-		f.spawn(func() { f.pass(c) })
+		f.spawn(func() { f.pass(ctx, c) })
 	}
 }
 
 // pass carries one connection, each direction until its end.
-func (f *forward) pass(client *net.TCPConn) {
+func (f *forward) pass(ctx context.Context, client *net.TCPConn) {
 	defer f.leave(client)
-	ctx, cancel := context.WithTimeout(context.Background(), dialGuest)
+	ctx, cancel := context.WithTimeout(ctx, dialGuest)
 	defer cancel()
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", f.to.String())
 	if err != nil {
