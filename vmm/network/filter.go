@@ -217,8 +217,7 @@ func (n *Network) exchange(old, new []element) error {
 		if !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("nftables refused a change of the tables %s%s: %w", tablePrefix, n.o.Bridge, err)
 		}
-		n.o.Log.Warn("our nftables tables were changed by somebody else: making them again", "table", tablePrefix+n.o.Bridge)
-		return n.apply()
+		return n.remake()
 	}
 	return nil
 }

@@ -3,8 +3,9 @@
 // Everything it makes can be told from everything else on the host: links carry an alias that
 // begins with "banger:", the nftables tables are named banger_<bridge>, one of family inet and one of family bridge.
 // Taps are not persistent, so that they vanish with the VMM that holds them. The policy is in rules.go, what is in
-// force for each guest are elements of sets (filter.go). Published ports are held by sockets whose goroutines (forward.go)
-// serve the host's own clients; Disconnect and Release end them. The package runs no program.
+// force for each guest are elements of sets (filter.go); what others take away is put back by a goroutine that lives from Settle
+// to Release (watch.go). Published ports are held by sockets whose goroutines (forward.go) serve the host's own clients; Disconnect
+// and Release end them. The package runs no program.
 package network
 
 import (
@@ -56,6 +57,8 @@ type Network struct {
 	mu      sync.Mutex        // serialises changes of the bridge and the tables, held while the kernel makes them; guards what follows
 	settled bool              // the tables are ours
 	guests  map[uint64]*guest // by serial
+
+	unwatch func() // ends the goroutine that looks after the tables; nil where there is none. Settle and Release only, which are called one after the other
 
 	tapsMu sync.Mutex     // guards taps
 	taps   map[int]uint64 // whose taps links are, by index; 0 for a link that is none of ours
@@ -114,10 +117,13 @@ func New(o Options) (*Network, error) {
 	return n, nil
 }
 
-// Settle implements vmm.Network.
+// Settle implements vmm.Network. From now until Release, what others take from our tables is put back.
 func (n *Network) Settle() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if err := n.watch(); err != nil {
+		return err
+	}
 	if err := n.apply(); err != nil {
 		return fmt.Errorf("cannot filter what guests send: %w", err)
 	}
@@ -506,9 +512,13 @@ func (n *Network) tap(bridge netlink.Link, name, uuid string) (*os.File, error) 
 	return f, nil
 }
 
-// Release ends the service of published ports to the host's own clients, and removes the bridge and the tables when no guest uses them
+// Release ends the care for the tables and the service of published ports to the host's own clients, and removes the bridge and the tables when no guest uses them
 // any more: at the end of a daemon that leaves no VM running.
 func (n *Network) Release() error {
+	if n.unwatch != nil {
+		n.unwatch()
+		n.unwatch = nil
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, g := range n.guests {

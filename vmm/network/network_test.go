@@ -9,11 +9,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"banger/vmm"
@@ -181,5 +185,174 @@ func TestUnprivileged(t *testing.T) {
 	}
 	if _, err := n.Tap(context.Background(), 1, "u"); !errors.Is(err, vmm.ErrNotPermitted) {
 		t.Error(err)
+	}
+}
+
+// lines counts the lines that are logged.
+type lines struct{ atomic.Int32 }
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.Add(1)
+	return len(b), nil
+}
+
+func flushRuleset(t *testing.T) {
+	t.Helper()
+	c, err := nftables.New()
+	if err == nil {
+		c.FlushRuleset()
+		err = c.Flush()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// isWhole reports whether every rule of ours is there.
+func isWhole(t *testing.T, n *Network) bool {
+	t.Helper()
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ch := range n.chains() {
+		rules, err := c.GetRules(n.table(ch.family), &nftables.Chain{Name: ch.name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(rules) != len(ch.rules) {
+			return false
+		}
+	}
+	return true
+}
+
+func waitWhole(t *testing.T, n *Network, most time.Duration) {
+	t.Helper()
+	for end := time.Now().Add(most); !isWhole(t, n); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the tables are not back after %v", most)
+		}
+	}
+}
+
+// TestFlushed has somebody take all tables away: they are put back, and one who does it for ever is not fought as fast as one can.
+func TestFlushed(t *testing.T) {
+	privileged(t)
+	var log lines
+	o := options(true)
+	o.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	n, err := New(o)
+	if err == nil {
+		err = n.Settle()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := connection(3, "")
+	if err := n.Connect(guest); err != nil {
+		t.Fatal(err)
+	}
+	flushRuleset(t)
+	waitWhole(t, n, 10*time.Second)
+	if got, want := inForce(t, n), wanted(t, n, guest); !slices.Equal(got, want) {
+		t.Errorf("in force is %q, want %q", got, want)
+	}
+	if got := log.Load(); got != 1 {
+		t.Errorf("%d lines were logged", got)
+	}
+	began := time.Now()
+	for fights := 0; time.Since(began) < leastPause+leastPause/2 || fights < 20; fights++ {
+		flushRuleset(t)
+	}
+	if most := 2 + int32(time.Since(began)/leastPause); log.Load() > most {
+		t.Errorf("%d times in %v", log.Load(), time.Since(began))
+	}
+	waitWhole(t, n, 2*mostPause)
+	if err := n.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if isWhole(t, n) {
+		t.Error("the tables outlive Release")
+	}
+}
+
+// TestPutBack takes parts of the tables away. What we change ourselves, and what is others', is nothing to look at.
+func TestPutBack(t *testing.T) {
+	privileged(t)
+	n, err := New(options(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	told, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer told.Close()
+	c, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spoof := &nftables.Chain{Table: n.table(bridgeFamily), Name: "spoof"}
+	theirs := &nftables.Table{Family: inetFamily, Name: tablePrefix + "other0"}
+	for _, step := range []struct {
+		what              string
+		change            func() error
+		concerns, putBack bool
+	}{
+		{"a guest comes", func() error { return n.Connect(connection(3, "0.0.0.0:9000:80")) }, false, false},
+		{"another's table", func() error { c.AddTable(theirs); return c.Flush() }, false, false},
+		{"another's table goes", func() error { c.DelTable(theirs); return c.Flush() }, false, false},
+		{"a chain is flushed", func() error { c.FlushChain(spoof); return c.Flush() }, true, true},
+		{"a table goes", func() error { c.DelTable(n.table(inetFamily)); return c.Flush() }, true, true},
+		{"a table is flushed", func() error { c.FlushTable(n.table(bridgeFamily)); return c.Flush() }, true, true},
+		{"a rule is added", func() error {
+			c.InsertRule(&nftables.Rule{Table: spoof.Table, Chain: spoof, Exprs: rule(accept)})
+			return c.Flush()
+		}, true, false},
+		{"all goes", func() error { c.FlushRuleset(); return c.Flush() }, true, true},
+	} {
+		if err := step.change(); err != nil {
+			t.Fatalf("%s: %v", step.what, err)
+		}
+		concerns := false
+		for last := false; !last; {
+			all, _, err := told.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range all {
+				concerns = concerns || n.concerns(m.Header.Type, m.Data)
+				last = m.Header.Type&0xff == unix.NFT_MSG_NEWGEN
+			}
+		}
+		put, err := n.putBack()
+		if concerns != step.concerns || put != step.putBack || err != nil {
+			t.Errorf("%s: concerns %v, put back %v: %v", step.what, concerns, put, err)
+		}
+		if !put {
+			continue
+		}
+		for last := false; !last; { // what putBack did
+			all, _, err := told.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = all[len(all)-1].Header.Type&0xff == unix.NFT_MSG_NEWGEN
+		}
+		if !isWhole(t, n) {
+			t.Errorf("%s: it is not whole", step.what)
+		}
+	}
+	if err := Cleanup(slog.Default()); err != nil {
+		t.Fatal(err)
+	}
+	if put, err := n.putBack(); put || err != nil {
+		t.Errorf("after a cleanup: put back %v, %v", put, err)
+	}
+	for _, junk := range []string{"", "abc", "abcd", "\x0a\x00\x00\x00\xff\xff\x01\x00", "\x0a\x00\x00\x00\x03\x00\x01\x00banger_bt0"} {
+		if n.concerns(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE, []byte(junk)) {
+			t.Errorf("%q concerns us", junk)
+		}
 	}
 }
