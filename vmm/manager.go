@@ -62,8 +62,9 @@ type Manager struct {
 	changed  time.Time
 	sorted   atomic.Pointer[[]*VM] // nil when byName has changed since; stored under mu
 
-	claims claims
-	named  atomic.Bool // the host finds guests by their names
+	claims    claims
+	named     atomic.Bool // the host finds guests by their names
+	byAddress sync.Map    // netip.Addr of a guest that runs, to its *VM
 
 	counts [len(counted)]struct{ done, failed atomic.Uint64 }
 

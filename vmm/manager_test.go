@@ -148,15 +148,19 @@ func open(t *testing.T, dir string, store vmm.Store) *vmm.Manager {
 	return openWith(t, dir, store, images{})
 }
 
-func openWith(t *testing.T, dir string, store vmm.Store, set vmm.Images) *vmm.Manager {
+func openWith(t *testing.T, dir string, store vmm.Store, set vmm.Images, change ...func(*vmm.Options)) *vmm.Manager {
 	t.Helper()
-	m, err := vmm.Open(context.Background(), vmm.Options{
+	o := vmm.Options{
 		StateDir: dir, Store: store, Drivers: []vmm.Driver{fake.New()},
 		Network: network{}, Images: set, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 		Sweep: 10 * time.Millisecond,
 		Defaults: vmm.Config{Image: "builtin", CPUs: 1, VMM: "fake", Net: vmm.NetNone,
 			IdleTimeout: vmm.NoLimit, StopTimeout: 100 * time.Millisecond},
-	})
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	m, err := vmm.Open(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package vmm
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -47,15 +48,30 @@ func (m *Manager) Addresses(name string) []netip.Addr {
 	return v.Snapshot().addresses()
 }
 
-// NameOf gives the running VM that has the address, empty if none has; it looks at every VM and does not block.
+// NameOf gives the running VM that has the address, empty if none has; it does not block, nor take longer the more VMs there are.
 func (m *Manager) NameOf(a netip.Addr) string {
-	for _, v := range m.VMs() {
-		s := v.Snapshot()
-		if s.Address == a && s.GuestAddress() == a || s.Address6 == a && s.GuestAddress6() == a {
-			return s.Name
+	v, ok := m.byAddress.Load(a)
+	if !ok {
+		return ""
+	}
+	s := v.(*VM).Snapshot()
+	if !slices.Contains(s.addresses(), a) { // just now it stopped
+		return ""
+	}
+	return s.Name
+}
+
+// indexAddresses keeps byAddress when a VM's snapshot changes; v.mu is held, or nobody has v yet.
+func (v *VM) indexAddresses(old, now *Snapshot) {
+	for _, a := range [][2]netip.Addr{{old.GuestAddress(), now.GuestAddress()}, {old.GuestAddress6(), now.GuestAddress6()}} {
+		if a[0] == a[1] {
+			continue
+		}
+		v.m.byAddress.CompareAndDelete(a[0], v)
+		if a[1].IsValid() {
+			v.m.byAddress.Store(a[1], v)
 		}
 	}
-	return ""
 }
 
 // Hosts gives a line of hosts(5) for each address of the running VMs, sorted by name; with short also each name without its domain. It does not block.

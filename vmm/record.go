@@ -31,7 +31,9 @@ type VM struct {
 
 func (m *Manager) newVM(r Record) *VM {
 	v := &VM{m: m, serial: r.Serial, own: make(chan struct{}, 1), saved: r.Touched}
-	v.snap.Store(&Snapshot{Record: r, Dir: filepath.Join(m.vmsDir, r.ID)})
+	s := &Snapshot{Record: r, Dir: filepath.Join(m.vmsDir, r.ID)}
+	v.snap.Store(s)
+	v.indexAddresses(&Snapshot{}, s)
 	return v
 }
 
@@ -62,8 +64,10 @@ func (v *VM) publish(change func(*Snapshot)) {
 	s := *v.Snapshot()
 	change(&s)
 	s.Named = v.m.named.Load()
-	s.stamp(v.Snapshot())
+	old := v.Snapshot()
+	s.stamp(old)
 	v.snap.Store(&s)
+	v.indexAddresses(old, &s)
 	if v.changed != nil {
 		close(v.changed)
 		v.changed = nil
