@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -583,15 +584,15 @@ func TestSources(t *testing.T) {
 		t.Error("another source pays for it")
 	}
 	for range sourceAsking {
-		if !s.begin(a) {
+		if !s.begin(a, maxAsking) {
 			t.Fatal("refused")
 		}
 	}
-	if s.begin(a) {
+	if s.begin(a, maxAsking) {
 		t.Error("one too many waits")
 	}
 	s.end(a)
-	if !s.begin(a) {
+	if !s.begin(a, maxAsking) {
 		t.Error("what has ended is still counted")
 	}
 	// Sources that never end are bounded, and those that have something under way are kept.
@@ -606,8 +607,120 @@ func TestSources(t *testing.T) {
 	for _, x := range s.bySource {
 		x.at = x.at.Add(-2 * sourceForgets)
 	}
+	s.forgot = s.forgot.Add(-2 * sourceForgets)
 	if !s.take(b) || len(s.bySource) != 2 || s.bySource[a] == nil {
 		t.Error("after a while:", len(s.bySource))
+	}
+}
+
+// TestManyTake has guests take all that they get, of queries and of connections: ten leave something for one more, and so do a hundred once
+// what they had first has ended.
+func TestManyTake(t *testing.T) {
+	s := &Server{asking: make(chan struct{}, maxAsking), conns: make(chan struct{}, maxConns), sources: sources{bySource: map[netip.Addr]*source{}}}
+	for _, c := range []struct {
+		what string
+		take func(netip.Addr) bool
+		give func(netip.Addr)
+	}{{"queries", s.begin, s.end}, {"connections", s.admit, s.leave}} {
+		var greedy [100]int // what each has
+		address := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{172, 30, 0, byte(i)}) }
+		for round := range 50 {
+			for i := range greedy {
+				for ; greedy[i] > 0; greedy[i]-- {
+					c.give(address(i))
+				}
+				for c.take(address(i)) {
+					greedy[i]++
+				}
+				if round == 0 && i < 10 || round > 40 {
+					if !c.take(address(200)) {
+						t.Fatalf("round %d: no %s for one more guest; the others have %v", round, c.what, greedy)
+					}
+					c.give(address(200))
+				}
+			}
+		}
+	}
+}
+
+// drips is a connection from which each read gets one byte, ever the same query.
+type drips struct {
+	net.Conn
+	query              []byte
+	at                 int
+	written, deadlines int
+	last               time.Time
+}
+
+func (d *drips) Read(b []byte) (int, error) {
+	b[0] = d.query[d.at%len(d.query)]
+	d.at++
+	return 1, nil
+}
+func (d *drips) Write(b []byte) (int, error)      { d.written++; return len(b), nil }
+func (d *drips) SetWriteDeadline(time.Time) error { return nil }
+func (d *drips) SetReadDeadline(t time.Time) error {
+	if until := time.Until(t); until > 0 && until <= tcpIdle {
+		d.deadlines++
+	}
+	d.last = t
+	return nil
+}
+
+// TestDrip has a guest send a query byte by byte: its time is counted from the first, and not anew with each.
+func TestDrip(t *testing.T) {
+	s := newServer(t, "", 1)
+	m := new(dns.Msg)
+	m.SetQuestion("web.vm.", dns.TypeA)
+	b, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &drips{query: framed(b)}
+	for i := range 3 {
+		if !s.serveOne(d, some["web"][0], time.Now().Add(time.Hour)) || d.at != (i+1)*len(d.query) || d.deadlines != i+1 || d.written != i+1 {
+			t.Fatalf("query %d: %d bytes read, %d deadlines, %d replies", i, d.at, d.deadlines, d.written)
+		}
+	}
+	// The whole connection has its time too, however much comes.
+	end := time.Now().Add(tcpIdle / 2)
+	if s.serveOne(d, some["web"][0], end); !d.last.Equal(end) {
+		t.Errorf("it may go on until %v, not %v", d.last, end)
+	}
+}
+
+// TestHugeQueries sends as much as a datagram holds, of what could be a query and of what could not.
+func TestHugeQueries(t *testing.T) {
+	s := newServer(t, "", 1)
+	conn, err := net.Dial("udp", s.own[0].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	m := new(dns.Msg)
+	m.SetQuestion("web.vm.", dns.TypeA)
+	b, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := append([]byte(nil), b...)
+	binary.BigEndian.PutUint16(counts[4:], 65535) // questions
+	for i, head := range [][]byte{b, counts, b[:headerSize], make([]byte, headerSize)} {
+		for _, fill := range []byte{0, 1, 0xc0, 0xff} {
+			huge := append(append([]byte(nil), head...), bytes.Repeat([]byte{fill}, 65507-len(head))...)
+			binary.BigEndian.PutUint16(huge, uint16(0x4200+i)<<2|uint16(fill&3))
+			if _, err := conn.Write(huge); err != nil {
+				t.Fatal(err)
+			}
+			reply := make([]byte, 65536)
+			if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			n, err := conn.Read(reply)
+			if err != nil || n > dns.MinMsgSize || reply[0] != huge[0] || reply[1] != huge[1] || reply[2]&0x80 == 0 {
+				t.Errorf("head %d filled with %x: %d bytes, %x, %v", i, fill, n, reply[:headerSize], err)
+			}
+		}
 	}
 }
 

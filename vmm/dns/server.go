@@ -22,6 +22,7 @@ const (
 	maxAsking = 256  // queries that wait for a resolver
 	maxConns  = 256
 	tcpIdle   = 10 * time.Second // for a whole query to come
+	tcpLife   = 30 * time.Second // of a connection, so that nobody keeps for ever what others want
 	tcpWrite  = 5 * time.Second
 	// sockBuffer is room, in bytes, for a flood of one guest not to drop what others ask, and for what the kernel keeps for 3 s that goes to
 	// a guest that does not answer its ARP, up to 200 KiB for each such guest.
@@ -222,7 +223,7 @@ func (s *Server) rest() bool {
 
 // begin takes a slot for a query that waits for a resolver, end gives it back.
 func (s *Server) begin(from netip.Addr) bool {
-	if !s.sources.begin(from) {
+	if !s.sources.begin(from, maxAsking-len(s.asking)) {
 		return false
 	}
 	select {
@@ -276,14 +277,14 @@ func (s *Server) serveTCP(l net.Listener) {
 			defer s.leave(from)
 			defer c.Close()
 			defer context.AfterFunc(s.ctx, func() { _ = c.Close() })()
-			for s.serveOne(c, from) {
+			for end := time.Now().Add(tcpLife); s.serveOne(c, from, end); {
 			}
 		}()
 	}
 }
 
 func (s *Server) admit(from netip.Addr) bool {
-	if !s.sources.connect(from) {
+	if !s.sources.connect(from, maxConns-len(s.conns)) {
 		return false
 	}
 	select {
@@ -300,9 +301,13 @@ func (s *Server) leave(from netip.Addr) {
 	s.sources.disconnect(from)
 }
 
-// serveOne answers the next query of a connection; false ends it.
-func (s *Server) serveOne(c net.Conn, from netip.Addr) bool {
-	_ = c.SetReadDeadline(time.Now().Add(tcpIdle))
+// serveOne answers the next query of a connection, which has come until then at the latest; false ends the connection.
+func (s *Server) serveOne(c net.Conn, from netip.Addr, end time.Time) bool {
+	deadline := time.Now().Add(tcpIdle)
+	if end.Before(deadline) {
+		deadline = end
+	}
+	_ = c.SetReadDeadline(deadline)
 	b, err := readFrame(c, maxQuery)
 	if err != nil || !s.sources.take(from) {
 		return false

@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// Bounds of one source, so that a guest that floods takes nothing from the others.
+// Bounds of one source, so that a guest that floods takes nothing from the others. A guest is two sources, one of each family.
 const (
 	queryRate     = 2000 // a second
 	queryBurst    = 2 * queryRate
 	sourceAsking  = 64 // queries that wait for a resolver
 	sourceConns   = 8
-	maxSources    = 4096
+	maxSources    = 1 << 16
 	sourceForgets = 10 * time.Second
 	hostLook      = 5 * time.Second // how often the host's own addresses are read, at most
 )
@@ -28,8 +28,9 @@ type source struct {
 
 // sources knows all who ask.
 type sources struct {
-	mu       sync.Mutex // guards bySource and every source in it
+	mu       sync.Mutex // guards what follows and every source in bySource
 	bySource map[netip.Addr]*source
+	forgot   time.Time // when those that have nothing under way were looked for last
 }
 
 // of gives the source, nil when there are too many that have something under way.
@@ -37,15 +38,16 @@ func (s *sources) of(a netip.Addr, now time.Time) *source {
 	if x := s.bySource[a]; x != nil {
 		return x
 	}
-	if len(s.bySource) >= maxSources {
+	if len(s.bySource) >= maxSources && now.Sub(s.forgot) > sourceForgets/10 {
+		s.forgot = now
 		for k, x := range s.bySource {
 			if x.asking == 0 && x.conns == 0 && now.Sub(x.at) > sourceForgets {
 				delete(s.bySource, k)
 			}
 		}
-		if len(s.bySource) >= maxSources {
-			return nil
-		}
+	}
+	if len(s.bySource) >= maxSources {
+		return nil
 	}
 	x := &source{tokens: queryBurst, at: now}
 	s.bySource[a] = x
@@ -70,12 +72,13 @@ func (s *sources) take(a netip.Addr) bool {
 	return true
 }
 
-// begin and end count the queries that wait for a resolver, connect and disconnect the connections.
-func (s *sources) begin(a netip.Addr) bool {
-	return s.count(a, func(x *source) *int { return &x.asking }, sourceAsking)
+// begin and end count the queries that wait for a resolver, connect and disconnect the connections. free is how many slots all have left: one
+// source may hold half as many, so that a few who take all they get leave some for the next, and many do as soon as what they had ends.
+func (s *sources) begin(a netip.Addr, free int) bool {
+	return s.count(a, func(x *source) *int { return &x.asking }, min(sourceAsking, (free+1)/2))
 }
-func (s *sources) connect(a netip.Addr) bool {
-	return s.count(a, func(x *source) *int { return &x.conns }, sourceConns)
+func (s *sources) connect(a netip.Addr, free int) bool {
+	return s.count(a, func(x *source) *int { return &x.conns }, min(sourceConns, (free+1)/2))
 }
 func (s *sources) end(a netip.Addr)        { s.uncount(a, func(x *source) *int { return &x.asking }) }
 func (s *sources) disconnect(a netip.Addr) { s.uncount(a, func(x *source) *int { return &x.conns }) }
