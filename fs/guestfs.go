@@ -112,19 +112,6 @@ func (s guestFS) stat(r *request, path string) (a sftp.Attr, code fuse.Status) {
 	return a, code
 }
 
-// change does what begin begins, and gives the attributes that what has the path has then. Both go out at once.
-func (s guestFS) change(r *request, path string, begin func(context.Context, *sftp.Client) func() error) (a sftp.Attr, code fuse.Status) {
-	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
-		done, stat := begin(ctx, g.client), g.client.Stat(ctx, path)
-		if err := done(); err != nil {
-			return err
-		}
-		a, err = stat()
-		return err
-	})
-	return a, code
-}
-
 // open opens what has the path, in the session that it gives.
 func (s guestFS) open(r *request, path string, flags, mode uint32) (h *sftp.Handle, session *guestSession, code fuse.Status) {
 	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
@@ -202,6 +189,9 @@ func (s guestFS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.A
 	if !code.Ok() {
 		return code
 	}
+	if a, valid := s.guestNodes.still(n); valid > 0 {
+		return s.same(r, n, a, valid, out)
+	}
 	path, err := s.guestNodes.path(n)
 	if errors.Is(err, vmm.ErrNotFound) && n.kind == syscall.S_IFREG {
 		// It is open and has no name any more; the protocol asks by name.
@@ -217,17 +207,17 @@ func (s guestFS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.A
 	if !code.Ok() {
 		return code
 	}
-	return s.same(r, n, a, out)
+	return s.same(r, n, a, guestValid, out)
 }
 
 // same tells the kernel of a node that it knows; ENOENT if another kind of file has its name now.
-func (s guestFS) same(r *request, n *guestNode, a sftp.Attr, out *fuse.AttrOut) fuse.Status {
+func (s guestFS) same(r *request, n *guestNode, a sftp.Attr, valid time.Duration, out *fuse.AttrOut) fuse.Status {
 	a, ok := shown(a)
 	if !ok || a.Mode&syscall.S_IFMT != n.kind {
 		return fuse.ENOENT
 	}
 	s.attr(r, n, a, &out.Attr)
-	out.SetTimeout(guestValid)
+	out.SetTimeout(valid)
 	return fuse.OK
 }
 
@@ -254,11 +244,16 @@ func (s guestFS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.A
 	if in.Valid&fuse.FATTR_SIZE != 0 {
 		change.Size = &in.Size
 	}
-	a, code := s.change(r, path, func(ctx context.Context, c *sftp.Client) func() error { return c.Set(ctx, path, change) })
+	s.guestNodes.changes(n)
+	var a sftp.Attr
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		a, err = g.client.Set(ctx, path, change)()
+		return err
+	})
 	if !code.Ok() {
 		return code
 	}
-	return s.same(r, n, a, out)
+	return s.same(r, n, a, guestValid, out)
 }
 
 func setTime(in *fuse.SetAttrIn, set, now uint32, sec uint64, nsec uint32) int64 {
@@ -277,7 +272,16 @@ func (s guestFS) make(cancel <-chan struct{}, h *fuse.InHeader, name string, out
 	if !code.Ok() {
 		return code
 	}
-	a, code := s.change(r, path, func(ctx context.Context, c *sftp.Client) func() error { return begin(ctx, c, path) })
+	s.guestNodes.changes(dir)
+	var a sftp.Attr
+	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) (err error) {
+		done, stat := begin(ctx, g.client, path), g.client.Stat(ctx, path) // both go out at once
+		if err = done(); err != nil {
+			return err
+		}
+		a, err = stat()
+		return err
+	})
 	if !code.Ok() {
 		return code
 	}
@@ -335,6 +339,7 @@ func (s guestFS) remove(cancel <-chan struct{}, h *fuse.InHeader, name string, r
 	if !code.Ok() {
 		return code
 	}
+	s.guestNodes.changes(dir)
 	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) error { return remove(g.client, ctx, path) })
 	if code.Ok() {
 		s.guestNodes.removed(dir, name)
@@ -366,6 +371,8 @@ func (s guestFS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to stri
 	if !code.Ok() {
 		return code
 	}
+	s.guestNodes.changes(dir)
+	s.guestNodes.changes(newDir)
 	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) error {
 		return g.client.Rename(ctx, old, path, in.Flags&noReplace == 0)
 	})
@@ -478,19 +485,32 @@ func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, 
 	if in.Flags&syscall.O_TRUNC != 0 && in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		flags |= sftp.Truncate
 	}
+	s.guestNodes.changes(dir)
 	h, session, code := s.open(r, path, flags, in.Mode&0o7777)
 	if !code.Ok() {
 		return code
 	}
-	// What a new file is need not be asked for; the kernel asks when somebody wants to know.
 	s.guestNodes.removed(dir, name)
-	now := time.Now()
-	a := sftp.Attr{Mode: syscall.S_IFREG | in.Mode&0o7777, FileStat: vmm.FileStat{Nlink: 1, Atime: now, Mtime: now, Ctime: now}}
+	a := h.File
+	if now := time.Now(); !h.Told {
+		// What a new file is need not be asked for; the kernel asks when somebody wants to know.
+		a = sftp.Attr{Mode: syscall.S_IFREG | in.Mode&0o7777, FileStat: vmm.FileStat{Nlink: 1, Atime: now, Mtime: now, Ctime: now}}
+	}
+	if a.Mode&syscall.S_IFMT != syscall.S_IFREG {
+		h.Close()
+		return fuse.EIO
+	}
 	if code := s.entry(r, dir, name, a, &out.EntryOut); !code.Ok() {
 		h.Close()
 		return code
 	}
-	out.SetAttrTimeout(notKept)
+	if h.Told && h.Dir.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+		// To permit the next file to be made in it the kernel asks what the directory is: each change of it makes it forget that.
+		s.guestNodes.heard(dir, h.Dir, guestValid)
+	}
+	if !h.Told {
+		out.SetAttrTimeout(notKept)
+	}
 	s.opened(s.guestNodes.get(out.NodeId), in.Flags, h, session, &out.OpenOut)
 	return fuse.OK
 }
@@ -586,7 +606,8 @@ func (s guestFS) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return errno(err)
 	}
 	return s.ask(r, dataWait, func(ctx context.Context, g *guestSession) error {
-		return g.client.Set(ctx, path, sftp.Change{Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit, Sync: true})()
+		_, err := g.client.Set(ctx, path, sftp.Change{Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit, Sync: true})()
+		return err
 	})
 }
 

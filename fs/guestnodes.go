@@ -5,7 +5,9 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
+	"banger/fs/sftp"
 	"banger/vmm"
 )
 
@@ -31,6 +33,8 @@ type guestNode struct {
 	lookups uint64
 	size    uint64 // as last told, for a file that is open and has no name any more
 	mode    uint32
+	said    sftp.Attr // of a directory: what the guest said of it when a file was made in it
+	until   time.Time // and how long that may be told
 }
 
 // guestNodes is the table.
@@ -140,6 +144,23 @@ func (t *guestNodes) cutLocked(n *guestNode) {
 	n.parent = nil
 	t.freeLocked(n)
 	t.freeLocked(parent)
+}
+
+// heard notes what a guest says of a directory, true for so long.
+func (t *guestNodes) heard(dir *guestNode, a sftp.Attr, valid time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	dir.said, dir.until = a, time.Now().Add(valid)
+}
+
+// changes notes that what was heard of a directory is true no more.
+func (t *guestNodes) changes(dir *guestNode) { t.heard(dir, sftp.Attr{}, 0) }
+
+// still gives what was heard of a directory and how long that is true, 0 if it is not.
+func (t *guestNodes) still(dir *guestNode) (sftp.Attr, time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return dir.said, max(0, time.Until(dir.until))
 }
 
 // told notes what the kernel is told of a node.

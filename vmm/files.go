@@ -14,6 +14,9 @@ const (
 	FilesStat   = "stat@banger"  // in what the agent tells of a file: a FileStat
 	FilesTimes  = "times@banger" // in SSH_FXP_SETSTAT: two times, or TimeOmit or TimeNow, of access and of change
 	FilesSync   = "sync@banger"  // in SSH_FXP_SETSTAT, empty: fsync(2)
+	// In SSH_FXP_OPEN and SSH_FXP_SETSTAT, empty: what is asked for next. A handle is followed by the attributes of the file and those of its
+	// directory; SETSTAT that is done is answered with SSH_FXP_ATTRS. A server that does not know it answers as the protocol says.
+	FilesAttrs = "attrs@banger"
 )
 
 // What FilesTimes has in place of nanoseconds after 1970, as UTIME_OMIT and UTIME_NOW of utimensat(2).

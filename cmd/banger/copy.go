@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -123,6 +124,15 @@ func lstatAt(dir *os.File, name string) (st unix.Stat_t, err error) {
 
 func setTimes(dir *os.File, name string, st *unix.Stat_t) error {
 	return unix.UtimesNanoAt(int(dir.Fd()), name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// setOpenTimes asks for no name: the mount would look up the way to it.
+func setOpenTimes(f *os.File, st *unix.Stat_t) error {
+	times := [2]unix.Timespec{st.Atim, st.Mtim}
+	if _, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, f.Fd(), 0, uintptr(unsafe.Pointer(&times)), 0, 0, 0); e != 0 { // futimens(3)
+		return e
+	}
+	return nil
 }
 
 func kindOf(st *unix.Stat_t) uint32 { return st.Mode & unix.S_IFMT }
@@ -448,7 +458,7 @@ func (c *copier) file(src *os.File, from string, dst *os.File, to string, st *un
 			return err
 		}
 	}
-	return setTimes(dst, to, st)
+	return setOpenTimes(out, st)
 }
 
 // data copies contents to their end. Of a long file some is read while some is written.

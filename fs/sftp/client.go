@@ -21,6 +21,7 @@ const (
 	MaxData = 128 << 10
 
 	maxPacket = MaxData + 128<<10 // bytes of an answer
+	maxSent   = 64 << 10          // bytes of requests that are sent at once, the last aside
 	maxHandle = 256
 	maxName   = 255
 	maxTarget = 4095
@@ -141,6 +142,14 @@ func (c *Client) send() {
 	for {
 		select {
 		case p := <-c.out:
+			for more := true; more && len(p) < maxSent; { // each write is an interrupt of a virtual machine
+				select {
+				case q := <-c.out:
+					p = append(p, q...)
+				default:
+					more = false
+				}
+			}
 			if _, err := c.conn.Write(p); err != nil {
 				c.end(ended(err))
 				return
@@ -241,8 +250,8 @@ func (c *Client) why() error {
 	return c.err
 }
 
-// wait gives the answer; of a kind other than a status or the one wanted, it ends the session.
-func (c *Client) wait(ctx context.Context, k *call, want byte) (decoder, error) {
+// answer gives the answer, of whatever kind.
+func (c *Client) answer(ctx context.Context, k *call) (reply, error) {
 	var r reply
 	select {
 	case r = <-k.reply:
@@ -251,12 +260,18 @@ func (c *Client) wait(ctx context.Context, k *call, want byte) (decoder, error) 
 		case r = <-k.reply:
 		case <-ctx.Done():
 			c.leave(k)
-			return decoder{}, ctx.Err()
+			return r, ctx.Err()
 		}
 	}
+	return r, r.err
+}
+
+// wait gives the answer; of a kind other than a status or the one wanted, it ends the session.
+func (c *Client) wait(ctx context.Context, k *call, want byte) (decoder, error) {
+	r, err := c.answer(ctx, k)
 	switch {
-	case r.err != nil:
-		return decoder{}, r.err
+	case err != nil:
+		return decoder{}, err
 	case r.kind == want:
 		return r.d, nil
 	case r.kind == kindStatus:
@@ -335,9 +350,31 @@ func notEOF(err error) error {
 	return err
 }
 
-// Set begins to change a file, no symbolic link followed.
-func (c *Client) Set(ctx context.Context, path string, change Change) func() error {
-	return c.later(ctx, kindSetstat, appendChange(appendString(nil, path), change))
+// Set begins to change a file, no symbolic link followed; the function it gives waits and says what the file is then.
+func (c *Client) Set(ctx context.Context, path string, change Change) func() (Attr, error) {
+	k, err := c.begin(ctx, kindSetstat, nil, appendChange(appendString(nil, path), change, vmm.FilesAttrs))
+	return func() (a Attr, _ error) {
+		if err != nil {
+			return a, err
+		}
+		r, err := c.answer(ctx, k)
+		switch {
+		case err != nil:
+			return a, err
+		case r.kind == kindAttrs:
+			a = r.d.attr()
+		case r.kind == kindStatus:
+			if err = statusError(&r.d); err == nil && !r.d.bad { // it does not know what it was asked for
+				return c.Stat(ctx, path)()
+			}
+		default:
+			err = c.broken()
+		}
+		if r.d.bad {
+			err = c.broken()
+		}
+		return a, notEOF(err)
+	}
 }
 
 // later begins a call whose answer says only whether it was done.
@@ -353,7 +390,7 @@ func (c *Client) later(ctx context.Context, kind byte, body []byte) func() error
 
 // Mkdir begins to make a directory, of mode 0755.
 func (c *Client) Mkdir(ctx context.Context, path string) func() error {
-	return c.later(ctx, kindMkdir, appendChange(appendString(nil, path), Change{Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit}))
+	return c.later(ctx, kindMkdir, appendChange(appendString(nil, path), unchanged))
 }
 
 // Symlink begins to make a symbolic link.
@@ -429,6 +466,9 @@ func (c *Client) StatVFS(ctx context.Context, path string) (StatVFS, error) {
 type Handle struct {
 	c  *Client
 	id string
+	// What the server said of the file and of its directory when it had opened the one in the other, if it did.
+	Told      bool
+	File, Dir Attr
 }
 
 // Client is the session of the handle.
@@ -446,9 +486,9 @@ const (
 
 // Open begins to open a regular file; mode is that of a new one.
 func (c *Client) Open(ctx context.Context, path string, flags, mode uint32) func() (*Handle, error) {
-	body := binary.BigEndian.AppendUint32(appendString(nil, path), flags)
-	body = binary.BigEndian.AppendUint32(body, hasMode)
-	return c.handle(ctx, kindOpen, binary.BigEndian.AppendUint32(body, mode))
+	change := unchanged
+	change.Mode = &mode
+	return c.handle(ctx, kindOpen, appendChange(binary.BigEndian.AppendUint32(appendString(nil, path), flags), change, vmm.FilesAttrs))
 }
 
 // OpenDir opens a directory.
@@ -466,11 +506,14 @@ func (c *Client) handle(ctx context.Context, kind byte, body []byte) func() (*Ha
 		if err != nil {
 			return nil, notEOF(err)
 		}
-		id := string(d.bytes())
-		if d.bad || len(id) > maxHandle {
+		h := &Handle{c: c, id: string(d.bytes())}
+		if h.Told = len(d.b) > 0; h.Told {
+			h.File, h.Dir = d.attr(), d.attr()
+		}
+		if d.bad || len(h.id) > maxHandle {
 			return nil, c.broken()
 		}
-		return &Handle{c, id}, nil
+		return h, nil
 	}
 }
 
@@ -478,7 +521,7 @@ func (c *Client) handle(ctx context.Context, kind byte, body []byte) func() (*Ha
 func (c *Client) closeLate(r reply) {
 	if r.kind == kindHandle {
 		if id := string(r.d.bytes()); !r.d.bad && len(id) <= maxHandle {
-			(&Handle{c, id}).Close()
+			(&Handle{c: c, id: id}).Close()
 		}
 	}
 }

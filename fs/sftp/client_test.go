@@ -96,6 +96,9 @@ func TestFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if dir, err := c.Stat(ctx, "/")(); err != nil || !h.Told || h.File.Size != uint64(len(data)) || h.File.Mode != syscall.S_IFREG|0o640 || h.Dir != dir {
+		t.Errorf("it opens %+v in %+v, which is %+v, %v", h.File, h.Dir, dir, err)
+	}
 	if got, err := h.Read(ctx, 1<<20, 16); err != nil || !bytes.Equal(got, data[16:]) {
 		t.Errorf("%d bytes read of %d, %v", len(got), len(data)-16, err)
 	}
@@ -106,11 +109,12 @@ func TestFiles(t *testing.T) {
 
 	mode, uid, size := uint32(0o4711), uint32(os.Getuid()), uint64(5)
 	when := time.Unix(1_000_000_000, 123_456_789)
-	if err := c.Set(ctx, "/a", Change{Size: &size, Mode: &mode, UID: &uid, Atime: vmm.TimeNow, Mtime: when.UnixNano(), Sync: true})(); err != nil {
+	told, err := c.Set(ctx, "/a", Change{Size: &size, Mode: &mode, UID: &uid, Atime: vmm.TimeNow, Mtime: when.UnixNano(), Sync: true})()
+	if err != nil {
 		t.Fatal(err)
 	}
 	a, err := c.Stat(ctx, "/a")()
-	if err != nil || a.Size != 5 || a.Mode != syscall.S_IFREG|0o4711 || !a.Mtime.Equal(when) || time.Since(a.Atime) > time.Minute || a.Nlink != 1 || a.Blocks != 8 {
+	if err != nil || a != told || a.Size != 5 || a.Mode != syscall.S_IFREG|0o4711 || !a.Mtime.Equal(when) || time.Since(a.Atime) > time.Minute || a.Nlink != 1 || a.Blocks != 8 {
 		t.Errorf("%+v, %v", a, err)
 	}
 
@@ -153,7 +157,7 @@ func TestFiles(t *testing.T) {
 		"rmdir of a file": {c.Rmdir(ctx, "/a"), syscall.ENOTDIR},
 		"rename over":     {c.Rename(ctx, "/a", "/d/other", false), syscall.EEXIST},
 		"list a file":     {second(c.OpenDir(ctx, "/a")), syscall.ENOTDIR},
-		"chmod of a link": {c.Set(ctx, "/d/link", Change{Mode: &mode, Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit})(), syscall.EOPNOTSUPP},
+		"chmod of a link": {second(c.Set(ctx, "/d/link", Change{Mode: &mode, Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit})()), syscall.EOPNOTSUPP},
 		"out of the root": {second(c.Stat(ctx, "/../../../../etc/passwd")()), syscall.ENOENT},
 	} {
 		if x.got != x.want {
@@ -247,6 +251,10 @@ func TestOthersServer(t *testing.T) {
 	if err != nil || a.Size != 5 || a.Mode != syscall.S_IFREG|0o644 {
 		t.Errorf("%+v, %v", a, err)
 	}
+	size := uint64(2)
+	if a, err = c.Set(within(t, 10*time.Second), "/x", Change{Size: &size, Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit})(); err != nil || a.Size != 2 {
+		t.Errorf("%+v, %v", a, err)
+	}
 }
 
 // packet makes an answer.
@@ -283,7 +291,7 @@ func TestHostile(t *testing.T) {
 		return b
 	}
 	lists := func(c *Client, ctx context.Context) error {
-		got, err := (&Handle{c, "1"}).ReadDir(ctx)
+		got, err := (&Handle{c: c, id: "1"}).ReadDir(ctx)
 		if err == nil && (len(got) != 1 || got[0].Name != "good") {
 			return fmt.Errorf("the names are %v", got)
 		}
@@ -291,7 +299,7 @@ func TestHostile(t *testing.T) {
 	}
 	stats := func(c *Client, ctx context.Context) error { return second(c.Stat(ctx, "/x")()) }
 	reads := func(c *Client, ctx context.Context) error {
-		return second((&Handle{c, "1"}).Read(ctx, 10, 0))
+		return second((&Handle{c: c, id: "1"}).Read(ctx, 10, 0))
 	}
 	links := func(c *Client, ctx context.Context) error { return second(c.Readlink(ctx, "/x")) }
 	opens := func(c *Client, ctx context.Context) error { return second(c.Open(ctx, "/x", Read, 0)()) }
@@ -411,7 +419,7 @@ func TestDeaf(t *testing.T) {
 	})
 	defer close(ended)
 	for range 3 {
-		if _, err := (&Handle{c, "1"}).Write(within(t, 20*time.Millisecond), make([]byte, 3*MaxData), 0); err != context.DeadlineExceeded {
+		if _, err := (&Handle{c: c, id: "1"}).Write(within(t, 20*time.Millisecond), make([]byte, 3*MaxData), 0); err != context.DeadlineExceeded {
 			t.Error(err)
 		}
 	}

@@ -82,8 +82,12 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
 }
 
-func appendChange(b []byte, c Change) []byte {
-	const unchanged = math.MaxUint32 // chown(2)
+// unchanged changes nothing.
+var unchanged = Change{Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit}
+
+// appendChange also appends extended attributes that say something by being there.
+func appendChange(b []byte, c Change, words ...string) []byte {
+	const nobody = math.MaxUint32 // leaves an owner as it is, as in chown(2)
 	flags, a := uint32(0), []byte(nil)
 	if c.Size != nil {
 		flags |= hasSize
@@ -92,7 +96,7 @@ func appendChange(b []byte, c Change) []byte {
 	if c.UID != nil || c.GID != nil {
 		flags |= hasOwner
 		for _, id := range []*uint32{c.UID, c.GID} {
-			n := uint32(unchanged)
+			n := uint32(nobody)
 			if id != nil {
 				n = *id
 			}
@@ -110,7 +114,10 @@ func appendChange(b []byte, c Change) []byte {
 		count++
 	}
 	if c.Sync {
-		more = appendString(appendString(more, vmm.FilesSync), "")
+		words = append(words, vmm.FilesSync)
+	}
+	for _, word := range words {
+		more = appendString(appendString(more, word), "")
 		count++
 	}
 	if count > 0 {
