@@ -145,10 +145,13 @@ func noBoot(spec *vmm.Spec) string {
 	return ""
 }
 
-// translationBuffer is TCG's, in MiB. The default costs a 128 MiB guest 34 MB more than it needs; a whole
-// distribution, which boots with Python, overflows what is enough for the built-in image again and again.
+// manyPrograms is the least memory, in bytes, of an image with an init that starts many programs.
+const manyPrograms = 256 << 20
+
+// translationBuffer is TCG's, in MiB; what is not used of it takes no memory. The default costs a 128 MiB guest 34 MB more than it
+// needs; a whole distribution, which boots with systemd or even Python, overflows what is enough for the built-in image again and again.
 func translationBuffer(spec *vmm.Spec) int {
-	if spec.Image.Firmware {
+	if spec.Image.Memory >= manyPrograms {
 		return 128
 	}
 	return 16

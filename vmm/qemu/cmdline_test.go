@@ -42,7 +42,7 @@ func TestCommandLine(t *testing.T) {
 		"q35-kvm-vsock": {func(s *vmm.Spec) { s.NIC.Mode = vmm.NetNone; s.Image.Initrd = "" },
 			host{binary: "qemu-system-x86_64", accel: "kvm", machine: "q35", vsock: true}},
 		"firmware": {func(s *vmm.Spec) {
-			s.Image = vmm.Image{Firmware: true, Root: "/i/root.qcow2", RootFormat: "qcow2"}
+			s.Image = vmm.Image{Firmware: true, Root: "/i/root.qcow2", RootFormat: "qcow2", Memory: 512 << 20}
 			s.Config.Cmdline = ""
 			s.Disks = []vmm.Disk{
 				{Path: s.Dir + "/" + vmm.DiskOverlay, Format: "qcow2", Base: s.Image.Root, BaseFormat: s.Image.RootFormat},
