@@ -33,18 +33,26 @@ var debianPackages = []string{
 
 const debianArch = "amd64"
 
-// debianSetup are mmdebstrap's options: no initramfs is made, for banger has its own, and what is only to be read is left out.
+// debianMerged are mmdebstrap's own hooks for a suite whose /bin is /usr/bin: without them such a suite brings usrmerge, and that all of Perl.
+const debianMerged = "/usr/share/mmdebstrap/hooks/maybe-merged-usr"
+
+// debianSetup are mmdebstrap's options: no initramfs is made, for banger has its own, and what is only to be read is left out, as is the list of
+// hardware that no VM has. dpkg is told so by a file: by --dpkgopt it would also be mmdebstrap's to sift, which takes longer than to
+// remove the little that was unpacked before dpkg was there.
 var debianSetup = []string{
 	"--variant=minbase",
 	"--format=tar",
-	"--dpkgopt=path-exclude=/usr/share/man/*",
-	"--dpkgopt=path-exclude=/usr/share/locale/*",
-	"--dpkgopt=path-exclude=/usr/share/doc/*",
-	"--dpkgopt=path-include=/usr/share/doc/*/copyright",
+	`--setup-hook=mkdir -p "$1/etc/dpkg/dpkg.cfg.d"; cd "$1/etc/dpkg/dpkg.cfg.d"; echo force-unsafe-io >banger-build
+printf 'path-exclude=%s/*\n' /usr/share/man /usr/share/locale /usr/share/doc /lib/udev/hwdb.d >banger; echo 'path-include=/usr/share/doc/*/copyright' >>banger`,
+	`--customize-hook=rm -r "$1/etc/dpkg/dpkg.cfg.d/banger-build"; cd "$1/usr/share"; rm -rf man/* locale/*; find doc ! -type d ! -name copyright -delete`,
 	// What mmdebstrap takes from the host: the guest gets its own.
 	`--customize-hook=rm -f "$1/etc/hostname" "$1/etc/resolv.conf"; : >"$1/etc/machine-id"; printf '127.0.0.1 localhost\n::1 localhost\n' >"$1/etc/hosts"`,
 	// The machine belongs to who may open its console.
 	`--customize-hook=chroot "$1" passwd -d root >/dev/null`,
+	// What the packages' triggers have done need not be done again at the first boot, see ConditionNeedsUpdate in systemd.unit(5).
+	`--customize-hook=touch "$1/etc/.updated" "$1/var/.updated"`,
+	// A suite may lack one. What is for LVM, for a screen, or loads lists of packages that nobody asked for, is there to be enabled.
+	`--customize-hook=chroot "$1" systemctl -q disable e2scrub_reap.service e2scrub_all.timer apt-daily.timer apt-daily-upgrade.timer getty@tty1.service || :`,
 }
 
 var suiteName = regexp.MustCompile(`^[a-z][a-z0-9-]{1,40}$`)
@@ -67,6 +75,9 @@ func planDebian(_ context.Context, j *job) (*plan, error) {
 	}
 	mirror := debianMirror("/etc/apt")
 	args := append([]string(nil), debianSetup...)
+	if _, err := os.Stat(debianMerged); err == nil {
+		args = append(args, "--hook-dir="+debianMerged)
+	}
 	args = append(args, "--architectures="+debianArch, "--include="+strings.Join(debianPackages, ","))
 	if os.Getuid() == 0 {
 		args = append(args, "--mode=root")
