@@ -483,12 +483,11 @@ func (o execOutput) read(r *request, n int, _ int64) ([]byte, error) {
 	if err != nil {
 		return nil, r.again(err)
 	}
-	p := make([]byte, n)
-	n, err = o.from(e, ctx, p)
+	n, err = o.from(e, ctx, r.answer[:n])
 	if n > 0 || errors.Is(err, io.EOF) {
 		err = nil
 	}
-	return p[:n], r.again(err)
+	return r.answer[:n], r.again(err)
 }
 
 func (execOutput) close() {}

@@ -34,6 +34,7 @@ type request struct {
 	image    uint64   // number of the image, 0 above images/NAME
 	session  *session // of exec/N and what is below it
 	handle   handle   // of a write, what the file was opened to read with
+	answer   []byte   // of a read, room for what it asks for
 	param    uint16
 	node     uint64
 	uid, gid uint32
@@ -562,7 +563,7 @@ func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 	}
 	r := &request{
 		server: s.Server, ctx: &fuse.Context{Caller: in.Caller, Cancel: cancel}, pid: in.Pid,
-		nonblock: h.nonblock,
+		nonblock: h.nonblock, answer: buf,
 	}
 	defer r.blocking()()
 	b, err := h.handle.read(r, int(in.Size), int64(in.Offset))

@@ -190,7 +190,7 @@ type started struct {
 	*child
 	proc      string // /proc
 	in        io.WriteCloser
-	out, errs *os.File
+	out, errs agent.ExecPipe
 	terminal  *os.File // the master, which out is, too; nil without one
 }
 
@@ -215,15 +215,17 @@ func (c *started) connect(cmd *exec.Cmd, r *vmm.ExecRequest, uid int) (theirs []
 	}
 	theirs, c.in = append(theirs, stdin), in
 	cmd.Stdin = stdin
-	var stdout, stderr *os.File
-	if c.out, stdout, err = os.Pipe(); err != nil {
-		return theirs, err
+	for _, output := range []struct {
+		ours   *agent.ExecPipe
+		theirs *io.Writer
+	}{{&c.out, &cmd.Stdout}, {&c.errs, &cmd.Stderr}} {
+		read, write, err := newOutPipe()
+		if err != nil {
+			return theirs, err
+		}
+		theirs = append(theirs, write)
+		*output.ours, *output.theirs = read, write
 	}
-	theirs, cmd.Stdout = append(theirs, stdout), stdout
-	if c.errs, stderr, err = os.Pipe(); err != nil {
-		return theirs, err
-	}
-	theirs, cmd.Stderr = append(theirs, stderr), stderr
 	return theirs, nil
 }
 
@@ -264,7 +266,7 @@ func (c *started) control(f func(fd int) error) error {
 }
 
 func (c *started) close() {
-	for _, f := range []*os.File{c.out, c.errs} {
+	for _, f := range []agent.ExecPipe{c.out, c.errs} {
 		if f != nil {
 			f.Close()
 		}
@@ -274,18 +276,10 @@ func (c *started) close() {
 	}
 }
 
-func (c *started) PID() int              { return c.pid }
-func (c *started) Input() io.WriteCloser { return c.in }
-
-func (c *started) Output() agent.ExecPipe { return pipe(c.out) }
-func (c *started) Errors() agent.ExecPipe { return pipe(c.errs) }
-
-func pipe(f *os.File) agent.ExecPipe {
-	if f == nil {
-		return nil
-	}
-	return f
-}
+func (c *started) PID() int               { return c.pid }
+func (c *started) Input() io.WriteCloser  { return c.in }
+func (c *started) Output() agent.ExecPipe { return c.out }
+func (c *started) Errors() agent.ExecPipe { return c.errs }
 
 func (c *started) Signal(signal int) { c.signal(unix.Signal(signal)) }
 

@@ -64,15 +64,22 @@ func wait(epoll int) error {
 	}
 }
 
-// Read implements io.Reader; it waits while no host is connected.
+// Read implements io.Reader; it waits while no host is connected. One read(2) gives at most one buffer of the driver, a page: Read takes all that are full.
 func (p *port) Read(b []byte) (int, error) {
+	done := 0
 	for {
-		n, err := unix.Read(p.fd, b)
+		n, err := unix.Read(p.fd, b[done:])
 		switch {
 		case n > 0:
-			return n, nil
+			done += n
+			if n == os.Getpagesize() && done < len(b) {
+				continue
+			}
+			return done, nil
 		case err == unix.EINTR:
 			continue
+		case done > 0:
+			return done, nil // an error comes again
 		case err != nil && err != unix.EAGAIN:
 			return 0, os.NewSyscallError("read", err)
 		}

@@ -388,6 +388,40 @@ func TestFrames(t *testing.T) {
 	}
 }
 
+// TestFindMarker: the last whole one counts, wherever it is and whatever looks like one.
+func TestFindMarker(t *testing.T) {
+	var markers [2]string
+	for i := range markers {
+		m, err := newMarker()
+		if err != nil {
+			t.Fatal(err)
+		}
+		markers[i] = string(m)
+	}
+	a, b := markers[0], markers[1]
+	broken := a[:markerLen-1] + "x"
+	for _, x := range []struct {
+		text, marker string
+		after        int
+	}{
+		{"", "", 0},
+		{"\xff\xfe", "", 0},
+		{a[:markerLen-1], "", 0},
+		{a, a, markerLen},
+		{"before" + a + "after", a, 6 + markerLen},
+		{a + b, b, 2 * markerLen},
+		{a + "between" + b[:markerLen-1], a, markerLen},
+		{a + broken, a, markerLen},
+		{broken + b, b, 2 * markerLen},
+		{a[:20] + b, b, 20 + markerLen},
+		{magic + magic + b + magic, b, 2*len(magic) + markerLen},
+	} {
+		if marker, after := findMarker([]byte(x.text)); string(marker) != x.marker || after != x.after {
+			t.Errorf("in %q it finds %q to %d, not %q to %d", x.text, marker, after, x.marker, x.after)
+		}
+	}
+}
+
 func TestGone(t *testing.T) {
 	c := New(dialUnix(filepath.Join(t.TempDir(), "none")), true)
 	defer c.Close()

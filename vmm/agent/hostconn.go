@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -74,18 +73,22 @@ func (c *hostConn) note() {
 }
 
 // frames writes a frame of data at once, which yamux writes in two parts: each write is an interrupt of a virtual machine.
-type frames struct{ head []byte }
+type frames struct {
+	head bool   // buf has the header of a frame whose body comes next
+	buf  []byte // used again and again, as large as the largest frame was
+}
 
 func (f *frames) write(w io.Writer, p []byte) (int, error) {
-	if f.head == nil && len(p) == frameHeader && p[1] == frameData && binary.BigEndian.Uint32(p[8:]) > 0 {
-		f.head = bytes.Clone(p)
-		return len(p), nil // its body is what comes next
+	if !f.head && len(p) == frameHeader && p[1] == frameData && binary.BigEndian.Uint32(p[8:]) > 0 {
+		f.head, f.buf = true, append(f.buf[:0], p...)
+		return len(p), nil
 	}
-	had := len(f.head)
+	had := 0
 	whole := p
-	if had > 0 {
-		whole = append(f.head, p...)
-		f.head = nil
+	if f.head {
+		had, f.head = frameHeader, false
+		f.buf = append(f.buf, p...)
+		whole = f.buf
 	}
 	n, err := w.Write(whole)
 	return max(0, n-had), err

@@ -33,17 +33,18 @@ func newMarker() ([]byte, error) {
 	return append(hex.AppendEncode([]byte(magic), nonce[:]), '\n'), nil
 }
 
-// findMarker gives the last whole marker in b and where it ends, or nil.
-func findMarker(b []byte) ([]byte, int) {
-	for end := len(b); ; {
-		i := bytes.LastIndex(b[:end], []byte(magic))
-		if i < 0 {
-			return nil, 0
+// findMarker gives the last whole marker in b and where it ends, or nil. It looks from the front, where bytes.Index is fast and bytes.LastIndex is not.
+func findMarker(b []byte) (marker []byte, after int) {
+	for at := 0; ; {
+		i := bytes.Index(b[at:], []byte(magic))
+		if i < 0 || at+i+markerLen > len(b) {
+			return marker, after
 		}
-		if i+markerLen <= len(b) && b[i+markerLen-1] == '\n' {
-			return b[i : i+markerLen], i + markerLen
+		begin := at + i
+		at = begin + len(magic)
+		if end := begin + markerLen; b[end-1] == '\n' {
+			marker, after = b[begin:end], end
 		}
-		end = i
 	}
 }
 
@@ -74,21 +75,21 @@ func ServePort(port io.ReadWriter, h http.Handler) error {
 		}
 	}
 	defer end()
-	buf := make([]byte, 32<<10)
-	var tail []byte // of what was read before, too short for a marker
+	buf := make([]byte, markerLen-1+32<<10)
+	kept := 0 // bytes at the beginning of buf that were read before, too few for a marker
 	for {
-		n, err := port.Read(buf)
+		n, err := port.Read(buf[kept:])
 		if err == io.EOF {
 			end()
-			tail = tail[:0]
+			kept = 0
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		window := append(tail, buf[:n]...)
+		window := buf[:kept+n]
 		marker, after := findMarker(window)
-		fresh := buf[:n]
+		fresh := window[kept:]
 		if marker != nil {
 			end()
 			writing.Lock()
@@ -105,11 +106,7 @@ func ServePort(port io.ReadWriter, h http.Handler) error {
 				end()
 			}
 		}
-		keep := window[after:]
-		if len(keep) > markerLen-1 {
-			keep = keep[len(keep)-markerLen+1:]
-		}
-		tail = append([]byte(nil), keep...)
+		kept = copy(buf, window[max(after, len(window)-markerLen+1):])
 	}
 }
 

@@ -69,7 +69,7 @@ func commandLine(spec *vmm.Spec, h host) (args []string, fds []fdName) {
 	if h.accel == "kvm" {
 		add("-accel", "kvm", "-cpu", "host")
 	} else {
-		add("-accel", "tcg,thread=multi,tb-size="+strconv.Itoa(translationBuffer(spec)), "-cpu", "max")
+		add("-accel", "tcg,thread=multi,tb-size="+strconv.FormatInt(translationBuffer(spec), 10), "-cpu", "max")
 	}
 	add("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -148,14 +148,16 @@ func noBoot(spec *vmm.Spec) string {
 // manyPrograms is the least memory, in bytes, of an image with an init that starts many programs.
 const manyPrograms = 256 << 20
 
-// translationBuffer is TCG's, in MiB; what is not used of it takes no memory. The default costs a 128 MiB guest 34 MB more than it
-// needs; a whole distribution, which boots with systemd or even Python, overflows what is enough for the built-in image again and again.
-func translationBuffer(spec *vmm.Spec) int {
+// translationBuffer is TCG's, in MiB: QEMU's default is a gigabyte. Whatever does not fit makes QEMU forget all, and translate anew what it needs of it: with
+// 16 MiB each login or command in the built-in image's guest took ten times as long. A whole distribution, which boots with systemd or even Python, needs the most.
+func translationBuffer(spec *vmm.Spec) int64 {
 	if spec.Image.Memory >= manyPrograms {
-		return 128
+		return maxTranslations
 	}
-	return 16
+	return min(max(32, memory(spec)>>20/4), maxTranslations)
 }
+
+const maxTranslations = 128 // MiB
 
 // kernelCommandLine is the image's, what the machine needs, and the user's last so that it prevails.
 func kernelCommandLine(spec *vmm.Spec, h host) string {

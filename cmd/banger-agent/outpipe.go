@@ -1,0 +1,94 @@
+package main
+
+import (
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// outPipe is the end of a pipe from which a command's output is read. Where Go's runtime polls a pipe, each write(2) of the command wakes it, read or not
+// (fs/pipe.c, poll_usage), which costs an emulated guest more than the copying. Here the runtime polls an epoll set of one, which is armed only when a
+// read has found nothing (epoll(7), EPOLLONESHOT).
+type outPipe struct {
+	fd  int
+	set *os.File
+	raw syscall.RawConn
+}
+
+// newOutPipe makes a pipe and gives the end for the command, too, which the caller closes.
+func newOutPipe() (*outPipe, *os.File, error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	theirs := os.NewFile(uintptr(p[1]), "|1")
+	o := &outPipe{fd: p[0]}
+	err := o.watch()
+	if err != nil {
+		o.Close()
+		theirs.Close()
+		return nil, nil, err
+	}
+	return o, theirs, nil
+}
+
+func (o *outPipe) watch() error {
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("epoll_create1", err)
+	}
+	for _, fd := range []int{o.fd, epoll} { // of what may block, the runtime would not wait for a change
+		if err := unix.SetNonblock(fd, true); err != nil {
+			unix.Close(epoll)
+			return os.NewSyscallError("fcntl", err)
+		}
+	}
+	o.set = os.NewFile(uintptr(epoll), "epoll")
+	if o.raw, err = o.set.SyscallConn(); err != nil {
+		return err
+	}
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, o.fd, &unix.EpollEvent{}))
+}
+
+// Read implements io.Reader.
+func (o *outPipe) Read(b []byte) (n int, err error) {
+	waited := false
+	failed := o.raw.Read(func(set uintptr) bool {
+		if waited { // what is taken note of disarms
+			var events [1]unix.EpollEvent
+			_, _ = unix.EpollWait(int(set), events[:], 0)
+		}
+		for n, err = unix.Read(o.fd, b); err == unix.EINTR; {
+			n, err = unix.Read(o.fd, b)
+		}
+		if err != unix.EAGAIN {
+			return true
+		}
+		waited = true
+		err = unix.EpollCtl(int(set), unix.EPOLL_CTL_MOD, o.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT})
+		return err != nil
+	})
+	switch {
+	case failed != nil:
+		return 0, failed
+	case err != nil:
+		return 0, os.NewSyscallError("read", err)
+	case n == 0 && len(b) > 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// SetReadDeadline implements agent.ExecPipe.
+func (o *outPipe) SetReadDeadline(t time.Time) error { return o.set.SetReadDeadline(t) }
+
+// Close implements io.Closer; a read under way has ended when it returns. Again, it does nothing.
+func (o *outPipe) Close() error {
+	if o.set != nil && o.set.Close() != nil {
+		return nil
+	}
+	return unix.Close(o.fd)
+}
