@@ -41,7 +41,17 @@ func TestImages(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "app.tar")
 		writeLayout(t, file, webImage(t, "from go"))
 		d.build(t, "app", "oci:"+file)
-		d.serves(t, "app", "from go")
+		d.serves(t, "app", "from go", func() {
+			// As the image says, and what the command line says instead (docker-exec(1)).
+			const who = `while read -r key id rest; do if [ "$key" = Uid: ]; then echo "$id $PWD $PATH $GREETING"; fi; done </proc/self/status`
+			if got, want := d.inGuest(t, "app", who), "1000 /www /bin hello\n"; got != want {
+				t.Errorf("a command runs with %q, not %q", got, want)
+			}
+			out, err := d.client("exec", "-u", "0", "-w", "/", "-e", "GREETING=bye", "app", "--", "sh", "-c", who).CombinedOutput()
+			if want := "0 / /bin bye\n"; string(out) != want {
+				t.Errorf("a command of root's runs with %q, error %v, not with %q", out, err, want)
+			}
+		})
 	})
 	t.Run("umoci", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "umoci.tar")
@@ -234,7 +244,7 @@ func (d *daemon) await(t *testing.T, vm, what string) {
 }
 
 // serves boots a VM of an image of webImage's kind, looks at its page, and stops it.
-func (d *daemon) serves(t *testing.T, image, page string) {
+func (d *daemon) serves(t *testing.T, image, page string, also ...func()) {
 	t.Helper()
 	d.boot(t, image, image, "")
 	d.await(t, image, "tcp/8080")
@@ -251,6 +261,9 @@ func (d *daemon) serves(t *testing.T, image, page string) {
 		if b, err := io.ReadAll(r.Body); err != nil || strings.TrimSpace(string(b)) != page {
 			t.Errorf("page %q, error %v; want %q", b, err, page)
 		}
+	}
+	for _, check := range also {
+		check()
 	}
 	if err := os.Remove(filepath.Join(d.mount, "images", image)); err == nil {
 		t.Error("a used image was removed")
@@ -292,7 +305,7 @@ func webImage(t *testing.T, page string) v1.Image {
 		t.Fatal(err)
 	}
 	img, err := mutate.AppendLayers(empty.Image,
-		tarLayer(t, map[string]string{"bin/httpd": string(busybox), "www/gone": "x", "etc/passwd": "web:x:1000:1000::/www:/bin/false\n"}),
+		tarLayer(t, map[string]string{"bin/httpd": string(busybox), "bin/sh": string(busybox), "www/gone": "x", "etc/passwd": "web:x:1000:1000::/www:/bin/false\n"}),
 		tarLayer(t, map[string]string{"www/.wh.gone": "", "www/index.html": page + "\n"}))
 	if err != nil {
 		t.Fatal(err)
@@ -303,7 +316,7 @@ func webImage(t *testing.T, page string) v1.Image {
 	}
 	config = config.DeepCopy()
 	config.OS, config.Architecture = "linux", runtime.GOARCH
-	config.Config = v1.Config{Entrypoint: []string{"httpd", "-f"}, Cmd: []string{"-p", "8080"}, WorkingDir: "/www", User: "web", Env: []string{"PATH=/bin"}}
+	config.Config = v1.Config{Entrypoint: []string{"httpd", "-f"}, Cmd: []string{"-p", "8080"}, WorkingDir: "/www", User: "web", Env: []string{"PATH=/bin", "GREETING=hello"}}
 	if img, err = mutate.ConfigFile(img, config); err != nil {
 		t.Fatal(err)
 	}

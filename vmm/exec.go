@@ -46,9 +46,9 @@ type ExecRequest struct {
 	ID      string        `json:"id"` // what the streams of one command have in common; chosen by StartExec
 	Argv    []string      `json:"argv,omitempty"`
 	Dial    int           `json:"dial,omitempty"` // instead of Argv: the data is a connection to this TCP port of the guest's loopback
-	Dir     string        `json:"dir,omitempty"`  // the user's home if empty
-	User    string        `json:"user,omitempty"` // name, uid, or uid:gid; root if empty
-	Env     []string      `json:"env,omitempty"`  // K=V, over what the agent gives
+	Dir     string        `json:"dir,omitempty"`  // the image's or the user's home if empty
+	User    string        `json:"user,omitempty"` // name or uid, perhaps with :group or :gid; the image's or root if empty
+	Env     []string      `json:"env,omitempty"`  // K=V, over what the image and the agent give
 	Timeout time.Duration `json:"timeout,omitempty"`
 	Cols    int           `json:"cols,omitempty"` // of a terminal; without one Cols and Rows are 0
 	Rows    int           `json:"rows,omitempty"`

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,15 +39,22 @@ func (g *guest) startExec(r *vmm.ExecRequest) (agent.Command, error) {
 	if len(r.Argv) == 0 {
 		return nil, fmt.Errorf("no command is given: %w", vmm.ErrInvalid)
 	}
-	who, err := findAccount(r.User)
+	image := g.program
+	if image == nil {
+		image = new(vmm.Program)
+	}
+	who, err := findAccount(cmp.Or(r.User, image.User))
 	if err != nil {
 		return nil, err
 	}
-	cmd := &exec.Cmd{Args: r.Argv, Env: append(who.environment(r.Cols > 0), r.Env...), Dir: r.Dir}
+	cmd := &exec.Cmd{Args: r.Argv, Env: slices.Concat(who.environment(r.Cols > 0), image.Env, r.Env), Dir: r.Dir}
 	if cmd.Dir == "" {
-		cmd.Dir = who.home
-		if !isDir(cmd.Dir) {
-			cmd.Dir = "/"
+		cmd.Dir = "/"
+		for _, dir := range []string{image.Dir, who.home} {
+			if dir != "" && isDir(dir) {
+				cmd.Dir = dir
+				break
+			}
 		}
 	} else if !isDir(cmd.Dir) {
 		return nil, fmt.Errorf("no directory %.128q is in the guest: %w", cmd.Dir, vmm.ErrInvalid)
@@ -129,18 +138,16 @@ type account struct {
 	name, home string
 }
 
-// findAccount reads a name, a uid or uid:gid; root for nothing. Numbers need no entry in /etc/passwd.
+// findAccount reads a user, by name or number, and perhaps a group behind a colon, whose only group that is then; root for nothing. Numbers need no
+// entry in /etc/passwd or /etc/group.
 func findAccount(text string) (*account, error) {
-	if text == "" {
-		text = "0"
-	}
-	bad := fmt.Errorf("no user %.64q is in the guest: %w", text, vmm.ErrInvalid)
-	id, group, withGroup := strings.Cut(text, ":")
+	id, group, withGroup := strings.Cut(cmp.Or(text, "0"), ":")
+	bad := fmt.Errorf("no user %.64q is in the guest: %w", id, vmm.ErrInvalid)
 	uid, err := strconv.ParseUint(id, 10, 32)
 	var u *user.User
 	if err == nil {
 		u, _ = user.LookupId(id) // one without an entry has no name and no home
-	} else if u, err = user.Lookup(text); err != nil {
+	} else if u, err = user.Lookup(id); err != nil {
 		return nil, bad
 	} else if uid, err = strconv.ParseUint(u.Uid, 10, 32); err != nil {
 		return nil, bad
@@ -156,24 +163,32 @@ func findAccount(text string) (*account, error) {
 			return nil, bad
 		}
 		a.gid = uint32(gid)
-		ids, _ := u.GroupIds() // none in a guest without /etc/group
-		for _, s := range ids {
-			if n, err := strconv.ParseUint(s, 10, 32); err == nil {
-				a.groups = append(a.groups, uint32(n))
+		if !withGroup {
+			ids, _ := u.GroupIds() // none in a guest without /etc/group
+			for _, s := range ids {
+				if n, err := strconv.ParseUint(s, 10, 32); err == nil {
+					a.groups = append(a.groups, uint32(n))
+				}
 			}
 		}
 	}
-	if withGroup {
+	if withGroup && group != "" {
 		gid, err := strconv.ParseUint(group, 10, 32)
 		if err != nil {
-			return nil, bad
+			g, err := user.LookupGroup(group)
+			if err == nil {
+				gid, err = strconv.ParseUint(g.Gid, 10, 32)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("no group %.64q is in the guest: %w", group, vmm.ErrInvalid)
+			}
 		}
-		a.gid, a.groups = uint32(gid), nil
+		a.gid = uint32(gid)
 	}
 	return a, nil
 }
 
-// environment is what a command gets beside what the host gives, as from login(1).
+// environment is what a command gets beside what its image and the host give, as from login(1).
 func (a *account) environment(terminal bool) []string {
 	env := []string{"PATH=" + defaultPath, "HOME=" + a.home, "USER=" + a.name, "LOGNAME=" + a.name, "SHELL=/bin/sh"}
 	if lang := os.Getenv("LANG"); lang != "" {

@@ -155,6 +155,60 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// TestExecInImage: a command gets what the image says, and what its request says instead.
+func TestExecInImage(t *testing.T) {
+	inImage, ask := t.TempDir(), t.TempDir()
+	who, group := fmt.Sprint(os.Getuid()), fmt.Sprint(os.Getgid())
+	g := &guest{proc: "/proc", children: ownChildren{}, program: &vmm.Program{
+		Args: []string{"true"}, Env: []string{"A=image", "B=image", "HOME=/image"}, Dir: inImage, User: who + ":" + group,
+	}}
+	p := &piped{streams: agent.NewExecs(g.startExec).Streams()}
+	t.Cleanup(p.serving.Wait)
+	const line = `echo $A $B $HOME $(pwd) $(id -u) $(id -g) ${PATH:+path}`
+	for _, x := range []struct {
+		request vmm.ExecRequest
+		want    string
+	}{
+		{shell(line), "image image /image " + inImage + " " + who + " " + group + " path\n"},
+		{vmm.ExecRequest{Argv: shell(line).Argv, Env: []string{"B=asked"}, Dir: ask, User: who}, "image asked /image " + ask + " " + who + " " + group + " path\n"},
+	} {
+		e := start(t, p, x.request)
+		if out := readAll(t, e.Read); out != x.want {
+			t.Errorf("it printed %q, not %q", out, x.want)
+		}
+	}
+	g.program = &vmm.Program{Args: []string{"true"}, Env: []string{"PATH=/nowhere"}, Dir: "/no/such/directory"}
+	if _, err := vmm.StartExec(patient(t), p, vmm.ExecRequest{Argv: []string{"true"}}); !errors.Is(err, vmm.ErrNotFound) {
+		t.Errorf("a program outside the image's PATH: %v", err)
+	}
+	e := start(t, p, vmm.ExecRequest{Argv: []string{"/bin/sh", "-c", "[ -d . ] && echo here"}})
+	if out := readAll(t, e.Read); out != "here\n" {
+		t.Errorf("without the image's directory it printed %q", out)
+	}
+}
+
+func TestFindAccount(t *testing.T) {
+	for text, want := range map[string]account{
+		"":            {name: "root", uid: 0, gid: 0},
+		"root":        {name: "root", uid: 0, gid: 0},
+		"0:":          {name: "root", uid: 0, gid: 0},
+		"root:daemon": {name: "root", uid: 0, gid: 1},
+		"0:54321":     {name: "root", uid: 0, gid: 54321},
+		"54321":       {name: "54321", uid: 54321, gid: 54321},
+		"54321:root":  {name: "54321", uid: 54321, gid: 0},
+	} {
+		a, err := findAccount(text)
+		if err != nil || a.name != want.name || a.uid != want.uid || a.gid != want.gid || strings.Contains(text, ":") && a.groups != nil {
+			t.Errorf("%q is %+v (%v), not %+v", text, a, err, want)
+		}
+	}
+	for _, text := range []string{"no-such-user", "no-such-user:0", "root:no-such-group", "-1", "4294967296", ":0"} {
+		if a, err := findAccount(text); !errors.Is(err, vmm.ErrInvalid) {
+			t.Errorf("%q is %+v, %v", text, a, err)
+		}
+	}
+}
+
 func TestExecRefused(t *testing.T) {
 	p := newPiped(t)
 	plain := filepath.Join(t.TempDir(), "plain")
@@ -170,7 +224,7 @@ func TestExecRefused(t *testing.T) {
 		{vmm.ExecRequest{Argv: []string{plain}}, vmm.ErrAccess},
 		{vmm.ExecRequest{Argv: []string{"true"}, Dir: plain}, vmm.ErrInvalid},
 		{vmm.ExecRequest{Argv: []string{"true"}, User: "no-such-user"}, vmm.ErrInvalid},
-		{vmm.ExecRequest{Argv: []string{"true"}, User: "0:x"}, vmm.ErrInvalid},
+		{vmm.ExecRequest{Argv: []string{"true"}, User: "0:no-such-group"}, vmm.ErrInvalid},
 		{vmm.ExecRequest{Argv: []string{strings.Repeat("x", vmm.MaxExecRequest)}}, vmm.ErrTooBig},
 		{vmm.ExecRequest{Dial: 1}, vmm.ErrNotFound},
 	} {

@@ -30,6 +30,7 @@ type guest struct {
 	freezer  freezer
 	work     *workDisk // nil in tests
 	children starter
+	program  *vmm.Program // what the image runs; nil for an image with an init of its own and for the built-in one
 
 	configuring sync.Mutex // one Configure at a time; guards resolvers
 	resolvers   resolvers

@@ -8,7 +8,6 @@ import (
 	"log"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -271,23 +270,9 @@ func runProgram(p *vmm.Program, r *reaper, began func(*child)) (unix.WaitStatus,
 
 // programCommand says how a program of an OCI image is run (image-spec, config.md).
 func programCommand(p *vmm.Program) (*exec.Cmd, error) {
-	id, group, _ := strings.Cut(p.User, ":")
-	who, err := findAccount(id)
+	who, err := findAccount(p.User)
 	if err != nil {
 		return nil, err
-	}
-	if group != "" {
-		gid, err := strconv.ParseUint(group, 10, 32)
-		if err != nil {
-			g, err := user.LookupGroup(group)
-			if err != nil {
-				return nil, fmt.Errorf("no group %.64q is in the image: %w", group, vmm.ErrInvalid)
-			}
-			if gid, err = strconv.ParseUint(g.Gid, 10, 32); err != nil {
-				return nil, err
-			}
-		}
-		who.gid, who.groups = uint32(gid), nil
 	}
 	cmd := &exec.Cmd{Args: p.Args, Dir: p.Dir, Env: append([]string{"PATH=" + defaultPath, "HOME=" + who.home}, p.Env...)}
 	if cmd.Dir == "" {

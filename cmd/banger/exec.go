@@ -128,8 +128,8 @@ func (c *client) execCmd() *cobra.Command {
 	cmd.Flags().BoolVarP(&f.input, "interactive", "i", false, "give it standard input")
 	cmd.Flags().BoolVarP(&f.terminal, "tty", "t", false, "give it a terminal")
 	cmd.Flags().BoolVarP(&f.detach, "detach", "d", false, "leave it running, without input and output")
-	cmd.Flags().StringVarP(&f.dir, "workdir", "w", "", "directory in the guest; the user's home by default")
-	cmd.Flags().StringVarP(&f.user, "user", "u", "", "user in the guest: name, uid or uid:gid; root by default")
+	cmd.Flags().StringVarP(&f.dir, "workdir", "w", "", "directory in the guest; the image's or the user's home by default")
+	cmd.Flags().StringVarP(&f.user, "user", "u", "", "user in the guest: name or uid, perhaps with :group or :gid; the image's or root by default")
 	cmd.Flags().StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE for its environment, or NAME for the value here; may be repeated")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "end it after this long, e.g. 30s (0: never)")
 	return cmd
