@@ -3,6 +3,7 @@ package integration
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"flag"
@@ -38,19 +39,20 @@ func noise(seed byte, n int64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
 }
 
-// execMiB is small by default: an emulated guest counts a digest at a few MB a second.
-var execMiB = flag.Int64("exec.mib", 16, "of TestExecReal: what it passes through a guest, in MiB")
+// execMiB is small by default: an emulated guest passes a few MB a second through all that TestExecReal asks of it.
+var execMiB = flag.Int64("exec.mib", 0, "of TestExecReal: what it passes through a guest, in MiB; 32, or 256 with -long, by default")
 
 // TestExecReal passes many bytes through a guest's command, which sends all of it back and counts its digest.
 func TestExecReal(t *testing.T) {
 	t.Parallel()
-	if !*long {
-		t.Skip(longOnly)
-	}
 	if ok, cure := realVMs(); !ok {
 		t.Skip(cure)
 	}
-	size := *execMiB << 20
+	mib := int64(32)
+	if *long {
+		mib = 256
+	}
+	size := cmp.Or(*execMiB, mib) << 20
 	d := realDaemon(t)
 	if err := write(d.path("web", "state"), "start"); err != nil {
 		t.Fatal(err)
