@@ -20,7 +20,7 @@ help:
 	@echo 'make run           install, build, mount, boot a VM named hello; Ctrl-C unmounts and leaves it running'
 	@echo 'make build         bin/bangerd, bin/banger and bin/banger-agent'
 	@echo 'make test          everything proven: unit tests, then the suite on fake and real VMs'
-	@echo 'make test-long     the suite with what takes minutes: builds and boots a Debian and a cloud image'
+	@echo 'make test-long     the suite with what takes minutes: many bytes and files through guests'
 	@echo 'make lint          gofmt, vet, staticcheck, import rules, shell syntax'
 	@echo 'make bench         ratios against the bare thing'
 	@echo 'make image         the built-in image, in .cache/image/builtin'
@@ -44,7 +44,7 @@ run: image
 
 test: unit integration
 
-# Also what takes minutes each, a Debian and a cloud image among it.
+# Also what takes minutes each.
 test-long:
 	$(MAKE) integration TESTFLAGS='-long -timeout 40m'
 

@@ -1,41 +1,29 @@
 package integration
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// cloudDisk gives the path of the suite's cloud image. It is made once for each recipe and kept in .cache.
-func cloudDisk() (string, error) {
-	recipe := filepath.Join(module, "integration", "testdata", "clouddisk.sh")
-	text, err := os.ReadFile(recipe)
+// cloudDisk gives the path of the suite's cloud image, which is made of the suite's Debian.
+var cloudDisk = sync.OnceValues(func() (string, error) {
+	debian, err := debianTar()
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(text)
-	dir := filepath.Join(module, ".cache", "test")
-	path := filepath.Join(dir, "cloud-"+hex.EncodeToString(sum[:8])+".qcow2")
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
-	}
-	tmp := path + ".new"
-	defer os.Remove(tmp)
-	// Debian's packages are not reached from the suite's own namespace.
-	outside := fmt.Sprintf("/proc/%d/ns/net", os.Getppid())
-	if out, err := exec.Command("nsenter", "--net="+outside, "sh", recipe, tmp).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("cannot make a cloud image (make test-deps): %w\n%s", err, out)
-	}
-	return path, os.Rename(tmp, path)
-}
+	recipe := filepath.Join(module, "integration", "testdata", "clouddisk.sh")
+	return kept("cloud", readFile(recipe)+debian, func(path string) error {
+		args := append(outside(), "unshare", "--mount", "sh", recipe, debian, path)
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("cannot make a cloud image (make test-deps): %w\n%s", err, out)
+		}
+		return nil
+	})
+})
 
 // cloudDiskCmd copies the suite's cloud image to where the script wants it.
 func cloudDiskCmd(ts *testscript.TestScript, neg bool, args []string) {

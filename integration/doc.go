@@ -10,6 +10,7 @@
 //	bangerd start [flags]      start the daemon and wait until its tree is mounted
 //	bangerd stop               SIGTERM, and wait for its end
 //	bangerd kill9              SIGKILL
+//	clouddisk FILE             copy the suite's cloud image there
 //	disk SIZE|freeze|thaw     put the state directory on an ext4 of its own; freeze and thaw it
 //	sh 'script'                run it with bash; its output is there for stdout and stderr
 //	waitfor 'script' [10s]     repeat it with bash until it succeeds

@@ -70,7 +70,7 @@ func runScripts(t *testing.T, alone bool) {
 	}
 }
 
-// long adds what takes minutes: a Debian and a cloud image are built and booted, and many bytes and files go through guests.
+// long adds what takes minutes: many bytes and files go through guests.
 var long = flag.Bool("long", false, "also the tests that take minutes each")
 
 const longOnly = "it takes minutes: make test-long"
@@ -109,8 +109,6 @@ func params(files []string, vmm string) testscript.Params {
 				return os.Geteuid() == 0, nil
 			case "real":
 				return vmm == "qemu", nil
-			case "long":
-				return *long, nil
 			}
 			return false, os.ErrInvalid
 		},

@@ -1,0 +1,106 @@
+package integration
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// keptFor is how long what was made is used again: less than the daemon keeps a Debian.
+const keptFor = 20 * time.Hour
+
+// keptMost is how many files of a kind stay.
+const keptMost = 2
+
+// kept gives the file of that kind which was made of these inputs: in this run, or in one before, from any checkout, or by fill now. Its
+// name has the digests of the inputs and of what is in it, which is verified. It lies in the user's cache directory (XDG_CACHE_HOME).
+func kept(kind, inputs string, fill func(path string) error) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cache, "banger-test")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	key := sha256.Sum256([]byte(inputs))
+	begin := filepath.Join(dir, fmt.Sprintf("%s.%x.", kind, key[:8]))
+	found, _ := filepath.Glob(begin + "*")
+	for _, path := range found {
+		fi, err := os.Stat(path)
+		if err != nil || time.Since(fi.ModTime()) > keptFor {
+			continue // the last step removes it
+		}
+		if sum, err := fileSum(path); err == nil && path == begin+sum {
+			return path, nil
+		}
+		if err := os.Remove(path); err != nil { // damaged
+			return "", err
+		}
+	}
+	made, err := os.MkdirTemp(dir, "making.")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(made)
+	tmp := filepath.Join(made, kind)
+	if err := fill(tmp); err != nil {
+		return "", err
+	}
+	sum, err := fileSum(tmp)
+	if err != nil {
+		return "", err
+	}
+	if err := os.Rename(tmp, begin+sum); err != nil {
+		return "", err
+	}
+	return begin + sum, forget(dir, kind+".")
+}
+
+// forget removes what is too old or too much of a kind, and what runs left that did not end.
+func forget(dir, kind string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	newer := func(than time.Time) (n int) {
+		for _, e := range entries {
+			if fi, err := e.Info(); err == nil && strings.HasPrefix(e.Name(), kind) && fi.ModTime().After(than) {
+				n++
+			}
+		}
+		return n
+	}
+	for _, e := range entries {
+		fi, err := e.Info()
+		if err != nil {
+			continue // another run removed it
+		}
+		old := time.Since(fi.ModTime()) > keptFor
+		if old || strings.HasPrefix(e.Name(), kind) && newer(fi.ModTime()) >= keptMost {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// fileSum is the SHA-256 of a file.
+func fileSum(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
