@@ -65,11 +65,15 @@ func me(t *testing.T) vmm.Caller {
 func rootTar(t *testing.T) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "root.tar")
-	b := tarOf(t, tar.Header{Name: "sbin/init", Typeflag: tar.TypeReg, Linkname: "init", Mode: 0o755})
-	if err := os.WriteFile(name, b, 0o644); err != nil {
+	if err := os.WriteFile(name, rootTarBytes(t), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// rootTarBytes is the least root that has an init.
+func rootTarBytes(t *testing.T) []byte {
+	return tarOf(t, tar.Header{Name: "sbin/init", Typeflag: tar.TypeReg, Linkname: "init", Mode: 0o755})
 }
 
 func create(t *testing.T, s *Set, name string) uint64 {

@@ -291,13 +291,16 @@ func planDockerArchive(ctx context.Context, j *job) (*plan, error) {
 	if len(images) != 1 {
 		return nil, fmt.Errorf("it has %d images; give one that has one", len(images))
 	}
+	if images[0].Config == "" {
+		return nil, errors.New("its manifest.json names no configuration")
+	}
 	config, err := a.read(images[0].Config)
 	if err != nil {
 		return nil, err
 	}
 	i := &ociImage{digest: sum(config)}
-	// Its name is its digest: HEX.json, or blobs/sha256/HEX.
-	if hex := strings.TrimSuffix(path.Base(images[0].Config), ".json"); "sha256:"+hex != i.digest {
+	// Its name is its digest: HEX.json, blobs/sha256/HEX, or sha256:HEX where crane wrote it.
+	if hex := strings.TrimPrefix(strings.TrimSuffix(path.Base(images[0].Config), ".json"), "sha256:"); "sha256:"+hex != i.digest {
 		return nil, fmt.Errorf("it is damaged: configuration %.100q has the digest %s", images[0].Config, i.digest)
 	}
 	if i.config, err = v1.ParseConfigFile(bytes.NewReader(config)); err != nil {
