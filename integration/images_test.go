@@ -3,6 +3,9 @@ package integration
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand"
@@ -17,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
@@ -290,8 +294,8 @@ func writeLayout(t *testing.T, file string, img v1.Image) {
 	}
 }
 
-// startRegistry runs a registry on this host and gives its address and where it keeps its blobs.
-func startRegistry(t *testing.T) (host, storage string) {
+// startRegistry runs a registry on this host, with these lines more about its HTTP, and gives its address and where it keeps its blobs.
+func startRegistry(t *testing.T, settings ...string) (host, storage string) {
 	t.Helper()
 	dir := t.TempDir()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -301,7 +305,7 @@ func startRegistry(t *testing.T) (host, storage string) {
 	host = l.Addr().String()
 	l.Close()
 	config := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n", dir, host)
+	text := fmt.Sprintf("version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n%s\n", dir, host, strings.Join(settings, "\n"))
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -316,14 +320,81 @@ func startRegistry(t *testing.T) (host, storage string) {
 		_ = cmd.Wait()
 	})
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if r, err := http.Get("http://" + host + "/v2/"); err == nil {
-			r.Body.Close()
+		if c, err := net.Dial("tcp", host); err == nil {
+			c.Close()
 			return host, dir
 		}
 		if time.Now().After(end) {
 			t.Fatal("the registry does not answer")
 		}
 	}
+}
+
+// TestPrivateRegistry takes an image from a registry with a certificate that only this daemon's host trusts, and is told that another wants a password.
+func TestPrivateRegistry(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	key, cert, passwords := filepath.Join(dir, "key"), filepath.Join(dir, "cert"), filepath.Join(dir, "passwords")
+	out, err := exec.Command("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=suite",
+		"-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v (make test-deps): %s", err, out)
+	}
+	// The password is "open sesame"; htpasswd(1) has written it with bcrypt, which the registry wants.
+	if err := os.WriteFile(passwords, []byte("somebody:$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	https := fmt.Sprintf("  tls:\n    certificate: %s\n    key: %s", cert, key)
+	open, _ := startRegistry(t, https)
+	closed, _ := startRegistry(t, https, fmt.Sprintf("auth:\n  htpasswd:\n    realm: suite\n    path: %s", passwords))
+	authority, err := os.ReadFile(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trusted := http.DefaultTransport.(*http.Transport).Clone()
+	trusted.TLSClientConfig = &tls.Config{RootCAs: x509.NewCertPool()}
+	trusted.TLSClientConfig.RootCAs.AppendCertsFromPEM(authority)
+	defer trusted.CloseIdleConnections()
+	for _, host := range []string{open, closed} {
+		ref, err := name.ParseReference(host + "/web:private")
+		if err == nil {
+			err = remote.Write(ref, webImage(t, "private"), remote.WithTransport(trusted), remote.WithAuth(&authn.Basic{Username: "somebody", Password: "open sesame"}))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := newDaemon(t.TempDir())
+	if err == nil {
+		err = errors.Join(openUp(d.state), d.addImage("fake"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.cleanup)
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	fails := func(name, host, want string) {
+		t.Helper()
+		d.begin(t, name, host+"/web:private")
+		if _, err := os.ReadFile(filepath.Join(d.mount, "images", name, "wait", "ready")); err == nil {
+			t.Errorf("%s is ready", name)
+		}
+		if got := d.read(t, "images/"+name+"/status"); !strings.HasPrefix(got, "failed ") || !strings.Contains(got, want) {
+			t.Errorf("status of %s: %s", name, got)
+		}
+	}
+	fails("untrusted", open, "certificate")
+	if err := d.signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	d.env = []string{"SSL_CERT_FILE=" + cert}
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	d.build(t, "private", open+"/web:private")
+	fails("closed", closed, "without credentials")
 }
 
 // damage changes one byte of a file.

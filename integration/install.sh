@@ -39,6 +39,7 @@ git git
 '
 test_needs='
 promtool prometheus
+openssl openssl
 tmux tmux
 ssh-keygen openssh-client
 dropbear dropbear-bin

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
 // fetched is how much of a build is done when all layers of a registry's image are there.
@@ -61,12 +62,16 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.ResponseHeaderTimeout = silence
-	defer transport.CloseIdleConnections()
+	direct := http.DefaultTransport.(*http.Transport).Clone()
+	direct.ResponseHeaderTimeout = silence
+	defer direct.CloseIdleConnections()
 	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous), remote.WithPlatform(platform),
-		remote.WithTransport(plainOnlyHere{transport}), remote.WithUserAgent("banger"))
+		remote.WithTransport(plainOnlyHere{direct}), remote.WithUserAgent("banger"))
 	if err != nil {
+		var refused *transport.Error
+		if errors.As(err, &refused) && (refused.StatusCode == http.StatusUnauthorized || refused.StatusCode == http.StatusForbidden) {
+			return nil, fmt.Errorf("the registry gives it to nobody without credentials, and banger has none; take `skopeo copy docker://%s oci:DIRECTORY` and the source oci:DIRECTORY", j.source.arg)
+		}
 		return nil, fmt.Errorf("cannot ask the registry: %w", err)
 	}
 	m, err := img.Manifest()
