@@ -8,7 +8,7 @@
 //
 // [Open] gives the images of a directory to a vmm.Manager, and makes more of them
 // from what users name as their sources (source.go has a row for each kind): each
-// build is a goroutine at low priority (engine.go). What the layers of an image say is
+// build is a goroutine at low priority (job.go); what record.go keeps of them outlives the daemon. What the layers of an image say is
 // gathered in memory (tree.go) and written into an ext4 (ext4.go), never into
 // a directory of the host. Built files are kept below images/.blobs and shared by hard links (blobs.go).
 //

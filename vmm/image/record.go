@@ -1,0 +1,140 @@
+package image
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"banger/vmm"
+)
+
+// recordName is the file that keeps of an image what is not in its image.json.
+const recordName = "record.json"
+
+// interrupted is why an image is failed whose build ended with the daemon.
+const interrupted = "the daemon ended while it was built; write its source again"
+
+// record is record.json.
+type record struct {
+	Owner    vmm.Owner     `json:"owner"`
+	Created  time.Time     `json:"created"`
+	Source   string        `json:"source"`
+	Building bool          `json:"building,omitempty"`
+	Failed   string        `json:"failed,omitempty"` // one sentence
+	Took     time.Duration `json:"took,omitempty"`   // of the build
+}
+
+// sweep removes what builds and installs left that ended with their process.
+func (s *Set) sweep() error {
+	for _, dir := range []string{s.o.Dir, s.path(blobsName), s.path(blobsName, layersName), s.path(blobsName, builtName)} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), ".") && e.Name() != blobsName {
+				s.o.Log.Info("removing what a build left", "path", filepath.Join(dir, e.Name()))
+				if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// scan takes in the images that others have put into the directory, and forgets those that are gone.
+func (s *Set) scan() {
+	names, err := os.ReadDir(s.o.Dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.o.Log.Error("cannot list the images", "err", err)
+		return
+	}
+	there := make(map[string]bool)
+	for _, e := range names {
+		if e.IsDir() && vmm.CheckName(e.Name()) == nil { // not what an unfinished Install left, which begins with a dot
+			there[e.Name()] = true
+		}
+	}
+	unknown := make(map[string]*item)
+	for name := range there {
+		if s.item(name) == nil {
+			unknown[name] = s.load(name)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, e := range unknown {
+		if s.items[name] == nil {
+			s.insertLocked(e)
+		}
+	}
+	for name, e := range s.items {
+		if e.on && e.job == nil && !there[name] {
+			s.forgetLocked(e)
+		}
+	}
+}
+
+// load makes an item of what is in an image's directory.
+func (s *Set) load(name string) *item {
+	e := newItem(name)
+	e.on = true
+	b, err := os.ReadFile(s.path(name, recordName))
+	if err == nil {
+		err = json.Unmarshal(b, &e.rec)
+	}
+	if err != nil { // one that was installed, not made here
+		e.rec = record{Owner: vmm.Owner{UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Mode: 0o755}}
+		if fi, err := os.Stat(s.path(name)); err == nil {
+			e.rec.Created = fi.ModTime()
+		}
+	}
+	if e.rec.Building {
+		e.rec.Building, e.rec.Failed = false, interrupted
+	}
+	e.created, e.changed = e.rec.Created, e.rec.Created
+	return e
+}
+
+// keep writes the image's directory anew, in one step: its record and what fill puts there. The caller holds own, or nobody else knows e.
+func (s *Set) keep(e *item, fill func(dir string) error) error {
+	s.mu.Lock()
+	text, err := json.MarshalIndent(&e.rec, "", "  ")
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return replaceDir(s.path(e.name), func(dir string) error {
+		if fill != nil {
+			if err := fill(dir); err != nil {
+				return err
+			}
+		}
+		return writeSynced(filepath.Join(dir, recordName), append(text, '\n'))
+	})
+}
+
+// install makes the image's directory of the files that are in from. The caller holds own, or nobody else knows e.
+func (s *Set) install(e *item, m *manifest, from string) error {
+	return s.keep(e, func(dir string) error {
+		for _, name := range m.files() {
+			if m.Extra != "" && (name == m.Initrd || name == m.Kernel && !m.OwnKernel) {
+				continue // compose makes them
+			}
+			if err := linkOrCopy(filepath.Join(from, name), filepath.Join(dir, name)); err != nil {
+				return err
+			}
+		}
+		if m.Extra != "" {
+			if err := s.compose(dir, m); err != nil {
+				return err
+			}
+		}
+		return writeManifest(dir, m)
+	})
+}
