@@ -72,7 +72,10 @@ func (v *VM) pressPower(machine Machine) bool {
 	ctx, cancel := context.WithTimeout(v.m.ctx, powerOffWait)
 	defer cancel()
 	err := b.PressPower(ctx)
-	if err != nil && !errors.Is(err, ErrUnsupported) {
+	switch {
+	case err == nil:
+		v.logf("its power button was pressed")
+	case !errors.Is(err, ErrUnsupported):
 		v.logf("the power button cannot be pressed: %v", err)
 	}
 	return err == nil
