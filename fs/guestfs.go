@@ -671,6 +671,9 @@ func (d *guestDir) at(ctx context.Context, g *guestSession, path string, i uint6
 		}
 		d.first += uint64(len(d.names))
 		d.names = names
+		if d.first+uint64(len(names)) > maxGuestNames {
+			return nil, errManyNames
+		}
 	}
 	return d.names[min(uint64(len(d.names)), i-d.first):], nil
 }

@@ -15,10 +15,16 @@ import (
 // the kernel knows them.
 const guestBit = 1 << 63
 
-// maxGuestNodes bounds the table; a guest can have any number of files, and a reader who walks them makes the kernel know each.
-const maxGuestNodes = 1 << 20
+// A guest can have any number of files, and a reader who walks them makes the kernel know each.
+const (
+	maxGuestNodes = 1 << 20 // in the table
+	maxGuestNames = 1 << 20 // that are read of one directory
+)
 
-var errManyNodes = fmt.Errorf("too many files of guests are in use: %w", vmm.ErrNoMemory)
+var (
+	errManyNodes = fmt.Errorf("too many files of guests are in use: %w", vmm.ErrNoMemory)
+	errManyNames = fmt.Errorf("a directory of the guest has over %d names: %w", maxGuestNames, vmm.ErrTooBig)
+)
 
 // guestNode is one file of a guest that the kernel knows, or that leads to one.
 type guestNode struct {
@@ -41,10 +47,13 @@ type guestNode struct {
 type guestNodes struct {
 	mu    sync.Mutex // guards what follows, and nodes
 	known map[uint64]*guestNode
-	count uint64 // of the numbers given
+	each  map[uint64]int // how many are of a VM, by its serial
+	count uint64         // of the numbers given
 }
 
-func newGuestNodes() *guestNodes { return &guestNodes{known: make(map[uint64]*guestNode)} }
+func newGuestNodes() *guestNodes {
+	return &guestNodes{known: make(map[uint64]*guestNode), each: make(map[uint64]int)}
+}
 
 // isGuest reports whether a node is a file of a guest, the directory that shows its root not among them.
 func isGuest(node uint64) bool { return node&guestBit != 0 }
@@ -58,9 +67,14 @@ func (t *guestNodes) get(id uint64) *guestNode {
 	if n == nil && !isGuest(id) {
 		serial, _, _ := splitID(id)
 		n = &guestNode{id: id, serial: serial, kind: syscall.S_IFDIR, lookups: 1}
-		t.known[id] = n
+		t.addLocked(n)
 	}
 	return n
+}
+
+func (t *guestNodes) addLocked(n *guestNode) {
+	t.known[n.id] = n
+	t.each[n.serial]++
 }
 
 // path is where the node is in its guest; ErrNotFound for what has no name any more.
@@ -99,7 +113,7 @@ func (t *guestNodes) named(dir *guestNode, name string, kind uint32) (*guestNode
 		n = nil
 	}
 	if n == nil {
-		if len(t.known) >= maxGuestNodes {
+		if t.each[dir.serial] >= maxGuestNodes-len(t.known) { // one guest's files leave as much room as they take
 			return nil, errManyNodes
 		}
 		t.count++
@@ -108,7 +122,7 @@ func (t *guestNodes) named(dir *guestNode, name string, kind uint32) (*guestNode
 			dir.kids = make(map[string]*guestNode)
 		}
 		dir.kids[n.name] = n
-		t.known[n.id] = n
+		t.addLocked(n)
 	}
 	n.lookups++
 	return n, nil
@@ -129,6 +143,9 @@ func (t *guestNodes) freeLocked(n *guestNode) {
 	for n != nil && n.lookups == 0 && len(n.kids) == 0 {
 		parent := n.parent
 		delete(t.known, n.id)
+		if t.each[n.serial]--; t.each[n.serial] == 0 {
+			delete(t.each, n.serial)
+		}
 		if parent != nil && parent.kids[n.name] == n {
 			delete(parent.kids, n.name)
 		}

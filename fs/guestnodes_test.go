@@ -2,6 +2,7 @@ package fs
 
 import (
 	"errors"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -73,5 +74,27 @@ func TestGuestNodes(t *testing.T) {
 	}
 	if nodes.get(f.id) != nil {
 		t.Error("a forgotten node is known")
+	}
+}
+
+// TestGuestNodesShare has one guest with more files than there is room for: another's are still known.
+func TestGuestNodesShare(t *testing.T) {
+	nodes := newGuestNodes()
+	fill := func(serial uint64) int {
+		root := nodes.get(nodeID(serial, fsRow.row, 0))
+		for i := 0; ; i++ {
+			if _, err := nodes.named(root, strconv.Itoa(i), syscall.S_IFREG); err != nil {
+				if !errors.Is(err, vmm.ErrNoMemory) {
+					t.Fatal(err)
+				}
+				return i
+			}
+		}
+	}
+	// Each takes half of what the others leave.
+	for serial, want := range []int{maxGuestNodes / 2, maxGuestNodes / 4, maxGuestNodes / 8} {
+		if n := fill(uint64(serial) + 7); n < want-4 || n > want {
+			t.Errorf("%d files of the guest are known, not %d", n, want)
+		}
 	}
 }

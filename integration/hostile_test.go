@@ -207,6 +207,11 @@ func TestHostile(t *testing.T) {
 		})
 	}
 
+	t.Run("files", func(t *testing.T) {
+		hostileFiles(t, d)
+		t.Logf("the daemon at its peak %d MiB above its start", (peak(t, d)-before)>>20)
+	})
+
 	if n := canary.connections(); n != 0 {
 		t.Errorf("%d connections were made to the host", n)
 	}

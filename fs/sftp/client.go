@@ -552,7 +552,7 @@ func (h *Handle) Read(ctx context.Context, n int, off int64) ([]byte, error) {
 	for done := 0; done < n; done += MaxData {
 		parts = append(parts, h.begun(ctx, min(n-done, MaxData), off+int64(done)))
 	}
-	var all []byte
+	all := make([]byte, 0, n)
 	for i, part := range parts {
 		data, err := part()
 		if err != nil && i == 0 {

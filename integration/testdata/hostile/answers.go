@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"banger/vmm"
 	"banger/vmm/agent"
 )
 
@@ -27,7 +28,7 @@ const red = "\x1b[31mred\x1b[0m\r\n\x07"
 //	elsewhere listeners that say that they are bound to other hosts
 //	servers  those of serveHTTP
 func handler(m *modes, g *guest) http.Handler {
-	honest := agent.Handler(g, nil)
+	honest := agent.Handler(g, map[string]agent.StreamHandler{vmm.FilesStream: serveFiles})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mode, changed := m.watch()
 		if r.Method != http.MethodGet {
