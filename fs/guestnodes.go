@@ -45,14 +45,15 @@ type guestNode struct {
 
 // guestNodes is the table.
 type guestNodes struct {
+	max   int        // immutable
 	mu    sync.Mutex // guards what follows, and nodes
 	known map[uint64]*guestNode
 	each  map[uint64]int // how many are of a VM, by its serial
 	count uint64         // of the numbers given
 }
 
-func newGuestNodes() *guestNodes {
-	return &guestNodes{known: make(map[uint64]*guestNode), each: make(map[uint64]int)}
+func newGuestNodes(max int) *guestNodes {
+	return &guestNodes{max: max, known: make(map[uint64]*guestNode), each: make(map[uint64]int)}
 }
 
 // isGuest reports whether a node is a file of a guest, the directory that shows its root not among them.
@@ -113,7 +114,7 @@ func (t *guestNodes) named(dir *guestNode, name string, kind uint32) (*guestNode
 		n = nil
 	}
 	if n == nil {
-		if t.each[dir.serial] >= maxGuestNodes-len(t.known) { // one guest's files leave as much room as they take
+		if t.each[dir.serial] >= t.max-len(t.known) { // one guest's files leave as much room as they take
 			return nil, errManyNodes
 		}
 		t.count++

@@ -10,7 +10,7 @@ import (
 )
 
 func TestGuestNodes(t *testing.T) {
-	nodes := newGuestNodes()
+	nodes := newGuestNodes(maxGuestNodes)
 	name := func(dir *guestNode, name string, kind uint32) *guestNode {
 		t.Helper()
 		n, err := nodes.named(dir, name, kind)
@@ -79,7 +79,8 @@ func TestGuestNodes(t *testing.T) {
 
 // TestGuestNodesShare has one guest with more files than there is room for: another's are still known.
 func TestGuestNodesShare(t *testing.T) {
-	nodes := newGuestNodes()
+	const most = 1 << 12
+	nodes := newGuestNodes(most)
 	fill := func(serial uint64) int {
 		root := nodes.get(nodeID(serial, fsRow.row, 0))
 		for i := 0; ; i++ {
@@ -92,7 +93,7 @@ func TestGuestNodesShare(t *testing.T) {
 		}
 	}
 	// Each takes half of what the others leave.
-	for serial, want := range []int{maxGuestNodes / 2, maxGuestNodes / 4, maxGuestNodes / 8} {
+	for serial, want := range []int{most / 2, most / 4, most / 8} {
 		if n := fill(uint64(serial) + 7); n < want-4 || n > want {
 			t.Errorf("%d files of the guest are known, not %d", n, want)
 		}

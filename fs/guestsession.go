@@ -28,8 +28,10 @@ var (
 
 // guestSessions are the file transfers with guests, one for each VM whose files are used.
 type guestSessions struct {
-	ctx  context.Context // ends with the mount
-	work *sync.WaitGroup
+	ctx   context.Context // ends with the mount
+	work  *sync.WaitGroup
+	now   func() time.Time
+	after func(time.Duration) <-chan time.Time
 
 	mu     sync.Mutex // guards what follows
 	open   map[uint64]*guestSession
@@ -43,6 +45,13 @@ func (t *guestSessions) close() {
 	t.closed = true
 }
 
+// filesVM is what a session needs of a VM.
+type filesVM interface {
+	Serial() uint64
+	Snapshot() *vmm.Snapshot
+	Touch()
+}
+
 // guestSession is one run's. It may still be opening.
 type guestSession struct {
 	machine vmm.Machine // immutable
@@ -51,18 +60,19 @@ type guestSession struct {
 	client *sftp.Client
 	err    error
 
-	opens atomic.Int64 // files and directories of it that are open
-	used  atomic.Int64 // UnixNano
-	rests atomic.Int64 // until then it is not asked; UnixNano
+	opens   atomic.Int64 // files and directories of it that are open
+	used    atomic.Int64 // UnixNano
+	touched atomic.Int64 // when its use renewed the VM's lease; UnixNano
+	rests   atomic.Int64 // until then it is not asked; UnixNano
 }
 
 // get gives the session of a VM that runs, opening it if there is none. ctx bounds the waiting.
-func (t *guestSessions) get(ctx context.Context, v *vmm.VM) (*guestSession, error) {
+func (t *guestSessions) get(ctx context.Context, v filesVM) (*guestSession, error) {
 	s := v.Snapshot()
 	if s.State != vmm.Running || s.Machine == nil {
 		return nil, fmt.Errorf("cannot use the files of %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
 	}
-	now := time.Now()
+	now := t.now()
 	t.mu.Lock()
 	g := t.open[v.Serial()]
 	switch {
@@ -86,7 +96,8 @@ func (t *guestSessions) get(ctx context.Context, v *vmm.VM) (*guestSession, erro
 		return nil, errSilent
 	}
 	t.mu.Unlock()
-	if last := g.used.Swap(now.UnixNano()); now.UnixNano()-last > int64(touchEvery) || last == now.UnixNano() {
+	g.used.Store(now.UnixNano())
+	if last := g.touched.Load(); now.UnixNano()-last >= int64(touchEvery) && g.touched.CompareAndSwap(last, now.UnixNano()) {
 		v.Touch()
 	}
 	select {
@@ -130,15 +141,15 @@ func (g *guestSession) drop(why error) {
 func (t *guestSessions) serve(serial uint64, g *guestSession) {
 	g.client, g.err = t.begin(g.machine)
 	if errors.Is(g.err, vmm.ErrTimeout) {
-		g.rests.Store(time.Now().Add(guestRest).UnixNano())
+		g.rests.Store(t.now().Add(guestRest).UnixNano())
 	}
 	close(g.ready)
 	if g.err == nil {
 		g.client.Close(t.watch(g))
 	}
-	if rest := time.Until(time.Unix(0, g.rests.Load())); rest > 0 {
+	if rest := time.Unix(0, g.rests.Load()).Sub(t.now()); rest > 0 {
 		select {
-		case <-time.After(rest):
+		case <-t.after(rest):
 		case <-t.ctx.Done():
 		}
 	}
@@ -159,9 +170,9 @@ func (t *guestSessions) watch(g *guestSession) error {
 			return vmm.ErrNotRunning
 		case <-t.ctx.Done():
 			return t.ctx.Err()
-		case <-time.After(idle):
+		case <-t.after(idle):
 		}
-		idle = guestIdle - time.Since(time.Unix(0, g.used.Load()))
+		idle = guestIdle - t.now().Sub(time.Unix(0, g.used.Load()))
 		if g.opens.Load() > 0 {
 			idle = guestIdle
 		}
@@ -194,7 +205,7 @@ func (t *guestSessions) begin(m vmm.Machine) (*sftp.Client, error) {
 }
 
 // ask calls f with the session of a VM, bounded in time. When a guest has said nothing for half of that or longer, the session ends, and with it the requests of others.
-func (t *guestSessions) ask(ctx context.Context, v *vmm.VM, limit time.Duration, f func(context.Context, *guestSession) error) error {
+func (t *guestSessions) ask(ctx context.Context, v filesVM, limit time.Duration, f func(context.Context, *guestSession) error) error {
 	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	g, err := t.get(bounded, v)
@@ -206,8 +217,8 @@ func (t *guestSessions) ask(ctx context.Context, v *vmm.VM, limit time.Duration,
 		return err
 	case errors.Is(err, context.DeadlineExceeded):
 		// Half of it is long enough: the answer to something earlier may have come just after this was asked.
-		if g != nil && time.Since(g.client.Heard()) > limit/2 {
-			g.rests.Store(time.Now().Add(guestRest).UnixNano())
+		if g != nil && t.now().Sub(g.client.Heard()) > limit/2 {
+			g.rests.Store(t.now().Add(guestRest).UnixNano())
 			g.drop(errSilent)
 		}
 		return errSilent

@@ -105,8 +105,8 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		s.vmsMode = 0o1775
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.guestNodes = newGuestNodes()
-	s.guestSessions = guestSessions{ctx: s.ctx, work: &s.work, open: make(map[uint64]*guestSession)}
+	s.guestNodes = newGuestNodes(maxGuestNodes)
+	s.guestSessions = guestSessions{ctx: s.ctx, work: &s.work, now: time.Now, after: time.After, open: make(map[uint64]*guestSession)}
 	bridge, figures := newTimed(tree{raw{fuse.NewDefaultRawFileSystem(), s}})
 	if err := o.Metrics.Register(figures); err != nil {
 		s.cancel()

@@ -1,0 +1,309 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"banger/vmm"
+	"banger/vmm/agent"
+)
+
+// clock is one that only the test moves.
+type clock struct {
+	mu     sync.Mutex
+	at     time.Time
+	alarms map[chan time.Time]time.Time
+	set    chan struct{} // gets one for each alarm that is set
+}
+
+func newClock() *clock {
+	return &clock{at: time.Now(), alarms: make(map[chan time.Time]time.Time), set: make(chan struct{}, 100)}
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at
+}
+
+func (c *clock) after(d time.Duration) <-chan time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	alarm := make(chan time.Time, 1)
+	c.alarms[alarm] = c.at.Add(d)
+	c.set <- struct{}{}
+	return alarm
+}
+
+func (c *clock) move(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.at = c.at.Add(d)
+	for alarm, at := range c.alarms {
+		if !at.After(c.at) {
+			alarm <- c.at
+			delete(c.alarms, alarm)
+		}
+	}
+}
+
+// filesMachine is one whose guest's agent serves a directory.
+type filesMachine struct {
+	vmm.Machine
+	gone  chan struct{}
+	guest filesGuest
+}
+
+func (m *filesMachine) Done() <-chan struct{} { return m.gone }
+func (m *filesMachine) Guest() vmm.Guest      { return &m.guest }
+
+type filesGuest struct {
+	vmm.Guest
+	root string
+
+	mu      sync.Mutex // guards what follows
+	refuses error      // what Stream gives
+	streams []net.Conn // the guest's ends of those begun
+}
+
+func (g *filesGuest) Stream(context.Context, string, any) (net.Conn, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	here, there := net.Pipe()
+	g.streams = append(g.streams, there)
+	if g.refuses != nil {
+		return nil, g.refuses
+	}
+	serve, err := agent.Files(g.root)(nil)
+	if err != nil {
+		return nil, err
+	}
+	go serve(there) // ends with the session
+	return here, nil
+}
+
+func (g *filesGuest) refuse(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.refuses = err
+}
+
+func (g *filesGuest) begun() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.streams)
+}
+
+// filesTest is a VM whose files are used.
+type filesTest struct {
+	*testing.T
+	*clock
+	sessions *guestSessions
+	state    atomic.Pointer[vmm.Snapshot]
+	touched  atomic.Int32
+}
+
+func (f *filesTest) Serial() uint64          { return 7 }
+func (f *filesTest) Snapshot() *vmm.Snapshot { return f.state.Load() }
+func (f *filesTest) Touch()                  { f.touched.Add(1) }
+
+// run makes the VM run anew.
+func (f *filesTest) run() *filesGuest {
+	m := &filesMachine{gone: make(chan struct{}), guest: filesGuest{root: f.TempDir()}}
+	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Running}, Machine: m})
+	return &m.guest
+}
+
+func newFilesTest(t *testing.T) *filesTest {
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &filesTest{T: t, clock: newClock()}
+	f.sessions = &guestSessions{ctx: ctx, work: new(sync.WaitGroup), now: f.now, after: f.after, open: make(map[uint64]*guestSession)}
+	t.Cleanup(func() {
+		f.sessions.close()
+		cancel()
+		f.sessions.work.Wait()
+		if len(f.sessions.open) != 0 {
+			t.Errorf("%d sessions are left", len(f.sessions.open))
+		}
+		if _, err := f.sessions.get(context.Background(), f); !errors.Is(err, context.Canceled) && !errors.Is(err, vmm.ErrNotRunning) {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+	return f
+}
+
+// stat asks for the root, which must give that error, and gives the session.
+func (f *filesTest) stat(want error) (session *guestSession) {
+	f.Helper()
+	err := f.sessions.ask(context.Background(), f, 10*time.Second, func(ctx context.Context, g *guestSession) error {
+		session = g
+		_, err := g.client.Stat(ctx, "/")()
+		return err
+	})
+	if want == nil && err != nil || !errors.Is(err, want) {
+		f.Fatalf("%v, not %v", err, want)
+	}
+	return session
+}
+
+// late has a question run out of time.
+func (f *filesTest) late(limit time.Duration, meanwhile func()) {
+	f.Helper()
+	err := f.sessions.ask(context.Background(), f, limit, func(ctx context.Context, g *guestSession) error {
+		meanwhile()
+		return context.DeadlineExceeded
+	})
+	if !errors.Is(err, vmm.ErrTimeout) {
+		f.Fatalf("%v", err)
+	}
+}
+
+// forgotten waits until the VM has no session.
+func (f *filesTest) forgotten(g *guestSession) {
+	f.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		f.sessions.mu.Lock()
+		now := f.sessions.open[7]
+		f.sessions.mu.Unlock()
+		if now != g {
+			return
+		}
+		if time.Now().After(end) {
+			f.Fatal("the session does not end")
+		}
+	}
+}
+
+func TestSessionIsShared(t *testing.T) {
+	f := newFilesTest(t)
+	guest := f.run()
+	var work sync.WaitGroup
+	for range 20 {
+		work.Add(1)
+		go func() {
+			defer work.Done()
+			if err := f.sessions.ask(context.Background(), f, 10*time.Second, func(ctx context.Context, g *guestSession) error {
+				_, err := g.client.Stat(ctx, "/")()
+				return err
+			}); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	work.Wait()
+	if n := guest.begun(); n != 1 {
+		t.Errorf("%d sessions for twenty requests", n)
+	}
+	// Whoever uses the files all the time keeps the VM from being idle.
+	for range 20 {
+		f.move(touchEvery / 4)
+		f.stat(nil)
+	}
+	if n := f.touched.Load(); n != 6 {
+		t.Errorf("the lease was renewed %d times in five seconds", n)
+	}
+}
+
+// TestSessionRests has a guest fall silent: for a second nobody asks it.
+func TestSessionRests(t *testing.T) {
+	f := newFilesTest(t)
+	guest := f.run()
+	g := f.stat(nil)
+	<-f.set // to be idle
+	// It has answered something meanwhile: others are served by it.
+	f.late(4*time.Second, func() { f.move(time.Second) })
+	if f.stat(nil) != g {
+		t.Error("a session ended in which others are served")
+	}
+	f.late(4*time.Second, func() { f.move(3 * time.Second) })
+	<-f.set // to rest
+	f.stat(vmm.ErrTimeout)
+	f.move(guestRest - 1)
+	f.stat(vmm.ErrTimeout)
+	if n := guest.begun(); n != 1 {
+		t.Errorf("%d sessions were begun while the guest was to rest", n-1)
+	}
+	f.move(1)
+	if f.stat(nil) == g {
+		t.Error("the session that ended is used")
+	}
+	if n := guest.begun(); n != 2 {
+		t.Errorf("%d sessions after the rest", n)
+	}
+}
+
+// TestSessionSaysNothing has an agent that does not even take the stream.
+func TestSessionSaysNothing(t *testing.T) {
+	f := newFilesTest(t)
+	guest := f.run()
+	guest.refuse(vmm.ErrTimeout)
+	f.stat(vmm.ErrTimeout)
+	<-f.set // to rest
+	f.stat(vmm.ErrTimeout)
+	if n := guest.begun(); n != 1 {
+		t.Errorf("%d sessions were begun", n)
+	}
+	f.move(guestRest)
+	guest.refuse(vmm.ErrNoAgent)
+	f.stat(vmm.ErrNoAgent)
+	// What was refused, and not silent, may be asked at once.
+	guest.refuse(nil)
+	f.stat(nil)
+}
+
+func TestSessionIdles(t *testing.T) {
+	f := newFilesTest(t)
+	guest := f.run()
+	g := f.stat(nil)
+	<-f.set
+	f.move(guestIdle - 1)
+	f.stat(nil)
+	f.move(1) // a minute after it began, but it was used
+	<-f.set
+	g.opens.Add(1)
+	f.move(guestIdle)
+	<-f.set
+	if f.stat(nil) != g {
+		t.Error("a session ended in which a file is open")
+	}
+	g.opens.Add(-1)
+	f.move(guestIdle)
+	f.forgotten(g)
+	f.stat(nil)
+	if n := guest.begun(); n != 2 {
+		t.Errorf("%d sessions", n)
+	}
+}
+
+// TestSessionAnew has the agent restarted, and then the VM.
+func TestSessionAnew(t *testing.T) {
+	f := newFilesTest(t)
+	guest := f.run()
+	g := f.stat(nil)
+	guest.streams[0].Close()
+	<-g.client.Done()
+	if f.stat(nil) == g {
+		t.Error("a session that has ended is used")
+	}
+	g = f.stat(nil)
+	other := f.run()
+	if f.stat(nil) == g {
+		t.Error("the session of an earlier run is used")
+	}
+	<-g.client.Done()
+	if n, m := guest.begun(), other.begun(); n != 2 || m != 1 {
+		t.Errorf("%d sessions of the first run, %d of the second", n, m)
+	}
+	g = f.stat(nil)
+	close(f.Snapshot().Machine.(*filesMachine).gone)
+	<-g.client.Done()
+	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Stopped}})
+	f.stat(vmm.ErrNotRunning)
+	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Running}, Machine: struct{ vmm.Machine }{}})
+	f.stat(vmm.ErrNoAgent)
+}
