@@ -60,11 +60,11 @@ func runScripts(t *testing.T, alone bool) {
 				}
 			}
 			if !alone {
-				testscript.Run(t, params(files, driver.vmm))
+				testscript.Run(t, params(t, files, driver.vmm))
 				return
 			}
 			for _, s := range files {
-				t.Run("", func(t *testing.T) { testscript.Run(t, params([]string{s}, driver.vmm)) })
+				t.Run("", func(t *testing.T) { testscript.Run(t, params(t, []string{s}, driver.vmm)) })
 			}
 		})
 	}
@@ -77,11 +77,12 @@ const longOnly = "it takes minutes: make test-long"
 
 var update = flag.Bool("update", false, "write what the scripts' cmp finds into their golden files")
 
-func params(files []string, vmm string) testscript.Params {
+func params(t *testing.T, files []string, vmm string) testscript.Params {
 	return testscript.Params{
 		Files:         files,
 		UpdateScripts: *update,
 		Setup: func(e *testscript.Env) error {
+			t.Cleanup(func() { os.Remove(filepath.Dir(e.WorkDir)) }) // testscript leaves it
 			if err := openUp(e.WorkDir); err != nil {
 				return err
 			}
