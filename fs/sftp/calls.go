@@ -1,0 +1,353 @@
+package sftp
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"strings"
+	"syscall"
+
+	"banger/vmm"
+)
+
+// status is a call whose answer says only whether it was done.
+func (c *Client) status(ctx context.Context, kind byte, body []byte) error {
+	k, err := c.begin(ctx, kind, nil, body)
+	if err != nil {
+		return err
+	}
+	return c.waitStatus(ctx, k)
+}
+
+func (c *Client) waitStatus(ctx context.Context, k *call) error {
+	d, err := c.wait(ctx, k, kindStatus)
+	if err != nil {
+		return err
+	}
+	if err = statusError(&d); d.bad {
+		return c.broken()
+	}
+	if err == io.EOF {
+		return syscall.EIO
+	}
+	return err
+}
+
+// Stat begins to ask what a path is, no symbolic link followed; the function it gives waits for the answer. What was begun before is done before.
+func (c *Client) Stat(ctx context.Context, path string) func() (Attr, error) {
+	k, err := c.begin(ctx, kindLstat, nil, appendString(nil, path))
+	return func() (a Attr, _ error) {
+		if err != nil {
+			return a, err
+		}
+		d, err := c.wait(ctx, k, kindAttrs)
+		if err != nil {
+			return a, notEOF(err)
+		}
+		if a = d.attr(); d.bad {
+			return a, c.broken()
+		}
+		return a, nil
+	}
+}
+
+// notEOF is for answers that cannot be at an end.
+func notEOF(err error) error {
+	if err == io.EOF {
+		return syscall.EIO
+	}
+	return err
+}
+
+// Set begins to change a file, no symbolic link followed; the function it gives waits and says what the file is then.
+func (c *Client) Set(ctx context.Context, path string, change Change) func() (Attr, error) {
+	k, err := c.begin(ctx, kindSetstat, nil, appendChange(appendString(nil, path), change, vmm.FilesAttrs))
+	return func() (a Attr, _ error) {
+		if err != nil {
+			return a, err
+		}
+		r, err := c.answer(ctx, k)
+		switch {
+		case err != nil:
+			return a, err
+		case r.kind == kindAttrs:
+			a = r.d.attr()
+		case r.kind == kindStatus:
+			if err = statusError(&r.d); err == nil && !r.d.bad { // it does not know what it was asked for
+				return c.Stat(ctx, path)()
+			}
+		default:
+			err = c.broken()
+		}
+		if r.d.bad {
+			err = c.broken()
+		}
+		return a, notEOF(err)
+	}
+}
+
+// later begins a call whose answer says only whether it was done.
+func (c *Client) later(ctx context.Context, kind byte, body []byte) func() error {
+	k, err := c.begin(ctx, kind, nil, body)
+	return func() error {
+		if err != nil {
+			return err
+		}
+		return c.waitStatus(ctx, k)
+	}
+}
+
+// Mkdir begins to make a directory, of mode 0755.
+func (c *Client) Mkdir(ctx context.Context, path string) func() error {
+	return c.later(ctx, kindMkdir, appendChange(appendString(nil, path), unchanged))
+}
+
+// Symlink begins to make a symbolic link.
+func (c *Client) Symlink(ctx context.Context, target, path string) func() error {
+	return c.later(ctx, kindSymlink, appendString(appendString(nil, target), path)) // in the order of OpenSSH, not of the draft
+}
+
+// Link begins to make a hard link.
+func (c *Client) Link(ctx context.Context, old, path string) func() error {
+	return c.later(ctx, kindExtended, appendString(appendString(appendString(nil, "hardlink@openssh.com"), old), path))
+}
+
+// Rmdir removes an empty directory.
+func (c *Client) Rmdir(ctx context.Context, path string) error {
+	return c.status(ctx, kindRmdir, appendString(nil, path))
+}
+
+// Remove removes what is no directory.
+func (c *Client) Remove(ctx context.Context, path string) error {
+	return c.status(ctx, kindRemove, appendString(nil, path))
+}
+
+// Rename renames; what has the new name is replaced if replace says so, else the error is EEXIST.
+func (c *Client) Rename(ctx context.Context, old, path string, replace bool) error {
+	body := appendString(appendString(nil, old), path)
+	if replace {
+		return c.status(ctx, kindExtended, append(appendString(nil, "posix-rename@openssh.com"), body...))
+	}
+	return c.status(ctx, kindRename, body)
+}
+
+// Readlink gives what a symbolic link says.
+func (c *Client) Readlink(ctx context.Context, path string) (string, error) {
+	k, err := c.begin(ctx, kindReadlink, nil, appendString(nil, path))
+	if err != nil {
+		return "", err
+	}
+	d, err := c.wait(ctx, k, kindName)
+	if err != nil {
+		return "", notEOF(err)
+	}
+	count, target := d.u32(), string(d.bytes())
+	if d.bad || count != 1 {
+		return "", c.broken()
+	}
+	if target == "" || len(target) > maxTarget || strings.IndexByte(target, 0) >= 0 {
+		return "", syscall.EIO
+	}
+	return target, nil
+}
+
+// StatVFS asks for the file system of a path.
+func (c *Client) StatVFS(ctx context.Context, path string) (StatVFS, error) {
+	var s StatVFS
+	k, err := c.begin(ctx, kindExtended, nil, appendString(appendString(nil, "statvfs@openssh.com"), path))
+	if err != nil {
+		return s, err
+	}
+	d, err := c.wait(ctx, k, kindReply)
+	if err != nil {
+		return s, notEOF(err)
+	}
+	for _, n := range []*uint64{&s.Bsize, &s.Frsize, &s.Blocks, &s.Bfree, &s.Bavail, &s.Files, &s.Ffree, &s.Favail, &s.ID, &s.Flag, &s.Namemax} {
+		*n = d.u64()
+	}
+	if d.bad {
+		return s, c.broken()
+	}
+	return s, nil
+}
+
+// Handle is an open file or directory of a session.
+type Handle struct {
+	c  *Client
+	id string
+	// What the server said of the file and of its directory when it had opened the one in the other, if it did.
+	Told      bool
+	File, Dir Attr
+}
+
+// Client is the session of the handle.
+func (h *Handle) Client() *Client { return h.c }
+
+// Flags of Open.
+const (
+	Read      = 1
+	Write     = 2
+	Append    = 4
+	Create    = 8
+	Truncate  = 16
+	Exclusive = 32
+)
+
+// Open begins to open a regular file; mode is that of a new one.
+func (c *Client) Open(ctx context.Context, path string, flags, mode uint32) func() (*Handle, error) {
+	change := unchanged
+	change.Mode = &mode
+	return c.handle(ctx, kindOpen, appendChange(binary.BigEndian.AppendUint32(appendString(nil, path), flags), change, vmm.FilesAttrs))
+}
+
+// OpenDir opens a directory.
+func (c *Client) OpenDir(ctx context.Context, path string) (*Handle, error) {
+	return c.handle(ctx, kindOpendir, appendString(nil, path))()
+}
+
+func (c *Client) handle(ctx context.Context, kind byte, body []byte) func() (*Handle, error) {
+	k, err := c.begin(ctx, kind, c.closeLate, body)
+	return func() (*Handle, error) {
+		if err != nil {
+			return nil, err
+		}
+		d, err := c.wait(ctx, k, kindHandle)
+		if err != nil {
+			return nil, notEOF(err)
+		}
+		h := &Handle{c: c, id: string(d.bytes())}
+		if h.Told = len(d.b) > 0; h.Told {
+			h.File, h.Dir = d.attr(), d.attr()
+		}
+		if d.bad || len(h.id) > maxHandle {
+			return nil, c.broken()
+		}
+		return h, nil
+	}
+}
+
+// closeLate closes what was opened for nobody.
+func (c *Client) closeLate(r reply) {
+	if r.kind == kindHandle {
+		if id := string(r.d.bytes()); !r.d.bad && len(id) <= maxHandle {
+			(&Handle{c: c, id: id}).Close()
+		}
+	}
+}
+
+// Close lets the server close it and waits for nothing.
+func (h *Handle) Close() {
+	c := h.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
+	c.work.Add(1)
+	go func() { // ends when the server takes it, at the latest with the session
+		defer c.work.Done()
+		if k, err := c.begin(context.Background(), kindClose, nil, appendString(nil, h.id)); err == nil {
+			c.leave(k)
+		}
+	}()
+}
+
+// Read gives at most n bytes from off, nothing at the end. More than MaxData are asked for in parts, all at once.
+func (h *Handle) Read(ctx context.Context, n int, off int64) ([]byte, error) {
+	if n <= MaxData {
+		return h.begun(ctx, n, off)()
+	}
+	var parts []func() ([]byte, error)
+	for done := 0; done < n; done += MaxData {
+		parts = append(parts, h.begun(ctx, min(n-done, MaxData), off+int64(done)))
+	}
+	all := make([]byte, 0, n)
+	for i, part := range parts {
+		data, err := part()
+		if err != nil && i == 0 {
+			return nil, err
+		}
+		all = append(all, data...)
+		if err != nil || len(data) < MaxData {
+			break // the next read tells why
+		}
+	}
+	return all, nil
+}
+
+// begun begins one read.
+func (h *Handle) begun(ctx context.Context, n int, off int64) func() ([]byte, error) {
+	c := h.c
+	body := binary.BigEndian.AppendUint64(appendString(nil, h.id), uint64(off))
+	k, err := c.begin(ctx, kindRead, nil, binary.BigEndian.AppendUint32(body, uint32(n)))
+	return func() ([]byte, error) {
+		if err != nil {
+			return nil, err
+		}
+		d, err := c.wait(ctx, k, kindData)
+		if err == io.EOF {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		data := d.bytes()
+		if d.bad || len(data) > n {
+			return nil, c.broken()
+		}
+		return data, nil
+	}
+}
+
+// Write writes data at off, in parts if it is more than MaxData, and gives how much of it was written before an error. It keeps nothing of data.
+func (h *Handle) Write(ctx context.Context, data []byte, off int64) (int, error) {
+	var parts []func() error
+	for done := 0; done < len(data); done += MaxData {
+		part := data[done:min(len(data), done+MaxData)]
+		body := make([]byte, 0, len(part)+maxHandle+16)
+		body = binary.BigEndian.AppendUint64(appendString(body, h.id), uint64(off)+uint64(done))
+		body = binary.BigEndian.AppendUint32(body, uint32(len(part)))
+		parts = append(parts, h.c.later(ctx, kindWrite, append(body, part...)))
+	}
+	for i, part := range parts {
+		if err := part(); err != nil {
+			return i * MaxData, err
+		}
+	}
+	return len(data), nil
+}
+
+// Name is a name in a directory.
+type Name struct {
+	Name string
+	Attr Attr
+}
+
+// ReadDir gives what comes next, io.EOF after the last. What cannot be a name is left out, so that there may be none.
+func (h *Handle) ReadDir(ctx context.Context) ([]Name, error) {
+	c := h.c
+	k, err := c.begin(ctx, kindReaddir, nil, appendString(nil, h.id))
+	if err != nil {
+		return nil, err
+	}
+	d, err := c.wait(ctx, k, kindName)
+	if err != nil {
+		return nil, err
+	}
+	var names []Name
+	for n := d.u32(); n > 0 && !d.bad; n-- {
+		name := string(d.bytes())
+		d.bytes() // as ls -l would show it
+		if a := d.attr(); !d.bad && validName(name) {
+			names = append(names, Name{name, a})
+		}
+	}
+	if d.bad {
+		return nil, c.broken()
+	}
+	return names, nil
+}
+
+func validName(name string) bool {
+	return name != "" && name != "." && name != ".." && len(name) <= maxName && !strings.ContainsAny(name, "/\x00")
+}
