@@ -13,6 +13,7 @@
 //	clouddisk FILE             copy the suite's cloud image there
 //	disk SIZE|freeze|thaw     put the state directory on an ext4 of its own; freeze and thaw it
 //	sh 'script'                run it with bash; its output is there for stdout and stderr
+//	static NAME                build the program testdata/NAME for guests, as NAME in the current directory
 //	waitfor 'script' [10s]     repeat it with bash until it succeeds
 //	world                      make another network namespace, $WORLD, at the far end of the link $UPLINK: $HERE and $HERE6 are this side's
 //	                           addresses, $THERE and $THERE6 the far one's

@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -76,17 +77,24 @@ func (d *daemon) addImageWith(t *testing.T, name string, memory int64, programs 
 func buildStatic(t *testing.T, pkg string) []byte {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "program")
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", program, pkg)
-	cmd.Dir = module
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("cannot build %s: %v\n%s", pkg, err, out)
+	if err := buildStaticTo(program, pkg); err != nil {
+		t.Fatal(err)
 	}
 	b, err := os.ReadFile(program)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return b
+}
+
+func buildStaticTo(program, pkg string) error {
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", program, pkg)
+	cmd.Dir = module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot build %s: %w\n%s", pkg, err, out)
+	}
+	return nil
 }
 
 // terminal is what a guest has printed since it was opened. The file that `console` gives to a reader will not do to be

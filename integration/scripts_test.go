@@ -118,6 +118,7 @@ func params(t *testing.T, files []string, vmm string) testscript.Params {
 			"clouddisk": cloudDiskCmd,
 			"disk":      diskCmd,
 			"sh":        shCmd,
+			"static":    staticCmd,
 			"waitfor":   waitforCmd,
 			"world":     worldCmd,
 		},
@@ -172,6 +173,14 @@ func shCmd(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: sh 'script'")
 	}
 	expect(ts, neg, ts.Exec("bash", "-c", args[0]))
+}
+
+// staticCmd builds a program of testdata for guests, as $WORK/NAME.
+func staticCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: static NAME")
+	}
+	ts.Check(buildStaticTo(ts.MkAbs(args[0]), "./integration/testdata/"+args[0]))
 }
 
 func waitforCmd(ts *testscript.TestScript, neg bool, args []string) {

@@ -97,6 +97,11 @@ func (f field) in(p netip.Prefix) match {
 		&expr.Cmp{Op: expr.CmpOpEq, Register: r0, Data: p.Masked().Addr().AsSlice()})
 }
 
+// fragmentOf is a packet with the header of a fragment (RFC 8200) after which there is that one.
+func fragmentOf(next byte) match {
+	return append(match{&expr.Exthdr{DestRegister: r0, Type: unix.IPPROTO_FRAGMENT, Len: 1, Op: expr.ExthdrOpIpv6}}, compare(expr.CmpOpEq, []byte{next})...)
+}
+
 func meta(key expr.MetaKey, reg uint32) match { return match{&expr.Meta{Key: key, Register: reg}} }
 
 func metaIs(key expr.MetaKey, value ...byte) match {
@@ -240,6 +245,12 @@ func (n *Network) chains() []chain {
 	nd := rule(ofIP6, isICMP6, icmpType.between(icmp6Solicit, icmp6Advert))
 	spoof := [][]expr.Any{
 		rule(others(expr.MetaKeyIIFNAME), accept),
+		// Fragments that hide what is to be looked at in the next one (RFC 7113, RFC 6980).
+		rule(fragmentOf(unix.IPPROTO_HOPOPTS), drop),
+		rule(fragmentOf(unix.IPPROTO_ROUTING), drop),
+		rule(fragmentOf(unix.IPPROTO_AH), drop),
+		rule(fragmentOf(unix.IPPROTO_DSTOPTS), drop),
+		rule(nd, fragmentOf(unix.IPPROTO_ICMPV6), drop),
 		rule(tap, etherSource.load(r4), notWithin("mac"), drop),
 		rule(ofARP, arpKind.is(0, 1, 8, 0, 6, 4), tap, arpSource.load(r4), arpAddress.load(r6), within("arp"), accept),
 		rule(ofIP4, isUDP, portSource.is(0, 67), drop), // a DHCP server
