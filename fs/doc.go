@@ -10,5 +10,5 @@
 // error becomes the errno (errno.go) and the sentence in the VM's `error`.
 //
 // The package runs two goroutines beside go-fuse's own: one tells inotify
-// watchers of changes (mount.go), one finds out what is watched (held.go). It never reads its own mount.
+// watchers of changes (nudge.go), one finds out what is watched (held.go). It never reads its own mount.
 package fs

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -179,91 +178,6 @@ func closeOnExec() {
 		if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == fuseDevice {
 			unix.CloseOnExec(fd)
 		}
-	}
-}
-
-// changed is told of every event; the nudger may be slow, and losing a wake-up of watchers beats delaying others.
-func (s *Server) changed(e vmm.Event) {
-	select {
-	case s.nudges <- e:
-	default:
-	}
-}
-
-// nudger is the goroutine that uses the daemon's own mount, and holds no lock over it.
-func (s *Server) nudger() {
-	defer s.work.Done()
-	if err := apart(s.tellWatchers); err != nil {
-		s.o.Log.Warn("inotify watchers will not be told of changes", "err", err)
-	}
-}
-
-func (s *Server) tellWatchers() {
-	s.nudgerTID.Store(uint32(unix.Gettid()))
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case e := <-s.nudges:
-			s.nudge(e)
-		}
-	}
-}
-
-// apart calls f on a thread that nobody else uses, before or after, and that has ownFiles, and returns when f does. Whatever the daemon asks
-// of its own mount is asked there.
-func apart(f func()) error {
-	done := make(chan error, 1)
-	go func() { // waited for here
-		runtime.LockOSThread() // for good: the thread ends with this goroutine
-		if unix.Gettid() == os.Getpid() {
-			// The main thread's open files are what /proc/self/fd shows all threads: they
-			// must stay everybody's. While this goroutine keeps it, another gets another.
-			done <- apart(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		err := ownFiles()
-		if err == nil {
-			f()
-		}
-		done <- err
-	}()
-	return <-done
-}
-
-// ownFiles gives the calling thread a table of open files of its own, without
-// the connection to the kernel. A thread that waits for an answer of its own
-// process cannot be killed; were it to hold the connection open, a daemon
-// killed in that moment would never end, as only the connection's end frees
-// the thread. The runtime's poller is kept: a locked thread may have to wake it.
-func ownFiles() error {
-	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
-		return fmt.Errorf("cannot unshare the table of open files: %w", err)
-	}
-	fds, err := os.ReadDir("/proc/thread-self/fd")
-	if err != nil {
-		return err
-	}
-	for _, e := range fds {
-		target, err := os.Readlink("/proc/thread-self/fd/" + e.Name())
-		if err != nil || strings.HasPrefix(target, "anon_inode:[event") {
-			continue
-		}
-		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
-			unix.Close(fd)
-		}
-	}
-	return nil
-}
-
-func (s *Server) nudgeFile(file uint64, path string) {
-	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}
-	for _, node := range s.nodes.watchable(file) {
-		s.nodes.touch(node, func() {
-			// A VM that was renamed or removed since has no watchers of that name.
-			_ = unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(s.o.Dir, path), times, unix.AT_SYMLINK_NOFOLLOW)
-		})
 	}
 }
 

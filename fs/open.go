@@ -1,0 +1,269 @@
+package fs
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"banger/vmm"
+)
+
+const maxWrite = 4096 // bytes of one command
+
+func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	access := in.Flags & syscall.O_ACCMODE
+	if access != syscall.O_RDONLY && !r.file.writable() {
+		return fuse.EACCES
+	}
+	if access != syscall.O_RDONLY {
+		s.nodes.writing(r.node)
+	}
+	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
+	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
+	h := &opened{nonblock: r.nonblock}
+	if r.session != nil {
+		if !r.session.hold() {
+			return fuse.ENOENT
+		}
+		h.session = r.session
+	}
+	if access != syscall.O_WRONLY || r.file.takes {
+		var err error
+		if h.handle, err = s.capture(r, access == syscall.O_RDWR); err != nil {
+			return s.unread(r, err) // rows of sessions do not fail
+		}
+	}
+	switch h.handle.(type) {
+	case terminal, *clone, execOutput:
+		// A shell reads ahead on what it can seek in, and seeks back: bytes would be lost.
+		out.OpenFlags |= fuse.FOPEN_STREAM | fuse.FOPEN_NONSEEKABLE
+	}
+	if r.file.heeds {
+		h.heeds = r.node
+		s.held.opened(r.node)
+	}
+	out.Fh = s.handles.add(h)
+	return fuse.OK
+}
+
+// capture runs the row's show once for this open, and tells the kernel its length.
+func (s raw) capture(r *request, readWrite bool) (handle, error) {
+	if r.file.open != nil {
+		return r.file.open(r, readWrite)
+	}
+	b, err := s.text(r)
+	if err != nil {
+		if readWrite {
+			return &generated{}, nil // it was opened to be written
+		}
+		return nil, err
+	}
+	return &generated{capture: b, at: time.Now()}, nil
+}
+
+// text runs the row's show, and tells the kernel its length.
+func (s raw) text(r *request) (capture, error) {
+	if r.file.asks {
+		defer r.blocking()()
+		ctx, cancel := r.patience()
+		defer cancel()
+		r.ctx = ctx
+	}
+	b, err := r.file.show(r)
+	if err != nil {
+		return nil, r.again(err)
+	}
+	s.tellSize(r.node, b)
+	return b, nil
+}
+
+func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	h := s.handles.get(in.Fh)
+	if h == nil || h.handle == nil {
+		return nil, fuse.EBADF
+	}
+	if g, ok := h.handle.(*generated); ok {
+		if code := s.renew(cancel, in, h, g); !code.Ok() {
+			return nil, code
+		}
+		return fuse.ReadResultData(g.part(int(in.Size), int64(in.Offset))), fuse.OK
+	}
+	r := &request{
+		server: s.Server, ctx: &fuse.Context{Caller: in.Caller, Cancel: cancel}, pid: in.Pid,
+		nonblock: h.nonblock, answer: buf,
+	}
+	defer r.blocking()()
+	b, err := h.handle.read(r, int(in.Size), int64(in.Offset))
+	if err != nil {
+		r, code := s.request(cancel, &in.InHeader)
+		if !code.Ok() {
+			return nil, code
+		}
+		return nil, s.unread(r, err)
+	}
+	return fuse.ReadResultData(b), fuse.OK
+}
+
+// renew captures anew for a read(2) or pread(2) from the beginning of a descriptor that is kept. Reads by way of the page cache, as for sendfile(2),
+// name no lock owner (FUSE_READ_LOCKOWNER of linux/fuse.h): the kernel may repeat those.
+func (s raw) renew(cancel <-chan struct{}, in *fuse.ReadIn, h *opened, g *generated) fuse.Status {
+	if in.Offset != 0 || in.ReadFlags&fuse.READ_LOCKOWNER == 0 || !g.again() {
+		return fuse.OK
+	}
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return code
+	}
+	r.nonblock = h.nonblock
+	c, err := s.text(r)
+	if err != nil {
+		return s.unread(r, err)
+	}
+	g.renew(c)
+	return fuse.OK
+}
+
+// unread gives the errno of a read that failed, and logs what no other errno explains.
+func (s raw) unread(r *request, err error) fuse.Status {
+	name := ""
+	code := errno(err)
+	if r.vm != nil {
+		name = r.snap().Name
+	}
+	s.o.Log.Log(r.ctx, level(code, slog.LevelDebug), "cannot read", "vm", name, "file", r.file.name, "err", err)
+	return code
+}
+
+// level is that of the log's line about a failure: the usual one, but for what only the log explains.
+func level(code fuse.Status, usual slog.Level) slog.Level {
+	if code == fuse.EIO {
+		return slog.LevelError
+	}
+	return usual
+}
+
+// Write is one command; its offset means nothing.
+func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	r, code := s.request(cancel, &in.InHeader)
+	if !code.Ok() {
+		return 0, code
+	}
+	if h := s.handles.get(in.Fh); h != nil {
+		r.nonblock, r.handle = h.nonblock, h.handle
+	}
+	r.more = in.Offset > 0 || in.Flags&syscall.O_APPEND != 0
+	defer r.blocking()()
+	if r.vm != nil {
+		r.vm.Touch()
+	}
+	if r.file.typed != nil {
+		n, err := r.file.typed(r, data)
+		if err != nil && n == 0 {
+			s.fail(r, err)
+			return 0, errno(err)
+		}
+		return uint32(n), fuse.OK // a short write says how far it came
+	}
+	if err := s.store(r, data); err != nil {
+		s.fail(r, err)
+		return 0, errno(err)
+	}
+	if r.file.name != "state" { // a command to `state` clears it itself, before what it starts may fail
+		s.failed(r, nil)
+	}
+	return uint32(len(data)), fuse.OK
+}
+
+func (s raw) store(r *request, data []byte) error {
+	name := r.file.name
+	if len(data) > maxWrite {
+		return fmt.Errorf("cannot write %d bytes to %s of %s, at most %d at once: %w", len(data), name, r.whose(), maxWrite, vmm.ErrTooBig)
+	}
+	if strings.IndexByte(string(data), 0) >= 0 {
+		return fmt.Errorf("cannot write a NUL byte to %s of %s: %w", name, r.whose(), vmm.ErrInvalid)
+	}
+	return r.file.store(r, strings.TrimSpace(string(data)))
+}
+
+func (s raw) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK }
+
+func (s raw) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
+
+func (s raw) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	h := s.handles.drop(in.Fh)
+	if h == nil {
+		return
+	}
+	if h.handle != nil {
+		h.handle.close()
+	}
+	if h.session != nil {
+		h.session.release()
+	}
+	if h.heeds != 0 {
+		s.held.closed(h.heeds)
+	}
+}
+
+// opened is one open file or directory.
+type opened struct {
+	handle handle // nil when opened only to be written
+	// As the open said: what fcntl(2) sets later is left aside, because Go's runtime sets it on whatever seems pollable, and a
+	// Go program that writes `start` or reads wait/ means to wait.
+	nonblock bool
+	session  *session // that it keeps alive
+	heeds    uint64   // its node, if whoever has it open is told of changes of health; else 0
+	guest    *guestFile
+	guestDir *guestDir
+
+	mu      sync.Mutex // guards what follows
+	entries []entry    // of a directory
+	begun   bool       // entries were read from
+}
+
+// handles gives numbers to what is open, in parts by their last bits so that many readers do not wait for one lock.
+type handles struct {
+	last  atomic.Uint64
+	parts [16]struct {
+		mu   sync.RWMutex // guards open
+		open map[uint64]*opened
+	}
+}
+
+func (t *handles) add(h *opened) uint64 {
+	fh := t.last.Add(1)
+	p := &t.parts[fh%uint64(len(t.parts))]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open == nil {
+		p.open = make(map[uint64]*opened)
+	}
+	p.open[fh] = h
+	return fh
+}
+
+func (t *handles) get(fh uint64) *opened {
+	p := &t.parts[fh%uint64(len(t.parts))]
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.open[fh]
+}
+
+func (t *handles) drop(fh uint64) *opened {
+	p := &t.parts[fh%uint64(len(t.parts))]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.open[fh]
+	delete(p.open, fh)
+	return h
+}
