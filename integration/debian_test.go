@@ -35,7 +35,7 @@ var debianTar = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	inputs := string(index)
-	for _, name := range append(sources, builtin()+"/image.json") {
+	for _, name := range sources {
 		inputs += readFile(name)
 	}
 	return kept("debian", inputs, buildDebian)
@@ -80,11 +80,11 @@ func buildDebian(path string) (err error) {
 	return nil
 }
 
-// debianLast is a unit that says on the console when it is stopped, after the one which is to be stopped first.
-const debianLast = `set -e
+// debianUnits starts two units that say on the console when they are stopped, of which systemd is to stop the second first, and one that listens.
+const debianUnits = `set -e
 for unit in early late; do
 	[ $unit = early ] && after= || after=After=early.service
-	printf '%s\n' [Unit] $after [Service] Type=oneshot RemainAfterExit=yes ExecStart=/bin/true "ExecStop=/bin/sh -c 'echo stopping $unit >/dev/console; echo $unit >>/work/stopped'" >/etc/systemd/system/$unit.service
+	printf '%s\n' [Unit] $after [Service] Type=oneshot RemainAfterExit=yes ExecStart=/bin/true "ExecStop=/bin/sh -c 'echo stopping $unit >/dev/console'" >/etc/systemd/system/$unit.service
 done
 systemctl daemon-reload
 systemctl start early late
@@ -137,7 +137,7 @@ func TestDebian(t *testing.T) {
 		t.Errorf("in the guest: %s", got)
 	}
 	d.works(t, "deb")
-	d.inGuest(t, "deb", debianLast)
+	d.inGuest(t, "deb", debianUnits)
 	d.await(t, "deb", "tcp/7000")
 	if ports := d.read(t, "vms/deb/ports"); !strings.Contains(ports, "7000") || !strings.Contains(ports, "systemd") {
 		t.Errorf("ports: %s", ports)

@@ -15,7 +15,7 @@ import (
 const keptFor = 20 * time.Hour
 
 // keptMost is how many files of a kind stay.
-const keptMost = 2
+const keptMost = 3
 
 // kept gives the file of that kind which was made of these inputs: in this run, or in one before, from any checkout, or by fill now. Its
 // name has the digests of the inputs and of what is in it, which is verified. It lies in the user's cache directory (XDG_CACHE_HOME).
