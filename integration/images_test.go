@@ -211,9 +211,7 @@ func (d *daemon) stopTidily(t *testing.T, vm string) {
 	if state, failed := d.read(t, "vms/"+vm+"/state"), d.read(t, "vms/"+vm+"/error"); state != "stopped" || failed != "" {
 		t.Errorf("%s is %s: %s", vm, state, failed)
 	}
-	if text := readFile(d.path(vm, "console")); !strings.Contains(text, "reboot: Power down") {
-		t.Errorf("%s did not power itself off", vm)
-	}
+	d.inOrder(t, vm, "reboot: Power down")
 }
 
 func waitUntil(t *testing.T, what string, f func() bool) {
