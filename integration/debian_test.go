@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -19,17 +20,22 @@ func outside() []string {
 	return []string{"nsenter", fmt.Sprintf("--net=/proc/%d/ns/net", os.Getppid())}
 }
 
-// debianIndex prints the signed index of the packages that a Debian is made from here, at the mirror that the host's apt has.
+// debianIndex prints the signed index of the packages that a Debian is made from here, at the mirror, and as, the host's apt gets them.
 const debianIndex = `mirror=$(grep -rhsoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d | head -n 1)
-mirror=${mirror:-http://deb.debian.org/debian}; echo "$mirror"; exec curl -fsS --max-time 60 --retry 2 "${mirror% }/dists/bookworm/InRelease"`
+mirror=${mirror:-http://deb.debian.org/debian}; echo "$mirror"
+to=$(mktemp -d); trap 'rm -r "$to"' EXIT
+/usr/lib/apt/apt-helper -q -o APT::Sandbox::User=root download-file "${mirror% }/dists/bookworm/InRelease" "$to/index" >&2 && cat "$to/index"`
 
 // debianTar gives a tar of the directory `built` of a daemon that has built debian:bookworm. It is made once for each index of packages and each state of
 // the package that builds.
 var debianTar = sync.OnceValues(func() (string, error) {
 	args := append(outside(), "sh", "-c", debianIndex)
-	index, err := exec.Command(args[0], args[1:]...).Output()
+	cmd := exec.Command(args[0], args[1:]...)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	index, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("cannot read the index of Debian's packages: %w", err)
+		return "", fmt.Errorf("cannot read the index of Debian's packages: %w: %s", err, said.Bytes())
 	}
 	sources, err := filepath.Glob(filepath.Join(module, "vmm", "image", "*.go"))
 	if err != nil {

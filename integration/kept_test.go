@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"testing"
 	"time"
 )
 
@@ -103,4 +104,46 @@ func fileSum(path string) (string, error) {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func TestKept(t *testing.T) {
+	cache := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", cache)
+	made := 0
+	get := func(inputs string) string {
+		t.Helper()
+		path, err := kept("thing", inputs, func(path string) error {
+			made++
+			return os.WriteFile(path, []byte("of "+inputs), 0o644)
+		})
+		if err != nil || readFile(path) != "of "+inputs {
+			t.Fatalf("%s holds %q: %v", path, readFile(path), err)
+		}
+		return path
+	}
+	path := get("a")
+	if get("a"); made != 1 {
+		t.Errorf("made %d times, not once", made)
+	}
+	damage(t, path)
+	if get("a"); made != 2 {
+		t.Error("a damaged one was taken")
+	}
+	old := time.Now().Add(-keptFor - time.Minute)
+	if err := os.Chtimes(path, old, old); err != nil {
+		t.Fatal(err)
+	}
+	if get("a"); made != 3 {
+		t.Error("an old one was taken")
+	}
+	for _, inputs := range []string{"b", "c", "d", "e"} {
+		get(inputs)
+	}
+	if _, err := kept("thing", "f", func(string) error { return os.ErrInvalid }); err == nil {
+		t.Error("one that could not be made is there")
+	}
+	left, err := os.ReadDir(filepath.Join(cache, "banger-test"))
+	if err != nil || len(left) != keptMost {
+		t.Errorf("left are %v, error %v", left, err)
+	}
 }
