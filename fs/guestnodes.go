@@ -17,7 +17,7 @@ const guestBit = 1 << 63
 
 // A guest can have any number of files, and a reader who walks them makes the kernel know each.
 const (
-	maxGuestNodes = 1 << 20 // in the table
+	maxGuestNodes = 1 << 20 // in the table, of all guests
 	maxGuestNames = 1 << 20 // that are read of one directory
 )
 
