@@ -366,7 +366,7 @@ func (s *fileServer) perform(kind byte, id uint32, f *fields, b []byte) (reply b
 	case fxpRename:
 		err = s.root.rename(name, f.text(), unix.RENAME_NOREPLACE)
 	default:
-		err = unix.EOPNOTSUPP
+		f.bad, err = false, unix.EOPNOTSUPP // what fields it has is not known
 	}
 	return fxpStatus, b, err
 }
