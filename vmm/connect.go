@@ -47,7 +47,7 @@ func (v *VM) forward(ctx context.Context) error {
 func (v *VM) admit(old *Config, s *Snapshot) error {
 	had, all := old.Publications(), s.Config.Publications()
 	added := without(all, had)
-	if err := checkPublish(&s.Config, s.Owner.UID, all, added); err != nil {
+	if err := checkPublish(&s.Config, v.m.drivers[s.Config.VMM], s.Owner.UID, all, added); err != nil {
 		return err
 	}
 	if err := v.m.claims.take(v.serial, added, v.m.nameOf); err != nil {

@@ -290,6 +290,12 @@ type Forwarder interface {
 	Forward(ctx context.Context, all []Publication) error
 }
 
+// StreamsOnly is a Driver whose user networking may lead streams into a guest, but bring no answers to datagrams back.
+type StreamsOnly interface {
+	// StreamsOnly reports whether that is so here.
+	StreamsOnly() bool
+}
+
 // What a guest with NetUser is given: the defaults of QEMU's user networking (qemu(1), -netdev user).
 var (
 	UserAddress = netip.MustParsePrefix("10.0.2.15/24")

@@ -185,14 +185,20 @@ func without(all, some []Publication) []Publication {
 	return rest
 }
 
-// checkPublish reports what of the settings' publications cannot be; added are those that they did not have before.
-func checkPublish(c *Config, owner uint32, all, added []Publication) error {
+// checkPublish reports what of the settings' publications cannot be with their driver; added are those that they did not have before.
+func checkPublish(c *Config, driver Driver, owner uint32, all, added []Publication) error {
 	if len(all) > 0 && c.Net == NetNone {
 		return fmt.Errorf("a VM with net = none has no ports to publish: %w", ErrInvalid)
 	}
+	streams, ok := driver.(StreamsOnly)
+	closed := ok && streams.StreamsOnly()
 	for _, p := range all {
-		if c.Net == NetUser && !p.Host.Addr().Is4() {
+		switch {
+		case c.Net != NetUser:
+		case !p.Host.Addr().Is4():
 			return fmt.Errorf("cannot publish %s: net = user forwards from IPv4 addresses only: %w", p, ErrUnsupported)
+		case p.Protocol == "udp" && closed:
+			return fmt.Errorf("cannot publish %s: with net = user a guest's answers to datagrams are dropped unless the daemon's user_world is on; use net = bridge: %w", p, ErrUnsupported)
 		}
 	}
 	least := unprivilegedPorts()

@@ -88,6 +88,10 @@ func New(o Options) (*Driver, error) {
 	return d, nil
 }
 
+// StreamsOnly implements vmm.StreamsOnly: with restrict=on libslirp drops every datagram of a guest, before it looks whether it is an answer (its
+// udp_input).
+func (d *Driver) StreamsOnly() bool { return !d.host.userWorld }
+
 func chooseMachine(wish, binary string) (string, error) {
 	switch wish {
 	case "microvm", "q35":
@@ -362,4 +366,5 @@ var (
 	_ vmm.Fuller       = (*Machine)(nil)
 	_ vmm.DiskKeeper   = (*Driver)(nil)
 	_ vmm.Forwarder    = (*Machine)(nil)
+	_ vmm.StreamsOnly  = (*Driver)(nil)
 )
