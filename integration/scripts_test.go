@@ -73,8 +73,6 @@ func runScripts(t *testing.T, alone bool) {
 // long adds what takes minutes: many bytes and files go through guests.
 var long = flag.Bool("long", false, "also the tests that take minutes each")
 
-const longOnly = "it takes minutes: make test-long"
-
 var update = flag.Bool("update", false, "write what the scripts' cmp finds into their golden files")
 
 func params(t *testing.T, files []string, vmm string) testscript.Params {

@@ -34,7 +34,7 @@ func serveFiles(t *testing.T, root string, sent []byte) []byte {
 		got <- all
 	}()
 	here.Write(append(sent, asked(fxpInit, 0, 0, 0, 3)...)) // fails when the session has ended
-	here.Write([]byte{0})                                  // is taken when all that came before was answered
+	here.Write([]byte{0})                                   // is taken when all that came before was answered
 	here.Close()
 	<-ended
 	return <-got
