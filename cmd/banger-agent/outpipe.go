@@ -12,11 +12,20 @@ import (
 // outPipe is the end of a pipe from which a command's output is read. Where Go's runtime polls a pipe, each write(2) of the command wakes it, read or not
 // (fs/pipe.c, poll_usage), which costs an emulated guest more than the copying. Here the runtime polls an epoll set of one, which is armed only when a
 // read has found nothing (epoll(7), EPOLLONESHOT).
+//
+// What is printed in small pieces is gathered: each piece that goes to the host costs an interrupt of the guest, one of the host and a read of whoever reads.
 type outPipe struct {
-	fd  int
-	set *os.File
-	raw syscall.RawConn
+	fd   int
+	set  *os.File
+	raw  syscall.RawConn
+	last time.Time // of the last read's end
 }
+
+const (
+	burst  = 100 * time.Millisecond // what comes this soon after what was read before waits for more
+	gather = 2 * time.Millisecond   // how long; shorter waits cost an emulated guest more than they gather
+	room   = 128 << 10              // bytes of the pipe, so that who prints fast in small pieces is not held up by that
+)
 
 // newOutPipe makes a pipe and gives the end for the command, too, which the caller closes.
 func newOutPipe() (*outPipe, *os.File, error) {
@@ -24,6 +33,7 @@ func newOutPipe() (*outPipe, *os.File, error) {
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, os.NewSyscallError("pipe2", err)
 	}
+	_, _ = unix.FcntlInt(uintptr(p[0]), unix.F_SETPIPE_SZ, room) // less will do
 	theirs := os.NewFile(uintptr(p[1]), "|1")
 	o := &outPipe{fd: p[0]}
 	err := o.watch()
@@ -53,7 +63,7 @@ func (o *outPipe) watch() error {
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, o.fd, &unix.EpollEvent{}))
 }
 
-// Read implements io.Reader.
+// Read implements io.Reader, for one reader.
 func (o *outPipe) Read(b []byte) (n int, err error) {
 	waited := false
 	failed := o.raw.Read(func(set uintptr) bool {
@@ -61,10 +71,7 @@ func (o *outPipe) Read(b []byte) (n int, err error) {
 			var events [1]unix.EpollEvent
 			_, _ = unix.EpollWait(int(set), events[:], 0)
 		}
-		for n, err = unix.Read(o.fd, b); err == unix.EINTR; {
-			n, err = unix.Read(o.fd, b)
-		}
-		if err != unix.EAGAIN {
+		if n, err = o.read(b); err != unix.EAGAIN {
 			return true
 		}
 		waited = true
@@ -79,7 +86,25 @@ func (o *outPipe) Read(b []byte) (n int, err error) {
 	case n == 0 && len(b) > 0:
 		return 0, io.EOF
 	}
+	if n < len(b)/2 && time.Since(o.last) < burst {
+		time.Sleep(gather)
+		more := 0
+		if o.raw.Read(func(uintptr) bool { more, err = o.read(b[n:]); return true }) == nil && err == nil {
+			n += more // nothing, the end or an error are what the next read finds again
+		}
+	}
+	o.last = time.Now()
 	return n, nil
+}
+
+// read is read(2). The caller holds the set open, and so the pipe.
+func (o *outPipe) read(b []byte) (int, error) {
+	for {
+		n, err := unix.Read(o.fd, b)
+		if err != unix.EINTR {
+			return max(n, 0), err
+		}
+	}
 }
 
 // SetReadDeadline implements agent.ExecPipe.

@@ -1,23 +1,26 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // port is a virtio-serial port. While no host is connected read(2) gives 0 and poll(2)
-// POLLHUP all the time, so both directions wait with an edge-triggered epoll
-// (drivers/char/virtio_console.c wakes it when a host connects).
+// POLLHUP all the time, so both directions wait for a change, by the runtime's poller, which is
+// edge-triggered (drivers/char/virtio_console.c wakes it when a host connects).
 //
 // That state proves nothing: it comes through another queue than the data, so the bytes
 // of a new connection may be there before the news that the old one has ended. A hangup
 // is therefore never told; the marker that begins each connection is what counts.
 type port struct {
-	fd, in, out int
+	*os.File
+	raw syscall.RawConn
 }
 
 // findPort gives the device of the port of that name, "" if there is none.
@@ -36,84 +39,58 @@ func openPort(path string) (*port, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open %s: %w", path, err)
 	}
-	p := &port{fd: fd, in: -1, out: -1}
-	for _, e := range []struct {
-		fd     *int
-		events uint32
-	}{{&p.in, unix.EPOLLIN}, {&p.out, unix.EPOLLOUT}} {
-		if *e.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err == nil {
-			err = unix.EpollCtl(*e.fd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: e.events | unix.EPOLLET, Fd: int32(fd)})
-		}
-		if err != nil {
-			p.Close()
-			return nil, os.NewSyscallError("epoll", err)
-		}
+	f := os.NewFile(uintptr(fd), path)
+	raw, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, err
 	}
-	return p, nil
-}
-
-// wait returns once the port's state has changed since the last wait with this epoll.
-func wait(epoll int) error {
-	var events [1]unix.EpollEvent
-	for {
-		n, err := unix.EpollWait(epoll, events[:], -1)
-		if err == unix.EINTR || err == nil && n == 0 {
-			continue
-		}
-		return os.NewSyscallError("epoll_wait", err)
-	}
+	return &port{f, raw}, nil
 }
 
 // Read implements io.Reader; it waits while no host is connected. One read(2) gives at most one buffer of the driver, a page: Read takes all that are full.
 func (p *port) Read(b []byte) (int, error) {
 	done := 0
-	for {
-		n, err := unix.Read(p.fd, b[done:])
-		switch {
-		case n > 0:
-			done += n
-			if n == os.Getpagesize() && done < len(b) {
-				continue
+	var failed error
+	err := p.raw.Read(func(fd uintptr) bool {
+		for done < len(b) {
+			n, err := unix.Read(int(fd), b[done:])
+			switch {
+			case n > 0:
+				if done += n; n != os.Getpagesize() {
+					return true
+				}
+			case err == unix.EINTR:
+			case err != nil && err != unix.EAGAIN && done == 0:
+				failed = os.NewSyscallError("read", err)
+				return true
+			default:
+				return done > 0 // an error comes again
 			}
-			return done, nil
-		case err == unix.EINTR:
-			continue
-		case done > 0:
-			return done, nil // an error comes again
-		case err != nil && err != unix.EAGAIN:
-			return 0, os.NewSyscallError("read", err)
 		}
-		if err := wait(p.in); err != nil {
-			return 0, err
-		}
-	}
+		return true
+	})
+	return done, cmp.Or(failed, err)
 }
 
 // Write implements io.Writer. What a host did not take goes to the next one, who discards it.
 func (p *port) Write(b []byte) (int, error) {
 	done := 0
-	for done < len(b) {
-		n, err := unix.Write(p.fd, b[done:])
-		switch {
-		case n > 0:
-			done += n
-		case err == unix.EAGAIN:
-			if err := wait(p.out); err != nil {
-				return done, err
+	var failed error
+	err := p.raw.Write(func(fd uintptr) bool {
+		for done < len(b) {
+			n, err := unix.Write(int(fd), b[done:])
+			switch {
+			case n > 0:
+				done += n
+			case err == unix.EAGAIN:
+				return false
+			case err != nil && err != unix.EINTR:
+				failed = os.NewSyscallError("write", err)
+				return true
 			}
-		case err != nil && err != unix.EINTR:
-			return done, os.NewSyscallError("write", err)
 		}
-	}
-	return done, nil
-}
-
-// Close implements io.Closer.
-func (p *port) Close() error {
-	for _, fd := range []int{p.in, p.out} {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
-	}
-	return unix.Close(p.fd)
+		return true
+	})
+	return done, cmp.Or(failed, err)
 }

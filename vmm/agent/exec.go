@@ -19,11 +19,6 @@ const (
 	drainWait = 500 * time.Millisecond // how long an output may be silent once its command has ended: something in the background may hold it
 	leftLook  = 50 * time.Millisecond  // between looks whether what was asked to end has done so
 	copySize  = 32<<10 - frameHeader   // what goes to the host in one buffer of the driver (drivers/char/virtio_console.c, port_fops_write)
-
-	// What is printed in small pieces, one in less than burst after another, is sent together, as much as comes within gather: each piece costs an interrupt
-	// of the guest, one of the host and a read of whoever reads.
-	burst  = 100 * time.Millisecond
-	gather = 2 * time.Millisecond
 )
 
 // Command is a command that runs, or what behaves like one. Its methods may be called from many goroutines.
@@ -365,7 +360,6 @@ func (c *controlled) drain(path string, pipe ExecPipe) {
 	}
 	defer conn.Close()
 	var n int64
-	var sent time.Time
 	for buf := make([]byte, copySize); ; {
 		k, err := pipe.Read(buf)
 		if k > 0 {
@@ -377,10 +371,6 @@ func (c *controlled) drain(path string, pipe ExecPipe) {
 		if err != nil {
 			break
 		}
-		if k < len(buf)/2 && time.Since(sent) < burst {
-			time.Sleep(gather)
-		}
-		sent = time.Now()
 		select {
 		case <-c.exited:
 			_ = pipe.SetReadDeadline(time.Now().Add(drainWait)) // for what is still to come
