@@ -72,13 +72,17 @@ func read(path string) (string, error) {
 
 // life is what is known of one VM: "" is none, else its state. next is what the command under way may lead to.
 type life struct {
-	name, state, next string
+	name, state, next     string
+	port                  int    // of the host's loopback, that it may publish
+	published, publishing string // the line of `publish`, and what the command under way may make of it
 }
 
 // step does one random command and notes its result; an error leaves next set.
 func (l *life) step(d *daemon, r *rand.Rand, vmm, other string) error {
 	var err error
 	switch {
+	case l.state != "" && r.IntN(4) == 0:
+		return l.publish(d, r)
 	case l.state == "":
 		l.next = "stopped"
 		err = os.Mkdir(d.path(l.name), 0o755)
@@ -93,7 +97,9 @@ func (l *life) step(d *daemon, r *rand.Rand, vmm, other string) error {
 		switch r.IntN(3) {
 		case 0:
 			l.next = ""
-			err = os.Remove(d.path(l.name))
+			if err = os.Remove(d.path(l.name)); err == nil {
+				l.published, l.publishing = "", ""
+			}
 		case 1:
 			// The new name is acknowledged or the old one stays; which is seen afterwards.
 			l.next = l.state
@@ -111,6 +117,42 @@ func (l *life) step(d *daemon, r *rand.Rand, vmm, other string) error {
 	return err
 }
 
+// publish has the VM's port published or not.
+func (l *life) publish(d *daemon, r *rand.Rand) error {
+	l.publishing = ""
+	if r.IntN(2) == 0 {
+		l.publishing = fmt.Sprintf("127.0.0.1:%d:80/tcp", l.port)
+	}
+	err := write(d.path(l.name, "publish"), l.publishing)
+	if err == nil {
+		l.published = l.publishing
+	}
+	return err
+}
+
+// settlePorts is settle for what the VM publishes; wired tells that the driver's VMs have a network.
+func (l *life) settlePorts(t *testing.T, d *daemon, found string, wired bool, round int) {
+	t.Helper()
+	published := ""
+	if found != "" {
+		var err error
+		if published, err = read(d.path(found, "publish")); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+		if published != l.published && published != l.publishing {
+			t.Errorf("round %d: %s publishes %q, acknowledged was %q, under way %q", round, l.name, published, l.published, l.publishing)
+		}
+	}
+	l.published, l.publishing = published, published
+	c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", l.port), 10*time.Second)
+	if err == nil {
+		c.Close()
+	}
+	if want := wired && l.state == "running" && published != ""; (err == nil) != want {
+		t.Errorf("round %d: %s, %s, publishes %q, and its port says: %v", round, l.name, l.state, published, err)
+	}
+}
+
 // TestCrash kills the daemon at random points of VMs' lives; what it acknowledged must be so afterwards, and nothing more be there.
 func TestCrash(t *testing.T) {
 	t.Parallel()
@@ -118,7 +160,8 @@ func TestCrash(t *testing.T) {
 		vmm    string
 		rounds int
 		within time.Duration
-	}{{"fake", 60, 150 * time.Millisecond}, {"qemu", 10, 4 * time.Second}} {
+		port   int
+	}{{"fake", 60, 150 * time.Millisecond, 28600}, {"qemu", 10, 4 * time.Second, 28610}} {
 		t.Run(c.vmm, func(t *testing.T) {
 			if ok, cure := realVMs(); c.vmm == "qemu" && !ok {
 				t.Skip(cure)
@@ -130,7 +173,7 @@ func TestCrash(t *testing.T) {
 			d := testDaemon(t, c.vmm)
 			lives := make([]*life, 4)
 			for i := range lives {
-				lives[i] = &life{name: fmt.Sprintf("a%d", i)}
+				lives[i] = &life{name: fmt.Sprintf("a%d", i), port: c.port + i}
 			}
 			for round := range c.rounds {
 				var wg sync.WaitGroup
@@ -209,6 +252,7 @@ func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
 			running++
 		}
 		l.state, l.next = state, state
+		l.settlePorts(t, d, found, vmm != "fake", round)
 		if state == "stopped" {
 			// The mkdir may have been the last that the daemon heard.
 			if err := write(d.path(l.name, "vmm"), vmm); err != nil {
