@@ -7,20 +7,29 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 )
 
+// lockWait is how long a daemon that was killed may take to be gone: who killed it is not told when that is so.
+const lockWait = 2 * time.Second
+
 // lock takes the state directory for this process until the file is closed, and writes its pid.
-// A second daemon is refused by name of the first one's pid.
+// A second daemon is refused, after lockWait, by name of the first one's pid.
 func lock(stateDir string) (*os.File, error) {
 	path := filepath.Join(stateDir, "lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("cannot lock the state directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	take := func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+	err = take()
+	for end := time.Now().Add(lockWait); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); err = take() {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
 		pid, _ := os.ReadFile(path)
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
