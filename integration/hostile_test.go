@@ -84,7 +84,7 @@ var misbehaviours = []misbehaviour{
 	{mode: "nested", ports: []error{syscall.EIO}, silent: true, health: "unhealthy cannot .*"},
 	{mode: "broken", ports: []error{syscall.EIO}, silent: true, health: "unhealthy cannot .*"},
 	{mode: "curse", ports: []error{syscall.EIO}, silent: true, health: `unhealthy cannot .*\\x1b\[31mred.*`},
-	{mode: "endless", ports: []error{syscall.EIO, syscall.ETIMEDOUT}, silent: true, health: "unhealthy .*"},
+	{mode: "endless", ports: []error{syscall.EIO}, silent: true, health: "unhealthy cannot .*"},
 	{mode: "babble", ports: []error{syscall.EIO}, silent: true, health: "unhealthy cannot .*"},
 	{mode: "noise", ports: []error{syscall.EIO, syscall.ETIMEDOUT}, silent: true, health: "unhealthy .*"},
 	{mode: "streams", ports: []error{syscall.EIO}, silent: true, health: "unhealthy cannot .*"},
