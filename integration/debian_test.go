@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -158,9 +157,8 @@ func TestDebian(t *testing.T) {
 	if err := os.Remove(d.path("deb", "snapshots", "one")); err != nil {
 		t.Error(err)
 	}
-	d.stopTidily(t, "deb")
 	// Its own init has ended it, in order: what was to come last came last, and all was unmounted.
-	d.inOrder(t, "deb", "stopping late", "stopping early", "Reached target", "reboot: Power down")
+	d.stopTidily(t, "deb", "stopping late", "stopping early", "Reached target")
 }
 
 // works has a command run in a VM, and a file copied to it and back.
@@ -193,20 +191,3 @@ func (d *daemon) works(t *testing.T, vm string) {
 		t.Errorf("copied to %s was %s, there it is %s, and back %s (%v)", vm, want, there, got, err)
 	}
 }
-
-// inOrder wants these words on a VM's console, one after the other.
-func (d *daemon) inOrder(t *testing.T, vm string, words ...string) {
-	t.Helper()
-	text := readFile(d.path(vm, "console"))
-	rest := squeeze(text)
-	for _, w := range words {
-		_, after, ok := strings.Cut(rest, squeeze(w))
-		if !ok {
-			t.Fatalf("%q is not on the console of %s, behind what comes before it in %q:\n%s", w, vm, words, text[max(0, len(text)-4096):])
-		}
-		rest = after
-	}
-}
-
-// squeeze leaves one of letters that follow each other. On a busy host QEMU logs a console's letter again that the daemon was too slow to take.
-func squeeze(s string) string { return string(slices.Compact([]byte(s))) }

@@ -100,8 +100,9 @@ func buildStaticTo(program, pkg string) error {
 // terminal is what a guest has printed since it was opened. The file that `console` gives to a reader will not do to be
 // parsed: QEMU writes a byte to it once more when the daemon was not quick enough to take it (qemu_chr_write_buffer).
 type terminal struct {
-	mu   sync.Mutex
-	text []byte // guarded by mu
+	ended chan struct{} // closed when the VM has ended and all is read
+	mu    sync.Mutex
+	text  []byte // guarded by mu
 }
 
 // openTerminal reads the console of a running VM until the test ends, and kills the VM then.
@@ -111,10 +112,9 @@ func openTerminal(t *testing.T, d *daemon, vm string) *terminal {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var c terminal
-	ended := make(chan struct{})
+	c := &terminal{ended: make(chan struct{})}
 	go func() {
-		defer close(ended)
+		defer close(c.ended)
 		defer f.Close()
 		for buf := make([]byte, 4096); ; {
 			n, err := f.Read(buf)
@@ -130,9 +130,9 @@ func openTerminal(t *testing.T, d *daemon, vm string) *terminal {
 		if err := write(d.path(vm, "state"), "kill"); err != nil {
 			t.Error(err)
 		}
-		<-ended
+		<-c.ended
 	})
-	return &c
+	return c
 }
 
 func (c *terminal) String() string {

@@ -198,20 +198,35 @@ func (d *daemon) serves(t *testing.T, image, page string, also ...func()) {
 		t.Error("a used image was removed")
 	}
 	d.works(t, image)
-	d.stopTidily(t, image)
-	d.inOrder(t, image, "httpd was ended by SIGTERM", "reboot: Power down")
+	d.stopTidily(t, image, "httpd was ended by SIGTERM")
 }
 
-// stopTidily stops a VM and wants it to have ended by itself.
-func (d *daemon) stopTidily(t *testing.T, vm string) {
+// stopTidily stops a VM and wants it to have ended by itself, and to have said these words before, one after the other.
+func (d *daemon) stopTidily(t *testing.T, vm string, words ...string) {
 	t.Helper()
+	console := openTerminal(t, d, vm)
 	if err := write(d.path(vm, "state"), "stop"); err != nil {
 		t.Fatal(err)
 	}
 	if state, failed := d.read(t, "vms/"+vm+"/state"), d.read(t, "vms/"+vm+"/error"); state != "stopped" || failed != "" {
 		t.Errorf("%s is %s: %s", vm, state, failed)
 	}
-	d.inOrder(t, vm, "reboot: Power down")
+	waitUntil(t, "the end of the console of "+vm, func() bool {
+		select {
+		case <-console.ended:
+			return true
+		default:
+			return false
+		}
+	})
+	rest := console.String()
+	for _, w := range append(words, "reboot: Power down") {
+		_, after, ok := strings.Cut(rest, w)
+		if !ok {
+			t.Fatalf("%q is not on the console of %s, behind what comes before it:\n%s", w, vm, console)
+		}
+		rest = after
+	}
 }
 
 func waitUntil(t *testing.T, what string, f func() bool) {
