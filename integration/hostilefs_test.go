@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -66,7 +64,7 @@ func hostileFiles(t *testing.T, d *daemon) {
 	if text, err := read(filepath.Join(root, "names", "good")); err != nil || text != "some" {
 		t.Fatalf("the guest's files are not there: %q, %v", text, err)
 	}
-	fds, routines := openFiles(t, d), goroutines(t, d)
+	before := d.footprint(t)
 	for _, l := range lies {
 		ctx, cancel := context.WithTimeout(context.Background(), l.within)
 		cmd := exec.CommandContext(ctx, "bash", "-c", l.script)
@@ -91,41 +89,5 @@ func hostileFiles(t *testing.T, d *daemon) {
 			t.Errorf("%s\nprints %q, not %q", l.script, text, l.prints)
 		}
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		f, g := openFiles(t, d), goroutines(t, d)
-		if f <= fds+2 && g <= routines+20 {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%d files and %d goroutines of the daemon have become %d and %d", fds, routines, f, g)
-		}
-	}
-}
-
-// openFiles is how many the daemon has.
-func openFiles(t *testing.T, d *daemon) int {
-	t.Helper()
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(fds)
-}
-
-// goroutines is how many the daemon has.
-func goroutines(t *testing.T, d *daemon) int {
-	t.Helper()
-	text, err := read(filepath.Join(d.mount, "metrics"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := regexp.MustCompile(`(?m)^go_goroutines (\d+)$`).FindStringSubmatch(text)
-	if m == nil {
-		t.Fatal("metrics have no go_goroutines")
-	}
-	n, err := strconv.Atoi(m[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	d.settled(t, before)
 }
