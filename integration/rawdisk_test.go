@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"crypto/sha256"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -35,8 +34,8 @@ func TestRawDisk(t *testing.T) {
 	d := testDaemon(t, "qemu")
 	d.build(t, "small", "disk:"+rawDisk(t))
 	base := filepath.Join(d.state, "images", "small", "root.raw")
-	digest := func() [32]byte { return sha256.Sum256([]byte(readFile(base))) }
-	before := digest()
+	before, err := fileSum(base)
+	must(t, err)
 	says := func(vm, what string) {
 		t.Helper()
 		waitUntil(t, what+" on the console of "+vm, func() bool { return strings.Contains(readFile(d.path(vm, "console")), what) })
@@ -101,8 +100,8 @@ func TestRawDisk(t *testing.T) {
 		t.Errorf("the copy is not what was exported: %s", console)
 	}
 	ends("copy", "killed KILL: not off after 2s")
-	if digest() != before {
-		t.Error("the image was changed")
+	if after, err := fileSum(base); err != nil || after != before {
+		t.Errorf("the image was changed (%v)", err)
 	}
 }
 

@@ -418,6 +418,18 @@ func TestHugeReplies(t *testing.T) {
 	}
 }
 
+// packed is a query for the IPv4 address of a name.
+func packed(t *testing.T, name string) []byte {
+	t.Helper()
+	m := new(dns.Msg)
+	m.SetQuestion(name, dns.TypeA)
+	b, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // TestSlowResolver floods with queries that nobody answers: they are bounded, and names are answered meanwhile.
 func TestSlowResolver(t *testing.T) {
 	release := make(chan struct{})
@@ -432,12 +444,7 @@ func TestSlowResolver(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	m := new(dns.Msg)
-	m.SetQuestion("slow.example.", dns.TypeA)
-	b, err := m.Pack()
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := packed(t, "slow.example.")
 	before := runtime.NumGoroutine()
 	// One more than may wait is told so at once.
 	for i := range sourceAsking + 1 {
@@ -477,12 +484,7 @@ func TestSlowResolver(t *testing.T) {
 // TestFlood has a guest that sends as fast as it can, and another that wants to know one thing.
 func TestFlood(t *testing.T) {
 	s := newServer(t, "", 1)
-	m := new(dns.Msg)
-	m.SetQuestion("web.vm.", dns.TypeA)
-	b, err := m.Pack()
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := packed(t, "web.vm.")
 	flood, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 77, 0, 66)}, net.UDPAddrFromAddrPort(s.own[0]))
 	if err != nil {
 		t.Fatal(err)
@@ -505,7 +507,7 @@ func TestFlood(t *testing.T) {
 	c := dns.Client{Timeout: time.Second, Dialer: &net.Dialer{LocalAddr: &net.UDPAddr{IP: net.IPv4(127, 77, 0, 5)}, Timeout: time.Second}}
 	lost := 0
 	for range 100 {
-		if _, _, err := c.Exchange(m, s.own[0].String()); err != nil {
+		if _, _, err := c.Exchange(new(dns.Msg).SetQuestion("web.vm.", dns.TypeA), s.own[0].String()); err != nil {
 			lost++
 		}
 	}
@@ -670,12 +672,7 @@ func (d *drips) SetReadDeadline(t time.Time) error {
 // TestDrip has a guest send a query byte by byte: its time is counted from the first, and not anew with each.
 func TestDrip(t *testing.T) {
 	s := newServer(t, "", 1)
-	m := new(dns.Msg)
-	m.SetQuestion("web.vm.", dns.TypeA)
-	b, err := m.Pack()
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := packed(t, "web.vm.")
 	d := &drips{query: framed(b)}
 	for i := range 3 {
 		if !s.serveOne(d, some["web"][0], time.Now().Add(time.Hour)) || d.at != (i+1)*len(d.query) || d.deadlines != i+1 || d.written != i+1 {
@@ -697,12 +694,7 @@ func TestHugeQueries(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	m := new(dns.Msg)
-	m.SetQuestion("web.vm.", dns.TypeA)
-	b, err := m.Pack()
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := packed(t, "web.vm.")
 	counts := append([]byte(nil), b...)
 	binary.BigEndian.PutUint16(counts[4:], 65535) // questions
 	for i, head := range [][]byte{b, counts, b[:headerSize], make([]byte, headerSize)} {

@@ -7,9 +7,9 @@ import (
 	"strings"
 	"time"
 
-	"banger/vmm"
-
 	"golang.org/x/sys/unix"
+
+	"banger/vmm"
 )
 
 const maxDisk = 1 << 30
