@@ -38,6 +38,11 @@ func testMain(m *testing.M) int {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return fail(err)
 	}
+	if os.Geteuid() == 0 {
+		if err := addUsers(dir); err != nil {
+			return fail(err)
+		}
+	}
 	bin = dir
 	if module, err = filepath.Abs(".."); err != nil {
 		return fail(err)

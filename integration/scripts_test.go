@@ -112,6 +112,7 @@ func params(t *testing.T, files []string, vmm string) testscript.Params {
 			return false, os.ErrInvalid
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"as":        asCmd,
 			"bangerd":   bangerdCmd,
 			"clouddisk": cloudDiskCmd,
 			"disk":      diskCmd,
