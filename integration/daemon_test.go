@@ -95,6 +95,8 @@ func (d *daemon) start(flags ...string) error {
 	cmd := exec.Command(argv[0], append(append(argv[1:], []string{
 		"--mount", d.mount, "--state-dir", d.state, "--config", d.config, "--log-level", "debug", "--enable-fake-vmm"}...), flags...)...)
 	cmd.Stderr, cmd.Env = log, append(os.Environ(), d.env...)
+	// No program that the daemon starts may have it. Its number is above those that VMMs are given.
+	cmd.ExtraFiles = append(make([]*os.File, 60), log)
 	if err := cmd.Start(); err != nil {
 		return err
 	}

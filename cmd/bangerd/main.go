@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -136,6 +137,7 @@ func run(log *slog.Logger, f flags) (err error) {
 		os.Exit(130)
 	}()
 	raiseFiles(log)
+	closeInherited(log)
 
 	root := os.Getuid() == 0
 	mode := os.FileMode(0o700)
@@ -313,6 +315,14 @@ func allowOther() bool {
 		}
 	}
 	return false
+}
+
+// closeInherited keeps descriptors that whoever started the daemon left open from the programs
+// that the daemon starts, VMMs above all.
+func closeInherited(log *slog.Logger) {
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		log.Warn("inherited descriptors are not closed in VMMs: this needs Linux 5.11", "err", err)
+	}
 }
 
 // raiseFiles lifts the limit of open files: each running VM holds a few.

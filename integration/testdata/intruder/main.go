@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -33,9 +34,13 @@ func main() {
 	}
 }
 
+// refusals are the answers to who lacks the right, and to who opens a directory to write.
+var refusals = []error{unix.EACCES, unix.EPERM, unix.EISDIR}
+
 // try says what was possible. All else than a refusal counts: ENOENT and EINVAL tell something too.
 func try(what string, do func() error) {
-	if err := do(); !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EISDIR) {
+	err := do()
+	if !slices.ContainsFunc(refusals, func(r error) bool { return errors.Is(err, r) }) {
 		fmt.Println(what+":", err)
 	}
 }
@@ -114,21 +119,29 @@ func attack(path string) {
 		})
 	}
 	try("connect "+path, func() error {
-		if len(path) > 107 {
-			return unix.ENAMETOOLONG // seen, not refused
+		dir, err := os.MkdirTemp("", "")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		short := dir + "/s" // an address has 107 bytes (unix(7))
+		if err := os.Symlink(path, short); err != nil {
+			return err
 		}
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+		return unix.Connect(fd, &unix.SockaddrUnix{Name: short})
 	})
 	try("mode of "+path, func() error { return os.Chmod(path, 0o777) })
 	try("owner of "+path, func() error { return os.Lchown(path, os.Getuid(), os.Getgid()) })
 	try("name of "+path, func() error { return os.Rename(path, path+".moved") })
 	try("link to "+path, func() error { return os.Link(path, strings.TrimRight(path, "/")+".link") })
-	try("new in "+path, func() error { return os.Mkdir(path+"/new", 0o700) })
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		try("new in "+path, func() error { return os.Mkdir(path+"/new", 0o700) })
+	}
 	try("watch of "+path, func() error {
 		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
 		if err != nil {
