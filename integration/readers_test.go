@@ -3,12 +3,17 @@ package integration
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// TestBlockedReaders has 1,000 readers wait for what does not come: others are served meanwhile, and every signal frees its reader.
+// manyReaders wait at once, ownReaders of them as the test's own user.
+const manyReaders, ownReaders = 4000, 1000
+
+// TestBlockedReaders has 4,000 readers wait for what does not come, 3,000 of them of a user who has
+// no VM: others are served meanwhile, and every signal frees its reader.
 func TestBlockedReaders(t *testing.T) {
 	d := testDaemon(t, "fake")
 	if err := os.Mkdir(d.path("web"), 0o755); err != nil {
@@ -16,6 +21,12 @@ func TestBlockedReaders(t *testing.T) {
 	}
 	if err := write(d.path("web", "vmm"), "fake"); err != nil {
 		t.Fatal(err)
+	}
+	var eve *syscall.Credential // only root's daemon lets others in
+	if os.Geteuid() == 0 {
+		var err error
+		eve, err = credential("eve")
+		must(t, err)
 	}
 	var readers []*exec.Cmd
 	t.Cleanup(func() {
@@ -26,12 +37,21 @@ func TestBlockedReaders(t *testing.T) {
 			}
 		}
 	})
-	for range 1000 {
+	for i := range manyReaders {
 		c := exec.Command("cat", d.path("web", "wait", "running"))
+		if i >= ownReaders {
+			c = exec.Command("cat", filepath.Join(d.mount, "wait", "events"))
+			c.SysProcAttr = &syscall.SysProcAttr{Credential: eve}
+		}
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
 		readers = append(readers, c)
+	}
+	for _, c := range readers {
+		if waitBlocked(c.Process.Pid, 1) == 0 {
+			t.Fatalf("%v does not wait", c)
+		}
 	}
 	begin := time.Now()
 	for range 100 {
@@ -40,7 +60,7 @@ func TestBlockedReaders(t *testing.T) {
 		}
 	}
 	if took := time.Since(begin); took > 10*time.Second {
-		t.Errorf("100 reads of config took %v beside 1,000 blocked readers", took)
+		t.Errorf("100 reads of config took %v beside %d blocked readers", took, manyReaders)
 	}
 	for i, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 		c := readers[i]
@@ -63,7 +83,7 @@ func TestBlockedReaders(t *testing.T) {
 	if err := write(d.path("web", "state"), "start"); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range readers[3:] {
+	for _, c := range readers[3:ownReaders] {
 		if err := c.Wait(); err != nil {
 			t.Fatalf("a reader of wait/running: %v", err)
 		}

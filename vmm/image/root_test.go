@@ -86,7 +86,10 @@ func TestLayers(t *testing.T) {
 		tar.Header{Name: "lib", Typeflag: tar.TypeSymlink, Linkname: "usr/lib"}, file("usr/lib/a", "a"), file("was-file", "a"), dir("was-dir"), file("was-dir/x", "x"))
 	high := tarOf(t, file("etc/.wh.gone", ""), file("data/new", "b"), file("data/.wh..wh..opq", ""), file("lib/b", "b"),
 		dir("was-file"), file("was-dir", "b"), file("/abs", "b"), file("./new", "c"), tar.Header{Name: "dev/sda", Typeflag: tar.TypeBlock, Devmajor: 8},
-		tar.Header{Name: "dev/null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}, tar.Header{Name: "again", Typeflag: tar.TypeLink, Linkname: "lib/b"})
+		tar.Header{Name: "dev/null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}, tar.Header{Name: "again", Typeflag: tar.TypeLink, Linkname: "lib/b"},
+		// Links and whiteouts that would lead out of the root end at it.
+		tar.Header{Name: "out", Typeflag: tar.TypeSymlink, Linkname: "../../.."}, file("out/out/inside", "d"),
+		file(".wh...", ""), file("data/.wh...", ""), file("data/.wh..", ""))
 	r, err := scan(context.Background(), layersOf(low, high), testLimits, nothing)
 	if err != nil {
 		t.Fatal(err)
@@ -97,8 +100,10 @@ func TestLayers(t *testing.T) {
 /data/new 100644
 /etc 40755
 /etc/keep 100644
+/inside 100644
 /lib 120777 usr/lib
 /new 100644
+/out 120777 ../../..
 /usr 40755
 /usr/lib 40755
 /usr/lib/a 100644
@@ -143,10 +148,16 @@ func TestHostileLayers(t *testing.T) {
 		}}
 	}
 	cycle := []tar.Header{{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "b"}, {Name: "b", Typeflag: tar.TypeSymlink, Linkname: "a"}, file("a/x", "x")}
+	// A name with a NUL is written by changing one: no tar.Writer does it.
+	nul := func(h tar.Header) []*layer {
+		return layersOf(bytes.ReplaceAll(tarOf(t, h), []byte("§"), []byte{'/', 0}))
+	}
 	for name, c := range map[string]struct {
 		layers []*layer
 		want   string
 	}{
+		"a NUL":             {nul(file("etc/passwd§x", "x")), "invalid tar header"},
+		"a NUL in a link":   {nul(tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "etc§x"}), "invalid tar header"},
 		"dots":              {layersOf(tarOf(t, file("../etc/passwd", "x"))), "leads out of the root"},
 		"dots within":       {layersOf(tarOf(t, file("a/../../x", "x"))), "leads out of the root"},
 		"hard link out":     {layersOf(tarOf(t, tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "../../etc/shadow"})), "leads out of the root"},

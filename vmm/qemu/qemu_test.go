@@ -334,7 +334,8 @@ func TestUnprivileged(t *testing.T) {
 	for _, want := range []string{
 		"Uid:\t" + strings.Repeat(id+"\t", 3) + id + "\n",
 		"Gid:\t" + strings.Repeat(id+"\t", 3) + id + "\n",
-		"Groups:\t \n", "CapEff:\t0000000000000000\n", "Seccomp:\t2\n",
+		"Groups:\t \n", "CapEff:\t0000000000000000\n", "CapPrm:\t0000000000000000\n",
+		"CapInh:\t0000000000000000\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n",
 	} {
 		if !strings.Contains(string(status), want) {
 			t.Errorf("no %q in\n%s", want, status)
