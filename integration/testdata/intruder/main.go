@@ -48,7 +48,7 @@ func try(what string, do func() error) {
 // process attacks a process, in every way that needs ptrace's rights, and by a signal.
 func process(pid int) {
 	runtime.LockOSThread() // a tracer is a thread
-	try("attach", func() error { return unix.PtraceAttach(pid) })
+	try("seize", func() error { return unix.PtraceSeize(pid) }) // unlike an attach it stops nobody
 	word := make([]byte, 8)
 	local := []unix.Iovec{{Base: &word[0], Len: 8}}
 	remote := []unix.RemoteIovec{{Base: uintptr(unsafe.Pointer(&word[0])), Len: 8}}
