@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -511,7 +510,10 @@ func TestStatsOfHost(t *testing.T) {
 		}
 	}
 	writeProc(t, c.proc, 42, 1000, 50)
-	work := filepath.Join(v.snap.Dir, vmm.DiskWork)
+	work := vmm.DiskPath(v.snap.Dir, vmm.DiskWork)
+	if err := os.Mkdir(vmm.DisksDir(v.snap.Dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	write(work, "x")
 	os.Truncate(work, 1<<30)
 	v.update(func(s *vmm.Snapshot) {

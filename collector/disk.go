@@ -2,7 +2,6 @@ package collector
 
 import (
 	"context"
-	"path/filepath"
 
 	"banger/vmm"
 )
@@ -41,7 +40,7 @@ func (c *Collector) blockStats(ctx context.Context, s *vmm.Snapshot, st *Stats) 
 // allocated gives the bytes that the first of the files that is there occupies, nil if none is.
 func allocated(dir string, names ...string) *int64 {
 	for _, name := range names {
-		if n := vmm.DiskBytes(filepath.Join(dir, name)); n >= 0 {
+		if n := vmm.DiskBytes(vmm.DiskPath(dir, name)); n >= 0 {
 			return ptr(n)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -87,7 +86,10 @@ func TestBlockStats(t *testing.T) {
 	if st := read(); st.DiskReadBytes != nil {
 		t.Error("a VM without disks has block figures")
 	}
-	if err := os.WriteFile(filepath.Join(dir, vmm.DiskWork), []byte("x"), 0o600); err != nil {
+	if err := os.Mkdir(vmm.DisksDir(dir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(vmm.DiskPath(dir, vmm.DiskWork), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	v.update(func(s *vmm.Snapshot) { s.Config.Disk = 1 << 20 })

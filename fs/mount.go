@@ -231,7 +231,24 @@ func clearDir(ctx context.Context, dir string) error {
 			return fmt.Errorf("cannot remove the dead mount at %s: %w", dir, err)
 		}
 	}
-	return os.MkdirAll(dir, 0o755)
+	return makePublic(dir)
+}
+
+// makePublic makes a directory and those above it that are not there, for all to enter, whatever the umask is.
+func makePublic(dir string) error {
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := makePublic(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return nil
+		}
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 // mounted reports whether dir is a mount of ours, whatever symbolic links lead to it.

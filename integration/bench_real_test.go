@@ -45,11 +45,9 @@ type bareQEMU struct {
 // newBareQEMU starts nothing yet. The caller ends it.
 func newBareQEMU(t *testing.T, commandLine string) *bareQEMU {
 	dir := t.TempDir()
-	for n, name := range []string{"mon", "console", "agent"} {
-		commandLine = strings.Replace(commandLine, fmt.Sprintf("socket,id=%s,fd=%d", name, n+3), "socket,id="+name+",path="+filepath.Join(dir, name), 1)
-	}
-	commandLine = regexp.MustCompile(`logfile=\S*console\.log`).ReplaceAllString(commandLine, "logfile="+filepath.Join(dir, "console.log"))
-	return &bareQEMU{exec.Command("sh", "-c", "exec "+commandLine), dir, agent.New(func(ctx context.Context) (net.Conn, error) {
+	commandLine = regexp.MustCompile(`socket,id=(\w+),fd=\d+`).ReplaceAllString(commandLine, "socket,id=$1,path="+dir+"/$1")
+	commandLine = regexp.MustCompile(`logfile=[^ ,]*`).ReplaceAllString(commandLine, "logfile="+filepath.Join(dir, "console.log"))
+	return &bareQEMU{exec.Command("bash", "-c", "exec "+commandLine), dir, agent.New(func(ctx context.Context) (net.Conn, error) {
 		var n net.Dialer
 		for {
 			c, err := n.DialContext(ctx, "unix", filepath.Join(dir, "agent"))

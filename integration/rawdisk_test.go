@@ -55,7 +55,7 @@ func TestRawDisk(t *testing.T) {
 	must(t, write(d.path("web", "config"), "image small\ndisk 32M\nstop_timeout 60"))
 	must(t, write(d.path("web", "state"), "start"))
 	says("web", "booted 1 times")
-	disks, err := filepath.Glob(filepath.Join(d.state, "vms", "*", "overlay.img"))
+	disks, err := filepath.Glob(filepath.Join(d.state, "vms", "*", "disks", "overlay.img"))
 	if err != nil || len(disks) != 1 {
 		t.Fatalf("overlays %v, %v", disks, err)
 	}

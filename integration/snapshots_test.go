@@ -101,7 +101,7 @@ func healthy(d *daemon, name string) error {
 // disk gives the work disk of the only VM.
 func (d *daemon) disk(t *testing.T) string {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(d.state, "vms", "*", "work.qcow2"))
+	paths, err := filepath.Glob(filepath.Join(d.state, "vms", "*", "disks", "work.qcow2"))
 	if err != nil || len(paths) != 1 {
 		t.Fatalf("disks %v, %v", paths, err)
 	}

@@ -6,12 +6,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
+	"strings"
 	"time"
 )
 
-// adoptionsAtOnce bounds what Open asks side by side.
-const adoptionsAtOnce = 32
+const (
+	// adoptionsAtOnce bounds what Open asks side by side.
+	adoptionsAtOnce = 32
+	// recoverWait is how long Open waits for VMs that were not stopped: a VMM that does not answer takes less.
+	recoverWait = 15 * time.Second
+)
 
 // recover makes VMs of the records: adopts, or says what became of them.
 func (m *Manager) recover(ctx context.Context, records []Record) error {
@@ -23,7 +27,7 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 	}
 	for _, d := range m.o.Drivers {
 		if err := d.Sweep(ctx, m.o.StateDir, func(id string) bool { return living[id] }); err != nil {
-			return fmt.Errorf("cannot end leftover machines: %w", err)
+			m.o.Log.Error("cannot end leftover machines", "err", err)
 		}
 	}
 	entries, err := os.ReadDir(m.vmsDir)
@@ -31,7 +35,7 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 		return err
 	}
 	for _, e := range entries {
-		if !ids[e.Name()] {
+		if !ids[strings.TrimSuffix(e.Name(), movingSuffix)] {
 			m.o.Log.Info("removing the directory of a VM that is gone", "id", e.Name())
 			if err := os.RemoveAll(filepath.Join(m.vmsDir, e.Name())); err != nil {
 				return err
@@ -51,36 +55,78 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 			v.publish(func(s *Snapshot) { s.Saved = append(s.Saved, d) })
 		}
 	}
+	for _, v := range m.VMs() {
+		s := v.Snapshot()
+		if err := renew(s.Dir, v.uid()); err != nil { // its next start tries again
+			m.o.Log.Error("cannot change the directory of a VM of an earlier banger", "vm", s.Name, "err", err)
+		}
+	}
 	if err := m.adopt(ctx); err != nil {
 		return err
 	}
 	return m.o.Network.Settle()
 }
 
-// adopt recovers the VMs that were not stopped, side by side: a VMM that does not answer takes its deadline.
+// adopt recovers the VMs that were not stopped, side by side. It returns when that is done or after recoverWait: what takes longer goes on
+// in the background, and commands to that VM wait for it, or are refused.
 func (m *Manager) adopt(ctx context.Context) error {
 	slots := make(chan struct{}, adoptionsAtOnce)
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var errs []error // guarded by mu
+	var under []*transition
 	for _, v := range m.VMs() {
 		if s := v.Snapshot().State; s == Stopped || s == Failed {
 			continue
 		}
-		slots <- struct{}{}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			defer func() { <-slots }()
-			if err := v.recover(ctx); err != nil {
-				mu.Lock()
-				errs = append(errs, fmt.Errorf("cannot recover %s: %w", v.Snapshot().Name, err))
-				mu.Unlock()
+		v.mu.Lock()
+		t, err := v.launchLocked(adopt, func(context.Context) error { // a kill waits: what it is to kill is not known yet
+			select {
+			case slots <- struct{}{}:
+				defer func() { <-slots }()
+			case <-m.ctx.Done():
+				return m.ctx.Err()
 			}
-		}()
+			if err := v.recover(m.ctx); err != nil {
+				return fmt.Errorf("cannot recover %s: %w", v.Snapshot().Name, err)
+			}
+			return nil
+		})
+		v.mu.Unlock()
+		if err != nil {
+			return err
+		}
+		under = append(under, t)
 	}
-	wg.Wait()
+	timer := time.NewTimer(recoverWait)
+	defer timer.Stop()
+	var errs []error
+	for i, t := range under {
+		select {
+		case <-t.done:
+			errs = append(errs, t.err)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+			m.o.Log.Error("VMs take long to recover, going on without them", "vms", len(under)-i)
+			m.spawn(func() {
+				for _, t := range under[i:] {
+					<-t.done
+					if t.err != nil {
+						m.o.Log.Error("a VM was not recovered", "err", t.err)
+					}
+				}
+			})
+			return errors.Join(errs...)
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// recoverAgain is the work of every command to a VM that was not recovered, of which nothing else is known.
+func (v *VM) recoverAgain(context.Context) error {
+	if err := v.recover(v.m.ctx); err != nil {
+		return err
+	}
+	s := v.Snapshot()
+	return fmt.Errorf("%s was only now found to be %s: write it again: %w", s.Name, s.State, ErrBusy)
 }
 
 // recover finds out what became of a VM that was not stopped when the daemon before this one ended.
@@ -98,14 +144,19 @@ func (v *VM) recover(ctx context.Context) error {
 		v.m.o.Log.Warn("the image of a running VM is gone", "vm", s.Name, "image", s.Config.Image)
 	}
 	spec := v.spec(image)
-	log, err := v.openLog()
-	if err != nil {
+	switch log, err := v.openLog(); {
+	case err == nil:
+		defer log.Close()
+		spec.Log, spec.LogFile = log, log
+	case errors.Is(err, os.ErrNotExist):
 		return v.enter(Stopped, ended("")) // it never had a directory, so nothing ran
+	default: // which says nothing of its VMM
+		v.m.o.Log.Error("cannot open a VM's log", "vm", s.Name, "err", err)
 	}
-	defer log.Close()
-	spec.Log, spec.LogFile = log, log
 	machine, err := driver.Adopt(ctx, spec, s.Process, v.notify)
 	switch {
+	case err != nil && ctx.Err() != nil: // the daemon ends: the next one finds it as this one did
+		return ctx.Err()
 	case errors.Is(err, ErrNotFound) && (s.State == Starting || s.State == Stopping):
 		return v.enter(Stopped, ended(""))
 	case errors.Is(err, ErrNotFound):

@@ -238,7 +238,7 @@ func (m *Manager) importTo(ctx context.Context, dir, id, name string, owner Owne
 	if m.o.VMUIDBase != 0 {
 		spec.UID, spec.GID = m.o.VMUIDBase, m.o.VMUIDBase // no VM's: there is no serial yet
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := makeDir(spec); err != nil {
 		return nil, err
 	}
 	if err := takeDisks(archive, about, spec); err != nil {
@@ -248,9 +248,6 @@ func (m *Manager) importTo(ctx context.Context, dir, id, name string, owner Owne
 		driver, ok := m.drivers[c.VMM].(DiskKeeper)
 		if !ok {
 			return nil, ErrUnsupported
-		}
-		if err := os.Chown(dir, spec.UID, spec.GID); err != nil {
-			return nil, err
 		}
 		bounded, cancel := context.WithTimeout(ctx, tidyWait)
 		defer cancel()

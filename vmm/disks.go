@@ -5,19 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/host"
 )
 
 // disksOf gives the disks of a VM with these settings.
 func disksOf(dir string, c *Config, image *Image) []Disk {
 	var disks []Disk
 	if image.Root != "" {
-		disks = append(disks, Disk{Path: filepath.Join(dir, DiskOverlay), Format: "qcow2", Base: image.Root, BaseFormat: image.RootFormat})
+		disks = append(disks, Disk{Path: DiskPath(dir, DiskOverlay), Format: "qcow2", Base: image.Root, BaseFormat: image.RootFormat})
 	}
 	if c.Disk > 0 {
-		disks = append(disks, Disk{Path: filepath.Join(dir, DiskWork), Format: "qcow2", Size: c.Disk})
+		disks = append(disks, Disk{Path: DiskPath(dir, DiskWork), Format: "qcow2", Size: c.Disk})
 	}
 	return disks
 }
@@ -38,7 +39,7 @@ func (v *VM) diskSpec() (*Spec, DiskKeeper, error) {
 
 // hasOverlay reports whether the VM's system disk holds anything.
 func (s *Snapshot) hasOverlay() bool {
-	_, err := os.Lstat(filepath.Join(s.Dir, DiskOverlay))
+	_, err := os.Lstat(DiskPath(s.Dir, DiskOverlay))
 	return err == nil
 }
 
@@ -51,12 +52,17 @@ func (s *Snapshot) checkBase(image *Image) error {
 		s.Base, image.Name, resetWord, ErrBusy)
 }
 
-// makeDir makes the VM's directory.
+// makeDir makes the VM's directory, which only the daemon enters, and in it that of its disks, which is its user's.
 func makeDir(spec *Spec) error {
-	if err := os.Mkdir(spec.Dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := renew(spec.Dir, spec.UID); err != nil {
 		return err
 	}
-	return os.Chown(spec.Dir, spec.UID, spec.GID)
+	for _, dir := range []string{spec.Dir, DisksDir(spec.Dir)} {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	return ownDisks(spec)
 }
 
 // makeDisks makes the directory and the disks of a VM that does not run.
@@ -66,9 +72,6 @@ func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error
 	}
 	if driver == nil || len(spec.Disks) == 0 {
 		return nil
-	}
-	if err := ownDisks(spec, v.m.o.VMUIDBase); err != nil {
-		return err
 	}
 	if base := spec.Image.Digest; spec.Image.Root != "" && v.Snapshot().Base != base {
 		// Before there is an overlay, so that there never is one of which it is not known.
@@ -87,25 +90,27 @@ func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error
 	return driver.MakeDisks(ctx, spec)
 }
 
-// ownDisks gives the disks of a VM that was imported, which belong to nobody's uid until its first start, to its own.
-func ownDisks(spec *Spec, base int) error {
-	if base == 0 {
+// ownDisks gives the disks to the VM's user. Before they are those of nobody, after an import, or of the user that the VM had
+// under another configuration: whoever has their directory.
+func ownDisks(spec *Spec) error {
+	dir := DisksDir(spec.Dir)
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	if spec.UID < 0 || int(st.Uid) == spec.UID {
 		return nil
 	}
-	for _, d := range spec.Disks {
-		fd, err := unix.Open(d.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	for _, name := range []string{DiskOverlay, DiskWork, DiskRaw} {
+		f, err := host.OpenRegular(DiskPath(spec.Dir, name), os.O_RDONLY, int(st.Uid))
 		if err != nil {
-			continue // it is not there yet
+			continue // it is not there, or nothing that the driver takes
 		}
-		var st unix.Stat_t
-		if err = unix.Fstat(fd, &st); err == nil && int(st.Uid) == base { // else it is the VM's, and what it made of it
-			err = unix.Fchown(fd, spec.UID, spec.GID)
-		}
-		if err := errors.Join(err, unix.Close(fd)); err != nil {
+		if err := errors.Join(f.Chown(spec.UID, spec.GID), f.Close()); err != nil {
 			return err
 		}
 	}
-	return nil
+	return os.Lchown(dir, spec.UID, spec.GID) // last: after a crash it shows what is still to be done
 }
 
 // DiskBytes is what a disk's file takes on the host (st_blocks, which is in units of 512 whatever the file system, stat(2)); -1 if there is none.
@@ -121,7 +126,7 @@ func DiskBytes(path string) int64 {
 func diskBytes(dir string) int64 {
 	sum := int64(0)
 	for _, name := range []string{DiskOverlay, DiskWork, DiskRaw} {
-		sum += max(0, DiskBytes(filepath.Join(dir, name)))
+		sum += max(0, DiskBytes(DiskPath(dir, name)))
 	}
 	return sum
 }

@@ -38,7 +38,7 @@ type Spec struct {
 	ID       string // UUID
 	Name     string
 	StateDir string // the daemon's
-	Dir      string // the VM's directory; exists, owned by UID/GID
+	Dir      string // the VM's directory, the daemon's; exists, and in it DisksDir, owned by UID/GID
 	Config   Config
 	Image    Image
 	Disks    []Disk

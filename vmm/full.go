@@ -1,7 +1,6 @@
 package vmm
 
 import (
-	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -36,8 +35,7 @@ func (v *VM) goOn(s *Snapshot) {
 	if err := unix.Statfs(s.Dir, &st); err != nil || int64(st.Bavail)*st.Bsize < roomToGoOn {
 		return
 	}
-	v.logf("there is space on the host again")
-	if err := v.Accept(v.m.ctx, Resume); err != nil && !errors.Is(err, ErrBusy) {
-		v.m.o.Log.Error("cannot resume a VM that found no space", "vm", s.Name, "err", err)
+	if v.try(Resume) {
+		v.logf("there is space on the host again")
 	}
 }

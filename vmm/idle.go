@@ -39,8 +39,18 @@ func (v *VM) idle(s *Snapshot) bool {
 	return time.Since(used) >= s.Config.IdleTimeout
 }
 
+// saveTouched records the last use. It does not wait for whoever writes the record: that is recorded a minute later then.
 func (v *VM) saveTouched(ctx context.Context) {
-	err := v.update(ctx, func(s *Snapshot) error {
+	select {
+	case v.own <- struct{}{}:
+		defer func() { <-v.own }()
+	default:
+		return
+	}
+	if v.gone() {
+		return
+	}
+	err := v.updateOwned(ctx, func(s *Snapshot) error {
 		if s.Touched.Equal(v.saved) {
 			return errUnchanged
 		}
@@ -52,7 +62,8 @@ func (v *VM) saveTouched(ctx context.Context) {
 	}
 }
 
-// sweep stops what nobody has used for its idle_timeout, lets what found no space go on, and keeps the times of use durable.
+// sweep stops what nobody has used for its idle_timeout, lets what found no space go on, and keeps the times of use durable. No VM
+// holds up the others: what cannot be done at once is left to the next sweep.
 func (m *Manager) sweep() {
 	tick := time.NewTicker(m.o.Sweep)
 	defer tick.Stop()
@@ -72,11 +83,8 @@ func (m *Manager) sweep() {
 			if n%fullLook == 0 {
 				v.goOn(s)
 			}
-			if v.idle(s) {
+			if v.idle(s) && v.try(Stop) {
 				v.logf("stopping it: not used for %v", s.Config.IdleTimeout)
-				if err := v.Accept(m.ctx, Stop); err != nil && !errors.Is(err, ErrBusy) {
-					m.o.Log.Error("cannot stop an idle VM", "vm", s.Name, "err", err)
-				}
 			}
 			if persist {
 				v.saveTouched(m.ctx)

@@ -13,9 +13,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"golang.org/x/crypto/ssh"
+
+	"banger/internal/host"
 )
 
 // HostKeyFile is the private ssh host key in a VM's directory.
@@ -81,14 +82,13 @@ func (v *VM) HostKey() string {
 	return *v.public.Load()
 }
 
-// readHostKey trusts the VM's directory with nothing but the key: it belongs to the VMM.
 func readHostKey(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, err := host.OpenRegular(path, os.O_RDONLY, host.AnyOwner)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > maxHostKey {
+	if info, err := f.Stat(); err != nil || info.Size() > maxHostKey {
 		return nil, errors.Join(err, fmt.Errorf("%s is not a key", path))
 	}
 	return io.ReadAll(io.LimitReader(f, maxHostKey))
@@ -105,23 +105,28 @@ func makeHostKey(path string) ([]byte, error) {
 		return nil, err
 	}
 	text := pem.EncodeToMemory(block)
+	return text, keepHostKey(path, text)
+}
+
+// keepHostKey makes the file of a key, durably; it is never there in part.
+func keepHostKey(path string, text []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+HostKeyFile+"-*") // 0600
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer os.Remove(f.Name()) // gone, if all went well
 	_, err = io.Copy(f, bytes.NewReader(text))
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return nil, err
+		return err
 	}
 	if err := os.Link(f.Name(), path); err != nil {
-		return nil, err
+		return err
 	}
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return text, errors.Join(dir.Sync(), dir.Close())
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // keysFor is what an agent is told of the keys: never nothing, which would leave those that it has.

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"banger/internal/host"
 )
 
 // logf adds a line to the VM's `log`, if it has been started before.
@@ -18,14 +20,14 @@ func (v *VM) logf(format string, args ...any) {
 }
 
 func (v *VM) openLog() (*os.File, error) {
-	return os.OpenFile(filepath.Join(v.Snapshot().Dir, LogFile), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	return host.OpenOrCreate(filepath.Join(v.Snapshot().Dir, LogFile), os.O_WRONLY|os.O_APPEND, host.AnyOwner)
 }
 
 func (v *VM) trimLog(s *Snapshot) {
 	if s.Machine == nil {
 		return
 	}
-	f, err := os.OpenFile(filepath.Join(s.Dir, LogFile), os.O_RDWR, 0)
+	f, err := host.OpenRegular(filepath.Join(s.Dir, LogFile), os.O_RDWR, host.AnyOwner)
 	if err != nil {
 		return
 	}

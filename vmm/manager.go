@@ -101,7 +101,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		m.drivers[d.Name()] = d
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
-	if err := os.MkdirAll(m.vmsDir, 0o711); err != nil {
+	if err := errors.Join(os.MkdirAll(m.vmsDir, 0o700), os.Chmod(m.vmsDir, 0o700)); err != nil {
 		return nil, err
 	}
 	if err := m.openSeq(); err != nil {
@@ -113,6 +113,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 	if err != nil {
 		m.cancel()
+		m.waitWork()
 		m.seqF.Close()
 		return nil, err
 	}
@@ -180,8 +181,10 @@ func (m *Manager) Close(ctx context.Context) error {
 		}
 	}
 	m.cancel()
-	m.work.Wait()
 	var errs []error
+	if !m.waitWork() {
+		errs = append(errs, fmt.Errorf("some work on VMs has not ended within %v", workWait))
+	}
 	for _, v := range m.VMs() {
 		v.saveTouched(ctx)
 		if machine := v.Snapshot().Machine; machine != nil {
@@ -192,6 +195,26 @@ func (m *Manager) Close(ctx context.Context) error {
 	m.events.end()
 	errs = append(errs, m.seqF.Close(), m.o.Store.Close())
 	return errors.Join(errs...)
+}
+
+// workWait is for goroutines whose work was given up: one may hang in the kernel, on a disk for example.
+const workWait = 5 * time.Second
+
+// waitWork reports whether all goroutines have ended.
+func (m *Manager) waitWork() bool {
+	ended := make(chan struct{})
+	go func() { // ends with the last of them, or the process
+		m.work.Wait()
+		close(ended)
+	}()
+	timer := time.NewTimer(workWait)
+	defer timer.Stop()
+	select {
+	case <-ended:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 // VM finds by name, nil if there is none; it does not block.

@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
+	"banger/internal/host"
 )
 
 // addSeed gives a guest that boots a kernel of its own its seed disk, which is made anew when it would differ from what is there.
@@ -21,7 +21,7 @@ func (v *VM) addSeed(spec *Spec) error {
 	if err == nil {
 		path := filepath.Join(spec.Dir, DiskSeed)
 		spec.Disks = append(spec.Disks, Disk{Path: path, Format: "raw", ReadOnly: true})
-		err = replaceFile(path, seed, spec.UID, spec.GID)
+		err = replaceFile(path, seed)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot make its seed disk: %w", err)
@@ -29,10 +29,9 @@ func (v *VM) addSeed(spec *Spec) error {
 	return nil
 }
 
-// replaceFile gives the file this content in one step, unless it has it. The directory belongs to the VM's user, so that
-// no link in it is followed. Nothing is synced: what a crash leaves is found to differ.
-func replaceFile(path string, content []byte, uid, gid int) error {
-	if f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0); err == nil {
+// replaceFile gives the file this content in one step, unless it has it. Nothing is synced: what a crash leaves is found to differ.
+func replaceFile(path string, content []byte) error {
+	if f, err := host.OpenRegular(path, os.O_RDONLY, host.AnyOwner); err == nil {
 		had, err := io.ReadAll(io.LimitReader(f, int64(len(content))+1))
 		f.Close()
 		if err == nil && bytes.Equal(had, content) {
@@ -43,12 +42,12 @@ func replaceFile(path string, content []byte, uid, gid int) error {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
-	err = errors.Join(err, f.Chown(uid, gid), f.Close())
+	err = errors.Join(err, f.Close())
 	if err == nil {
 		err = os.Rename(tmp, path)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -321,7 +320,7 @@ func (v *VM) reset(ctx context.Context) error {
 	if len(s.Saved) > 0 {
 		return fmt.Errorf("its snapshots would be lost: remove them first: %w", ErrBusy)
 	}
-	if err := os.Remove(filepath.Join(s.Dir, DiskOverlay)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(DiskPath(s.Dir, DiskOverlay)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	v.emit(EventSnapshot, resetWord)

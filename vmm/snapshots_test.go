@@ -25,7 +25,7 @@ func withDisk(t *testing.T, m *vmm.Manager, name, script string) *vmm.VM {
 	return v
 }
 
-func work(v *vmm.VM) string { return filepath.Join(v.Snapshot().Dir, vmm.DiskWork) }
+func work(v *vmm.VM) string { return vmm.DiskPath(v.Snapshot().Dir, vmm.DiskWork) }
 
 // put writes to the beginning of the disk, get reads it.
 func put(t *testing.T, v *vmm.VM, text string) {
@@ -55,7 +55,7 @@ func snapshots(v *vmm.VM) (string, int) {
 	for _, d := range v.Snapshot().Kept() {
 		names = append(names, d.Name)
 	}
-	dirs, _ := filepath.Glob(filepath.Join(v.Snapshot().Dir, "snapshot-*"))
+	dirs, _ := filepath.Glob(vmm.DiskPath(v.Snapshot().Dir, "snapshot-*"))
 	return strings.Join(names, " "), len(dirs)
 }
 

@@ -124,6 +124,14 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	return driver.Start(ctx, spec, v.notify)
 }
 
+// uid is the user of the VM's VMM, -1 for the daemon's own.
+func (v *VM) uid() int {
+	if v.m.o.VMUIDBase == 0 {
+		return -1
+	}
+	return v.m.o.VMUIDBase + int(v.serial)
+}
+
 func (v *VM) spec(image Image) *Spec {
 	s := v.Snapshot()
 	spec := &Spec{
@@ -131,11 +139,7 @@ func (v *VM) spec(image Image) *Spec {
 		StateDir: v.m.o.StateDir, Dir: s.Dir,
 		Config: s.Config, Image: image,
 		NIC: NIC{Mode: s.Config.Net, MAC: s.MAC},
-		UID: -1, GID: -1,
-	}
-	if v.m.o.VMUIDBase != 0 {
-		spec.UID = v.m.o.VMUIDBase + int(v.serial)
-		spec.GID = spec.UID
+		UID: v.uid(), GID: v.uid(),
 	}
 	spec.Disks = disksOf(s.Dir, &s.Config, &image)
 	return spec

@@ -7,8 +7,12 @@ import (
 	"time"
 )
 
-// powerOffWait is for the agent to accept a shutdown.
-const powerOffWait = 3 * time.Second
+const (
+	// powerOffWait is for the agent to accept a shutdown.
+	powerOffWait = 3 * time.Second
+	// killWait is for a killed VMM to be gone: one that hangs in the kernel may never be.
+	killWait = 15 * time.Second
+)
 
 // stop asks the guest to power itself off, waits, and kills what is left.
 func (v *VM) stop(ctx context.Context) error {
@@ -106,9 +110,14 @@ func (v *VM) finish(machine Machine, why string) error {
 	return v.enter(Stopped, ended(""))
 }
 
-// end kills a machine and tells why.
+// end kills a machine and tells why. After an error it may still end, which is recorded then.
 func (v *VM) end(ctx context.Context, machine Machine, why string) error {
+	ctx, cancel := context.WithTimeout(ctx, killWait)
+	defer cancel()
 	if err := machine.Kill(ctx); err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("its process %d was killed and has not ended within %v, the kernel holds it: %w", machine.Process().PID, killWait, ErrBusy)
+		}
 		return err
 	}
 	exit := machine.Exit()

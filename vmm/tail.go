@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/host"
 )
 
 // TailKeep is what trimming leaves of a console or a log, bytes; TailMax is
@@ -61,24 +63,16 @@ func OpenTail(path string) (*Tail, error) {
 	return t, nil
 }
 
-// file opens the file as soon as it is there. Its directory is the VMM's, which may have put anything in its place.
+// file opens the file as soon as it is there.
 func (t *Tail) file() (*os.File, error) {
 	if t.f != nil {
 		return t.f, nil
 	}
-	f, err := os.OpenFile(t.path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := host.OpenRegular(t.path, os.O_RDONLY, host.AnyOwner)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", t.path)
-	}
-	if err != nil {
-		f.Close()
 		return nil, err
 	}
 	t.f = f

@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -71,6 +72,17 @@ func (v *VM) during(ctx context.Context, c Command, doing string, work func(cont
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// try gives the command if nothing else is under way, and reports whether it did; it does not block.
+func (v *VM) try(c Command) bool {
+	ctx, cancel := context.WithCancel(v.m.ctx)
+	cancel() // nothing is waited for
+	err := v.Accept(ctx, c)
+	if err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, context.Canceled) {
+		v.m.o.Log.Error("a command of the daemon's own was refused", "vm", v.Snapshot().Name, "command", string(c), "err", err)
+	}
+	return err == nil
 }
 
 // begin starts the transition that c asks for, or gives nil when there is nothing to do.
@@ -143,6 +155,9 @@ func (v *VM) launchLocked(c Command, run func(context.Context) error) (*transiti
 // plan says what c means in this state: the work to do, nothing, or a refusal.
 func (v *VM) plan(c Command, state State) (func(context.Context) error, error) {
 	down := state == Stopped || state == Failed
+	if state.Alive() && v.Snapshot().Machine == nil {
+		return v.recoverAgain, nil
+	}
 	switch c {
 	case Start:
 		switch {
@@ -229,7 +244,7 @@ func (v *VM) enterFailed(reason string) error {
 // settle makes a failed VM a stopped one.
 func (v *VM) settle(context.Context) error { return v.enter(Stopped, ended("")) }
 
-// counted are the transitions that Transitions tells apart; exit is the end of a machine that nobody asked to end.
+// counted are the transitions that Transitions tells apart; exit is the end of a machine that nobody asked to end. Adoptions are not among them.
 var counted = [...]Command{Start, Stop, Restart, Kill, Pause, Resume, exit, Take, Drop, Restore, Export}
 
 // Transitions is how often a command's transition has ended since the daemon's start.
@@ -249,6 +264,9 @@ func (m *Manager) Transitions() []Transitions {
 
 func (m *Manager) count(c Command, err error) {
 	i := slices.Index(counted[:], c)
+	if i < 0 {
+		return
+	}
 	if err == nil {
 		m.counts[i].done.Add(1)
 	} else {

@@ -3,6 +3,7 @@ package vmm
 import (
 	"bytes"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -39,7 +40,8 @@ const (
 	Restore Command = "restore"
 	Export  Command = "export" // nor is this: wait/export
 
-	exit Command = "exit" // no user's: what the Manager does when a machine ends by itself
+	exit  Command = "exit"     // no user's: what the Manager does when a machine ends by itself
+	adopt Command = "adoption" // nor this: what Open does with a VM that was not stopped
 )
 
 // NetMode is how a guest is connected.
@@ -138,7 +140,7 @@ type Snapshot struct {
 	Saved []DiskSnapshot
 	// Named is true while the host finds guests by their names; see DNS.
 	Named bool
-	// Dir is the VM's directory on the host; it holds DiskOverlay, DiskWork, the console and the log.
+	// Dir is the VM's directory on the host, which only the daemon enters. It holds the console, the log and, in DisksDir, the disks.
 	Dir string
 }
 
@@ -191,12 +193,22 @@ func (s *Snapshot) GuestAddress6() netip.Addr {
 	return netip.Addr{}
 }
 
+// DisksDir is the directory of the disks of the VM whose directory is dir. It belongs to the VM's user, and with it
+// whatever a VMM that its guest has taken over puts there: open nothing in it but with host.OpenRegular.
+func DisksDir(dir string) string { return filepath.Join(dir, "disks") }
+
+// DiskPath is the path of a disk of the VM whose directory is dir.
+func DiskPath(dir, name string) string { return filepath.Join(DisksDir(dir), name) }
+
 // Names of files in a VM's directory on the host.
 const (
+	// These are in DisksDir, but for the seed, which no VMM writes.
 	DiskOverlay = "overlay.img" // the system disk's overlay, qcow2; absent for images without a disk
 	DiskWork    = "work.qcow2"  // the VM's own writable disk
 	DiskRaw     = "work.img"    // the same, raw, as banger made it before it had snapshots
 	DiskSeed    = "seed.img"    // what cloud-init configures a guest with a kernel of its own from, ISO 9660; absent for others
+
+	// These are beside DisksDir.
 	ConsoleFile = "console.log" // what the guest printed, trimmed from its beginning
 	LogFile     = "log"         // what the VMM printed and banger did
 )

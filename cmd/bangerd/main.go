@@ -140,12 +140,13 @@ func run(log *slog.Logger, f flags) (err error) {
 	closeInherited(log)
 
 	root := os.Getuid() == 0
-	mode := os.FileMode(0o700)
-	if root {
-		mode = 0o711 // VMMs of other uids enter their own directory through it
-	}
-	if err := os.MkdirAll(f.state, mode); err != nil {
-		return fmt.Errorf("cannot make the state directory: %w", err)
+	// What the daemon makes is its own: VMMs and what works on their disks inherit descriptors. An earlier banger left the directory open.
+	unix.Umask(0o077)
+	imagesDir := filepath.Join(f.state, "images")
+	for _, dir := range []string{f.state, imagesDir} {
+		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
+			return fmt.Errorf("cannot make the state directory: %w", err)
+		}
 	}
 	lockFile, err := lock(f.state)
 	if err != nil {
@@ -157,7 +158,7 @@ func run(log *slog.Logger, f flags) (err error) {
 		return fmt.Errorf("cannot tell the state directory's instance: %w", err)
 	}
 
-	images, err := image.Open(image.Options{Dir: filepath.Join(f.state, "images"), Log: log,
+	images, err := image.Open(image.Options{Dir: imagesDir, Log: log,
 		UID:    c.VMUIDBase, // no VM's: they count from 1
 		Limits: image.Limits{Bytes: int64(c.ImageMaxSize), Files: c.ImageMaxFiles}})
 	if err != nil {

@@ -39,18 +39,19 @@ func (d *Driver) MakeDisks(_ context.Context, spec *vmm.Spec) error {
 // Disks implements vmm.DiskKeeper.
 func (d *Driver) Disks(spec *vmm.Spec) vmm.Snapshotter {
 	s, err := parseScript(spec.Config.Cmdline)
-	return disks{spec.Dir, s, err}
+	return disks{vmm.DisksDir(spec.Dir), s, err}
 }
 
 // RestoreDisks implements vmm.DiskKeeper.
 func (d *Driver) RestoreDisks(_ context.Context, spec *vmm.Spec, tag string) error {
-	from := filepath.Join(spec.Dir, savedDir+tag)
+	dir := vmm.DisksDir(spec.Dir)
+	from := filepath.Join(dir, savedDir+tag)
 	entries, err := os.ReadDir(from)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("the disks have no snapshot %s: %w", tag, vmm.ErrNotFound)
 	}
 	for _, e := range entries {
-		err = errors.Join(err, copySparse(filepath.Join(from, e.Name()), filepath.Join(spec.Dir, e.Name())))
+		err = errors.Join(err, copySparse(filepath.Join(from, e.Name()), filepath.Join(dir, e.Name())))
 	}
 	return err
 }
@@ -105,7 +106,7 @@ func (d disks) DropSnapshot(_ context.Context, tag string) error {
 	return os.RemoveAll(filepath.Join(d.dir, savedDir+tag))
 }
 
-func (m *machine) disks() disks { return disks{m.dir, m.script, nil} }
+func (m *machine) disks() disks { return disks{vmm.DisksDir(m.dir), m.script, nil} }
 
 func (m *machine) TakeSnapshot(ctx context.Context, tag string) error {
 	return m.disks().TakeSnapshot(ctx, tag)
@@ -117,7 +118,7 @@ func (m *machine) DropSnapshot(ctx context.Context, tag string) error {
 
 // GrowDisk implements vmm.DiskGrower.
 func (m *machine) GrowDisk(_ context.Context, size int64) error {
-	if err := os.Truncate(filepath.Join(m.dir, vmm.DiskWork), size); err != nil {
+	if err := os.Truncate(vmm.DiskPath(m.dir, vmm.DiskWork), size); err != nil {
 		return err
 	}
 	m.mu.Lock()

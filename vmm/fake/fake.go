@@ -67,7 +67,7 @@ func (d *Driver) Start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 		return nil, errors.New("the fake machine fails as its cmdline tells it to")
 	}
 	if s.disk > 0 {
-		if err := allocate(filepath.Join(spec.Dir, vmm.DiskOverlay), s.disk); err != nil {
+		if err := allocate(vmm.DiskPath(spec.Dir, vmm.DiskOverlay), s.disk); err != nil {
 			return nil, err
 		}
 	}

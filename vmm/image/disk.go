@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/host"
 )
 
 // Of disks made elsewhere.
@@ -188,7 +190,14 @@ func (j *job) convert(ctx context.Context, dir string) (string, error) {
 	// ulimit -f counts 512 bytes in dash and 1024 in bash's sh; it is the coarser guard, settle has the exact one.
 	limits := fmt.Sprintf(`ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
 		convertMemory, convertCPU, j.set.o.Limits.Bytes/512+1)
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", limits, "sh", "convert", "-p", "-f", "qcow2", "-O", "qcow2", from, to)
+	work, err := host.OpenDir(dir) // which is all that its user sees of the state directory
+	if err != nil {
+		return "", err
+	}
+	defer work.Close()
+	const inherited = "/proc/self/fd/3/"
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", limits, "sh", "convert", "-p", "-f", "qcow2", "-O", "qcow2", inherited+"disk", inherited+"converted")
+	cmd.ExtraFiles = []*os.File{work}
 	cmd.Dir, cmd.SysProcAttr, cmd.Env = "/", attr, []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	cmd.WaitDelay = time.Second
 	var said firstWords

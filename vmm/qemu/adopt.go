@@ -24,7 +24,8 @@ const (
 
 // Adopt implements vmm.Driver. A process that is the VM's but cannot be taken
 // over, because it is stopped or answers nothing within 2 s, is ended: left
-// alone it would hold the VM's disks and nobody would ever stop it.
+// alone it would hold the VM's disks and nobody would ever stop it. So is one
+// whose machine was not made yet when its daemon died.
 func (d *Driver) Adopt(ctx context.Context, spec *vmm.Spec, proc vmm.Process, notify func(vmm.Notice)) (vmm.Machine, error) {
 	spec, err := absolute(spec)
 	if err != nil {
@@ -49,18 +50,26 @@ func (d *Driver) Adopt(ctx context.Context, spec *vmm.Spec, proc vmm.Process, no
 		return nil, fmt.Errorf("cannot adopt %s: %w; %v", spec.Name, err, killErr)
 	}
 	removeSockets(spec.Dir)
+	if errors.Is(err, errNotBegun) {
+		return nil, fmt.Errorf("%s was not started to its end: %w", spec.Name, vmm.ErrNotFound)
+	}
 	return nil, fmt.Errorf("cannot adopt %s, so process %d was ended: %w", spec.Name, p.PID, err)
 }
 
-// find gives the VM's process: the recorded one, else whichever shows its UUID and its directory.
+// errNotBegun is of a QEMU that waits for its kernel's command line.
+var errNotBegun = errors.New("it waits for its kernel's command line")
+
+// find gives the VM's process: the recorded one, else whichever shows its UUID and its directory. It must be of
+// the VM's user: anybody may start a program with the same arguments.
 func (d *Driver) find(spec *vmm.Spec, proc vmm.Process) *process {
+	owner := ownerOf(vmm.DisksDir(spec.Dir)) // as whom it was started, whatever the configuration says now
 	try := func(pid int, start uint64) *process {
 		p, err := openProcess(pid, start)
 		if err != nil {
 			return nil
 		}
 		uuid, log := readCommandLine(pid)
-		if uuid == spec.ID && log == filepath.Join(spec.Dir, vmm.ConsoleFile) {
+		if uuid == spec.ID && log == filepath.Join(spec.Dir, vmm.ConsoleFile) && ownerOf("/proc/"+strconv.Itoa(pid)) == owner {
 			return p
 		}
 		p.pidfd.Close()
@@ -79,6 +88,15 @@ func (d *Driver) find(spec *vmm.Spec, proc vmm.Process) *process {
 		}
 	}
 	return nil
+}
+
+// ownerOf is the uid of a file or, for its directory in /proc, of a process; -1 if there is none.
+func ownerOf(path string) int {
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) != nil {
+		return -1
+	}
+	return int(st.Uid)
 }
 
 func (d *Driver) takeOver(ctx context.Context, spec *vmm.Spec, p *process, notify func(vmm.Notice)) (*Machine, error) {
@@ -101,7 +119,7 @@ func (d *Driver) takeOver(ctx context.Context, spec *vmm.Spec, p *process, notif
 }
 
 func (m *Machine) adopt(ctx context.Context) error {
-	if err := m.connect(ctx, true); err != nil {
+	if err := m.connect(ctx); err != nil {
 		return err
 	}
 	var id struct {
@@ -114,6 +132,9 @@ func (m *Machine) adopt(ctx context.Context) error {
 		return fmt.Errorf("it is the VM %s", id.UUID)
 	}
 	status, err := m.status(ctx)
+	if err == nil && status == "prelaunch" {
+		err = errNotBegun
+	}
 	if err != nil {
 		return err
 	}
@@ -155,7 +176,9 @@ func (d *Driver) Sweep(ctx context.Context, stateDir string, keep func(uuid stri
 		uuid, log := readCommandLine(pid)
 		return uuid, uuid != "" && strings.HasPrefix(log, stateDir+"/") && !keep(uuid)
 	}
-	var errs []error
+	ctx, cancel := context.WithTimeout(ctx, killDeadline)
+	defer cancel()
+	var ends []chan error // side by side: one that hangs in the kernel takes the whole time
 	for _, pid := range pids() {
 		if _, ok := ours(pid); !ok {
 			continue
@@ -170,9 +193,13 @@ func (d *Driver) Sweep(ctx context.Context, stateDir string, keep func(uuid stri
 			continue
 		}
 		d.log.Info("ending a leftover QEMU", "pid", pid, "uuid", uuid)
-		bounded, cancel := context.WithTimeout(ctx, killDeadline)
-		errs = append(errs, p.end(bounded))
-		cancel()
+		ended := make(chan error, 1)
+		go func() { ended <- p.end(ctx) }()
+		ends = append(ends, ended)
+	}
+	var errs []error
+	for _, ended := range ends {
+		errs = append(errs, <-ended)
 	}
 	return errors.Join(errs...)
 }
@@ -209,16 +236,27 @@ func readArgs(pid int) []string {
 // of this package started, both empty for any other process.
 func readCommandLine(pid int) (uuid, log string) { return parseArgs(readArgs(pid)) }
 
+// parseArgs finds the console's file beside its descriptor or, of an earlier banger, in its chardev.
 func parseArgs(args []string) (uuid, log string) {
 	for i, a := range args {
-		if i == 0 || args[i-1] != "-chardev" || !strings.HasPrefix(a, "socket,id=console,") {
+		switch {
+		case i == 0:
+			continue
+		case args[i-1] == "-add-fd":
+			_, log, _ = strings.Cut(a, ",opaque=")
+			if filepath.Base(log) != vmm.ConsoleFile {
+				continue
+			}
+		case args[i-1] == "-chardev" && strings.HasPrefix(a, "socket,id=console,"):
+			_, a, _ = strings.Cut(a, ",logfile=")
+			var ok bool
+			if log, ok = strings.CutSuffix(a, ",logappend=on"); !ok {
+				continue
+			}
+		default:
 			continue
 		}
-		_, a, ok := strings.Cut(a, ",logfile=")
-		a, ok2 := strings.CutSuffix(a, ",logappend=on")
-		if ok && ok2 {
-			return option(args, "-uuid"), strings.ReplaceAll(a, ",,", ",")
-		}
+		return option(args, "-uuid"), strings.ReplaceAll(log, ",,", ",")
 	}
 	return "", ""
 }

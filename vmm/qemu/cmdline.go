@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -22,7 +23,7 @@ var socketNames = []string{qmpSocket, agentSocket, consoleSocket}
 // firstFD is the number of the first inherited descriptor; 0 to 2 are the standard ones.
 const firstFD = 3
 
-// fdName says what an inherited descriptor is, in the order of their numbers.
+// fdName says what an inherited descriptor is.
 type fdName string
 
 const (
@@ -31,10 +32,12 @@ const (
 	fdConsole fdName = consoleSocket
 	fdTap     fdName = "tap"
 	fdVsock   fdName = "vsock"
+	fdBoot    fdName = "boot" // a kernel or an initramfs
+	fdFile    fdName = "file" // of a set of descriptors
 )
 
-// host is what a command line depends on beside the VM.
-type host struct {
+// platform is what a command line depends on beside the VM.
+type platform struct {
 	binary  string
 	accel   string // kvm or tcg
 	machine string // microvm or q35
@@ -44,15 +47,82 @@ type host struct {
 	userWorld bool // guests with user networking reach what the host reaches, its loopback too
 }
 
-// commandLine gives the arguments, without the program's name, and the
-// descriptors that the process inherits from number firstFD on.
-func commandLine(spec *vmm.Spec, h host) (args []string, fds []fdName) {
-	h = h.of(spec)
-	add := func(a ...string) { args = append(args, a...) }
-	inherit := func(n fdName) string {
-		fds = append(fds, n)
-		return strconv.Itoa(firstFD + len(fds) - 1)
+// invocation is how one QEMU is started.
+type invocation struct {
+	args   []string      // without the program's name
+	fds    []inheritance // from number firstFD on
+	append string        // the kernel's command line
+	sets   int
+}
+
+func (v *invocation) add(a ...string) { v.args = append(v.args, a...) }
+
+func (v *invocation) inherit(i inheritance) int {
+	v.fds = append(v.fds, i)
+	return firstFD + len(v.fds) - 1
+}
+
+func (v *invocation) fd(n fdName) string { return strconv.Itoa(v.inherit(inheritance{name: n})) }
+
+// boot gives the name by which QEMU opens a kernel or an initramfs.
+func (v *invocation) boot(path string) string {
+	return selfFD(v.inherit(inheritance{fdBoot, path, os.O_RDONLY}))
+}
+
+// set gives the name by which QEMU opens a file, in each of these ways. The path is for people, and for the driver to
+// recognise the process by.
+func (v *invocation) set(path string, flags ...int) string {
+	v.sets++
+	for _, f := range flags {
+		v.add("-add-fd", fmt.Sprintf("fd=%d,set=%d,opaque=%s", v.inherit(inheritance{fdFile, path, f}), v.sets, escape(path)))
 	}
+	return "/dev/fdset/" + strconv.Itoa(v.sets)
+}
+
+// disk adds a disk, and what it is an overlay of.
+func (v *invocation) disk(d vmm.Disk, node string) {
+	var base any
+	if d.Base != "" {
+		name := node + "-base"
+		n := baseNode(d, name, v.set(d.Base, os.O_RDONLY))
+		v.add("-blockdev", string(mustJSON(n)))
+		base = name
+	}
+	flags := []int{os.O_RDONLY}
+	if !d.ReadOnly { // QEMU opens it in both ways
+		flags = []int{os.O_RDWR, os.O_RDONLY}
+	}
+	v.add("-blockdev", string(mustJSON(diskNode(d, node, v.set(d.Path, flags...), base))))
+}
+
+// shown is the command line for people, who can paste it into a shell once they have made the sockets: with the kernel's command
+// line, which QEMU is given over QMP because everybody reads arguments, and with what it inherits.
+func (v *invocation) shown(binary string) string {
+	argv := []string{binary}
+	for _, a := range v.args {
+		if a == preconfig {
+			argv = append(argv, "-append", v.append)
+			continue
+		}
+		argv = append(argv, a)
+	}
+	text := shellQuote(argv)
+	for i, f := range v.fds {
+		if f.path != "" {
+			text += " " + strconv.Itoa(firstFD+i) + f.redirection() + shellQuote([]string{f.path})
+		}
+	}
+	return text
+}
+
+// preconfig makes QEMU wait for the kernel's command line before it makes the machine.
+const preconfig = "-preconfig"
+
+// commandLine gives how the VM's QEMU is started.
+func commandLine(spec *vmm.Spec, h platform) *invocation {
+	h = h.of(spec)
+	v := &invocation{append: kernelCommandLine(spec, h)}
+	add := v.add
 	bus := "-device" // virtio-mmio, described to the guest by ACPI
 	switch h.machine {
 	case "microvm":
@@ -78,19 +148,20 @@ func commandLine(spec *vmm.Spec, h host) (args []string, fds []fdName) {
 		"-smp", strconv.Itoa(max(spec.Config.CPUs, 1)),
 		"-m", strconv.FormatInt(memory(spec)>>10, 10)+"k")
 	if !spec.Image.Firmware {
-		add("-kernel", spec.Image.Kernel)
+		add("-kernel", v.boot(spec.Image.Kernel))
 	}
 	if spec.Image.Initrd != "" {
-		add("-initrd", spec.Image.Initrd)
+		add("-initrd", v.boot(spec.Image.Initrd))
 	}
-	if line := kernelCommandLine(spec, h); line != "" {
-		add("-append", line)
+	if v.append != "" {
+		add(preconfig)
 	}
-	add("-chardev", "socket,id=mon,fd="+inherit(fdQMP)+",server=on,wait=off",
+	console := v.set(filepath.Join(spec.Dir, vmm.ConsoleFile), os.O_WRONLY|os.O_APPEND)
+	add("-chardev", "socket,id=mon,fd="+v.fd(fdQMP)+",server=on,wait=off",
 		"-mon", "chardev=mon,mode=control",
-		"-chardev", "socket,id=console,fd="+inherit(fdConsole)+",server=on,wait=off"+logOption(spec.Dir)+",logappend=on",
+		"-chardev", "socket,id=console,fd="+v.fd(fdConsole)+",server=on,wait=off,logfile="+console+",logappend=on",
 		"-serial", "chardev:console",
-		"-chardev", "socket,id=agent,fd="+inherit(fdAgent)+",server=on,wait=off",
+		"-chardev", "socket,id=agent,fd="+v.fd(fdAgent)+",server=on,wait=off",
 		"-device", "virtio-serial"+bus,
 		"-device", "virtserialport,chardev=agent,name="+agent.PortName,
 		"-device", "virtio-rng"+bus,
@@ -98,13 +169,12 @@ func commandLine(spec *vmm.Spec, h host) (args []string, fds []fdName) {
 	for i, d := range spec.Disks {
 		node := nodeName(d, i)
 		d = actual(d)
-		add("-blockdev", fmt.Sprintf("driver=%s,node-name=%s,read-only=%s,discard=unmap,file.driver=file,file.filename=%s",
-			escape(d.Format), node, onOff(d.ReadOnly), escape(d.Path)),
-			"-device", fmt.Sprintf("virtio-blk%s,drive=%s,serial=%s,werror=stop,rerror=report%s", bus, node, node, bootIndex(spec, d)))
+		v.disk(d, node)
+		add("-device", fmt.Sprintf("virtio-blk%s,drive=%s,serial=%s,werror=stop,rerror=report%s", bus, node, node, bootIndex(spec, d)))
 	}
 	switch spec.NIC.Mode {
 	case vmm.NetBridge:
-		add("-netdev", "tap,id=net0,fd="+inherit(fdTap))
+		add("-netdev", "tap,id=net0,fd="+v.fd(fdTap))
 	case vmm.NetUser:
 		// Without restrict QEMU leads what the guest sends to its gateway to the host's own loopback. ipv6 has no use of its own there.
 		add("-netdev", "user,id=net0,ipv6=off,restrict="+onOff(!h.userWorld))
@@ -113,16 +183,16 @@ func commandLine(spec *vmm.Spec, h host) (args []string, fds []fdName) {
 		add("-device", "virtio-net"+bus+",netdev=net0,mac="+escape(spec.NIC.MAC)+noBoot(spec))
 	}
 	if h.vsock {
-		add("-device", fmt.Sprintf("vhost-vsock%s,guest-cid=%d,vhostfd=%s", bus, contextID(spec.Serial), inherit(fdVsock)))
+		add("-device", fmt.Sprintf("vhost-vsock%s,guest-cid=%d,vhostfd=%s", bus, contextID(spec.Serial), v.fd(fdVsock)))
 	}
 	if h.machine != "microvm" {
 		add("-device", "pvpanic")
 	}
-	return args, fds
+	return v
 }
 
-// of is the host as the VM sees it: firmware boots on q35 only, whatever the other VMs run on.
-func (h host) of(spec *vmm.Spec) host {
+// of is the platform as the VM sees it: firmware boots on q35 only, whatever the other VMs run on.
+func (h platform) of(spec *vmm.Spec) platform {
 	if spec.Image.Firmware {
 		h.machine = "q35"
 	}
@@ -160,7 +230,7 @@ func translationBuffer(spec *vmm.Spec) int64 {
 const maxTranslations = 128 // MiB
 
 // kernelCommandLine is the image's, what the machine needs, and the user's last so that it prevails.
-func kernelCommandLine(spec *vmm.Spec, h host) string {
+func kernelCommandLine(spec *vmm.Spec, h platform) string {
 	words := make([]string, 0, 3)
 	if spec.Image.Cmdline != "" {
 		words = append(words, spec.Image.Cmdline)
@@ -203,12 +273,6 @@ func nodeName(d vmm.Disk, i int) string {
 		return "seed"
 	}
 	return "disk" + strconv.Itoa(i)
-}
-
-// logOption is the part of a command line by which a VM's process is
-// recognised as one of a state directory.
-func logOption(dir string) string {
-	return ",logfile=" + escape(filepath.Join(dir, vmm.ConsoleFile))
 }
 
 // escape writes a value of QEMU's option syntax, in which a comma is doubled.

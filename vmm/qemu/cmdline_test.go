@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,34 +19,34 @@ func exampleSpec() *vmm.Spec {
 	return &vmm.Spec{
 		Serial: 7, ID: "6a2f0f6e-9d0c-4c55-8f1b-0d3c5c1f7a11", Name: "web",
 		StateDir: "/var/lib/banger", Dir: "/var/lib/banger/vms/6a2f0f6e-9d0c-4c55-8f1b-0d3c5c1f7a11",
-		Config: vmm.Config{CPUs: 2, Memory: 192 << 20, Cmdline: "quiet"},
+		Config: vmm.Config{CPUs: 2, Memory: 192 << 20, Cmdline: "quiet password=hunter2"},
 		Image:  vmm.Image{Kernel: "/i/vmlinux", Initrd: "/i/initramfs.cpio", Cmdline: "console=ttyS0"},
 		NIC:    vmm.NIC{Mode: vmm.NetBridge, MAC: "02:00:00:00:00:07"},
 	}
 }
 
 func TestCommandLine(t *testing.T) {
-	micro := host{binary: "qemu-system-x86_64", accel: "tcg", machine: "microvm", tscKHz: 2596144}
+	micro := platform{binary: "qemu-system-x86_64", accel: "tcg", machine: "microvm", tscKHz: 2596144}
 	for name, c := range map[string]struct {
 		change func(*vmm.Spec)
-		host   host
+		host   platform
 	}{
 		"microvm": {func(*vmm.Spec) {}, micro},
 		"user-disks": {func(s *vmm.Spec) {
 			s.NIC.Mode = vmm.NetUser
 			s.Disks = []vmm.Disk{
-				{Path: s.Dir + "/" + vmm.DiskOverlay, Format: "qcow2"},
-				{Path: s.Dir + "/" + vmm.DiskWork, Format: "qcow2"},
+				{Path: vmm.DiskPath(s.Dir, vmm.DiskOverlay), Format: "qcow2", Base: "/i/root.img", BaseFormat: "raw"},
+				{Path: vmm.DiskPath(s.Dir, vmm.DiskWork), Format: "qcow2"},
 				{Path: "/odd, path/it's", Format: "raw", ReadOnly: true},
 			}
 		}, micro},
 		"q35-kvm-vsock": {func(s *vmm.Spec) { s.NIC.Mode = vmm.NetNone; s.Image.Initrd = "" },
-			host{binary: "qemu-system-x86_64", accel: "kvm", machine: "q35", vsock: true}},
+			platform{binary: "qemu-system-x86_64", accel: "kvm", machine: "q35", vsock: true}},
 		"firmware": {func(s *vmm.Spec) {
 			s.Image = vmm.Image{Firmware: true, Root: "/i/root.qcow2", RootFormat: "qcow2", Memory: 512 << 20}
 			s.Config.Cmdline = ""
 			s.Disks = []vmm.Disk{
-				{Path: s.Dir + "/" + vmm.DiskOverlay, Format: "qcow2", Base: s.Image.Root, BaseFormat: s.Image.RootFormat},
+				{Path: vmm.DiskPath(s.Dir, vmm.DiskOverlay), Format: "qcow2", Base: s.Image.Root, BaseFormat: s.Image.RootFormat},
 				{Path: s.Dir + "/" + vmm.DiskSeed, Format: "raw", ReadOnly: true},
 			}
 		}, micro},
@@ -53,12 +54,12 @@ func TestCommandLine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			spec := exampleSpec()
 			c.change(spec)
-			args, fds := commandLine(spec, c.host)
+			v := commandLine(spec, c.host)
 			var b strings.Builder
-			for _, f := range fds {
-				b.WriteString(string(f) + "\n")
+			for i, f := range v.fds {
+				fmt.Fprintf(&b, "%d %v\n", firstFD+i, f)
 			}
-			b.WriteString(shellQuote(append([]string{c.host.binary}, args...)) + "\n")
+			b.WriteString(v.shown(c.host.binary) + "\n")
 			golden := filepath.Join("testdata", name+".golden")
 			if *update {
 				if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
@@ -72,11 +73,25 @@ func TestCommandLine(t *testing.T) {
 			if b.String() != string(want) {
 				t.Errorf("got\n%swant\n%s", b.String(), want)
 			}
-			uuid, log := parseArgs(args)
+			for _, a := range v.args {
+				if spec.Config.Cmdline != "" && strings.Contains(a, spec.Config.Cmdline) {
+					t.Errorf("everybody reads the kernel's command line in %q", a)
+				}
+			}
+			uuid, log := parseArgs(v.args)
 			if uuid != spec.ID || log != spec.Dir+"/"+vmm.ConsoleFile {
 				t.Errorf("recognised as %q, %q", uuid, log)
 			}
 		})
+	}
+}
+
+// A VMM that an earlier banger started is recognised as well.
+func TestParseArgsOfAnEarlierBanger(t *testing.T) {
+	uuid, log := parseArgs([]string{"qemu-system-x86_64", "-uuid", "6a2f0f6e", "-chardev",
+		"socket,id=console,fd=4,server=on,wait=off,logfile=/odd,,dir/vms/6a2f0f6e/console.log,logappend=on", "-serial", "chardev:console"})
+	if uuid != "6a2f0f6e" || log != "/odd,dir/vms/6a2f0f6e/console.log" {
+		t.Errorf("recognised as %q, %q", uuid, log)
 	}
 }
 
@@ -103,6 +118,7 @@ func FuzzParseStat(f *testing.F) {
 }
 
 func FuzzParseArgs(f *testing.F) {
+	f.Add([]byte("qemu\x00-uuid\x006a2f0f6e-9d0c-4c55-8f1b-0d3c5c1f7a11\x00-add-fd\x00fd=3,set=1,opaque=/a,,b/console.log"))
 	f.Add([]byte("qemu\x00-uuid\x006a2f0f6e-9d0c-4c55-8f1b-0d3c5c1f7a11\x00-chardev\x00socket,id=console,fd=3,logfile=/a,,b,logappend=on"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		args := strings.Split(string(b), "\x00")

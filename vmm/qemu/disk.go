@@ -18,13 +18,13 @@ import (
 	"strings"
 	"syscall"
 
+	"banger/internal/host"
 	"banger/vmm"
-
-	"golang.org/x/sys/unix"
 )
 
 // Whatever reads or writes a disk runs as the VM's user, whose directory it is in: what a VMM that was taken over by its guest leaves there
-// is then opened with no more rights than that VMM had. No format is ever guessed: a guest may write the beginning of any format on a raw disk.
+// is then opened with no more rights than that VMM had. The programs inherit the directory and the base, for no VM's user enters the state
+// directory. No format is ever guessed: a guest may write the beginning of any format on a raw disk. Nor is a path in a disk's header followed.
 
 const (
 	sector = 512
@@ -60,6 +60,30 @@ type tools struct {
 	cred *syscall.Credential
 }
 
+// alone is a disk without its base, for what looks at the disk's own file only.
+func alone(d vmm.Disk) vmm.Disk {
+	d.Base, d.BaseFormat = "", ""
+	return d
+}
+
+// What a program inherits: the directory of the disks and, where there is one, the base of the disk that it works on.
+const (
+	toolDir  = firstFD
+	toolBase = firstFD + 1
+)
+
+// at is a file of the directory of the disks as a program names it.
+func at(path string) string { return selfFD(toolDir) + "/" + filepath.Base(path) }
+
+// image is a disk as qemu-img names it, with its format and its base's.
+func image(d vmm.Disk) string {
+	var base any
+	if d.Base != "" {
+		base = baseNode(d, "", selfFD(toolBase))
+	}
+	return "json:" + string(mustJSON(diskNode(d, "", at(d.Path), base)))
+}
+
 func (d *Driver) tools(spec *vmm.Spec) (*tools, error) {
 	spec, err := absolute(spec)
 	if err != nil {
@@ -78,7 +102,7 @@ func (t *tools) logf(format string, args ...any) {
 // make makes a disk that is not there and grows one that is too small.
 func (t *tools) make(ctx context.Context, d vmm.Disk) error {
 	size := (d.Size + sector - 1) / sector * sector
-	has, err := virtualSize(d)
+	has, err := virtualSize(d, t.spec.UID)
 	raw := rawTwin(d)
 	if err == nil && raw.Path != "" { // it was converted, which a crash cut short at its end
 		err = os.Remove(raw.Path)
@@ -87,7 +111,7 @@ func (t *tools) make(ctx context.Context, d vmm.Disk) error {
 	case err == nil && has >= size:
 		return nil
 	case err == nil:
-		if err := t.qemuImg(ctx, "resize", "-q", "--image-opts", imageOptions(d), strconv.FormatInt(size, 10)); err != nil {
+		if err := t.qemuImg(ctx, d.Base, "resize", "-q", image(d), strconv.FormatInt(size, 10)); err != nil {
 			return fmt.Errorf("cannot grow the disk %s: %w", filepath.Base(d.Path), err)
 		}
 		return nil
@@ -102,14 +126,16 @@ func (t *tools) make(ctx context.Context, d vmm.Disk) error {
 	}
 	defer os.Remove(from)
 	if d.Base != "" {
-		args := []string{"create", "-q", "-f", d.Format, "-b", d.Base, "-F", d.BaseFormat, fresh}
-		if size > 0 {
-			args = append(args, strconv.FormatInt(size, 10))
+		// The path in the header is for people: -u opens nothing.
+		long, err := virtualSize(vmm.Disk{Path: d.Base, Format: d.BaseFormat}, host.AnyOwner)
+		if err == nil {
+			err = t.qemuImg(ctx, "", "create", "-q", "-u", "-f", d.Format, "-b", d.Base, "-F", d.BaseFormat, at(fresh),
+				strconv.FormatInt(max(size, long), 10))
 		}
-		if err := t.qemuImg(ctx, args...); err != nil {
+		if err != nil {
 			return fmt.Errorf("cannot make a disk over %s: %w", d.Base, err)
 		}
-		return settle(fresh, d.Path)
+		return t.settle(fresh, d.Path)
 	}
 	if raw.Path != "" && vmm.DiskBytes(raw.Path) > 0 {
 		return t.convert(ctx, d, raw, fresh)
@@ -117,22 +143,22 @@ func (t *tools) make(ctx context.Context, d vmm.Disk) error {
 	if err := t.format(ctx, from, size); err != nil {
 		return fmt.Errorf("cannot make a file system for the disk %s: %w", filepath.Base(d.Path), err)
 	}
-	args := []string{"create", "-q", "-f", d.Format, fresh, strconv.FormatInt(size, 10)}
+	args := []string{"create", "-q", "-f", d.Format, at(fresh), strconv.FormatInt(size, 10)}
 	if _, err := os.Lstat(from); err == nil {
-		args = []string{"convert", "-q", "-f", "raw", "-O", d.Format, from, fresh}
+		args = []string{"convert", "-q", "-f", "raw", "-O", d.Format, at(from), at(fresh)}
 	}
-	if err = t.qemuImg(ctx, args...); err == nil && min(size, formatMost) < size {
-		err = t.qemuImg(ctx, "resize", "-q", "--image-opts", imageOptions(vmm.Disk{Path: fresh, Format: d.Format}), strconv.FormatInt(size, 10))
+	if err = t.qemuImg(ctx, "", args...); err == nil && min(size, formatMost) < size {
+		err = t.qemuImg(ctx, "", "resize", "-q", image(vmm.Disk{Path: fresh, Format: d.Format}), strconv.FormatInt(size, 10))
 	}
 	if err != nil {
 		return fmt.Errorf("cannot make the disk %s: %w", filepath.Base(d.Path), err)
 	}
-	return settle(fresh, d.Path)
+	return t.settle(fresh, d.Path)
 }
 
 // settle gives a finished file its name, once all of it is on the disk.
-func settle(from, to string) error {
-	f, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+func (t *tools) settle(from, to string) error {
+	f, err := host.OpenRegular(from, os.O_RDONLY, t.spec.UID)
 	if err != nil {
 		return err
 	}
@@ -166,13 +192,13 @@ func (t *tools) format(ctx context.Context, path string, size int64) error {
 	if size >= 1<<30 {
 		args = append(slices.Clone(args), "-J", "size=32") // what it reserves on the host meanwhile
 	}
-	_, err = t.run(ctx, program, append(slices.Clone(args), path)...)
+	_, err = t.run(ctx, "", program, append(slices.Clone(args), at(path))...)
 	return err
 }
 
 // convert makes a disk of the raw one of an earlier banger. Where the host has no room for both the raw one goes on being used.
 func (t *tools) convert(ctx context.Context, d, raw vmm.Disk, fresh string) error {
-	err := t.qemuImg(ctx, "convert", "-q", "-f", "raw", "-O", d.Format, raw.Path, fresh)
+	err := t.qemuImg(ctx, "", "convert", "-q", "-f", "raw", "-O", d.Format, at(raw.Path), at(fresh))
 	if err != nil {
 		os.Remove(fresh)
 		if ctx.Err() != nil {
@@ -181,7 +207,7 @@ func (t *tools) convert(ctx context.Context, d, raw vmm.Disk, fresh string) erro
 		t.logf("the disk stays %s, of which there are no snapshots: it cannot be converted: %v", filepath.Base(raw.Path), err)
 		return t.make(ctx, raw)
 	}
-	if err := settle(fresh, d.Path); err != nil {
+	if err := t.settle(fresh, d.Path); err != nil {
 		return err
 	}
 	return t.make(ctx, d) // which removes the raw one
@@ -209,13 +235,12 @@ func actual(d vmm.Disk) vmm.Disk {
 	return d
 }
 
-// virtualSize gives the bytes that the guest sees of a disk.
-func virtualSize(d vmm.Disk) (int64, error) {
-	fd, err := unix.Open(d.Path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+// virtualSize gives the bytes that the guest sees of a disk, whose file belongs to owner.
+func virtualSize(d vmm.Disk, owner int) (int64, error) {
+	f, err := host.OpenRegular(d.Path, os.O_RDONLY, owner)
 	if err != nil {
-		return 0, &os.PathError{Op: "open", Path: d.Path, Err: err}
+		return 0, err
 	}
-	f := os.NewFile(uintptr(fd), d.Path)
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
@@ -229,11 +254,6 @@ func virtualSize(d vmm.Disk) (int64, error) {
 		return 0, errors.New("it is not a qcow2 image")
 	}
 	return int64(binary.BigEndian.Uint64(head[24:])), nil
-}
-
-// imageOptions names a disk for --image-opts, with its format.
-func imageOptions(d vmm.Disk) string {
-	return "driver=" + escape(d.Format) + ",file.driver=file,file.filename=" + escape(d.Path)
 }
 
 // Disks implements vmm.DiskKeeper.
@@ -316,22 +336,18 @@ func (d *Driver) ExportDisk(ctx context.Context, spec *vmm.Spec, disk vmm.Disk) 
 	defer os.Remove(path) // its content lives as long as it is open
 	args := []string{"convert", "-q", "-c", "-O", "qcow2", "-o", "compression_type=zstd"}
 	if disk.Base != "" {
-		args = append(args, "-B", disk.Base, "-F", disk.BaseFormat)
+		args = append(args, "-B", "json:"+string(mustJSON(baseNode(disk, "", selfFD(toolBase)))), "-F", disk.BaseFormat)
 	}
-	if err := t.qemuImg(ctx, append(args, "--image-opts", imageOptions(disk), path)...); err != nil {
+	if err := t.qemuImg(ctx, disk.Base, append(args, image(disk), at(path))...); err != nil {
 		return nil, fmt.Errorf("cannot copy the disk %s: %w", filepath.Base(disk.Path), err)
 	}
 	if disk.Base != "" {
 		// Where the base is says something of this host and nothing to another.
-		if err := t.qemuImg(ctx, "rebase", "-q", "-u", "-f", "qcow2", "-b", "", path); err != nil {
+		if err := t.qemuImg(ctx, "", "rebase", "-q", "-u", "-f", "qcow2", "-b", "", at(path)); err != nil {
 			return nil, err
 		}
 	}
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), path), nil
+	return host.OpenRegular(path, os.O_RDONLY, t.spec.UID)
 }
 
 // ImportDisks implements vmm.DiskKeeper.
@@ -342,13 +358,13 @@ func (d *Driver) ImportDisks(ctx context.Context, spec *vmm.Spec) error {
 	}
 	for _, disk := range t.spec.Disks {
 		name := filepath.Base(disk.Path)
-		switch err := checkHead(disk.Path); {
+		switch err := checkHead(disk.Path, t.spec.UID); {
 		case errors.Is(err, fs.ErrNotExist):
 			continue
 		case err != nil:
 			return fmt.Errorf("the disk %s: %v: %w", name, err, vmm.ErrInvalid)
 		}
-		if err := t.qemuImg(ctx, "check", "-q", "--image-opts", imageOptions(disk)); err != nil {
+		if err := t.qemuImg(ctx, "", "check", "-q", image(alone(disk))); err != nil {
 			if ctx.Err() != nil {
 				return err
 			}
@@ -357,7 +373,7 @@ func (d *Driver) ImportDisks(ctx context.Context, spec *vmm.Spec) error {
 		if disk.Base == "" {
 			continue
 		}
-		if err := t.qemuImg(ctx, "rebase", "-q", "-u", "-f", "qcow2", "-b", disk.Base, "-F", disk.BaseFormat, disk.Path); err != nil {
+		if err := t.qemuImg(ctx, "", "rebase", "-q", "-u", "-f", "qcow2", "-b", disk.Base, "-F", disk.BaseFormat, at(disk.Path)); err != nil {
 			return fmt.Errorf("cannot make %s a disk over %s: %w", name, disk.Base, err)
 		}
 	}
@@ -369,12 +385,11 @@ const maxImported = 1 << 44
 
 // checkHead refuses an image that is more than data: one over another file, with its data in another, encrypted, with snapshots, or of
 // features that ExportDisk does not use (docs/interop/qcow2.txt of QEMU).
-func checkHead(path string) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+func checkHead(path string, owner int) error {
+	f, err := host.OpenRegular(path, os.O_RDONLY, owner)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: path, Err: err}
+		return err
 	}
-	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	var head [104]byte
 	if _, err := io.ReadFull(f, head[:]); err != nil {
@@ -410,7 +425,7 @@ func (t *tools) having(ctx context.Context, tag string) ([]vmm.Disk, error) {
 		if _, err := os.Lstat(disk.Path); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		said, err := t.run(ctx, "qemu-img", "info", "--output=json", "--image-opts", imageOptions(disk))
+		said, err := t.run(ctx, "", "qemu-img", "info", "--output=json", image(alone(disk)))
 		if err != nil {
 			return nil, err
 		}
@@ -443,26 +458,49 @@ func (i *imageInfo) has(tag string) bool {
 
 // snapshot makes (-c), removes (-d) or applies (-a) the snapshot of that tag in a disk that no VMM uses.
 func (t *tools) snapshot(ctx context.Context, what, tag string, disk vmm.Disk) error {
-	return t.qemuImg(ctx, "snapshot", "-q", "--image-opts", what, tag, imageOptions(disk))
+	return t.qemuImg(ctx, disk.Base, "snapshot", "-q", what, tag, image(disk))
 }
 
-func (t *tools) qemuImg(ctx context.Context, args ...string) error {
-	_, err := t.run(ctx, "qemu-img", args...)
+func (t *tools) qemuImg(ctx context.Context, base string, args ...string) error {
+	_, err := t.run(ctx, base, "qemu-img", args...)
 	return err
+}
+
+// inherited opens what a program inherits; base may be empty.
+func (t *tools) inherited(base string) ([]*os.File, error) {
+	dir, err := host.OpenDir(vmm.DisksDir(t.spec.Dir))
+	if err != nil || base == "" {
+		return []*os.File{dir}, err
+	}
+	f, err := inheritance{fdBoot, base, os.O_RDONLY}.open(t.spec)
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return []*os.File{dir, f}, nil
 }
 
 // run runs a program to its end as the VM's user and gives what it said; the error holds what it complained of. It dies with the daemon,
 // so that nobody but the next daemon touches the disks then; qemu-img writes in an order in which that loses some space at worst.
-func (t *tools) run(ctx context.Context, program string, args ...string) ([]byte, error) {
+func (t *tools) run(ctx context.Context, base, program string, args ...string) ([]byte, error) {
+	files, err := t.inherited(base)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "MKE2FS_CONFIG=/dev/null"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: t.cred, Pdeathsig: syscall.SIGKILL}
 	var said, complained limited
-	cmd.Stdout, cmd.Stderr = &said, &complained
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &said, &complained, files
 	runtime.LockOSThread() // the signal comes when the thread that started it ends
 	defer runtime.UnlockOSThread()
-	err := cmd.Run()
+	err = cmd.Run()
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()

@@ -25,14 +25,11 @@ func newDisks(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	if os.Geteuid() == 0 {
-		b.spec.UID, b.spec.GID = testUID, testUID
-		if err := os.Chown(b.spec.Dir, testUID, testUID); err != nil {
-			t.Fatal(err)
-		}
+		b.runAsOther(t)
 	}
 	b.spec.Disks = []vmm.Disk{
-		{Path: filepath.Join(b.spec.Dir, vmm.DiskOverlay), Format: "qcow2", Base: base, BaseFormat: "raw"},
-		{Path: filepath.Join(b.spec.Dir, vmm.DiskWork), Format: "qcow2", Size: 8 << 20},
+		{Path: vmm.DiskPath(b.spec.Dir, vmm.DiskOverlay), Format: "qcow2", Base: base, BaseFormat: "raw"},
+		{Path: vmm.DiskPath(b.spec.Dir, vmm.DiskWork), Format: "qcow2", Size: 8 << 20},
 	}
 	return b
 }
@@ -84,10 +81,10 @@ func TestDisksAreMadeAndGrown(t *testing.T) {
 	if err := b.MakeDisks(ctx, b.spec); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := virtualSize(b.spec.Disks[1]); n != 20<<20+512 || err != nil {
+	if n, err := virtualSize(b.spec.Disks[1], b.spec.UID); n != 20<<20+512 || err != nil {
 		t.Errorf("grown to %d, %v", n, err)
 	}
-	entries, err := os.ReadDir(b.spec.Dir)
+	entries, err := os.ReadDir(vmm.DisksDir(b.spec.Dir))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,11 +98,11 @@ func TestDisksAreMadeAndGrown(t *testing.T) {
 func TestDisksTooSmallOrTooLargeForTheirFileSystem(t *testing.T) {
 	b := newDisks(t)
 	for _, size := range []int64{4096, 1 << 40} {
-		b.spec.Disks = []vmm.Disk{{Path: filepath.Join(b.spec.Dir, strconv.FormatInt(size, 10)), Format: "qcow2", Size: size}}
+		b.spec.Disks = []vmm.Disk{{Path: vmm.DiskPath(b.spec.Dir, strconv.FormatInt(size, 10)), Format: "qcow2", Size: size}}
 		if err := b.MakeDisks(within(t, time.Minute), b.spec); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := virtualSize(b.spec.Disks[0]); n != size || err != nil {
+		if n, err := virtualSize(b.spec.Disks[0], b.spec.UID); n != size || err != nil {
 			t.Errorf("%d bytes, %v; want %d", n, err, size)
 		}
 		if n := vmm.DiskBytes(b.spec.Disks[0].Path); n > 16<<20 {
@@ -116,7 +113,7 @@ func TestDisksTooSmallOrTooLargeForTheirFileSystem(t *testing.T) {
 
 func TestRawDiskOfAnEarlierBanger(t *testing.T) {
 	b := newDisks(t)
-	raw := filepath.Join(b.spec.Dir, vmm.DiskRaw)
+	raw := vmm.DiskPath(b.spec.Dir, vmm.DiskRaw)
 	// What a guest wrote there looks like a disk over a file of the host; nobody may fall for that.
 	text := append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 1<<20)...)
 	if err := os.WriteFile(raw, text, 0o600); err != nil {
@@ -134,7 +131,7 @@ func TestRawDiskOfAnEarlierBanger(t *testing.T) {
 	if out := qemuIO(t, b.spec.Disks[1].Path, "read -v 0 8"); !strings.Contains(out, "51 46 49 fb 00 00 00 03") {
 		t.Errorf("its content is not the raw one's: %s", out)
 	}
-	if n, _ := virtualSize(b.spec.Disks[1]); n != 8<<20 {
+	if n, _ := virtualSize(b.spec.Disks[1], b.spec.UID); n != 8<<20 {
 		t.Errorf("%d bytes", n)
 	}
 }
@@ -208,7 +205,7 @@ func TestDisksAreExportedAndImported(t *testing.T) {
 	if out := qemuIO(t, b.spec.Disks[0].Path, "read -v 0 8"); !strings.Contains(out, "62 61 73 65") {
 		t.Errorf("nothing of the base is seen: %s", out)
 	}
-	if left, _ := filepath.Glob(filepath.Join(b.spec.Dir, "*.export")); left != nil {
+	if left, _ := filepath.Glob(vmm.DiskPath(b.spec.Dir, "*.export")); left != nil {
 		t.Errorf("left: %v", left)
 	}
 }
@@ -254,20 +251,45 @@ func TestHostileDiskReadsNothingOfTheHost(t *testing.T) {
 		t.Skip("only root runs VMMs as other users: run the suite as root")
 	}
 	b := newDisks(t)
-	secret := filepath.Join(b.spec.StateDir, "secret")
+	secret := filepath.Join(t.TempDir(), "secret") // without commas
 	if err := os.WriteFile(secret, bytes.Repeat([]byte("secret"), 1<<16), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	work := b.spec.Disks[1].Path
-	if out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", work, "8M").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	if err := os.Chown(work, testUID, testUID); err != nil {
-		t.Fatal(err)
-	}
 	b.spec.Disks = b.spec.Disks[1:]
-	if err := b.Disks(b.spec).TakeSnapshot(within(t, time.Minute), "one"); err == nil || !strings.Contains(err.Error(), "Permission denied") {
-		t.Errorf("a backing file that the VMM may not read: %v", err)
+	for _, c := range []struct{ what, create, want string }{
+		{"a backing file", "qemu-img create -q -f qcow2 -b " + secret + " -F raw $0 8M", ""}, // which nobody opens
+		{"a data file", "qemu-img create -q -f qcow2 -o data_file=" + secret + ",data_file_raw=on $0 8M", "Permission denied"},
+		{"a link", "ln -s " + secret + " $0", "Permission denied"},
+	} {
+		kept, err := os.ReadFile(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("bash", "-c", "rm -f $0; "+c.create, work).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", c.what, err, out)
+		}
+		if err := errors.Join(os.Lchown(work, testUID, testUID), os.WriteFile(secret, kept, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		f, err := b.ExportDisk(within(t, time.Minute), b.spec, b.spec.Disks[0])
+		if c.want != "" {
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%s: %v; want %q", c.what, err, c.want)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", c.what, err)
+		}
+		raw := filepath.Join(t.TempDir(), "raw")
+		out, err := exec.Command("qemu-img", "convert", "-f", "qcow2", "-O", "raw", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), raw).CombinedOutput()
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatalf("%s: %v: %s", c.what, err, out)
+		}
+		if text, err := os.ReadFile(raw); err != nil || bytes.Contains(text, []byte("secret")) || len(text) != 8<<20 {
+			t.Errorf("%s: %d bytes with the secret in them, %v", c.what, len(text), err)
+		}
 	}
 }
 
@@ -303,7 +325,7 @@ func liveSnapshots(t *testing.T, ctx context.Context, b *bench, m *Machine) {
 	if err := m.GrowDisk(ctx, 9<<20+1); err != nil {
 		t.Error(err)
 	}
-	if n, err := virtualSize(vmm.Disk{Path: filepath.Join(b.spec.Dir, vmm.DiskWork), Format: "qcow2"}); n != 9<<20+512 || err != nil {
+	if n, err := virtualSize(vmm.Disk{Path: vmm.DiskPath(b.spec.Dir, vmm.DiskWork), Format: "qcow2"}, b.spec.UID); n != 9<<20+512 || err != nil {
 		t.Errorf("grown to %d, %v", n, err)
 	}
 }

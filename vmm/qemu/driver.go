@@ -29,6 +29,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
@@ -52,7 +53,7 @@ type Options struct {
 // Driver starts QEMUs. It holds no resources and needs no closing.
 type Driver struct {
 	log  *slog.Logger
-	host host
+	host platform
 }
 
 // New looks at QEMU and the host. It runs QEMU once, to ask for its machines,
@@ -80,7 +81,7 @@ func New(o Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{log: o.Log, host: host{binary: path, accel: accel, machine: machine, userWorld: o.UserWorld}}
+	d := &Driver{log: o.Log, host: platform{binary: path, accel: accel, machine: machine, userWorld: o.UserWorld}}
 	if machine == "microvm" {
 		d.host.tscKHz = hostTSC()
 	}
@@ -173,16 +174,16 @@ func (d *Driver) start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 	}
 	h := d.host
 	h.vsock = d.vsock()
-	args, names := commandLine(spec, h)
-	argv := append([]string{h.binary}, args...)
-	files, err := inherited(spec, names)
-	defer func() {
+	v := commandLine(spec, h)
+	files, err := inherited(spec, v.fds)
+	letGo := func() {
 		for i, f := range files {
-			if names[i] != fdTap { // the caller's
+			if v.fds[i].name != fdTap { // the caller's
 				f.Close()
 			}
 		}
-	}()
+	}
+	defer letGo()
 	if err != nil {
 		return nil, err
 	}
@@ -198,23 +199,19 @@ func (d *Driver) start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 		defer out.Close()
 	}
 	if spec.Log != nil {
-		fmt.Fprintf(spec.Log, "%s\n", shellQuote(argv))
+		fmt.Fprintf(spec.Log, "%s\n", v.shown(h.binary))
 	}
 	m, err := newMachine(spec, nil, h.accel, h.vsock, notify)
 	if err != nil {
 		return nil, err
 	}
-	if m.proc, err = spawn(argv, out, files, cred); err != nil {
+	if m.proc, err = spawn(append([]string{h.binary}, v.args...), out, files, cred); err != nil {
 		m.disconnect()
 		return nil, err
 	}
-	// From here on only QEMU holds the listening sockets: its end is an end of file here.
-	for i, f := range files {
-		if names[i] != fdTap {
-			f.Close()
-		}
-	}
-	if err := m.boot(ctx); err != nil {
+	// From here on only QEMU holds the sockets, so that its end is an end of file here, and the disks with their locks.
+	letGo()
+	if err := m.boot(ctx, v.append); err != nil {
 		err = m.abandon(ctx, err)
 		return nil, err
 	}
@@ -222,10 +219,19 @@ func (d *Driver) start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 	return m, nil
 }
 
-// boot waits until the CPUs run.
-func (m *Machine) boot(ctx context.Context) error {
-	if err := m.connect(ctx, false); err != nil {
+// boot gives QEMU the kernel's command line, if there is one, and waits until the CPUs run.
+func (m *Machine) boot(ctx context.Context, line string) error {
+	if err := m.connect(ctx); err != nil {
 		return err
+	}
+	if line != "" {
+		err := m.qmp.call(ctx, "qom-set", map[string]string{"path": "/machine", "property": "append", "value": line}, nil)
+		if err == nil {
+			err = m.qmp.call(ctx, "x-exit-preconfig", nil, nil)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -273,68 +279,35 @@ func (m *Machine) abandon(ctx context.Context, cause error) error {
 	return cause
 }
 
-// inherited opens what QEMU inherits, in the order of names. All but the tap
+// inherited opens what QEMU inherits, in the order of fds. All but the tap
 // are the caller's to close, also those that come with an error.
-func inherited(spec *vmm.Spec, names []fdName) ([]*os.File, error) {
-	dir, err := openDir(spec.Dir)
+func inherited(spec *vmm.Spec, fds []inheritance) ([]*os.File, error) {
+	dir, err := host.OpenDir(spec.Dir)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
 	var files []*os.File
-	for _, n := range names {
+	for _, i := range fds {
 		var f *os.File
-		switch n {
-		case fdTap:
+		switch {
+		case i.path != "":
+			f, err = i.open(spec)
+		case i.name == fdTap:
 			if f = spec.NIC.Tap; f == nil {
 				err = errors.New("it has no tap")
 			}
-		case fdVsock:
+		case i.name == fdVsock:
 			f, err = os.OpenFile("/dev/vhost-vsock", os.O_RDWR, 0)
 		default:
-			f, err = listen(dir, string(n))
+			f, err = bind(dir, string(i.name))
 		}
 		if err != nil {
 			return files, err
 		}
 		files = append(files, f)
 	}
-	return files, createConsoleFile(dir, spec)
-}
-
-// listen makes a listening socket in dir in place of what an earlier run left there.
-func listen(dir *os.File, name string) (*os.File, error) {
-	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && err != unix.ENOENT {
-		return nil, fmt.Errorf("cannot remove %s: %w", name, err)
-	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), name)
-	err = unix.Bind(fd, &unix.SockaddrUnix{Name: through(dir, name)})
-	if err == nil {
-		err = unix.Listen(fd, 4)
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("cannot listen on %s: %w", name, err)
-	}
-	return f, nil
-}
-
-// createConsoleFile makes console.log.
-func createConsoleFile(dir *os.File, spec *vmm.Spec) error {
-	fd, err := unix.Openat(int(dir.Fd()), vmm.ConsoleFile,
-		unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err == unix.EEXIST {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("cannot create %s: %w", vmm.ConsoleFile, err)
-	}
-	defer unix.Close(fd)
-	return unix.Fchown(fd, spec.UID, spec.GID)
+	return files, nil
 }
 
 // credential is who QEMU runs as; nil for the daemon's own user.

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 	"banger/vmm/agent"
 
@@ -59,7 +60,7 @@ type Machine struct {
 
 // newMachine prepares a machine; it owns p only once serve was called.
 func newMachine(spec *vmm.Spec, p *process, accel string, vsocks bool, notify func(vmm.Notice)) (*Machine, error) {
-	dir, err := openDir(spec.Dir)
+	dir, err := host.OpenDir(spec.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -85,26 +86,39 @@ func newMachine(spec *vmm.Spec, p *process, accel string, vsocks bool, notify fu
 	return m, nil
 }
 
-func openDir(path string) (*os.File, error) {
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
-}
+// listenTick is how often QEMU is looked at until it listens.
+const listenTick = 2 * time.Millisecond
 
-// through names a file of an opened directory in few bytes.
-func through(dir *os.File, name string) string {
-	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)
-}
-
+// dial connects to a socket of the process; another's is an error, whoever put it there.
 func (m *Machine) dial(ctx context.Context, name string) (*net.UnixConn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", through(m.dirFD, name))
+	if err == nil {
+		if err = checkPeer(conn.(*net.UnixConn), m.proc.PID); err != nil {
+			conn.Close()
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot reach %s: %w", name, err)
 	}
 	return conn.(*net.UnixConn), nil
+}
+
+// dialFirst is dial that waits until QEMU listens, which it does some time after its start.
+func (m *Machine) dialFirst(ctx context.Context, name string) (*net.UnixConn, error) {
+	tick := time.NewTicker(listenTick)
+	defer tick.Stop()
+	for {
+		conn, err := m.dial(ctx, name)
+		if !errors.Is(err, unix.ECONNREFUSED) || m.proc.gone() {
+			return conn, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 func (m *Machine) dialAgent(ctx context.Context) (net.Conn, error) {
@@ -150,17 +164,11 @@ func dialVsock(ctx context.Context, cid uint32) (net.Conn, error) {
 	}
 }
 
-// connect opens the monitor and the console. With check, the monitor must be the process's own.
-func (m *Machine) connect(ctx context.Context, check bool) error {
-	conn, err := m.dial(ctx, qmpSocket)
+// connect opens the monitor and the console.
+func (m *Machine) connect(ctx context.Context) error {
+	conn, err := m.dialFirst(ctx, qmpSocket)
 	if err != nil {
 		return err
-	}
-	if check {
-		if err := checkPeer(conn, m.proc.PID); err != nil {
-			conn.Close()
-			return err
-		}
 	}
 	if m.qmp, err = newQMP(ctx, conn, m.event); err != nil {
 		return err
@@ -168,23 +176,13 @@ func (m *Machine) connect(ctx context.Context, check bool) error {
 	if conn, err = m.dial(ctx, consoleSocket); err != nil {
 		return err
 	}
-	m.line = newConsole(conn, openConsoleFile(m.dirFD), m.panic)
-	return nil
-}
-
-// openConsoleFile opens console.log for trimming. The directory belongs to the
-// VMM's user, so what is not a plain file with one name is left alone.
-func openConsoleFile(dir *os.File) *os.File {
-	fd, err := unix.Openat(int(dir.Fd()), vmm.ConsoleFile, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	// Trimming is all that it is opened for, which a VM can do without.
+	file, err := host.OpenRegular(filepath.Join(m.dir, vmm.ConsoleFile), os.O_RDWR, host.AnyOwner)
 	if err != nil {
-		return nil
+		file = nil
 	}
-	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
-		unix.Close(fd)
-		return nil
-	}
-	return os.NewFile(uintptr(fd), vmm.ConsoleFile)
+	m.line = newConsole(conn, file, m.panic)
+	return nil
 }
 
 // disconnect closes all but the process.

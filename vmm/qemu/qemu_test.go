@@ -58,14 +58,8 @@ func newBench(t *testing.T) *bench {
 	state := filepath.Join(t.TempDir(), strings.Repeat("long,", 20))
 	id := uuid.NewString()
 	dir := filepath.Join(state, "vms", id)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(vmm.DisksDir(dir), 0o700); err != nil {
 		t.Fatal(err)
-	}
-	// An unprivileged QEMU must reach its directory.
-	for p := dir; p != os.TempDir() && p != "/"; p = filepath.Dir(p) {
-		if err := os.Chmod(p, 0o755); err != nil {
-			break
-		}
 	}
 	kernel := filepath.Join(state, "kernel")
 	if err := os.WriteFile(kernel, loopKernel(), 0o644); err != nil {
@@ -93,6 +87,15 @@ func newBench(t *testing.T) *bench {
 		}
 	})
 	return b
+}
+
+// runAsOther gives the VM a user of its own.
+func (b *bench) runAsOther(t *testing.T) {
+	t.Helper()
+	b.spec.UID, b.spec.GID = testUID, testUID
+	if err := os.Chown(vmm.DisksDir(b.spec.Dir), testUID, testUID); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (b *bench) notify(n vmm.Notice) { b.notices <- n }
@@ -163,12 +166,12 @@ func (b *bench) exit(t *testing.T, m *Machine) vmm.Exit {
 
 func TestLife(t *testing.T) {
 	b := newBench(t)
-	b.spec.Disks = []vmm.Disk{{Path: filepath.Join(b.spec.Dir, vmm.DiskWork), Format: "qcow2", Size: 8 << 20}}
+	b.spec.Disks = []vmm.Disk{{Path: vmm.DiskPath(b.spec.Dir, vmm.DiskWork), Format: "qcow2", Size: 8 << 20}}
 	base := filepath.Join(b.spec.Dir, "base,=.img")
 	if err := os.WriteFile(base, make([]byte, 3<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	overlay := filepath.Join(b.spec.Dir, vmm.DiskOverlay)
+	overlay := vmm.DiskPath(b.spec.Dir, vmm.DiskOverlay)
 	b.spec.Disks = append(b.spec.Disks, vmm.Disk{Path: overlay, Format: "qcow2", Base: base, BaseFormat: "raw"})
 	b.spec.NIC = vmm.NIC{Mode: vmm.NetUser, MAC: "02:00:00:00:00:07"}
 	ctx := within(t, 30*time.Second)
@@ -288,13 +291,24 @@ func TestStoppedProcessHangsNobody(t *testing.T) {
 
 func TestStartRefused(t *testing.T) {
 	b := newBench(t)
-	b.spec.Image.Kernel = "/nonexistent/kernel"
-	_, err := b.Start(within(t, 60*time.Second), b.spec, b.notify)
-	if err == nil || !strings.Contains(err.Error(), "/nonexistent/kernel") {
-		t.Errorf("not QEMU's own words: %v", err)
+	good := b.spec.Image.Kernel
+	bad := filepath.Join(b.spec.StateDir, "bad")
+	if err := os.WriteFile(bad, []byte("no kernel"), 0o644); err != nil {
+		t.Fatal(err)
 	}
-	if n, s := b.processes(), b.sockets(); n != 0 || s != nil {
-		t.Errorf("left: %d processes, %q", n, s)
+	for _, c := range []struct{ kernel, machine, want string }{
+		{"/nonexistent/kernel", "microvm", "/nonexistent/kernel"},
+		{bad, "q35", "invalid kernel header"},       // QEMU's own words, once it makes the machine
+		{good, "none-such", "Use -machine help to"}, // and before
+	} {
+		b.spec.Image.Kernel, b.host.machine = c.kernel, c.machine
+		_, err := b.Start(within(t, 60*time.Second), b.spec, b.notify)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s on %s: %v; want %q", c.kernel, c.machine, err, c.want)
+		}
+		if n, s := b.processes(), b.sockets(); n != 0 || s != nil {
+			t.Errorf("left: %d processes, %q", n, s)
+		}
 	}
 }
 
@@ -321,10 +335,7 @@ func TestUnprivileged(t *testing.T) {
 		t.Skip("only root can drop privileges: sudo go test")
 	}
 	b := newBench(t)
-	b.spec.UID, b.spec.GID = testUID, testUID
-	if err := os.Chown(b.spec.Dir, testUID, testUID); err != nil {
-		t.Fatal(err)
-	}
+	b.runAsOther(t)
 	m := b.start(t)
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(m.Process().PID) + "/status")
 	if err != nil {
