@@ -127,7 +127,7 @@ func (t *tools) make(ctx context.Context, d vmm.Disk) error {
 	defer os.Remove(from)
 	if d.Base != "" {
 		// The path in the header is for people: -u opens nothing.
-		long, err := virtualSize(vmm.Disk{Path: d.Base, Format: d.BaseFormat}, host.AnyOwner)
+		long, err := baseSize(d)
 		if err == nil {
 			err = t.qemuImg(ctx, "", "create", "-q", "-u", "-f", d.Format, "-b", d.Base, "-F", d.BaseFormat, at(fresh),
 				strconv.FormatInt(max(size, long), 10))
@@ -242,11 +242,25 @@ func virtualSize(d vmm.Disk, owner int) (int64, error) {
 		return 0, err
 	}
 	defer f.Close()
+	return readSize(f, d.Format)
+}
+
+// baseSize is virtualSize of what d is an overlay of.
+func baseSize(d vmm.Disk) (int64, error) {
+	f, err := os.Open(d.Base)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return readSize(f, d.BaseFormat)
+}
+
+func readSize(f *os.File, format string) (int64, error) {
 	info, err := f.Stat()
 	if err != nil {
 		return 0, err
 	}
-	if d.Format == "raw" {
+	if format == "raw" {
 		return info.Size(), nil
 	}
 	var head [32]byte // docs/interop/qcow2.txt of QEMU: magic, ..., size in bytes 24 to 31
