@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 
 	"banger/vmm"
 )
@@ -35,6 +36,9 @@ func (a archive) read(_ *request, n int, off int64) ([]byte, error) {
 }
 
 func (a archive) close() { a.Close() }
+
+// importIdle is how long an import waits for the next write.
+const importIdle = 2 * time.Minute
 
 // maxNameLine bounds the first line of what is imported.
 const maxNameLine = 256
@@ -125,7 +129,7 @@ func (in *intake) begin(name string) {
 		defer in.server.begun.Done()
 		defer close(in.done)
 		defer cancel()
-		_, in.err = in.server.o.Manager.Import(ctx, name, in.owner, &chunks{in: in, ctx: ctx})
+		_, in.err = in.server.o.Manager.Import(ctx, name, in.owner, &chunks{in: in, ctx: ctx, idle: importIdle})
 	}()
 }
 
@@ -145,6 +149,7 @@ func (in *intake) close() {
 type chunks struct {
 	in   *intake
 	ctx  context.Context
+	idle time.Duration
 	have bool
 }
 
@@ -161,11 +166,15 @@ func (c *chunks) Read(p []byte) (int, error) {
 				return 0, errors.Join(c.ctx.Err(), io.ErrUnexpectedEOF)
 			}
 		}
+		late := time.NewTimer(c.idle)
 		select {
 		case <-c.in.more:
 			c.have = true
+		case <-late.C:
+			return 0, fmt.Errorf("nothing was written for %v: %w", c.idle, context.DeadlineExceeded)
 		case <-c.ctx.Done():
 			return 0, errors.Join(c.ctx.Err(), io.ErrUnexpectedEOF)
 		}
+		late.Stop()
 	}
 }

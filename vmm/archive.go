@@ -15,6 +15,8 @@ import (
 	"slices"
 	"time"
 
+	"banger/internal/host"
+
 	"github.com/google/uuid"
 )
 
@@ -24,7 +26,12 @@ const (
 	archiveManifest    = "banger.json"
 	archiveVersion     = 1
 	maxArchiveManifest = 64 << 10
-	importsAtOnce      = 4
+)
+
+// Imports at once, of all users and of one.
+const (
+	importsAtOnce = 32
+	importsOfOne  = 4
 )
 
 type manifest struct {
@@ -162,7 +169,7 @@ func (v *VM) export(ctx context.Context) (_ *Archive, err error) {
 		}
 		a.files = append(a.files, f)
 		h := sha256.New()
-		size, err := io.Copy(h, contextReader{ctx, f})
+		size, err := io.Copy(h, host.NewReader(ctx, f, nil))
 		if err != nil {
 			return nil, err
 		}
@@ -186,32 +193,17 @@ func (v *VM) export(ctx context.Context) (_ *Archive, err error) {
 	return a, nil
 }
 
-// contextReader ends with its context.
-type contextReader struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (r contextReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.Reader.Read(p)
-}
-
 // Import makes a VM of an archive, which may be anybody's: nothing but its settings and its disks is taken from it, and all of it is verified before there is a VM. It
 // reads r to the archive's end and not beyond. An empty name stands for the one that the VM had. After an error, or a crash, nothing is left.
 // ErrInvalid for what is no archive, ErrNotFound if its image is not here, ErrExists, ErrBusy if too many are under way.
 func (m *Manager) Import(ctx context.Context, name string, owner Owner, r io.Reader) (*VM, error) {
-	select {
-	case m.imports <- struct{}{}:
-		defer func() { <-m.imports }()
-	default:
-		return nil, fmt.Errorf("cannot import: %d imports are under way: %w", importsAtOnce, ErrBusy)
+	if !m.imports.Try(owner.UID) {
+		return nil, fmt.Errorf("cannot import: %d imports of one user, or %d of all, are under way: %w", importsOfOne, importsAtOnce, ErrBusy)
 	}
+	defer m.imports.End(owner.UID)
 	id := uuid.NewString()
 	dir := filepath.Join(m.vmsDir, id) // the next start removes it if it has no record
-	v, err := m.importTo(ctx, dir, id, name, owner, contextReader{ctx, r})
+	v, err := m.importTo(ctx, dir, id, name, owner, host.NewReader(ctx, r, nil))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot import: %w", err), os.RemoveAll(dir))
 	}
@@ -235,23 +227,14 @@ func (m *Manager) importTo(ctx context.Context, dir, id, name string, owner Owne
 	}
 	defer m.release(name)
 	spec := &Spec{ID: id, Name: name, StateDir: m.o.StateDir, Dir: dir, Config: *c, Image: *image, Disks: disksOf(dir, c, image), UID: -1, GID: -1}
-	if m.o.VMUIDBase != 0 {
-		spec.UID, spec.GID = m.o.VMUIDBase, m.o.VMUIDBase // no VM's: there is no serial yet
-	}
 	if err := makeDir(spec); err != nil {
 		return nil, err
 	}
-	if err := takeDisks(archive, about, spec); err != nil {
+	if err := takeDisks(ctx, archive, about, spec); err != nil {
 		return nil, err
 	}
 	if len(about.Disks) > 0 {
-		driver, ok := m.drivers[c.VMM].(DiskKeeper)
-		if !ok {
-			return nil, ErrUnsupported
-		}
-		bounded, cancel := context.WithTimeout(ctx, tidyWait)
-		defer cancel()
-		if err := driver.ImportDisks(bounded, spec); err != nil {
+		if err := m.checkDisks(ctx, spec); err != nil {
 			return nil, err
 		}
 	}
@@ -275,7 +258,7 @@ func (m *Manager) importTo(ctx context.Context, dir, id, name string, owner Owne
 func (m *Manager) readManifest(archive *tar.Reader) (*manifest, *Config, *Image, error) {
 	bad := func(why string) error { return fmt.Errorf("it is not an archive of banger: %s: %w", why, ErrInvalid) }
 	h, err := archive.Next()
-	if err != nil || h.Name != archiveManifest || h.Size > maxArchiveManifest {
+	if err != nil || h.Name != archiveManifest || h.Size > maxArchiveManifest || host.Sparse(h) {
 		return nil, nil, nil, bad("it does not begin with " + archiveManifest)
 	}
 	var about manifest
@@ -321,8 +304,65 @@ func (m *Manager) imageLike(about *manifest) (*Image, error) {
 		about.Image, about.ImageDigest, about.ImageSource, here, ErrNotFound)
 }
 
+// checkDisks lets the driver look at imported disks, with a uid of this import's own, and takes them back.
+func (m *Manager) checkDisks(ctx context.Context, spec *Spec) (err error) {
+	driver, ok := m.drivers[spec.Config.VMM].(DiskKeeper)
+	if !ok {
+		return ErrUnsupported
+	}
+	job, err := m.o.Jobs.Begin()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil { // before the uid is given back
+			err = errors.Join(err, job.Kill(), os.RemoveAll(spec.Dir))
+		}
+		err = errors.Join(err, job.End())
+	}()
+	spec.UID, spec.GID = job.UID, job.UID
+	for _, d := range append([]Disk{{Path: DisksDir(spec.Dir)}}, spec.Disks...) {
+		if err := os.Chown(d.Path, spec.UID, spec.GID); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	bounded, cancel := context.WithTimeout(ctx, tidyWait)
+	defer cancel()
+	if err := driver.ImportDisks(bounded, spec); err != nil {
+		return err
+	}
+	return errors.Join(job.Kill(), takeBack(spec))
+}
+
+// takeBack makes the daemon the owner of imported disks. They are to be regular files without another
+// name, and nothing else may be in their directory: a program that reads strangers' disks made them.
+func takeBack(spec *Spec) error {
+	dir := DisksDir(spec.Dir)
+	if err := os.Chown(dir, os.Getuid(), os.Getgid()); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if !slices.ContainsFunc(spec.Disks, func(d Disk) bool { return d.Path == path }) {
+			return fmt.Errorf("what looked at its disks made a file %.64q: %w", e.Name(), ErrInvalid)
+		}
+		file, err := host.OpenRegular(path, os.O_RDONLY, host.AnyOwner)
+		if err != nil {
+			return fmt.Errorf("the disk %.64q is no file of its own (%v): %w", e.Name(), err, ErrInvalid)
+		}
+		if err := errors.Join(file.Chown(os.Getuid(), os.Getgid()), file.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // takeDisks writes the members of the archive that are spec's disks, and nothing else, and compares their digests.
-func takeDisks(archive *tar.Reader, about *manifest, spec *Spec) error {
+func takeDisks(ctx context.Context, archive *tar.Reader, about *manifest, spec *Spec) error {
 	if len(about.Disks) > len(spec.Disks) {
 		return fmt.Errorf("it has %d disks, the VM %d: %w", len(about.Disks), len(spec.Disks), ErrInvalid)
 	}
@@ -337,13 +377,16 @@ func takeDisks(archive *tar.Reader, about *manifest, spec *Spec) error {
 		if err != nil || path == "" || h.Name != d.Name || h.Typeflag != tar.TypeReg || h.Size != d.Size {
 			return fmt.Errorf("%.64q is not the disk that its %s tells of (%v): %w", d.Name, archiveManifest, err, ErrInvalid)
 		}
+		if host.Sparse(h) {
+			return fmt.Errorf("the disk %s has holes that the archive leaves out (a sparse member), as no export has: %w", d.Name, ErrInvalid)
+		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if err != nil {
 			return err
 		}
 		sum := sha256.New()
-		_, err = io.Copy(io.MultiWriter(f, sum), archive)
-		if err := errors.Join(err, f.Chown(spec.UID, spec.GID), f.Sync(), f.Close()); err != nil {
+		_, err = host.CopySparse(ctx, f, io.TeeReader(archive, sum), host.Limit{Read: d.Size})
+		if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 			return err
 		}
 		if hex.EncodeToString(sum.Sum(nil)) != d.SHA256 {

@@ -5,12 +5,16 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -225,5 +229,109 @@ func TestOverlayKeepsItsBase(t *testing.T) {
 	do(t, v, vmm.Kill, nil)
 	if base := v.Snapshot().Base; base != "sha256:new" {
 		t.Errorf("its base is %s", base)
+	}
+}
+
+// sparse is a member of holes only, in the form that GNU tar -S writes: a few bytes that are read as size.
+func sparse(t *testing.T, name string, size int64) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	path := filepath.Join(dir, name)
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("tar", "-C", dir, "--format=posix", "-Scf", "-", name).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// A few KiB do not become a disk of terabytes, and an import ends with its context.
+func TestImportOfBombs(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	dir := t.TempDir()
+	m := open(t, dir, newStore())
+	about := func(size int64) []byte {
+		text := fmt.Sprintf(`{"version":1,"name":"x","image":"builtin","image_digest":"","cpus":1,"memory":134217728,"disk":4096,"vmm":"fake","idle_timeout_nsec":-1,
+			"disks":[{"name":"work.qcow2","size":%d,"sha256":""}]}`, size)
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		if err := w.WriteHeader(&tar.Header{Name: "banger.json", Mode: 0o600, Size: int64(len(text))}); err != nil {
+			t.Fatal(err)
+		}
+		_, err := io.WriteString(w, text)
+		if err := errors.Join(err, w.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	const size = 1 << 40
+	_, err := m.Import(ctx, "bomb", vmm.Owner{}, io.MultiReader(bytes.NewReader(about(size)), bytes.NewReader(sparse(t, "work.qcow2", size))))
+	if !errors.Is(err, vmm.ErrInvalid) || !strings.Contains(err.Error(), "sparse") {
+		t.Errorf("a sparse disk: %v", err)
+	}
+	// The same terabyte of zeros, all of it sent.
+	var head bytes.Buffer
+	if err := tar.NewWriter(&head).WriteHeader(&tar.Header{Name: "work.qcow2", Mode: 0o600, Size: size}); err != nil {
+		t.Fatal(err)
+	}
+	stopped, stop := context.WithCancel(ctx)
+	zeros := host.NewReader(ctx, zeroReader{}, func(int) { stop() })
+	_, err = m.Import(stopped, "bomb", vmm.Owner{}, io.MultiReader(bytes.NewReader(about(size)), &head, zeros))
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("an import that was cancelled: %v", err)
+	}
+	if entries, err := os.ReadDir(filepath.Join(dir, "vms")); err != nil || len(entries) != 0 {
+		t.Errorf("%d directories are left, error %v", len(entries), err)
+	}
+}
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// One user's imports that never end leave room for others', and there is a bound for all together.
+func TestImportsAtOnce(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	m := open(t, t.TempDir(), newStore())
+	ended := make(chan error)
+	begin := func(uid uint32) {
+		r, w := io.Pipe()
+		go func() {
+			_, err := m.Import(ctx, "", vmm.Owner{UID: uid}, r)
+			r.CloseWithError(errors.New("it has ended"))
+			ended <- err
+		}()
+		if _, err := w.Write(make([]byte, 1)); err != nil { // it reads: it has begun
+			t.Errorf("an import of uid %d: %v", uid, err)
+		}
+		context.AfterFunc(ctx, func() { w.CloseWithError(ctx.Err()) })
+	}
+	refused := func(uid uint32) {
+		t.Helper()
+		if _, err := m.Import(ctx, "", vmm.Owner{UID: uid}, strings.NewReader("")); !errors.Is(err, vmm.ErrBusy) {
+			t.Errorf("another import of uid %d: %v", uid, err)
+		}
+	}
+	begun := 0
+	for uid := range uint32(8) {
+		for range 4 {
+			begin(uid)
+			begun++
+		}
+		refused(uid)
+	}
+	refused(8)
+	cancel()
+	for range begun {
+		<-ended
+	}
+	if _, err := m.Import(context.Background(), "", vmm.Owner{UID: 1}, strings.NewReader("")); !errors.Is(err, vmm.ErrInvalid) {
+		t.Errorf("after the others have ended: %v", err)
 	}
 }

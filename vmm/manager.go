@@ -29,6 +29,8 @@ type Options struct {
 	Defaults Config
 	// VMUIDBase, when not 0, runs the VMM of serial N as uid and gid VMUIDBase+N.
 	VMUIDBase int
+	// Jobs are the uids of imports; those below VMUIDBase if nil.
+	Jobs *Jobs
 	// Sweep is how often the idle_timeout sweep looks; 1 s if 0.
 	Sweep time.Duration
 }
@@ -51,7 +53,7 @@ type Manager struct {
 	ctx     context.Context // ends when Close gives up waiting
 	cancel  context.CancelFunc
 	closing chan struct{}  // closed when Close begins
-	imports chan struct{}  // bounds the imports under way
+	imports *Turns         // bounds the imports under way
 	work    sync.WaitGroup // every goroutine of the Manager
 
 	mu       sync.RWMutex // guards the next five
@@ -80,6 +82,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if o.Sweep == 0 {
 		o.Sweep = time.Second
 	}
+	if o.Jobs == nil {
+		o.Jobs = NewJobs(o.VMUIDBase)
+	}
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("cannot tell this boot of the host from others: %w", err)
@@ -90,7 +95,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		bootID:   strings.TrimSpace(string(bootID)),
 		vmsDir:   filepath.Join(o.StateDir, "vms"),
 		closing:  make(chan struct{}),
-		imports:  make(chan struct{}, importsAtOnce),
+		imports:  NewTurns(importsAtOnce, importsOfOne, importsAtOnce),
 		byName:   make(map[string]*VM),
 		taken:    make(map[string]bool),
 		bySerial: make(map[uint64]*VM),

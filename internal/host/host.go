@@ -1,3 +1,0 @@
-// Package host holds what several packages need of Linux. It is a leaf: it imports nothing of
-// banger, starts no goroutine and keeps nothing open.
-package host

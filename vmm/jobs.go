@@ -1,0 +1,94 @@
+package vmm
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"banger/internal/host"
+)
+
+// JobUIDs is how many uids below Options.VMUIDBase belong to jobs.
+const JobUIDs = 1024
+
+// jobEnd bounds the wait for the processes of a job that has ended.
+const jobEnd = 10 * time.Second
+
+// Jobs gives each job that reads what strangers made a uid of its own: an import's qemu-img, a
+// build, the conversion of a disk. No two jobs have the same at a time.
+type Jobs struct {
+	first int // 0: jobs run as the daemon itself
+
+	mu   sync.Mutex // guards what follows
+	busy [JobUIDs]bool
+	next int
+}
+
+// NewJobs returns the jobs of a daemon whose VMs have the uids from vmUIDBase on. With 0 jobs run
+// as the daemon itself.
+func NewJobs(vmUIDBase int) *Jobs {
+	if vmUIDBase == 0 {
+		return &Jobs{}
+	}
+	return &Jobs{first: vmUIDBase - JobUIDs}
+}
+
+// Job is a uid that is in use. Its UID, which is its gid, too, is -1 where jobs run as the daemon.
+type Job struct {
+	UID   int
+	jobs  *Jobs
+	index int
+}
+
+// Begin takes a uid that no other job has. The caller ends the job.
+func (j *Jobs) Begin() (*Job, error) {
+	if j.first == 0 {
+		return &Job{UID: -1}, nil
+	}
+	index, err := j.take()
+	if err != nil {
+		return nil, err
+	}
+	job := &Job{UID: j.first + index, jobs: j, index: index}
+	if err := job.Kill(); err != nil { // what a daemon that was killed has left
+		return nil, err // the uid stays taken
+	}
+	return job, nil
+}
+
+func (j *Jobs) take() (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for range JobUIDs {
+		index := j.next
+		j.next = (j.next + 1) % JobUIDs
+		if !j.busy[index] {
+			j.busy[index] = true
+			return index, nil
+		}
+	}
+	return 0, fmt.Errorf("all %d uids of jobs are in use: %w", JobUIDs, ErrBusy)
+}
+
+// Kill ends all processes of the job. From then on nobody changes the files that it made.
+func (j *Job) Kill() error {
+	if j.jobs == nil {
+		return nil
+	}
+	return host.EndProcesses(j.UID, jobEnd)
+}
+
+// End ends the job's processes and gives its uid back. The caller has removed the job's files, or
+// given them to another uid. A uid whose processes do not end stays taken.
+func (j *Job) End() error {
+	if j.jobs == nil {
+		return nil
+	}
+	if err := j.Kill(); err != nil {
+		return fmt.Errorf("a job goes on: %w", err)
+	}
+	j.jobs.mu.Lock()
+	defer j.jobs.mu.Unlock()
+	j.jobs.busy[j.index] = false
+	return nil
+}

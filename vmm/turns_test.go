@@ -1,0 +1,95 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"testing"
+)
+
+const alice, bob, carol, dave = 1001, 1002, 1003, 1004
+
+// One user's builds leave turns for others, and who waits gets the next one that may be his.
+func TestTurns(t *testing.T) {
+	turns := NewTurns(4, 2, 2)
+	for _, c := range []struct {
+		uid  uint32
+		want bool
+	}{{alice, true}, {alice, true}, {alice, false}, {bob, true}, {bob, false}, {carol, true}, {dave, false}} {
+		if got := turns.Try(c.uid); got != c.want {
+			t.Errorf("uid %d: %v", c.uid, got)
+		}
+	}
+	ctx := context.Background()
+	waits := func(uid uint32) chan error {
+		done, before := make(chan error, 1), len(turns.queue)
+		go func() { done <- turns.Wait(ctx, uid) }()
+		for {
+			turns.mu.Lock()
+			queued := len(turns.queue) > before
+			turns.mu.Unlock()
+			if queued {
+				return done
+			}
+		}
+	}
+	second, first := waits(alice), waits(dave)
+	turns.End(bob)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	turns.End(alice)
+	turns.End(carol)
+	turns.End(dave)
+	if err := <-second; err != nil {
+		t.Error(err)
+	}
+	if turns.used != 2 || turns.held[alice] != 2 || len(turns.held) != 1 {
+		t.Errorf("%d are used, held are %v", turns.used, turns.held)
+	}
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := turns.Wait(ended, alice); !errors.Is(err, context.Canceled) || len(turns.queue) != 0 {
+		t.Errorf("error %v, %d wait", err, len(turns.queue))
+	}
+}
+
+// Two jobs at once have two uids, and a job's uid is given to nobody before its processes are gone.
+func TestJobs(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("run as root")
+	}
+	jobs := NewJobs(1<<30 + 4096)
+	one, err := jobs.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := jobs.Begin()
+	if err != nil || one.UID == two.UID || one.UID < 1<<30+4096-JobUIDs || two.UID >= 1<<30+4096 {
+		t.Fatalf("uids %+v %+v, error %v", one, two, err)
+	}
+	// It leaves its session and its parent, as a program that was taken over does.
+	cmd := exec.Command("sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & setsid sleep 1000 >/dev/null 2>&1 &")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(one.UID), Gid: uint32(one.UID)}}
+	cmd.Dir = "/"
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := one.End(); err != nil {
+		t.Fatal(err)
+	}
+	// pgrep exits with 1 when it finds none.
+	if out, err := exec.Command("pgrep", "-r", "RSDT", "-U", strconv.Itoa(one.UID)).CombinedOutput(); err == nil {
+		t.Errorf("processes of the job go on: %s", out)
+	}
+	if err := two.End(); err != nil {
+		t.Fatal(err)
+	}
+	none, err := NewJobs(0).Begin()
+	if err != nil || none.UID != -1 || none.End() != nil {
+		t.Errorf("without uids of VMs: %+v, %v", none, err)
+	}
+}
