@@ -53,6 +53,9 @@ type flags struct {
 }
 
 func main() {
+	if image.IsWorker() {
+		os.Exit(image.Work())
+	}
 	f, err := parse(os.Args[1:])
 	if err != nil {
 		if !errors.Is(err, flag.ErrHelp) {
@@ -158,8 +161,11 @@ func run(log *slog.Logger, f flags) (err error) {
 		return fmt.Errorf("cannot tell the state directory's instance: %w", err)
 	}
 
-	images, err := image.Open(image.Options{Dir: imagesDir, Log: log,
-		UID:    c.VMUIDBase, // no VM's: they count from 1
+	jobs := vmm.NewJobs(0)
+	if root {
+		jobs = vmm.NewJobs(c.VMUIDBase)
+	}
+	images, err := image.Open(image.Options{Dir: imagesDir, Log: log, Jobs: jobs,
 		Limits: image.Limits{Bytes: int64(c.ImageMaxSize), Files: c.ImageMaxFiles}})
 	if err != nil {
 		return fmt.Errorf("cannot open the images: %w", err)
@@ -172,7 +178,7 @@ func run(log *slog.Logger, f flags) (err error) {
 	if err != nil {
 		return err
 	}
-	o := vmm.Options{StateDir: f.state, Store: records, Drivers: drivers(log, c, f.fake), Network: net, Images: images, Log: log,
+	o := vmm.Options{StateDir: f.state, Store: records, Drivers: drivers(log, c, f.fake), Network: net, Images: images, Jobs: jobs, Log: log,
 		Defaults: vmm.Config{Image: c.Image, CPUs: c.CPUs, Memory: int64(c.Memory), VMM: "qemu", Net: netMode, Isolate: bool(c.Isolate),
 			IdleTimeout: time.Duration(c.IdleTimeout), StopTimeout: time.Duration(c.StopTimeout)}}
 	if root {

@@ -36,6 +36,17 @@ func inBackground(f func() error) error {
 	})
 }
 
+// withoutPrivileges runs f as inBackground does. Programs that it starts gain no rights from what they
+// execute (no_new_privs of prctl(2)).
+func withoutPrivileges(f func() error) error {
+	return inBackground(func() error {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil { // of this thread and its children
+			return err
+		}
+		return f()
+	})
+}
+
 // removeTree removes a directory and what is in it. Without root the remains of a Debian that was being put together belong to
 // other users of this user's namespace, and only mmdebstrap can remove them.
 func removeTree(dir string) error {

@@ -3,9 +3,9 @@ package image
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -28,9 +28,13 @@ const (
 	initMemory    = 256 << 20
 )
 
+// moduleLimit bounds what one kernel module unpacks to; Debian's largest of moduleNames has 200 KB.
+const moduleLimit = 16 << 20
+
 // The files that a machine with a root disk boots, beside the disk.
 const (
 	ownKernelName = "vmlinuz"
+	vmlinuxName   = "vmlinux" // of one that is entered through PVH
 	extraName     = "extra.cpio"
 	initrdName    = "initramfs.cpio"
 )
@@ -129,7 +133,7 @@ func (k *ownKernel) files() (entries []entry, err error) {
 			if err != nil {
 				return nil, err
 			}
-			b, err = readLimited(z)
+			b, err = readLimited(z, moduleLimit)
 			z.Close()
 			if err != nil {
 				return nil, fmt.Errorf("module %s: %w", m, err)
@@ -155,68 +159,41 @@ func (k *ownKernel) isBuiltin(module string) bool {
 	return false
 }
 
-// makeRoot makes the root disk and all that boots it in dir. program is nil where the root's own init runs. progress goes
-// from begin to 1.
-func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program *vmm.Program, begin float64) (*manifest, error) {
-	span := 1 - begin
-	r, err := scan(ctx, layers, j.set.o.Limits, func(f float64) { j.progress(begin + span*0.4*f) })
-	if err != nil {
-		return nil, err
-	}
-	if program != nil && len(program.Args) > 0 && isInit(program.Args[0]) && r.hasInit() {
-		program = nil
-	}
-	if program != nil && len(program.Args) == 0 {
-		program = nil
-	}
-	if program == nil && !r.hasInit() {
-		return nil, fmt.Errorf("it has no /sbin/init and names nothing else to run")
-	}
-	k := r.findKernel()
-	if err := r.write(ctx, dir, func(f float64) { j.progress(begin + span*(0.4+0.6*f)) }); err != nil {
-		return nil, err
-	}
-	m, err := j.makeBoot(dir, k, program)
-	if err != nil {
-		return nil, err
-	}
-	m.Root, m.RootFormat = rootName, "raw"
-	return m, nil
-}
-
-// makeBoot writes into dir what the machine boots, as far as it comes from the image itself: its kernel, if that can be used, and the archive that
-// compose puts behind the built-in image's initramfs.
-func (j *job) makeBoot(dir string, k *ownKernel, program *vmm.Program) (*manifest, error) {
-	m := &manifest{Extra: extraName, Memory: initMemory}
+// makeBoot writes into dir what the machine boots, as far as it comes from the image itself: its
+// kernel, if that can be used, and the archive that compose puts behind the built-in image's initramfs.
+func makeBoot(dir string, k *ownKernel, program *vmm.Program) (outcome, error) {
+	done := outcome{Done: true, Program: program != nil}
 	extra := []entry{fileEntry(strings.TrimPrefix(vmm.RootFile, "/"), 0o644, nil)}
 	if k != nil {
 		if modules, err := k.files(); err != nil {
-			j.set.o.Log.Warn("the image's own kernel cannot be used, the built-in one is", "image", j.item.name, "err", err)
+			done.Warning = oneLine([]byte(err.Error()))
 		} else {
 			extra = append(extra, modules...)
-			m.OwnKernel, m.Kernel = true, ownKernelName
-			image := k.image
+			done.OwnKernel = true
+			name, image := ownKernelName, k.image
 			if vmlinux, err := extractVmlinux(image); err == nil && hasPVHNote(vmlinux) {
-				m.Kernel, image = "vmlinux", vmlinux
+				done.PVH, name, image = true, vmlinuxName, vmlinux
 			}
-			if err := writeSynced(filepath.Join(dir, m.Kernel), image); err != nil {
-				return nil, err
+			if err := writeSynced(filepath.Join(dir, name), image); err != nil {
+				return outcome{}, err
 			}
 		}
 	}
 	if program != nil {
 		text, err := json.Marshal(program)
 		if err != nil {
-			return nil, err
+			return outcome{}, err
 		}
 		extra = append(extra, fileEntry(strings.TrimPrefix(vmm.ProgramFile, "/"), 0o644, text))
-		m.Memory = programMemory
 	}
 	more, err := packInitramfs(extra)
 	if err != nil {
-		return nil, err
+		return outcome{}, err
 	}
-	return m, writeSynced(filepath.Join(dir, extraName), more)
+	if len(more) > extraLimit {
+		return outcome{}, fmt.Errorf("its kernel's modules have more than %d bytes", extraLimit)
+	}
+	return done, writeSynced(filepath.Join(dir, extraName), more)
 }
 
 // compose makes a built image, whose files are in dir, one that boots with the agent of now: it adds what comes from the built-in image.
@@ -232,18 +209,8 @@ func (s *Set) compose(dir string, m *manifest) error {
 			return err
 		}
 	}
-	initrd, err := os.ReadFile(s.path(Builtin, base.Initrd))
-	if err != nil {
-		return err
-	}
-	extra, err := os.ReadFile(filepath.Join(dir, m.Extra))
-	if err != nil {
-		return err
-	}
 	// The kernel unpacks one archive after the other; what is in both is the second's.
-	const align = 512
-	initrd = append(initrd, make([]byte, (align-len(initrd)%align)%align)...)
-	if err := writeSynced(filepath.Join(dir, initrdName), append(initrd, extra...)); err != nil {
+	if err := joinFiles(filepath.Join(dir, initrdName), s.path(Builtin, base.Initrd), filepath.Join(dir, m.Extra)); err != nil {
 		return err
 	}
 	m.Size = 0
@@ -251,6 +218,40 @@ func (s *Set) compose(dir string, m *manifest) error {
 		m.Size += allocated(filepath.Join(dir, name))
 	}
 	return nil
+}
+
+// joinFiles writes two archives one behind the other, the second at a multiple of 512 bytes.
+func joinFiles(to, first, second string) error {
+	const align = 512
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{first, second} {
+		if err := appendFile(f, name, align); err != nil {
+			f.Close()
+			return err
+		}
+	}
+	return closeSynced(f)
+}
+
+// appendFile writes a file's content behind what is in f, at a multiple of align bytes.
+func appendFile(f *os.File, name string, align int64) error {
+	from, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Seek((align-at%align)%align, io.SeekCurrent); err != nil {
+		return err
+	}
+	_, err = io.Copy(f, from)
+	return err
 }
 
 // recompose gives the images that were built with another daemon's built-in image the agent, and perhaps the kernel, of this one's.

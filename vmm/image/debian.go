@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -125,11 +126,11 @@ func (j *job) makeDebian(ctx context.Context, dir, program string, args []string
 	}
 	defer f.Close()
 	h := sha256.New()
-	size, err := io.Copy(h, f)
+	size, err := io.Copy(h, host.NewReader(ctx, f, nil))
 	if err != nil {
 		return nil, err
 	}
-	l := &layer{size: size, open: func() (io.ReadCloser, error) { return os.Open(name) }}
+	l := &layer{size: size, open: func() (io.ReadCloser, error) { return newPiece(f, 0, size, false), nil }}
 	m, err := j.makeRoot(ctx, dir, []*layer{l}, nil, debianDone)
 	if err == nil {
 		m.Digest, m.Created = "sha256:"+hex.EncodeToString(h.Sum(nil)), time.Now().UTC()

@@ -18,9 +18,10 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"banger/internal/host"
+	"banger/vmm"
+
+	"golang.org/x/sys/unix"
 )
 
 // Of disks made elsewhere.
@@ -28,7 +29,6 @@ const (
 	diskRecipe = "disk 1"  // part of the key: it changes when the same disk would become another image
 	diskMemory = 512 << 20 // the least with which a distribution's cloud image is of use, bytes
 	diskLimit  = 1 << 40   // of what a guest sees, bytes
-	diskChunk  = 1 << 20   // read at once, bytes
 )
 
 // Limits of qemu-img, which reads what a user made: address space in KiB and seconds of a CPU. A large disk is read and
@@ -107,29 +107,21 @@ func copyDisk(ctx context.Context, dst, src *os.File, limit int64, progress func
 		return "", fmt.Errorf("it has %d bytes; a disk has 1 to %d", size, int64(diskLimit))
 	}
 	h := sha256.New()
-	buf, zeros := make([]byte, diskChunk), make([]byte, diskChunk)
-	var at, kept int64
-	for at < size {
-		if err := ctx.Err(); err != nil {
-			return "", err
-		}
-		b := buf[:min(int64(len(buf)), size-at)]
-		if _, err := io.ReadFull(src, b); err != nil {
-			return "", fmt.Errorf("cannot read it to its end: %w", err)
-		}
-		h.Write(b)
-		if !bytes.Equal(b, zeros[:len(b)]) {
-			if kept += int64(len(b)); kept > limit {
-				return "", fmt.Errorf("it holds more than %d bytes (image_max_size)", limit)
-			}
-			if _, err := dst.WriteAt(b, at); err != nil {
-				return "", err
-			}
-		}
-		at += int64(len(b))
-		progress(float64(at) / float64(size))
+	read := int64(0)
+	from := host.NewReader(ctx, io.NewSectionReader(src, 0, size), func(n int) {
+		read += int64(n)
+		progress(float64(read) / float64(size))
+	})
+	n, err := host.CopySparse(ctx, dst, io.TeeReader(from, h), host.Limit{Stored: limit})
+	switch {
+	case errors.Is(err, host.ErrTooMuch):
+		return "", fmt.Errorf("it holds more than %d bytes (image_max_size)", limit)
+	case err != nil:
+		return "", err
+	case n != size:
+		return "", errors.New("it was changed while it was read")
 	}
-	return hex.EncodeToString(h.Sum(nil)), dst.Truncate(size)
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // diskFormat says whether a disk is raw or qcow2: as its name says, else as it begins. A qcow2 that leads to other files is refused
@@ -168,50 +160,68 @@ func diskFormat(f *os.File, name string) (string, error) {
 	return "qcow2", nil
 }
 
-// convert makes a plain qcow2 of the copied one in dir. qemu-img runs with limits and, where the daemon is root, as a user who owns
-// nothing but that directory; it dies with the daemon.
-func (j *job) convert(ctx context.Context, dir string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, convertTime)
-	defer cancel()
-	uid := j.set.o.UID
-	if os.Getuid() != 0 {
-		uid = 0
-	}
-	from, to := filepath.Join(dir, "disk"), filepath.Join(dir, "converted")
-	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if uid != 0 {
-		attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}
-		for _, name := range []string{dir, from} {
-			if err := os.Chown(name, uid, uid); err != nil {
-				return "", err
-			}
-		}
-	}
-	// ulimit -f counts 512 bytes in dash and 1024 in bash's sh; it is the coarser guard, settle has the exact one.
-	limits := fmt.Sprintf(`ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
-		convertMemory, convertCPU, j.set.o.Limits.Bytes/512+1)
-	work, err := host.OpenDir(dir) // which is all that its user sees of the state directory
+// convert makes a plain qcow2 of the copied one in dir. qemu-img runs with limits and, where the daemon is root, with a uid of
+// its own, which owns nothing but a directory in dir; it dies with the daemon.
+func (j *job) convert(ctx context.Context, dir string) (_ string, err error) {
+	user, err := j.set.o.Jobs.Begin()
 	if err != nil {
 		return "", err
 	}
-	defer work.Close()
-	const inherited = "/proc/self/fd/3/"
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", limits, "sh", "convert", "-p", "-f", "qcow2", "-O", "qcow2", inherited+"disk", inherited+"converted")
-	cmd.ExtraFiles = []*os.File{work}
+	work := filepath.Join(dir, "work")
+	defer func() { err = errors.Join(err, user.Kill(), os.RemoveAll(work), user.End()) }()
+	from, to := filepath.Join(work, "disk"), filepath.Join(work, "converted")
+	if err := errors.Join(os.Mkdir(work, 0o700), os.Rename(filepath.Join(dir, "disk"), from)); err != nil {
+		return "", err
+	}
+	for _, name := range []string{work, from} {
+		if err := os.Chown(name, user.UID, user.UID); err != nil {
+			return "", err
+		}
+	}
+	if err := j.qemuConvert(ctx, user, work); err != nil {
+		return "", err
+	}
+	if err := user.Kill(); err != nil {
+		return "", err
+	}
+	done := filepath.Join(dir, "converted")
+	if _, err := settle(to, j.set.o.Limits.Bytes); err != nil {
+		return "", err
+	}
+	return done, os.Rename(to, done)
+}
+
+// qemuConvert runs qemu-img in work. That is its working directory from the start: its uid may enter none above.
+func (j *job) qemuConvert(ctx context.Context, user *vmm.Job, work string) error {
+	dir, err := os.Open(work)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	ctx, cancel := context.WithTimeout(ctx, convertTime)
+	defer cancel()
+	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if user.UID >= 0 {
+		attr.Credential = &syscall.Credential{Uid: uint32(user.UID), Gid: uint32(user.UID)}
+	}
+	// ulimit -f counts 512 bytes in dash and 1024 in bash's sh; it is the coarser guard, settle has the exact one.
+	limits := fmt.Sprintf(`cd /proc/self/fd/3 || exit; exec 3<&-; ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
+		convertMemory, convertCPU, j.set.o.Limits.Bytes/512+1)
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", limits, "sh", "convert", "-p", "-f", "qcow2", "-O", "qcow2", "disk", "converted")
 	cmd.Dir, cmd.SysProcAttr, cmd.Env = "/", attr, []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
-	cmd.WaitDelay = time.Second
+	cmd.ExtraFiles, cmd.WaitDelay = []*os.File{dir}, time.Second
 	var said firstWords
 	cmd.Stdout, cmd.Stderr = percents(func(p float64) { j.progress(0.5 + p/200) }), &said
-	if err := cmd.Run(); err != nil {
+	if err := withoutPrivileges(cmd.Run); err != nil {
 		if e := ctx.Err(); e != nil {
-			return "", e
+			return e
 		}
 		if strings.Contains(said.String(), syscall.ENOSPC.Error()) || strings.Contains(said.String(), "No space left") {
-			return "", syscall.ENOSPC
+			return syscall.ENOSPC
 		}
-		return "", fmt.Errorf("qemu-img cannot read it (%w): %s", err, oneLine(said.Bytes()))
+		return fmt.Errorf("qemu-img cannot read it (%w): %s", err, oneLine(said.Bytes()))
 	}
-	return to, nil
+	return nil
 }
 
 // firstWords keeps the first 4 KiB of what a program says.

@@ -28,7 +28,7 @@ const (
 type Options struct {
 	Dir    string // of the images; need not exist yet
 	Limits Limits
-	UID    int          // whom programs run as that read what users made, where the daemon is root; 0: as the daemon itself
+	Jobs   *vmm.Jobs    // uids of builds, which read what users made; nil: builds run as the daemon itself
 	Log    *slog.Logger // slog.Default() if nil
 }
 
@@ -54,7 +54,7 @@ type Set struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	work   sync.WaitGroup
-	slots  chan struct{}
+	slots  *vmm.Turns
 
 	blobs sync.RWMutex // read by builds, written by Collect
 
@@ -93,10 +93,13 @@ func Open(o Options) (*Set, error) {
 	if o.Limits.Bytes == 0 {
 		o.Limits.Bytes = 8 << 30
 	}
+	if o.Jobs == nil {
+		o.Jobs = vmm.NewJobs(0)
+	}
 	if o.Limits.Files == 0 {
 		o.Limits.Files = 500_000
 	}
-	s := &Set{o: o, slots: make(chan struct{}, buildsAtOnce), items: make(map[string]*item), making: make(map[string]chan struct{})}
+	s := &Set{o: o, slots: vmm.NewTurns(buildsOfAll, buildsAtOnce, buildsAtOnce), items: make(map[string]*item), making: make(map[string]chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	fi, err := os.Stat(o.Dir)
 	switch {

@@ -13,8 +13,12 @@ import (
 	"banger/vmm"
 )
 
-// buildsAtOnce bounds the builds side by side.
-const buildsAtOnce = 2
+// buildsAtOnce bounds the builds side by side. A user who has none gets a turn beyond them, up to
+// buildsOfAll: nobody waits for another user's two builds.
+const (
+	buildsAtOnce = 2
+	buildsOfAll  = 4
+)
 
 // tellEvery is by how many percent a build goes on between two events.
 const tellEvery = 10
@@ -24,6 +28,7 @@ type job struct {
 	set    *Set
 	item   *item
 	source source
+	uid    uint32 // of who wrote the source
 	local  *local // what the source's path leads to, nil for a source without one
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -53,7 +58,7 @@ func (s *Set) begin(ctx context.Context, e *item, text string, by vmm.Caller) er
 	if e.name == Builtin {
 		return fmt.Errorf("it is the one that the daemon was installed with; make another: %w", vmm.ErrNotPermitted)
 	}
-	j := &job{set: s, item: e, source: src, begun: time.Now(), ended: make(chan struct{})}
+	j := &job{set: s, item: e, source: src, uid: by.UID, begun: time.Now(), ended: make(chan struct{})}
 	if src.kind.path {
 		if j.local, err = openLocal(src.arg, by); err != nil {
 			return err
@@ -157,12 +162,10 @@ func reason(err error) string {
 
 // runSlot builds when it is the build's turn.
 func (s *Set) runSlot(j *job) error {
-	select {
-	case s.slots <- struct{}{}:
-	case <-j.ctx.Done():
-		return j.ctx.Err()
+	if err := s.slots.Wait(j.ctx, j.uid); err != nil {
+		return err
 	}
-	defer func() { <-s.slots }()
+	defer s.slots.End(j.uid)
 	s.blobs.RLock()
 	defer s.blobs.RUnlock()
 	return inBackground(func() error { return s.build(j) })
@@ -254,6 +257,15 @@ func (s *Set) publish(j *job, m *manifest, built string) error {
 	own := *m
 	own.Created, own.Source = time.Now().UTC(), j.source.text
 	return s.install(e, &own, built)
+}
+
+// owner is part of the key of what is built from files that a user can change meanwhile: nobody else's
+// image shares it. It is empty for what a registry has, whose digests the daemon itself has checked.
+func (j *job) owner() []byte {
+	if j.local == nil {
+		return nil
+	}
+	return fmt.Appendf(nil, "uid %d", j.uid)
 }
 
 // progress tells how much of the build is done, from 0 to 1.

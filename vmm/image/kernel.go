@@ -94,7 +94,7 @@ func unpackGzip(b []byte) ([]byte, error) {
 		return nil, err
 	}
 	r.Multistream(false)
-	return readLimited(r)
+	return readLimited(r, vmlinuxLimit)
 }
 
 func unpackZstd(b []byte) ([]byte, error) {
@@ -103,13 +103,13 @@ func unpackZstd(b []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer r.Close()
-	return readLimited(r)
+	return readLimited(r, vmlinuxLimit)
 }
 
-func readLimited(r io.Reader) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, vmlinuxLimit+1))
-	if err == nil && len(b) > vmlinuxLimit {
-		err = fmt.Errorf("more than %d bytes", vmlinuxLimit)
+func readLimited(r io.Reader, most int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = fmt.Errorf("more than %d bytes", most)
 	}
 	return b, err
 }

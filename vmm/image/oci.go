@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -25,6 +26,7 @@ const (
 	maxJSON     = 4 << 20 // bytes of an index, a manifest or a configuration
 	maxArchive  = 100_000 // files of an archive of images
 	maxIndexing = 3       // indexes of indexes
+	maxNames    = 4 << 20 // bytes of the names in an archive of images
 )
 
 // platform is what images for several are taken for.
@@ -62,7 +64,7 @@ func (i *ociImage) plan(j *job, begin float64) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	parts := [][]byte{[]byte("oci"), []byte(recipeRoot), []byte(i.digest), text}
+	parts := [][]byte{[]byte("oci"), []byte(recipeRoot), []byte(i.digest), text, j.owner()}
 	for n, l := range i.layers {
 		l.diffID = i.config.RootFS.DiffIDs[n].String()
 		parts = append(parts, []byte(l.diffID))
@@ -107,6 +109,7 @@ func openArchive(ctx context.Context, l *local) (*archive, error) {
 		return nil, err
 	}
 	t := tar.NewReader(f) // which seeks over what it does not read
+	names := 0
 	for n := 0; ; n++ {
 		h, err := t.Next()
 		if err == io.EOF {
@@ -114,6 +117,15 @@ func openArchive(ctx context.Context, l *local) (*archive, error) {
 		}
 		if err == nil && n >= maxArchive {
 			err = fmt.Errorf("more than %d files", maxArchive)
+		}
+		if err == nil {
+			names += len(h.Name) + len(h.Linkname)
+			switch {
+			case names > maxNames:
+				err = fmt.Errorf("names of more than %d bytes", maxNames)
+			case host.Sparse(h):
+				err = errSparse
+			}
 		}
 		if err = errors.Join(err, ctx.Err()); err != nil {
 			return nil, fmt.Errorf("not an archive of an image: %w", err)
@@ -135,7 +147,7 @@ func openArchive(ctx context.Context, l *local) (*archive, error) {
 }
 
 // open gives a file of the archive and its size.
-func (a *archive) open(name string) (io.ReadCloser, int64, error) {
+func (a *archive) open(name string) (*piece, int64, error) {
 	if a.local.dir {
 		f, err := a.local.open(name)
 		if err != nil {
@@ -146,7 +158,7 @@ func (a *archive) open(name string) (io.ReadCloser, int64, error) {
 			f.Close()
 			return nil, 0, err
 		}
-		return f, fi.Size(), nil
+		return newPiece(f, 0, fi.Size(), true), fi.Size(), nil
 	}
 	s, ok := a.files[path.Clean("/"+name)]
 	if ok && s.link != "" {
@@ -155,7 +167,7 @@ func (a *archive) open(name string) (io.ReadCloser, int64, error) {
 	if !ok || s.link != "" {
 		return nil, 0, fmt.Errorf("there is no %.200q in it", name)
 	}
-	return io.NopCloser(io.NewSectionReader(a.local.file, s.at, s.size)), s.size, nil
+	return newPiece(a.local.file, s.at, s.size, false), s.size, nil
 }
 
 // read gives a small file of the archive.
@@ -198,8 +210,11 @@ func (a *archive) layer(name, digest string) (*layer, error) {
 	}
 	f.Close()
 	return &layer{size: size, digest: digest, open: func() (io.ReadCloser, error) {
-		f, _, err := a.open(name)
-		return f, err
+		p, _, err := a.open(name)
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
 	}}, nil
 }
 
@@ -326,15 +341,15 @@ func planRootfs(ctx context.Context, j *job) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.Copy(h, &reading{ctx: ctx, r: io.NewSectionReader(j.local.file, 0, fi.Size())}); err != nil {
+	if _, err := io.Copy(h, host.NewReader(ctx, io.NewSectionReader(j.local.file, 0, fi.Size()), nil)); err != nil {
 		return nil, err
 	}
 	sum := "sha256:" + hex.EncodeToString(h.Sum(nil))
 	return &plan{
-		key: digest([]byte("rootfs"), []byte(recipeRoot), []byte(sum)),
+		key: digest([]byte("rootfs"), []byte(recipeRoot), []byte(sum), j.owner()),
 		make: func(ctx context.Context, dir string) (*manifest, error) {
 			l := &layer{size: fi.Size(), digest: sum, open: func() (io.ReadCloser, error) {
-				return io.NopCloser(io.NewSectionReader(j.local.file, 0, fi.Size())), nil
+				return newPiece(j.local.file, 0, fi.Size(), false), nil
 			}}
 			m, err := j.makeRoot(ctx, dir, []*layer{l}, nil, 0)
 			if err == nil {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -155,10 +156,10 @@ func copyLayer(ctx context.Context, to io.Writer, d *v1.Descriptor, fetch func()
 		from.Close()
 	}()
 	h := sha256.New()
-	r := &reading{ctx: ctx, r: io.LimitReader(from, d.Size+1), read: func(n int) {
+	r := host.NewReader(ctx, io.LimitReader(from, d.Size+1), func(n int) {
 		late.Reset(silence)
 		progress(n)
-	}}
+	})
 	n, err := io.Copy(io.MultiWriter(to, h), r)
 	if err != nil {
 		return err
@@ -174,7 +175,13 @@ func (s *Set) cachedLayer(d *v1.Descriptor) *layer {
 	path := s.path(blobsName, layersName, d.Digest.Hex)
 	return &layer{
 		size: d.Size, digest: d.Digest.String(),
-		open: func() (io.ReadCloser, error) { return os.Open(path) },
+		open: func() (io.ReadCloser, error) {
+			f, err := os.Open(path)
+			if err != nil {
+				return nil, err
+			}
+			return newPiece(f, 0, d.Size, true), nil
+		},
 		damaged: func() {
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				s.o.Log.Error("cannot remove a damaged layer", "err", err)

@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 
+	"banger/internal/host"
+
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 )
@@ -31,16 +33,24 @@ const (
 
 // layer is a tar, perhaps compressed, that is read twice: for its names, and for its files.
 type layer struct {
-	open   func() (io.ReadCloser, error)
-	size   int64  // as stored, for the progress; 0 if it is not known
-	digest string // of what is stored, "sha256:..."; empty if it is not known
-	diffID string // of what that unpacks to; empty if it is not known
+	open   func() (io.ReadCloser, error) // in the daemon a *piece
+	size   int64                         // as stored, for the progress; 0 if it is not known
+	digest string                        // of what is stored, "sha256:..."; empty if it is not known
+	diffID string                        // of what that unpacks to; empty if it is not known
 
 	damaged func() // called when it has not the digest it should have; may be nil
 }
 
 // errDamaged is for what does not have its digest.
 var errDamaged = errors.New("damaged")
+
+// damagedLayer is the error of a layer that has not its digest.
+type damagedLayer struct {
+	index int
+	error
+}
+
+func (d *damagedLayer) Unwrap() error { return d.error }
 
 // stream reads a layer's tar and checks its digests at the end.
 type stream struct {
@@ -63,7 +73,7 @@ func openLayer(ctx context.Context, l *layer, most int64, read func(n int)) (*st
 		return nil, err
 	}
 	s := &stream{stored: f, close: func() {}}
-	var stored io.Reader = &reading{ctx: ctx, r: f, read: read}
+	stored := host.NewReader(ctx, f, read)
 	if l.digest != "" {
 		stored = s.check("layer", l.digest, stored)
 	}
@@ -72,7 +82,8 @@ func openLayer(ctx context.Context, l *layer, most int64, read func(n int)) (*st
 		s.stored.Close()
 		return nil, err
 	}
-	s.plain = &limited{s.plain, most}
+	// Some bytes of what is stored may unpack to gigabytes, so this end looks at ctx, too.
+	s.plain = &limited{host.NewReader(ctx, s.plain, nil), most}
 	if l.diffID != "" {
 		s.plain = s.check("unpacked layer", l.diffID, s.plain)
 	}
@@ -132,24 +143,6 @@ func (s *stream) end() error {
 func (s *stream) Close() error {
 	s.close()
 	return s.stored.Close()
-}
-
-// reading ends with the context and counts.
-type reading struct {
-	ctx  context.Context
-	r    io.Reader
-	read func(n int)
-}
-
-func (r *reading) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	n, err := r.r.Read(p)
-	if r.read != nil {
-		r.read(n)
-	}
-	return n, err
 }
 
 // limited is io.LimitReader that tells of more.
@@ -216,11 +209,12 @@ func (r *rootfs) each(ctx context.Context, progress func(float64), f func(i int,
 			s.Close()
 		}
 		if err != nil {
-			if errors.Is(err, errDamaged) && l.damaged != nil {
-				l.damaged()
-			}
+			damaged := errors.Is(err, errDamaged)
 			if len(r.layers) > 1 {
 				err = fmt.Errorf("layer %d of %d: %w", i+1, len(r.layers), err)
+			}
+			if damaged {
+				err = &damagedLayer{i, err}
 			}
 			return err
 		}

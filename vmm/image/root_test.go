@@ -147,6 +147,11 @@ func TestHostileLayers(t *testing.T) {
 			return io.NopCloser(io.MultiReader(all...)), nil
 		}}
 	}
+	// Each entry is one file in 200 directories that nobody has seen before.
+	var forest []tar.Header
+	for i := range 20_001 {
+		forest = append(forest, tar.Header{Name: fmt.Sprintf("%d/%sx", i, strings.Repeat("d/", 198)), Typeflag: tar.TypeReg})
+	}
 	cycle := []tar.Header{{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "b"}, {Name: "b", Typeflag: tar.TypeSymlink, Linkname: "a"}, file("a/x", "x")}
 	// A name with a NUL is written by changing one: no tar.Writer does it.
 	nul := func(h tar.Header) []*layer {
@@ -169,6 +174,8 @@ func TestHostileLayers(t *testing.T) {
 		"long name":         {layersOf(tarOf(t, file(strings.Repeat("n", 256), "x"))), "a name of 256 bytes"},
 		"xattrs": {layersOf(tarOf(t, tar.Header{Name: "x", Typeflag: tar.TypeReg,
 			PAXRecords: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("v", 4000)}})), "extended attributes"},
+		"a forest":         {layersOf(gzipped(tarOf(t, forest...))), "more than 500000 files"},
+		"sparse":           {layersOf(sparseTar(t, "x", 1<<40)), "sparse member"},
 		"a million files":  {[]*layer{many(1_000_000)}, "more than 500000 files"},
 		"10 GB of zeros":   {[]*layer{zeros()}, "more than 8589934592 bytes"},
 		"cut":              {layersOf(tarOf(t, file("x", "0123456789"))[:514]), "EOF"},
@@ -180,6 +187,70 @@ func TestHostileLayers(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
 		}
+	}
+}
+
+// sparseTar has a member of holes only, as GNU tar -S writes it.
+func sparseTar(t *testing.T, name string, size int64) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	path := filepath.Join(dir, name)
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("tar", "-C", dir, "--format=posix", "-Scf", "-", name).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// Directories that a path only implies are files, and a block each.
+func TestMadeDirectoriesCount(t *testing.T) {
+	tr := newTree(Limits{Bytes: 1 << 20, Files: 100})
+	if err := tr.add(&tar.Header{Name: "a/b/c", Typeflag: tar.TypeReg, Size: 5}); err != nil {
+		t.Fatal(err)
+	}
+	if tr.files != 3 || tr.bytes != 2*blockSize+5 || tr.text != 3 {
+		t.Errorf("%d files, %d bytes, %d of text", tr.files, tr.bytes, tr.text)
+	}
+	if err := tr.add(&tar.Header{Name: "x/" + strings.Repeat("d/", 100) + "y", Typeflag: tar.TypeReg}); err == nil {
+		t.Error("101 directories are no 101 files")
+	}
+	tr = newTree(Limits{Bytes: 1 << 20, Files: 100})
+	long := tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("l", 4000)}
+	for range 12 {
+		if err := tr.add(&long); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tr.add(&long); err == nil || !strings.Contains(err.Error(), "names, links and attributes") {
+		t.Errorf("13 long links: %v", err)
+	}
+}
+
+// A layer that empties its directory again and again is looked through once.
+func TestRepeatedWhiteouts(t *testing.T) {
+	tr := newTree(testLimits)
+	add := func(name string) {
+		if err := tr.add(&tar.Header{Name: name, Typeflag: tar.TypeReg}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add("low/old")
+	tr.layer = 1
+	for i := range 20_000 {
+		add(fmt.Sprintf("low/new-%d", i))
+	}
+	begun := time.Now()
+	for range 20_000 {
+		add("low/.wh..wh..opq")
+	}
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if n := tr.follow("low"); len(n.children) != 20_000 || n.children["old"] != nil {
+		t.Errorf("%d names are left", len(n.children))
 	}
 }
 

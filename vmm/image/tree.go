@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"banger/internal/host"
 )
 
 // File types of inodes (inode(7)).
@@ -41,6 +43,7 @@ type node struct {
 	links    int              // names, of what is no directory
 
 	layer, index int // where its content is: the entry's place in the layer, from 0
+	cleared      int // layers that have removed what those below them have in it
 	inode        uint32
 	keep         *[]byte // its content is wanted here, too
 }
@@ -51,9 +54,10 @@ type tree struct {
 	root   *node
 	limits Limits
 
-	layer, index int // of the entry that is added
-	files        int // entries so far, of all layers
-	bytes        int64
+	layer, index int   // of the entry that is added
+	files        int   // entries and made directories so far, of all layers
+	bytes        int64 // of files, and a block of each directory
+	text         int64 // of names, links and attributes
 }
 
 func newTree(limits Limits) *tree {
@@ -62,17 +66,42 @@ func newTree(limits Limits) *tree {
 
 const whiteout = ".wh."
 
-// add takes in the next entry of a layer. What is no part of a root file system is left out; what would lead out of it is an error.
-func (t *tree) add(h *tar.Header) error {
-	if t.files++; t.files > t.limits.Files {
+// treeText bounds names, links and attributes, in bytes for each file that is allowed.
+const treeText = 512
+
+var errSparse = errors.New("a file is stored without its holes (a sparse member); make the tar without --sparse")
+
+// count accounts for a file and its bytes.
+func (t *tree) count(files int, bytes int64) error {
+	if t.files += files; t.files > t.limits.Files {
 		return fmt.Errorf("more than %d files, see image_max_files", t.limits.Files)
 	}
-	if h.Size < 0 || h.Size > t.limits.Bytes-t.bytes {
+	if bytes < 0 || bytes > t.limits.Bytes-t.bytes {
 		return fmt.Errorf("more than %d bytes in files, see image_max_size", t.limits.Bytes)
 	}
-	t.bytes += h.Size
+	t.bytes += bytes
+	return nil
+}
+
+// countText accounts for what is kept of a file beside its content.
+func (t *tree) countText(n int) error {
+	if most := treeText * int64(t.limits.Files); int64(n) > most-t.text {
+		return fmt.Errorf("names, links and attributes of more than %d bytes, see image_max_files", most)
+	}
+	t.text += int64(n)
+	return nil
+}
+
+// add takes in the next entry of a layer. What is no part of a root file system is left out; what would lead out of it is an error.
+func (t *tree) add(h *tar.Header) error {
+	if host.Sparse(h) {
+		return errSparse
+	}
+	if err := t.count(1, h.Size); err != nil {
+		return err
+	}
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo:
+	case tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo:
 	default:
 		return nil // devices, which the guest's own /dev has, and headers of no file
 	}
@@ -91,6 +120,9 @@ func (t *tree) add(h *tar.Header) error {
 		return err
 	}
 	name := parts[len(parts)-1]
+	if err := t.countText(len(name)); err != nil {
+		return err
+	}
 	if hidden, ok := strings.CutPrefix(name, whiteout); ok {
 		t.white(dir, hidden)
 		return nil
@@ -102,9 +134,13 @@ func (t *tree) add(h *tar.Header) error {
 	if h.Typeflag == tar.TypeLink {
 		return t.hardLink(dir, name, h)
 	}
-	if h.Typeflag == tar.TypeDir && old != nil && old.children != nil {
-		t.fill(old, h)
-		return nil
+	if h.Typeflag == tar.TypeDir {
+		if old != nil && old.children != nil {
+			return t.fill(old, h)
+		}
+		if err := t.count(0, blockSize); err != nil {
+			return err
+		}
 	}
 	n := &node{links: 1}
 	if err := t.fill(n, h); err != nil {
@@ -159,6 +195,9 @@ func (t *tree) fill(n *node, h *tar.Header) error {
 		if n.link == "" || len(n.link) >= maxPath {
 			return fmt.Errorf("an impossible symbolic link %.200q", h.Name)
 		}
+		if err := t.countText(len(n.link)); err != nil {
+			return err
+		}
 	case tar.TypeFifo:
 		n.mode |= modeFIFO
 	default:
@@ -180,7 +219,7 @@ func (t *tree) fill(n *node, h *tar.Header) error {
 		}
 		n.xattrs[name] = value
 	}
-	return nil
+	return t.countText(total)
 }
 
 // hardLink gives a file that is there another name.
@@ -239,11 +278,15 @@ func (t *tree) white(dir *node, hidden string) {
 }
 
 // below removes what is in a node and not of this layer, and reports whether nothing of this layer is left, the node itself counted.
+// It looks at what is in a directory once for each layer, whatever the layer repeats.
 func (t *tree) below(n *node) bool {
-	for name, c := range n.children {
-		if t.below(c) {
-			drop(c)
-			delete(n.children, name)
+	if n.cleared <= t.layer {
+		n.cleared = t.layer + 1
+		for name, c := range n.children {
+			if t.below(c) {
+				drop(c)
+				delete(n.children, name)
+			}
 		}
 	}
 	return n.layer != t.layer && len(n.children) == 0
@@ -275,6 +318,9 @@ func (t *tree) walk(parts []string, make bool) (*node, error) {
 		case n == nil:
 			if len(name) > maxName || len(at) > maxDepth {
 				return nil, errors.New("a symbolic link leads to a path that is too long")
+			}
+			if err := errors.Join(t.count(1, blockSize), t.countText(len(name))); err != nil {
+				return nil, err
 			}
 			n = &node{mode: modeDir | 0o755, mtime: epoch, children: map[string]*node{}, links: 1, layer: t.layer, index: -1}
 			here.children[name] = n

@@ -47,7 +47,7 @@ func try(what string, do func() error) {
 
 // process attacks a process, in every way that needs ptrace's rights, and by a signal.
 func process(pid int) {
-	runtime.LockOSThread() // a tracer is a thread
+	runtime.LockOSThread()                                      // a tracer is a thread
 	try("seize", func() error { return unix.PtraceSeize(pid) }) // unlike an attach it stops nobody
 	word := make([]byte, 8)
 	local := []unix.Iovec{{Base: &word[0], Len: 8}}
