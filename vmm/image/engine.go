@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,6 +57,8 @@ type Set struct {
 	work   sync.WaitGroup
 	slots  *vmm.Turns
 
+	transport *http.Transport // to registries, see asker
+
 	blobs sync.RWMutex // read by builds, written by Collect
 
 	mu     sync.Mutex // guards what follows, and the items
@@ -99,7 +102,7 @@ func Open(o Options) (*Set, error) {
 	if o.Limits.Files == 0 {
 		o.Limits.Files = 500_000
 	}
-	s := &Set{o: o, slots: vmm.NewTurns(buildsOfAll, buildsAtOnce, buildsAtOnce), items: make(map[string]*item), making: make(map[string]chan struct{})}
+	s := &Set{o: o, slots: vmm.NewTurns(buildsOfAll, buildsAtOnce, buildsAtOnce), transport: http.DefaultTransport.(*http.Transport), items: make(map[string]*item), making: make(map[string]chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	fi, err := os.Stat(o.Dir)
 	switch {

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"time"
 
 	"banger/internal/host"
 	"banger/vmm"
@@ -27,9 +26,6 @@ import (
 // fetched is how much of a build is done when all layers of a registry's image are there.
 const fetched = 0.5
 
-// silence is how long a registry may send nothing.
-const silence = time.Minute
-
 // checkRegistry wants the registry named, as a name without one could mean anybody's.
 func checkRegistry(arg string) error {
 	host, rest, ok := strings.Cut(arg, "/")
@@ -42,16 +38,7 @@ func checkRegistry(arg string) error {
 	return nil
 }
 
-// plainOnlyHere lets HTTP without TLS go to this host only, whatever a registry redirects to.
-type plainOnlyHere struct{ http.RoundTripper }
-
-func (t plainOnlyHere) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != "https" && !loopback(r.URL.Hostname()) {
-		return nil, fmt.Errorf("%s is not asked without TLS", r.URL.Host)
-	}
-	return t.RoundTripper.RoundTrip(r)
-}
-
+// loopback reports whether a host's name or address means this host itself.
 func loopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
@@ -63,11 +50,12 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	direct := http.DefaultTransport.(*http.Transport).Clone()
-	direct.ResponseHeaderTimeout = silence
-	defer direct.CloseIdleConnections()
+	ctx, cancel := context.WithTimeoutCause(ctx, fetchTime, fmt.Errorf("its layers did not come within %v", fetchTime))
+	defer cancel()
+	ask := newAsker(j.set.transport, ref.Context().RegistryStr())
+	defer ask.direct.CloseIdleConnections()
 	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous), remote.WithPlatform(platform),
-		remote.WithTransport(plainOnlyHere{direct}), remote.WithUserAgent("banger"))
+		remote.WithTransport(ask), remote.WithUserAgent("banger"))
 	if err != nil {
 		var refused *transport.Error
 		if errors.As(err, &refused) && (refused.StatusCode == http.StatusUnauthorized || refused.StatusCode == http.StatusForbidden) {
@@ -92,6 +80,7 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	}
 	var total, done int64
 	for _, d := range m.Layers {
+		ask.layers.Store(d.Digest.String(), d.Size)
 		if total += d.Size; d.Size < 0 || total > j.set.o.Limits.Bytes {
 			return nil, fmt.Errorf("layers of more than %d bytes, see image_max_size", j.set.o.Limits.Bytes)
 		}
@@ -106,20 +95,21 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	}
 	for n, l := range layers {
 		fetch := func() (io.ReadCloser, error) { return l.Compressed() }
-		if err := j.set.fetchLayer(ctx, &m.Layers[n], fetch, progress); err != nil {
-			return nil, fmt.Errorf("cannot fetch layer %d of %d: %w", n+1, len(layers), err)
+		if err := j.set.fetchLayer(ctx, &m.Layers[n], ref.Context().Name(), fetch, progress); err != nil {
+			return nil, fmt.Errorf("cannot fetch layer %d of %d: %w", n+1, len(layers), cause(ctx, err))
 		}
 		i.layers = append(i.layers, j.set.cachedLayer(&m.Layers[n]))
 	}
 	return i.plan(j, fetched)
 }
 
-// fetchLayer gets a layer, unless it is here, checks its digest, and keeps it.
-func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, fetch func() (io.ReadCloser, error), progress func(int)) error {
+// fetchLayer gets a layer of a repository, unless it is here, checks its digest, and keeps it. Nobody waits for
+// another repository, which may be slow, to bring the same.
+func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository string, fetch func() (io.ReadCloser, error), progress func(int)) error {
 	if d.Digest.Algorithm != "sha256" {
 		return fmt.Errorf("its digest is a %.20q; only sha256 is understood", d.Digest.Algorithm)
 	}
-	turn := layersName + "/" + d.Digest.Hex
+	turn := layersName + "/" + d.Digest.Hex + " " + repository
 	if err := s.turn(ctx, turn); err != nil {
 		return err
 	}
@@ -144,27 +134,19 @@ func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, fetch func() (io
 	return errors.Join(os.Rename(f.Name(), to), syncDir(s.path(blobsName, layersName)))
 }
 
-// copyLayer copies exactly the bytes that the descriptor speaks of. A registry that sends nothing for too long is given up.
-func copyLayer(ctx context.Context, to io.Writer, d *v1.Descriptor, fetch func() (io.ReadCloser, error), progress func(int)) error {
+// copyLayer copies exactly the bytes that the descriptor speaks of.
+func copyLayer(ctx context.Context, to *os.File, d *v1.Descriptor, fetch func() (io.ReadCloser, error), progress func(int)) error {
 	from, err := fetch()
 	if err != nil {
 		return err
 	}
-	late := time.AfterFunc(silence, func() { from.Close() })
-	defer func() {
-		late.Stop()
-		from.Close()
-	}()
+	defer from.Close()
 	h := sha256.New()
-	r := host.NewReader(ctx, io.LimitReader(from, d.Size+1), func(n int) {
-		late.Reset(silence)
-		progress(n)
-	})
-	n, err := io.Copy(io.MultiWriter(to, h), r)
-	if err != nil {
+	n, err := host.CopySparse(ctx, to, io.TeeReader(host.NewReader(ctx, from, progress), h), host.Limit{Read: d.Size})
+	if err != nil && !errors.Is(err, host.ErrTooMuch) {
 		return err
 	}
-	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); n != d.Size || got != d.Digest.String() {
+	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); err != nil || n != d.Size || got != d.Digest.String() {
 		return fmt.Errorf("%w: %d bytes with the digest %s, not %d with %s", errDamaged, n, got, d.Size, d.Digest)
 	}
 	return nil
