@@ -92,7 +92,7 @@ var settings = []setting{
 func settingFiles() []file {
 	var rows []file
 	for _, s := range settings {
-		rows = append(rows, file{
+		row := file{
 			name: s.name, mode: 0o640, doc: s.doc,
 			show: func(r *request) ([]byte, error) { return line(s.show(&r.snap().Config)) },
 			store: func(r *request, text string) error {
@@ -103,9 +103,17 @@ func settingFiles() []file {
 					return s.set(c, text)
 				})
 			},
-		})
+		}
+		if s.name == "image" {
+			row.store = imageStore
+		}
+		rows = append(rows, row)
 	}
 	return rows
+}
+
+func imageStore(r *request, text string) error {
+	return r.detached(func(ctx context.Context) error { return r.vm.SetImage(ctx, text) })
 }
 
 func (r *request) configure(change func(*vmm.Config) error) error {

@@ -232,6 +232,66 @@ func TestOverlayKeepsItsBase(t *testing.T) {
 	}
 }
 
+// A VM does not run another image than before because somebody has replaced it.
+func TestImageReplaced(t *testing.T) {
+	ctx := context.Background()
+	set := imageSet{"builtin": {Name: "builtin", Memory: 1, Digest: "sha256:1"}, "c": {Name: "c", Memory: 1, Digest: "sha256:c"},
+		"a": {Name: "a", Memory: 1, Root: "/x", RootFormat: "raw", Digest: "sha256:a"}}
+	replace := func(name, digest string) {
+		i := set[name]
+		i.Digest = digest
+		set[name] = i
+	}
+	m := openWith(t, t.TempDir(), newStore(), set)
+	for _, name := range []string{"builtin", "c", "a"} {
+		v, err := m.Create(ctx, "with-"+name, vmm.Owner{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := v.SetImage(ctx, name); err != nil {
+			t.Fatal(err)
+		}
+		do(t, v, vmm.Start, nil)
+		do(t, v, vmm.Kill, nil)
+		do(t, v, vmm.Start, nil)
+		do(t, v, vmm.Kill, nil)
+		replace(name, "sha256:other")
+		if name == "builtin" { // whoever installs the daemon replaces it
+			do(t, v, vmm.Start, nil)
+			continue
+		}
+		// Also when the VMM, which its guest has taken over, has removed the system disk.
+		if err := os.Remove(filepath.Join(v.Snapshot().Dir, vmm.DiskOverlay)); err != nil && name == "a" {
+			t.Fatal(err)
+		}
+		if err := v.Do(ctx, vmm.Start); !errors.Is(err, vmm.ErrBusy) || !strings.Contains(err.Error(), "write "+name+" to its file image") {
+			t.Errorf("a start with a replaced image: %v", err)
+		}
+		if err := v.TakeSnapshot(ctx, "x"); name == "a" && !errors.Is(err, vmm.ErrBusy) {
+			t.Errorf("a snapshot with a replaced image: %v", err)
+		}
+		// All settings written back are no wish for another image.
+		if err := v.Configure(ctx, func(c *vmm.Config) error { c.CPUs = 3; return nil }); err != nil {
+			t.Error(err)
+		}
+		do(t, v, vmm.Start, vmm.ErrBusy)
+		if err := v.SetImage(ctx, name); err != nil {
+			t.Error(err)
+		}
+		do(t, v, vmm.Start, nil)
+		do(t, v, vmm.Kill, nil)
+		replace(name, "sha256:third")
+		do(t, v, vmm.Start, vmm.ErrBusy)
+		// One that is chosen anew is remembered at its first start.
+		if name == "c" {
+			if err := errors.Join(v.SetImage(ctx, "a"), v.SetImage(ctx, "c")); err != nil {
+				t.Error(err)
+			}
+			do(t, v, vmm.Start, nil)
+		}
+	}
+}
+
 // sparse is a member of holes only, in the form that GNU tar -S writes: a few bytes that are read as size.
 func sparse(t *testing.T, name string, size int64) []byte {
 	t.Helper()

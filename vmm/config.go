@@ -125,6 +125,24 @@ func checkCmdline(c *Config, image *Image) error {
 // ErrInvalid with a sentence; ErrBusy when a setting that is not live would change while the VM is
 // not stopped or failed; a write that changes nothing succeeds always.
 func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
+	return v.configure(ctx, change, false)
+}
+
+// SetImage is Configure of the image. That it is said again takes the image as it is now, if it was replaced since the last start.
+func (v *VM) SetImage(ctx context.Context, name string) error {
+	return v.configure(ctx, func(c *Config) error { c.Image = name; return nil }, true)
+}
+
+// replaced reports whether the VM's image is another than at its last start, and would be its own if the VM took it.
+func (v *VM) replaced(s *Snapshot) bool {
+	if s.Base == "" || s.hasOverlay() {
+		return false
+	}
+	image, err := v.m.o.Images.Image(s.Config.Image)
+	return err == nil && s.checkBase(&image) != nil
+}
+
+func (v *VM) configure(ctx context.Context, change func(*Config) error, takesImage bool) error {
 	var changed []string
 	var before *Snapshot // set when what it says of the network was replaced
 	err := v.updateThen(ctx, func(s *Snapshot) error {
@@ -137,13 +155,17 @@ func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
 			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
 		}
 		s.Config.Publish = formatPublications(all)
-		if s.Config == old {
+		takes := takesImage && s.Config.Image == old.Image && v.replaced(s)
+		if s.Config == old && !takes {
 			return errUnchanged
 		}
 		if err := v.m.checkConfig(&old, &s.Config); err != nil {
 			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
 		}
 		names, live := changedSettings(&old, &s.Config)
+		if takes {
+			names, live = append(names, "image"), false
+		}
 		if !live && s.State != Stopped && s.State != Failed {
 			return fmt.Errorf("cannot change %s of %s while it is %s: stop it first: %w", strings.Join(names, ", "), s.Name, s.State, ErrBusy)
 		}
@@ -152,6 +174,9 @@ func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
 				return fmt.Errorf("cannot change image of %s: its system disk holds what was done over %s: make a new VM, or write %s to its file restore, which discards that: %w",
 					s.Name, old.Image, resetWord, ErrBusy)
 			}
+		}
+		if takes || s.Config.Image != old.Image && !s.hasOverlay() {
+			s.Base = "" // the next start remembers it
 		}
 		if err := v.admit(&old, s); err != nil {
 			return fmt.Errorf("cannot configure %s: %w", s.Name, err)

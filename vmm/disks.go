@@ -43,13 +43,18 @@ func (s *Snapshot) hasOverlay() bool {
 	return err == nil
 }
 
-// checkBase refuses an image over which the VM's overlay was not made: the two together would be neither disk.
+// checkBase refuses an image that is not the one with which the VM was started before. Its overlay and another image would
+// together be neither disk, and whoever may make images would run in a VM of somebody else.
 func (s *Snapshot) checkBase(image *Image) error {
-	if s.Base == "" || s.Base == image.Digest || !s.hasOverlay() {
+	switch {
+	case s.Base == "", s.Base == image.Digest, image.Name == BuiltinImage:
 		return nil
+	case s.hasOverlay():
+		return fmt.Errorf("its system disk is over an image of digest %s, and %s is now another: make a new VM, or write %s to its file restore, which discards what is on the system disk: %w",
+			s.Base, image.Name, resetWord, ErrBusy)
 	}
-	return fmt.Errorf("its system disk is over an image of digest %s, and %s is now another: make a new VM, or write %s to its file restore, which discards what is on the system disk: %w",
-		s.Base, image.Name, resetWord, ErrBusy)
+	return fmt.Errorf("its image %s was replaced: it had the digest %s at the last start and now has %s: write %s to its file image to take the new one: %w",
+		image.Name, s.Base, image.Digest, image.Name, ErrBusy)
 }
 
 // makeDir makes the VM's directory, which only the daemon enters, and in it that of its disks, which is its user's.

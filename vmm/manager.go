@@ -146,6 +146,7 @@ func (m *Manager) autostart() {
 			defer func() { <-slots }()
 			if err := v.Do(m.ctx, Start); err != nil {
 				m.o.Log.Error("autostart failed", "vm", s.Name, "err", err)
+				v.Fail(err)
 			}
 		})
 	}

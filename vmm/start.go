@@ -85,6 +85,9 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	err = v.enterWith(Starting, func(s *Snapshot) error {
 		s.Run++
 		s.BootID, s.Process = v.m.bootID, Process{}
+		if image.Name != BuiltinImage {
+			s.Base = image.Digest
+		}
 		if bridged {
 			s.Address, s.Address6 = address, v.m.o.Network.Address6(address).Addr()
 			return v.connect(s, s.Config.Publications())

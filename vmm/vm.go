@@ -99,7 +99,7 @@ type Record struct {
 	Process Process
 	Run     uint64 // counts the starts
 	MAC     string
-	Base    string     // digest of the image that the overlay is over; empty if it was never started over one
+	Base    string     // digest of the image at the last start, which the overlay is over; empty if there was none, and for the built-in one
 	Address netip.Addr // leased address, kept until the VM is removed; invalid if none was leased yet
 }
 

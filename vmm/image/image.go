@@ -14,7 +14,7 @@ import (
 )
 
 // Builtin is the name of the image that Build makes.
-const Builtin = "builtin"
+const Builtin = vmm.BuiltinImage
 
 // manifestName is the file that makes a directory an image.
 const manifestName = "image.json"
