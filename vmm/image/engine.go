@@ -67,6 +67,7 @@ type Set struct {
 	last   uint64
 	closed bool
 	making map[string]chan struct{} // keys of plans that are being made, closed when they are
+	opens  map[uint32]int           // paths that are being opened, by uid
 }
 
 // item is an image in memory. name, number, created and own are immutable; the rest is guarded by Set.mu.
@@ -102,7 +103,11 @@ func Open(o Options) (*Set, error) {
 	if o.Limits.Files == 0 {
 		o.Limits.Files = 500_000
 	}
-	s := &Set{o: o, slots: vmm.NewTurns(buildsOfAll, buildsAtOnce, buildsAtOnce), transport: http.DefaultTransport.(*http.Transport), items: make(map[string]*item), making: make(map[string]chan struct{})}
+	s := &Set{
+		o: o, slots: vmm.NewTurns(buildsOfAll, buildsAtOnce, buildsAtOnce),
+		transport: http.DefaultTransport.(*http.Transport),
+		items:     make(map[string]*item), making: make(map[string]chan struct{}), opens: make(map[uint32]int),
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	fi, err := os.Stat(o.Dir)
 	switch {

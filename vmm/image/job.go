@@ -60,7 +60,7 @@ func (s *Set) begin(ctx context.Context, e *item, text string, by vmm.Caller) er
 	}
 	j := &job{set: s, item: e, source: src, uid: by.UID, begun: time.Now(), ended: make(chan struct{})}
 	if src.kind.path {
-		if j.local, err = openLocal(src.arg, by); err != nil {
+		if j.local, err = s.openLocal(src.arg, by); err != nil {
 			return err
 		}
 	}
@@ -69,6 +69,29 @@ func (s *Set) begin(ctx context.Context, e *item, text string, by vmm.Caller) er
 		return err
 	}
 	return nil
+}
+
+// opensAtOnce bounds the paths of one uid that are being opened: a file system of the host's that
+// does not answer keeps a thread for each.
+const opensAtOnce = 4
+
+func (s *Set) openLocal(name string, by vmm.Caller) (*local, error) {
+	s.mu.Lock()
+	if s.opens[by.UID] >= opensAtOnce {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("%d paths of uid %d are being opened and do not answer: %w",
+			opensAtOnce, by.UID, vmm.ErrBusy)
+	}
+	s.opens[by.UID]++
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.opens[by.UID]--; s.opens[by.UID] == 0 {
+			delete(s.opens, by.UID)
+		}
+	}()
+	return openLocal(name, by)
 }
 
 // launch records the build and begins it.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 
 	"banger/vmm"
 
@@ -24,53 +23,91 @@ type rights struct {
 	groups   []uint32
 }
 
-// openLocal opens a path with the caller's rights: a relative one from the caller's working directory, an absolute one
-// from its root. ErrInvalid where that cannot be, ErrAccess or ErrNotFound as the kernel says.
+// openLocal opens a path with the caller's rights: a relative one from the caller's working
+// directory, an absolute one from its root. ErrInvalid where that cannot be, ErrAccess as the
+// kernel says, ErrBusy for a file under a lease.
 func openLocal(name string, by vmm.Caller) (*local, error) {
-	base := by.Dir
-	how := unix.OpenHow{Flags: unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC}
-	if path.IsAbs(name) {
-		base = by.Root
-		how.Resolve = unix.RESOLVE_IN_ROOT
-	}
-	if base == nil {
-		return nil, fmt.Errorf("cannot tell what %.200q is: the process that names it is not to be seen from here: %w", name, vmm.ErrInvalid)
-	}
 	if os.Getuid() != 0 && by.UID != uint32(os.Getuid()) {
 		return nil, fmt.Errorf("this daemon runs as uid %d and can open files for that user only: %w", os.Getuid(), vmm.ErrNotPermitted)
 	}
 	l := &local{rights: rights{by.UID, by.GID, by.Groups}}
-	var err error
-	if l.file, err = l.rights.open(base, name, &how); err != nil {
-		return nil, err
-	}
-	fi, err := l.file.Stat()
-	if err == nil && !fi.Mode().IsRegular() && !fi.IsDir() {
-		err = fmt.Errorf("%.200q is neither a file nor a directory: %w", name, vmm.ErrInvalid)
-	}
+	err := l.rights.do(func() error {
+		found, err := walkTo(by, name)
+		if err != nil {
+			return err
+		}
+		defer found.Close()
+		l.file, l.dir, err = reopen(found, name)
+		return err
+	})
 	if err != nil {
-		l.close()
-		return nil, err
+		return nil, openError(name, err)
 	}
-	l.dir = fi.IsDir()
 	return l, nil
 }
 
-// open opens a regular file below the directory, whose names of it come from who made it: nothing above it, no link out of it.
+// open opens a regular file below the directory, whose names of it come from who made it: nothing
+// above it, no link out of it, nothing on another file system.
 func (l *local) open(name string) (*os.File, error) {
 	how := unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	}
-	f, err := l.rights.open(l.file, name, &how)
+	var f *os.File
+	var dir bool
+	err := l.rights.do(func() error {
+		found, err := openat2(l.file, name, &how)
+		if err != nil {
+			return err
+		}
+		defer found.Close()
+		f, dir, err = reopen(found, name)
+		return err
+	})
 	if err != nil {
-		return nil, err
+		return nil, openError(name, err)
 	}
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+	if dir {
 		f.Close()
 		return nil, fmt.Errorf("%.200q is not a regular file: %w", name, vmm.ErrInvalid)
 	}
 	return f, nil
+}
+
+// reopen opens for reading what an O_PATH descriptor stands for, if that is a file or a directory:
+// to open anything else may wait, or do something.
+func reopen(found *os.File, name string) (f *os.File, dir bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(found.Fd()), &st); err != nil {
+		return nil, false, err
+	}
+	kind := st.Mode & unix.S_IFMT
+	if kind != unix.S_IFREG && kind != unix.S_IFDIR {
+		return nil, false, fmt.Errorf("it is neither a file nor a directory: %w", vmm.ErrInvalid)
+	}
+	path := fmt.Sprintf("/proc/thread-self/fd/%d", found.Fd())
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, false, err
+	}
+	return os.NewFile(uintptr(fd), name), kind == unix.S_IFDIR, nil
+}
+
+// openError is the error of a path that cannot be opened.
+func openError(name string, err error) error {
+	switch {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fmt.Errorf("cannot open %.200q: %w", name, vmm.ErrAccess)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		// Not ErrNotFound: the file that was written to is there.
+		return fmt.Errorf("there is no %.200q: %w", name, vmm.ErrInvalid)
+	case errors.Is(err, unix.EAGAIN):
+		return fmt.Errorf("cannot open %.200q: another program holds a lease on it or renames a part "+
+			"of its path; try again: %w", name, vmm.ErrBusy)
+	case errors.Is(err, vmm.ErrInvalid):
+		return fmt.Errorf("cannot open %.200q: %w", name, err)
+	}
+	return fmt.Errorf("cannot open %.200q (%v): %w", name, err, vmm.ErrInvalid)
 }
 
 // close may be called of nil.
@@ -78,28 +115,6 @@ func (l *local) close() {
 	if l != nil && l.file != nil {
 		l.file.Close()
 	}
-}
-
-// open is openat2(2) with these rights.
-func (r *rights) open(base *os.File, name string, how *unix.OpenHow) (*os.File, error) {
-	var fd int
-	err := r.do(func() (err error) {
-		for {
-			if fd, err = unix.Openat2(int(base.Fd()), name, how); err != unix.EINTR && err != unix.EAGAIN {
-				return err
-			}
-		}
-	})
-	switch {
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return nil, fmt.Errorf("cannot open %.200q: %w", name, vmm.ErrAccess)
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		// Not ErrNotFound: the file that was written to is there.
-		return nil, fmt.Errorf("there is no %.200q: %w", name, vmm.ErrInvalid)
-	case err != nil:
-		return nil, fmt.Errorf("cannot open %.200q (%v): %w", name, err, vmm.ErrInvalid)
-	}
-	return os.NewFile(uintptr(fd), name), nil
 }
 
 // do runs f with these rights on files. The thread ends with it: rights that could not be given back are nobody's.
