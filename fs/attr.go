@@ -143,22 +143,25 @@ func (s raw) chown(r *request, in *fuse.SetAttrIn) error {
 	if r.file != vmRow {
 		return fmt.Errorf("owner and mode are those of the VM's directory: %w", vmm.ErrNotPermitted)
 	}
-	o := r.snap().Owner
-	root := r.uid == 0 || r.uid == s.uid
-	if !root && (r.uid != o.UID || in.Valid&fuse.FATTR_UID != 0 && in.Uid != o.UID) {
-		return fmt.Errorf("cannot change whose %s is: %w", r.snap().Name, vmm.ErrNotPermitted)
-	}
-	if in.Valid&fuse.FATTR_UID != 0 {
-		o.UID = in.Uid
-	}
-	if in.Valid&fuse.FATTR_GID != 0 {
-		o.GID = in.Gid
-	}
-	if in.Valid&fuse.FATTR_MODE != 0 {
-		o.Mode = in.Mode & 0o7777
+	asked := in.SetAttrInCommon // it is the kernel's after the request
+	name, uid, root := r.snap().Name, r.uid, r.isRoot()
+	change := func(o vmm.Owner) (vmm.Owner, error) {
+		if !root && (uid != o.UID || asked.Valid&fuse.FATTR_UID != 0 && asked.Uid != o.UID) {
+			return o, fmt.Errorf("cannot change whose %s is: %w", name, vmm.ErrNotPermitted)
+		}
+		if asked.Valid&fuse.FATTR_UID != 0 {
+			o.UID = asked.Uid
+		}
+		if asked.Valid&fuse.FATTR_GID != 0 {
+			o.GID = asked.Gid
+		}
+		if asked.Valid&fuse.FATTR_MODE != 0 {
+			o.Mode = asked.Mode & 0o7777
+		}
+		return o, nil
 	}
 	defer r.blocking()()
-	return r.detached(func(ctx context.Context) error { return r.vm.Chown(ctx, o) })
+	return r.detached(func(ctx context.Context) error { return r.vm.Chown(ctx, change) })
 }
 
 // chowned makes the kernel ask again whose the files below a VM's directory are, by which it decides who may open them.

@@ -76,7 +76,8 @@ func (s raw) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string) 
 	if in.Flags&exchange != 0 {
 		return s.refusedVM(r.uid, v, fmt.Errorf("cannot exchange %s with %s: %w", from, to, vmm.ErrInvalid))
 	}
-	if err := r.detached(func(ctx context.Context) error { return s.o.Manager.Rename(ctx, from, to) }); err != nil {
+	may := r.mayDelete()
+	if err := r.detached(func(ctx context.Context) error { return s.o.Manager.Rename(ctx, from, to, may) }); err != nil {
 		return s.refusedVM(r.uid, v, err)
 	}
 	return fuse.OK

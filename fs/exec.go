@@ -182,7 +182,7 @@ func (s *session) close() {
 
 // mayUse reports whether the session is the request's own, or the request root's.
 func (r *request) mayUse(s *session) bool {
-	return r.uid == s.uid || r.uid == 0 || r.uid == r.server.uid
+	return r.uid == s.uid || r.isRoot()
 }
 
 // execFind knows clone, and the numbers of the reader's sessions.

@@ -47,7 +47,7 @@ func imageFiles() []file {
 		})
 	}
 	source := image("source", "what it is built from; writing builds it", func(_ *request, i *vmm.ImageInfo) string { return sentence(i.Source) })
-	source.mode, source.store = 0o664, sourceStore
+	source.mode, source.store, source.paths = 0o664, sourceStore, true
 	status := image("status", "empty, building PERCENT, ready or failed REASON", func(_ *request, i *vmm.ImageInfo) string { return imageStatus(i) })
 	status.watch = true
 	return []file{
@@ -92,19 +92,16 @@ func imagesMake(r *request, name string, owner vmm.Owner) error {
 }
 
 func imagesRemove(r *request, name string) error {
-	return r.detached(func(ctx context.Context) error { return r.server.o.Images.Remove(ctx, name) })
+	may := r.mayDelete()
+	return r.detached(func(ctx context.Context) error { return r.server.o.Images.Remove(ctx, name, may) })
 }
 
 func sourceStore(r *request, text string) error {
-	by, err := r.caller()
-	if err != nil {
-		return err
-	}
-	number := r.image
+	by, number := r.opener, r.image
+	by.use() // by what goes on after the write
 	return r.detached(func(ctx context.Context) error {
-		defer by.Root.Close()
-		defer by.Dir.Close()
-		return r.server.o.Images.Build(ctx, number, text, by)
+		defer by.release()
+		return r.server.o.Images.Build(ctx, number, text, *by.Caller)
 	})
 }
 

@@ -71,6 +71,7 @@ type Server struct {
 	eventSizes eventSizes
 	nodes      *nodes
 	sessions   *sessions
+	callers    callers
 	held       *held
 	texts      sync.Map // *text by node
 
@@ -97,6 +98,7 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		nodes:    newNodes(),
 		sessions: newSessions(lingerFor),
 		growing:  growing{open: make(map[uint64]*shared)}, eventSizes: eventSizes{size: make(map[uint64]*eventSize)},
+		callers:  callers{kept: make(map[uint32]int)},
 		refusals: make(map[uint32]string),
 		nudges:   make(chan vmm.Event, vmm.EventHistory),
 	}

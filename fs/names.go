@@ -38,9 +38,9 @@ func vmsMake(r *request, name string, owner vmm.Owner) error {
 }
 
 func vmsRemove(r *request, name string) error {
-	m := r.server.o.Manager
+	m, may := r.server.o.Manager, r.mayDelete()
 	r.vm = m.VM(name)
-	return r.detached(func(ctx context.Context) error { return m.Remove(ctx, name) })
+	return r.detached(func(ctx context.Context) error { return m.Remove(ctx, name, may) })
 }
 
 func portFind(r *request, name string) (entry, bool) {

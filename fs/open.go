@@ -30,7 +30,14 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	}
 	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
-	h := &opened{nonblock: r.nonblock}
+	h := &opened{nonblock: r.nonblock, uid: r.uid, gid: r.gid}
+	if r.file.paths && access != syscall.O_RDONLY {
+		var err error
+		if h.caller, err = r.keptCaller(); err != nil {
+			s.fail(r, err)
+			return errno(err)
+		}
+	}
 	if r.session != nil {
 		if !r.session.hold() {
 			return fuse.ENOENT
@@ -40,7 +47,8 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	if access != syscall.O_WRONLY || r.file.takes {
 		var err error
 		if h.handle, err = s.capture(r, access == syscall.O_RDWR); err != nil {
-			return s.unread(r, err) // rows of sessions do not fail
+			s.letGo(h)
+			return s.unread(r, err)
 		}
 	}
 	switch h.handle.(type) {
@@ -124,7 +132,7 @@ func (s raw) renew(cancel <-chan struct{}, in *fuse.ReadIn, h *opened, g *genera
 	if !code.Ok() {
 		return code
 	}
-	r.nonblock = h.nonblock
+	r.nonblock, r.uid, r.gid = h.nonblock, h.uid, h.gid // who reads may be another
 	c, err := s.text(r)
 	if err != nil {
 		return s.unread(r, err)
@@ -158,9 +166,15 @@ func (s raw) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 	if !code.Ok() {
 		return 0, code
 	}
-	if h := s.handles.get(in.Fh); h != nil {
-		r.nonblock, r.handle = h.nonblock, h.handle
+	h := s.handles.get(in.Fh)
+	if h == nil {
+		return 0, fuse.EBADF
 	}
+	if err := r.checkWriter(h); err != nil {
+		s.fail(r, err)
+		return 0, errno(err)
+	}
+	r.nonblock, r.handle, r.opener = h.nonblock, h.handle, h.caller
 	r.more = in.Offset > 0 || in.Flags&syscall.O_APPEND != 0
 	defer r.blocking()()
 	if r.vm != nil {
@@ -200,16 +214,20 @@ func (s raw) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.OK 
 func (s raw) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
 
 func (s raw) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
-	h := s.handles.drop(in.Fh)
-	if h == nil {
-		return
+	if h := s.handles.drop(in.Fh); h != nil {
+		s.letGo(h)
 	}
+}
+
+// letGo gives back what an open file holds.
+func (s raw) letGo(h *opened) {
 	if h.handle != nil {
 		h.handle.close()
 	}
 	if h.session != nil {
 		h.session.release()
 	}
+	h.caller.release()
 	if h.heeds != 0 {
 		s.held.closed(h.heeds)
 	}
@@ -221,8 +239,10 @@ type opened struct {
 	// As the open said: what fcntl(2) sets later is left aside, because Go's runtime sets it on whatever seems pollable, and a
 	// Go program that writes `start` or reads wait/ means to wait.
 	nonblock bool
-	session  *session // that it keeps alive
-	heeds    uint64   // its node, if whoever has it open is told of changes of health; else 0
+	uid, gid uint32      // whose file it is; nobody else writes to it
+	caller   *keptCaller // of a row of paths opened to be written, else nil
+	session  *session    // that it keeps alive
+	heeds    uint64      // its node, if whoever has it open is told of changes of health; else 0
 	guest    *guestFile
 	guestDir *guestDir
 

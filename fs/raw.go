@@ -19,11 +19,12 @@ type request struct {
 	server   *Server
 	ctx      context.Context
 	file     *file
-	vm       *vmm.VM  // nil above vms/NAME
-	image    uint64   // number of the image, 0 above images/NAME
-	session  *session // of exec/N and what is below it
-	handle   handle   // of a write, what the file was opened to read with
-	answer   []byte   // of a read, room for what it asks for
+	vm       *vmm.VM     // nil above vms/NAME
+	image    uint64      // number of the image, 0 above images/NAME
+	session  *session    // of exec/N and what is below it
+	handle   handle      // of a write, what the file was opened to read with
+	opener   *keptCaller // of a write to a row of paths
+	answer   []byte      // of a read, room for what it asks for
 	param    uint16
 	node     uint64
 	uid, gid uint32

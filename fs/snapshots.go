@@ -61,7 +61,11 @@ func snapshotFiles() []file {
 }
 
 func snapshotsMake(r *request, name string, _ vmm.Owner) error {
-	if err := r.detached(func(ctx context.Context) error { return r.vm.TakeSnapshot(ctx, name) }); err != nil {
+	may, err := r.mayWrite()
+	if err != nil {
+		return err
+	}
+	if err := r.detached(func(ctx context.Context) error { return r.vm.TakeSnapshot(ctx, name, may) }); err != nil {
 		return err
 	}
 	if e, ok := snapshotsFind(r, name); ok {
@@ -71,7 +75,11 @@ func snapshotsMake(r *request, name string, _ vmm.Owner) error {
 }
 
 func snapshotsRemove(r *request, name string) error {
-	return r.detached(func(ctx context.Context) error { return r.vm.RemoveSnapshot(ctx, name) })
+	may, err := r.mayWrite()
+	if err != nil {
+		return err
+	}
+	return r.detached(func(ctx context.Context) error { return r.vm.RemoveSnapshot(ctx, name, may) })
 }
 
 // restoreShow gives nothing: what the disks were put back to says nothing of what they are now.

@@ -17,6 +17,7 @@ type file struct {
 	open  func(*request, bool) (handle, error) // instead of show: streams and growing files; the bool: opened read-write
 	typed func(*request, []byte) (int, error)  // instead of store: what is written is taken as it is, in part maybe
 	takes bool                                 // open is called also for who only writes
+	paths bool                                 // store takes paths of the host, which are its opener's
 	asks  bool                                 // show may wait for the guest
 	files []file                               // of a directory
 	list  func(*request) []entry               // of a directory with names of its own

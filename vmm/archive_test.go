@@ -42,7 +42,7 @@ func TestExportAndImport(t *testing.T) {
 	dir := t.TempDir()
 	m := open(t, dir, newStore())
 	v := withDisk(t, m, "web", "quiet")
-	if err := v.TakeSnapshot(ctx, "empty"); err != nil {
+	if err := v.TakeSnapshot(ctx, "empty", nil); err != nil {
 		t.Fatal(err)
 	}
 	put(t, v, "one")
@@ -176,7 +176,7 @@ func TestImportNeedsItsImage(t *testing.T) {
 		if got := v.Snapshot().Config.Image; got != c.has {
 			t.Errorf("%v: it has the image %s", c, got)
 		}
-		if err := m.Remove(ctx, "x"); err != nil {
+		if err := m.Remove(ctx, "x", nil); err != nil {
 			t.Fatal(err)
 		}
 	}

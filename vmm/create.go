@@ -46,8 +46,9 @@ func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, er
 	return v, nil
 }
 
-// Rename renames a VM. ErrNotFound, ErrBusy unless stopped or failed, ErrExists, ErrInvalid, ErrNameTooLong.
-func (m *Manager) Rename(ctx context.Context, from, to string) error {
+// Rename renames a VM. It does not wait for a transition of the VM. ErrNotFound, ErrBusy unless
+// stopped or failed and idle, ErrExists, ErrInvalid, ErrNameTooLong.
+func (m *Manager) Rename(ctx context.Context, from, to string, may Permit) error {
 	if err := CheckName(to); err != nil {
 		return err
 	}
@@ -59,20 +60,15 @@ func (m *Manager) Rename(ctx context.Context, from, to string) error {
 		return fmt.Errorf("cannot rename %s to %s: %w", from, to, ErrExists)
 	}
 	defer m.release(to)
-	if err := v.rename(ctx, from, to); err != nil {
+	if err := v.rename(ctx, from, to, may); err != nil {
 		return fmt.Errorf("cannot rename %s: %w", from, err)
 	}
 	return nil
 }
 
 // rename gives the VM a name that the caller has taken.
-func (v *VM) rename(ctx context.Context, from, to string) error {
-	err := v.ownDown(ctx, func(s *Snapshot) error {
-		if s.Name != from {
-			return ErrNotFound
-		}
-		return nil
-	})
+func (v *VM) rename(ctx context.Context, from, to string, may Permit) error {
+	err := v.ownDown(ctx, func(s *Snapshot) error { return s.named(from, may) })
 	if err != nil {
 		return err
 	}
@@ -90,13 +86,23 @@ func (v *VM) rename(ctx context.Context, from, to string) error {
 	return nil
 }
 
-// Remove destroys a VM and its disks. ErrNotFound, ErrBusy unless stopped or failed, ErrProtected.
-func (m *Manager) Remove(ctx context.Context, name string) error {
+// named reports why what is asked of the VM by its name cannot be done to it: it has another name
+// now, or may does not permit it.
+func (s *Snapshot) named(name string, may Permit) error {
+	if s.Name != name {
+		return ErrNotFound
+	}
+	return may.ask(s.Owner)
+}
+
+// Remove destroys a VM and its disks. It does not wait for a transition of the VM. ErrNotFound,
+// ErrBusy unless stopped or failed and idle, ErrProtected.
+func (m *Manager) Remove(ctx context.Context, name string, may Permit) error {
 	v := m.VM(name)
 	if v == nil {
 		return fmt.Errorf("cannot remove %s: %w", name, ErrNotFound)
 	}
-	if err := v.remove(ctx); err != nil {
+	if err := v.remove(ctx, name, may); err != nil {
 		return fmt.Errorf("cannot remove %s: %w", name, err)
 	}
 	return nil
@@ -104,8 +110,11 @@ func (m *Manager) Remove(ctx context.Context, name string) error {
 
 // remove destroys the VM: first its record, durably, then what belongs to it; a
 // crash in between leaves a directory without a record, which Open removes.
-func (v *VM) remove(ctx context.Context) error {
+func (v *VM) remove(ctx context.Context, name string, may Permit) error {
 	err := v.ownDown(ctx, func(s *Snapshot) error {
+		if err := s.named(name, may); err != nil {
+			return err
+		}
 		if s.Config.Protected {
 			return fmt.Errorf("write 0 to its file protected first: %w", ErrProtected)
 		}

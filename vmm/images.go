@@ -53,8 +53,9 @@ type ImageStore interface {
 	Build(ctx context.Context, number uint64, source string, by Caller) error
 	// Wait returns when the image is ready, with the time that its build took. ErrGone when it failed, ErrNotFound when it was removed.
 	Wait(ctx context.Context, number uint64) (time.Duration, error)
-	// Remove ends the image's build, if one is under way, and deletes the image. ErrNotFound, ErrBusy while a VM uses it.
-	Remove(ctx context.Context, name string) error
+	// Remove ends the image's build, if one is under way, and deletes the image. It waits for none
+	// of it. ErrNotFound, ErrBusy while a VM uses it.
+	Remove(ctx context.Context, name string, may Permit) error
 	// Refuse keeps the sentence for a refused command to the image, nil for none.
 	Refuse(number uint64, err error)
 	// Blobs counts what builds have left to be used again, Collect removes what no image needs. ErrBusy while images are built.

@@ -234,7 +234,7 @@ func TestLifecycle(t *testing.T) {
 			t.Errorf("event %d has number %d", i, e.Seq)
 		}
 	}
-	if err := m.Remove(context.Background(), "web"); err != nil {
+	if err := m.Remove(context.Background(), "web", nil); err != nil {
 		t.Fatal(err)
 	}
 	do(t, v, vmm.Start, vmm.ErrNotFound)

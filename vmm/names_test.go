@@ -67,13 +67,13 @@ func TestNameOf(t *testing.T) {
 	check("adopted", both)
 	do(t, m.VM("web"), vmm.Stop, nil)
 	check("stopped", map[string]string{"172.30.0.2": "db", "fd00::2": "db"})
-	if err := m.Rename(context.Background(), "web", "www"); err != nil {
+	if err := m.Rename(context.Background(), "web", "www", nil); err != nil {
 		t.Fatal(err)
 	}
 	do(t, m.VM("www"), vmm.Start, nil)
 	check("renamed", map[string]string{"172.30.0.1": "www", "fd00::1": "www", "172.30.0.2": "db", "fd00::2": "db"})
 	do(t, m.VM("db"), vmm.Kill, nil)
-	if err := m.Remove(context.Background(), "db"); err != nil {
+	if err := m.Remove(context.Background(), "db", nil); err != nil {
 		t.Fatal(err)
 	}
 	check("removed", map[string]string{"172.30.0.1": "www", "fd00::1": "www"})

@@ -65,6 +65,9 @@ func (v *VM) publish(change func(*Snapshot)) {
 	change(&s)
 	s.Named = v.m.named.Load()
 	old := v.Snapshot()
+	if s.State != old.State && v.busy != nil {
+		v.busy.shown = s.State == Stopped || s.State == Failed
+	}
 	s.stamp(old)
 	v.snap.Store(&s)
 	v.indexAddresses(old, &s)
@@ -158,43 +161,64 @@ func (v *VM) updateOwned(ctx context.Context, change func(*Snapshot) error) erro
 	return nil
 }
 
-// ownDown takes the turn to write the record of a VM that is stopped or failed
-// and about which no command is under way; it waits for the end of one whose
-// result is shown already. ErrBusy in any other state. claim runs before any
-// other command can begin. Without an error the caller gives the turn back.
+// shownWait bounds the wait for the end of a transition whose result is shown already.
+const shownWait = 100 * time.Millisecond
+
+// turnWait bounds the wait for the turn to write the record, which is held over a commit.
+const turnWait = 2 * time.Second
+
+// ownDown takes the turn to write the record of a VM that is stopped or failed and about which no
+// command is under way. ErrBusy otherwise, at once: who calls it holds a lock of the kernel for
+// which others wait. A transition that has stopped the VM, and has nothing left to do, is waited
+// for a moment. claim runs before any other command can begin. Without an error the caller gives
+// the turn back.
 func (v *VM) ownDown(ctx context.Context, claim func(*Snapshot) error) error {
+	late := fmt.Errorf("a change of it takes long, try again: %w", ErrBusy)
+	ctx, cancel := context.WithTimeoutCause(ctx, turnWait, late)
+	defer cancel()
 	for {
-		select {
-		case v.own <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
+		busy, err := v.claimDown(func(*Snapshot) error { return nil })
+		if err == nil && busy == nil {
+			select {
+			case v.own <- struct{}{}:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			if busy, err = v.claimDown(claim); err == nil && busy == nil {
+				return nil
+			}
+			<-v.own
 		}
-		v.mu.Lock()
-		s, busy, changed := v.Snapshot(), v.busy, v.changedLocked()
-		var err error
-		switch {
-		case v.removed:
-			err = ErrNotFound
-		case s.State != Stopped && s.State != Failed:
-			err = fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
-		case busy == nil:
-			err = claim(s)
-		}
-		v.mu.Unlock()
-		if busy == nil && err == nil {
-			return nil
-		}
-		<-v.own
 		if err != nil {
 			return err
 		}
 		select {
-		case <-changed:
 		case <-busy.done:
+		case <-time.After(shownWait):
+			return fmt.Errorf("its %s is under way, wait for its end: %w", busy.command, ErrBusy)
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}
+}
+
+// claimDown calls claim if the VM is stopped or failed and no command is under way. Otherwise it
+// returns an error, or the transition that has just stopped the VM.
+func (v *VM) claimDown(claim func(*Snapshot) error) (*transition, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s, busy := v.Snapshot(), v.busy
+	switch {
+	case v.removed:
+		return nil, ErrNotFound
+	case s.State != Stopped && s.State != Failed:
+		return nil, fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
+	case busy == nil:
+		return nil, claim(s)
+	case busy.shown:
+		return busy, nil
+	}
+	return nil, fmt.Errorf("its %s is under way, wait for its end: %w", busy.command, ErrBusy)
 }
 
 func (v *VM) gone() bool {
@@ -203,11 +227,11 @@ func (v *VM) gone() bool {
 	return v.removed
 }
 
-// Chown changes the owner; the caller has checked that it may.
-func (v *VM) Chown(ctx context.Context, owner Owner) error {
-	return v.update(ctx, func(s *Snapshot) error {
-		s.Owner = owner
-		return nil
+// Chown changes the owner. change makes the new one of that at the moment, or refuses.
+func (v *VM) Chown(ctx context.Context, change func(Owner) (Owner, error)) error {
+	return v.update(ctx, func(s *Snapshot) (err error) {
+		s.Owner, err = change(s.Owner)
+		return err
 	})
 }
 

@@ -72,7 +72,7 @@ func (s *Snapshot) untidy() bool {
 
 // TakeSnapshot takes a snapshot of all disks, in the state in which the VM is. It returns when it is durable; when ctx ends first it
 // goes on. ErrInvalid, ErrNameTooLong, ErrExists, ErrBusy during a transition, ErrUnsupported for a VM without a disk, ErrNoSpace.
-func (v *VM) TakeSnapshot(ctx context.Context, name string) error {
+func (v *VM) TakeSnapshot(ctx context.Context, name string, may Permit) error {
 	doing := fmt.Sprintf("cannot take the snapshot %.63s of %s", name, v.Snapshot().Name)
 	if err := CheckName(name); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
@@ -80,13 +80,21 @@ func (v *VM) TakeSnapshot(ctx context.Context, name string) error {
 	if name == resetWord {
 		return fmt.Errorf("%s: the word %s written to restore empties the system disk: %w", doing, resetWord, ErrInvalid)
 	}
-	return v.during(ctx, Take, doing, func(ctx context.Context) error { return v.take(ctx, name) })
+	return v.during(ctx, Take, doing, func(ctx context.Context) error {
+		if err := may.ask(v.Snapshot().Owner); err != nil {
+			return err
+		}
+		return v.take(ctx, name)
+	})
 }
 
 // RemoveSnapshot removes a snapshot, whatever the VM does. ErrNotFound, ErrBusy during a transition.
-func (v *VM) RemoveSnapshot(ctx context.Context, name string) error {
+func (v *VM) RemoveSnapshot(ctx context.Context, name string, may Permit) error {
 	doing := fmt.Sprintf("cannot remove the snapshot %.63s of %s", name, v.Snapshot().Name)
 	return v.during(ctx, Drop, doing, func(ctx context.Context) error {
+		if err := may.ask(v.Snapshot().Owner); err != nil {
+			return err
+		}
 		d := v.Snapshot().saved(name)
 		if d == nil {
 			return ErrNotFound

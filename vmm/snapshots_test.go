@@ -72,13 +72,13 @@ func TestSnapshotLife(t *testing.T) {
 	ctx := context.Background()
 	m := open(t, t.TempDir(), newStore())
 	v := withDisk(t, m, "web", "")
-	if err := v.TakeSnapshot(ctx, "empty"); err != nil { // its disks are made for that
+	if err := v.TakeSnapshot(ctx, "empty", nil); err != nil { // its disks are made for that
 		t.Fatal(err)
 	}
 	do(t, v, vmm.Start, nil)
 	ready(t, v)
 	put(t, v, "one")
-	if err := v.TakeSnapshot(ctx, "one"); err != nil {
+	if err := v.TakeSnapshot(ctx, "one", nil); err != nil {
 		t.Fatal(err)
 	}
 	put(t, v, "two")
@@ -86,7 +86,7 @@ func TestSnapshotLife(t *testing.T) {
 		t.Errorf("restore of a running VM: %v", err)
 	}
 	do(t, v, vmm.Pause, nil)
-	if err := v.TakeSnapshot(ctx, "paused"); err != nil {
+	if err := v.TakeSnapshot(ctx, "paused", nil); err != nil {
 		t.Fatal(err)
 	}
 	do(t, v, vmm.Kill, nil)
@@ -105,17 +105,17 @@ func TestSnapshotLife(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]error{"one": vmm.ErrExists, "Big": vmm.ErrInvalid, "reset": vmm.ErrInvalid, strings.Repeat("x", 64): vmm.ErrNameTooLong} {
-		if err := v.TakeSnapshot(ctx, name); !errors.Is(err, want) {
+		if err := v.TakeSnapshot(ctx, name, nil); !errors.Is(err, want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := errors.Join(v.RemoveSnapshot(ctx, "none")); !errors.Is(err, vmm.ErrNotFound) {
+	if err := errors.Join(v.RemoveSnapshot(ctx, "none", nil)); !errors.Is(err, vmm.ErrNotFound) {
 		t.Errorf("removal of none: %v", err)
 	}
 	if err := v.Restore(ctx, "none"); !errors.Is(err, vmm.ErrNotFound) {
 		t.Errorf("restore of none: %v", err)
 	}
-	if err := v.RemoveSnapshot(ctx, "one"); err != nil {
+	if err := v.RemoveSnapshot(ctx, "one", nil); err != nil {
 		t.Error(err)
 	}
 	if names, dirs := snapshots(v); names != "empty paused" || dirs != 2 {
@@ -125,7 +125,7 @@ func TestSnapshotLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := bare.TakeSnapshot(ctx, "one"); !errors.Is(err, vmm.ErrUnsupported) {
+	if err := bare.TakeSnapshot(ctx, "one", nil); !errors.Is(err, vmm.ErrUnsupported) {
 		t.Errorf("of a VM without a disk: %v", err)
 	}
 }
@@ -137,7 +137,7 @@ func TestSnapshotThatFailsLeavesNothing(t *testing.T) {
 		if start {
 			do(t, v, vmm.Start, nil)
 		}
-		if err := v.TakeSnapshot(ctx, "one"); err == nil {
+		if err := v.TakeSnapshot(ctx, "one", nil); err == nil {
 			t.Fatal("it is taken")
 		}
 		if names, dirs := snapshots(v); names != "" || dirs != 0 || len(v.Snapshot().Saved) != 0 {
@@ -151,7 +151,7 @@ func TestSnapshotOfGuestThatDoesNotFreeze(t *testing.T) {
 	v := withDisk(t, open(t, t.TempDir(), newStore()), "web", "fake.freeze=hang")
 	do(t, v, vmm.Start, nil)
 	ready(t, v)
-	if err := v.TakeSnapshot(context.Background(), "one"); err != nil {
+	if err := v.TakeSnapshot(context.Background(), "one", nil); err != nil {
 		t.Fatal(err)
 	}
 	if d := v.Snapshot().Kept()[0]; d.Frozen {
@@ -165,7 +165,7 @@ func TestCommandsDuringSnapshot(t *testing.T) {
 	v := withDisk(t, open(t, t.TempDir(), newStore()), "web", "fake.snapshot=300ms")
 	do(t, v, vmm.Start, nil)
 	taken := make(chan error, 1)
-	go func() { taken <- v.TakeSnapshot(ctx, "one") }()
+	go func() { taken <- v.TakeSnapshot(ctx, "one", nil) }()
 	for len(v.Snapshot().Saved) == 0 {
 		time.Sleep(time.Millisecond)
 	}
@@ -177,7 +177,7 @@ func TestCommandsDuringSnapshot(t *testing.T) {
 		t.Errorf("the stop did not wait: %v", err)
 	}
 	do(t, v, vmm.Start, nil)
-	go func() { taken <- v.TakeSnapshot(ctx, "two") }()
+	go func() { taken <- v.TakeSnapshot(ctx, "two", nil) }()
 	for len(v.Snapshot().Saved) == 1 {
 		time.Sleep(time.Millisecond)
 	}
@@ -197,7 +197,7 @@ func TestSnapshotsAfterCrash(t *testing.T) {
 	m := open(t, dir, store)
 	v := withDisk(t, m, "web", "")
 	for _, name := range []string{"one", "two"} {
-		if err := v.TakeSnapshot(ctx, name); err != nil {
+		if err := v.TakeSnapshot(ctx, name, nil); err != nil {
 			t.Fatal(err)
 		}
 		put(t, v, name)

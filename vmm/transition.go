@@ -14,6 +14,7 @@ type transition struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	err     error
+	shown   bool // it has stopped the VM, or the VM has failed; guarded by VM.mu
 }
 
 func (v *VM) transition() *transition {

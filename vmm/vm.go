@@ -83,6 +83,18 @@ type Owner struct {
 	Mode     uint32 // permission bits of the directory, e.g. 0o755
 }
 
+// Permit decides whether somebody may do something to what belongs to the owner. It is asked at the
+// moment of the change, when the owner cannot become another. It does not block. A nil Permit
+// permits everything.
+type Permit func(Owner) error
+
+func (p Permit) ask(o Owner) error {
+	if p == nil {
+		return nil
+	}
+	return p(o)
+}
+
 // Record is what the store keeps of a VM; all of it survives the daemon.
 type Record struct {
 	Serial  uint64 // given by the store, never reused; node numbers are computed from it

@@ -242,24 +242,30 @@ func (s *Set) Create(ctx context.Context, name string, owner vmm.Owner) (vmm.Ima
 }
 
 // Remove implements vmm.ImageStore.
-func (s *Set) Remove(ctx context.Context, name string) error {
+func (s *Set) Remove(ctx context.Context, name string, may vmm.Permit) error {
 	s.scan()
 	e := s.item(name)
 	if e == nil {
 		return fmt.Errorf("cannot remove image %s: %w", name, vmm.ErrNotFound)
 	}
-	if err := s.remove(ctx, e); err != nil {
+	if err := s.remove(ctx, e, may); err != nil {
 		return fmt.Errorf("cannot remove image %s: %w", name, err)
 	}
 	return nil
 }
 
-func (s *Set) remove(ctx context.Context, e *item) error {
+// removeWait bounds the wait for who changes the image's directory: the caller holds a lock of the
+// kernel for which others wait.
+const removeWait = 2 * time.Second
+
+func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 	if e.name == Builtin {
 		return fmt.Errorf("it is the one that the daemon was installed with: %w", vmm.ErrNotPermitted)
 	}
 	select {
 	case e.own <- struct{}{}:
+	case <-time.After(removeWait):
+		return fmt.Errorf("its files are being put in place, try again: %w", vmm.ErrBusy)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -269,8 +275,13 @@ func (s *Set) remove(ctx context.Context, e *item) error {
 		s.mu.Unlock()
 		return vmm.ErrNotFound
 	}
-	j := e.job
+	j, owner := e.job, e.rec.Owner
 	s.mu.Unlock()
+	if may != nil {
+		if err := may(owner); err != nil {
+			return err
+		}
+	}
 	// A VM that gets the image between this look and its end has never been started with it, and a start will say what it lacks.
 	if users := s.usersOf(e.name); len(users) > 0 {
 		return fmt.Errorf("it is used by %s: %w", strings.Join(users, ", "), vmm.ErrBusy)

@@ -130,12 +130,12 @@ func TestImages(t *testing.T) {
 	u.mu.Lock()
 	u.of["one"] = []string{"web"}
 	u.mu.Unlock()
-	for what, err := range map[string]error{"rmdir": s.Remove(ctx, "one"), "source": s.Build(ctx, one, source, me(t))} {
+	for what, err := range map[string]error{"rmdir": s.Remove(ctx, "one", nil), "source": s.Build(ctx, one, source, me(t))} {
 		if !errors.Is(err, vmm.ErrBusy) || !strings.Contains(err.Error(), "used by web") {
 			t.Errorf("%s of a used image: %v", what, err)
 		}
 	}
-	if err := s.Remove(ctx, "two"); err != nil {
+	if err := s.Remove(ctx, "two", nil); err != nil {
 		t.Error(err)
 	}
 	if c, err := s.Blobs(); err != nil || c.UnusedBytes != 0 || c.Files == 0 {
@@ -144,7 +144,7 @@ func TestImages(t *testing.T) {
 	u.mu.Lock()
 	u.of["one"] = nil
 	u.mu.Unlock()
-	if err := s.Remove(ctx, "one"); err != nil {
+	if err := s.Remove(ctx, "one", nil); err != nil {
 		t.Error(err)
 	}
 	if _, err := s.Wait(ctx, one); !errors.Is(err, vmm.ErrNotFound) {
@@ -156,7 +156,7 @@ func TestImages(t *testing.T) {
 	if c, err := s.Blobs(); err != nil || c.Files != 0 {
 		t.Errorf("%+v, error %v", c, err)
 	}
-	if err := s.Remove(ctx, Builtin); !errors.Is(err, vmm.ErrNotPermitted) {
+	if err := s.Remove(ctx, Builtin, nil); !errors.Is(err, vmm.ErrNotPermitted) {
 		t.Error(err)
 	}
 }
@@ -208,7 +208,7 @@ func TestCancelledBuild(t *testing.T) {
 	if err := s.Build(ctx, number, "rootfs:"+rootTar(t), me(t)); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Remove(ctx, "one"); err != nil {
+	if err := s.Remove(ctx, "one", nil); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()

@@ -1,0 +1,128 @@
+package vmm_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"banger/vmm"
+)
+
+// only permits what belongs to the uid.
+func only(uid uint32) vmm.Permit {
+	return func(o vmm.Owner) error {
+		if o.UID != uid {
+			return vmm.ErrNotPermitted
+		}
+		return nil
+	}
+}
+
+// A name may be another's VM by the time that its removal is asked of the Manager.
+func TestPermitIsAskedAboutTheOwnerOfNow(t *testing.T) {
+	ctx := context.Background()
+	m := open(t, t.TempDir(), newStore())
+	for _, uid := range []uint32{1, 2} {
+		if _, err := m.Create(ctx, "web", vmm.Owner{UID: uid}); err != nil {
+			t.Fatal(err)
+		}
+		if uid == 1 {
+			if err := m.Remove(ctx, "web", only(1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	v := m.VM("web")
+	configure(t, v, func(c *vmm.Config) { c.Disk = 1 << 20 })
+	for what, err := range map[string]error{
+		"remove":   m.Remove(ctx, "web", only(1)),
+		"rename":   m.Rename(ctx, "web", "www", only(1)),
+		"snapshot": v.TakeSnapshot(ctx, "s", only(1)),
+	} {
+		if !errors.Is(err, vmm.ErrNotPermitted) {
+			t.Errorf("%s of another's VM: %v", what, err)
+		}
+	}
+	if err := v.TakeSnapshot(ctx, "s", only(2)); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.RemoveSnapshot(ctx, "s", only(1)); !errors.Is(err, vmm.ErrNotPermitted) {
+		t.Error("removal of another's snapshot:", err)
+	}
+	if s := m.VM("web").Snapshot(); s.Owner.UID != 2 || len(s.Kept()) != 1 {
+		t.Errorf("it is now %+v", s.Record)
+	}
+}
+
+// A change of the owner is made of the owner that is there, not of the one that somebody has seen before.
+func TestChownOfTheOwnerOfNow(t *testing.T) {
+	ctx := context.Background()
+	m := open(t, t.TempDir(), newStore())
+	v := create(t, m, "web", "")
+	var all sync.WaitGroup
+	for _, change := range []func(*vmm.Owner){
+		func(o *vmm.Owner) { o.UID = 7 }, func(o *vmm.Owner) { o.GID = 8 }, func(o *vmm.Owner) { o.Mode = 0o700 },
+	} {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			err := v.Chown(ctx, func(o vmm.Owner) (vmm.Owner, error) { change(&o); return o, nil })
+			if err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	all.Wait()
+	if o := v.Snapshot().Owner; o != (vmm.Owner{UID: 7, GID: 8, Mode: 0o700}) {
+		t.Errorf("owner %+v", o)
+	}
+}
+
+// What is removed is what has the name, not what had it when somebody looked.
+func TestRemoveAndRenameOfOneName(t *testing.T) {
+	ctx := context.Background()
+	m := open(t, t.TempDir(), newStore())
+	for range 200 {
+		create(t, m, "web", "")
+		var renamed, removed error
+		var both sync.WaitGroup
+		both.Add(2)
+		go func() { defer both.Done(); renamed = m.Rename(ctx, "web", "other", nil) }()
+		go func() { defer both.Done(); removed = m.Remove(ctx, "web", nil) }()
+		both.Wait()
+		if (renamed == nil) == (removed == nil) || (renamed == nil) != (m.VM("other") != nil) || m.VM("web") != nil {
+			t.Fatalf("rename: %v; remove: %v; other is %v", renamed, removed, m.VM("other"))
+		}
+		if renamed == nil {
+			if err := m.Remove(ctx, "other", nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// Remove and Rename are called with a lock held for which others wait.
+func TestRemoveDoesNotWait(t *testing.T) {
+	ctx := context.Background()
+	m := open(t, t.TempDir(), newStore())
+	v := withDisk(t, m, "web", "fake.snapshot=5s")
+	taken := make(chan error)
+	go func() { taken <- v.TakeSnapshot(ctx, "s", nil) }()
+	for changed := v.Changed(); len(v.Snapshot().Saved) == 0; changed = v.Changed() {
+		<-changed
+	}
+	began := time.Now()
+	for what, err := range map[string]error{"remove": m.Remove(ctx, "web", nil), "rename": m.Rename(ctx, "web", "www", nil)} {
+		if !errors.Is(err, vmm.ErrBusy) {
+			t.Errorf("%s during a snapshot: %v", what, err)
+		}
+	}
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("both took %v", took)
+	}
+	if err := <-taken; err != nil {
+		t.Error(err)
+	}
+}
