@@ -31,12 +31,7 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 	if r.vm != nil {
 		snap := r.snap()
 		out.Owner = fuse.Owner{Uid: snap.Owner.UID, Gid: snap.Owner.GID}
-		switch f {
-		case vmRow:
-			out.Mode = syscall.S_IFDIR | snap.Owner.Mode&0o7777
-		case fsRow:
-			out.Mode = syscall.S_IFDIR | fsAttr(snap.Owner)
-		}
+		out.Mode = f.fileType() | modeFor(f, snap.Owner)
 		changed, created = snap.Created, snap.Created
 		if t, ok := snap.Changed.Of(strings.TrimSuffix(f.name, ".json")); ok {
 			changed = t
@@ -47,6 +42,7 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 			}
 		}
 		if r.session != nil {
+			out.Mode = f.fileType() | f.mode
 			out.Owner = fuse.Owner{Uid: r.session.uid, Gid: r.session.gid}
 			changed, created = r.session.made, r.session.made
 		}
@@ -61,8 +57,12 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 			changed = s.o.Manager.ListChanged()
 		}
 	}
-	if r.vm == nil && s.o.Group >= 0 && (f == vmsRow || f == imagesRow || f.writable()) {
-		out.Gid = uint32(s.o.Group)
+	if r.vm == nil && (f == vmsRow || f == imagesRow || f.writable()) {
+		if s.o.Group >= 0 {
+			out.Gid = uint32(s.o.Group)
+		} else {
+			out.Mode &^= 0o020 // it would be everybody's whose group is the owner's
+		}
 	}
 	if f.size != nil {
 		size, grown := f.size(r)
@@ -85,6 +85,23 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 		out.Size = uint64(size)
 	}
 	out.Blocks = (out.Size + 511) / 512
+}
+
+// modeFor returns the permission bits of a VM's file: where the VM's directory may be written by a
+// class of users, these have the owner's bits, and otherwise none that change anything.
+func modeFor(f *file, o vmm.Owner) uint32 {
+	if f == vmRow {
+		return o.Mode & 0o7777
+	}
+	mode := f.mode
+	for _, shift := range []uint32{3, 0} { // the group, others
+		if o.Mode>>shift&0o2 != 0 {
+			mode |= f.mode >> 6 & 0o7 << shift
+		} else {
+			mode &^= 0o2 << shift
+		}
+	}
+	return mode
 }
 
 // notKept is a timeout for what the kernel may not keep. A nanosecond would be a tick of its clock, some milliseconds.

@@ -23,17 +23,6 @@ type guestFS struct{ *Server }
 // guestValid is how long the kernel may keep what it is told: the guest changes its files without telling.
 const guestValid = time.Second
 
-// fsAttr gives the mode of the directory that shows a guest's root: who may write the VM may use it.
-func fsAttr(o vmm.Owner) uint32 {
-	mode := uint32(0o700)
-	for _, class := range []struct{ write, all uint32 }{{0o020, 0o070}, {0o002, 0o007}} {
-		if o.Mode&class.write != 0 {
-			mode |= class.all
-		}
-	}
-	return mode
-}
-
 // fsListed reports whether the directory of a VM lists fs.
 func fsListed(s *vmm.Snapshot) bool { return s.Config.ExposeFS && s.State == vmm.Running }
 

@@ -10,7 +10,7 @@ import (
 // file is one row of a directory.
 type file struct {
 	name  string
-	mode  uint32 // permission bits
+	mode  uint32 // permission bits; of a VM's file see modeFor
 	doc   string
 	show  func(*request) ([]byte, error)       // what one open captures
 	store func(*request, string) error         // one write, trimmed
@@ -130,7 +130,7 @@ func vmFiles() []file {
 		fact("name", "the VM's name", func(s *vmm.Snapshot) string { return s.Name }),
 		{name: "ssh_host_key", mode: 0o440, doc: "the guest's public ssh host key", show: func(r *request) ([]byte, error) { return line(r.vm.HostKey()) }},
 		fact("dns", "the name by which the host finds it", (*vmm.Snapshot).DNS),
-		{name: "console", mode: 0o660, doc: "the guest's serial console", open: consoleOpen, typed: consoleType, size: logSize(vmm.ConsoleFile)},
+		{name: "console", mode: 0o600, doc: "the guest's serial console", open: consoleOpen, typed: consoleType, size: logSize(vmm.ConsoleFile)},
 		{name: "log", mode: 0o440, doc: "what the VMM printed and banger did", open: logOf(vmm.LogFile), size: logSize(vmm.LogFile)},
 		{name: "events", mode: 0o440, doc: "this VM's events", open: eventsOpen, size: eventsSize, watch: true, heeds: true},
 		{name: "stats", mode: 0o440, doc: "figures, flat keyed", asks: true, show: statsShow},
@@ -144,8 +144,8 @@ func vmFiles() []file {
 			{name: "NAME", mode: 0o550, kind: dir, doc: "a snapshot", files: snapshotFiles()},
 		}},
 		{name: "restore", mode: 0o640, doc: "takes the name of the snapshot to put the disks back to", show: restoreShow, store: restoreStore},
-		{name: "exec", mode: 0o550, kind: hidden, doc: "commands in the guest", find: execFind, files: []file{
-			{name: "clone", mode: 0o660, doc: "opening it makes a session; gives its number N", open: cloneOpen, typed: cloneType},
+		{name: "exec", mode: 0o500, kind: hidden, doc: "commands in the guest", find: execFind, files: []file{
+			{name: "clone", mode: 0o600, doc: "opening it makes a session; gives its number N", open: cloneOpen, typed: cloneType},
 			{name: "N", mode: 0o700, kind: hidden, doc: "a session", files: []file{
 				{name: "ctl", mode: 0o600, doc: "takes commands; gives N", show: ctlShow, typed: ctlType},
 				{name: "data", mode: 0o600, doc: "the command's output and input", open: dataOpen, typed: dataType},
@@ -156,7 +156,7 @@ func vmFiles() []file {
 		{name: "fs", mode: 0o700, kind: hidden, doc: "the guest's files"},
 		{name: "wait", mode: 0o550, kind: hidden, doc: "what blocks", files: []file{
 			{name: "events", mode: 0o440, doc: "blocks for the VM's next event", open: followOpen, heeds: true},
-			{name: "export", mode: 0o440, doc: "the VM as one file", open: exportOpen},
+			{name: "export", mode: 0o400, doc: "the VM as one file", open: exportOpen},
 			{name: "running", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Running)},
 			{name: "stopped", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Stopped)},
 			{name: "paused", mode: 0o440, doc: "blocks until it is so", open: waitState(vmm.Paused)},

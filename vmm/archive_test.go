@@ -267,7 +267,7 @@ func TestImageReplaced(t *testing.T) {
 		if err := v.Do(ctx, vmm.Start); !errors.Is(err, vmm.ErrBusy) || !strings.Contains(err.Error(), "write "+name+" to its file image") {
 			t.Errorf("a start with a replaced image: %v", err)
 		}
-		if err := v.TakeSnapshot(ctx, "x"); name == "a" && !errors.Is(err, vmm.ErrBusy) {
+		if err := v.TakeSnapshot(ctx, "x", nil); name == "a" && !errors.Is(err, vmm.ErrBusy) {
 			t.Errorf("a snapshot with a replaced image: %v", err)
 		}
 		// All settings written back are no wish for another image.

@@ -74,7 +74,7 @@ func TestWorkerEndsWithItsImage(t *testing.T) {
 			}
 		}
 	}
-	if err := s.Remove(ctx, "large"); err != nil {
+	if err := s.Remove(ctx, "large", nil); err != nil {
 		t.Fatal(err)
 	}
 	removed := time.Now()
