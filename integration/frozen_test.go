@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"context"
 	"io"
 	"net"
 	"os"
@@ -14,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestCrashFrozen kills the daemon while a real guest's file systems stand still for a snapshot, before anything is in the disk and after all is: the
@@ -44,7 +45,7 @@ func TestCrashFrozen(t *testing.T) {
 		{"after", "POST /thaw ", "", 1},  // the disk has the snapshot; the record does not say so yet
 	} {
 		must(t, d.signal(syscall.SIGKILL))
-		between := comeBetween(t, filepath.Join(filepath.Dir(d.disk(t)), "agent"), c.host, c.guest)
+		between := comeBetween(t, pid, filepath.Join(filepath.Dir(d.disk(t)), "..", "agent"), c.host, c.guest)
 		must(t, d.start())
 		must(t, healthy(d, "db"))
 		made := make(chan error, 1)
@@ -63,7 +64,7 @@ func TestCrashFrozen(t *testing.T) {
 		if n := inDisk(t, d); n != c.inDisk {
 			t.Errorf("%s: %d snapshots are in the disk when the daemon dies", c.name, n)
 		}
-		between.end(t)
+		between.stop()
 		must(t, d.start())
 		if state, now := d.read(t, "vms/db/state"), d.read(t, "vms/db/pid"); state != "running" || now != pid {
 			t.Errorf("%s: the VM is %s, process %s", c.name, state, now)
@@ -97,58 +98,96 @@ func TestCrashFrozen(t *testing.T) {
 
 // middle stands between a daemon and an agent, and lets pass what they say until one says what it waits for.
 type middle struct {
-	path, far   string
 	listener    net.Listener
+	far         net.Conn // of the agent, for all connections of the host
 	host, guest string
 	held        chan struct{} // closed when it holds something back
 	hold        sync.Once
-	closing     context.Context
-	close       context.CancelFunc
-	done        chan struct{} // closed when its goroutines have ended
+	work        sync.WaitGroup
+
+	mu   sync.Mutex
+	near net.Conn // of the host, nil before there is one
+	over bool
 }
 
-// comeBetween takes the place of the socket path, until end; what is empty is not waited for.
-func comeBetween(t *testing.T, path, host, guest string) *middle {
+// comeBetween takes the host's connections to the agent of the process, until stop; what is empty is not waited for. The daemon speaks to nobody
+// but that process: so the process's own listening socket is shared, of which QEMU takes one connection at a time. No daemon may run.
+func comeBetween(t *testing.T, pid, path, host, guest string) *middle {
 	t.Helper()
-	m := &middle{path: path, far: path + ".far", host: host, guest: guest, held: make(chan struct{}), done: make(chan struct{})}
-	must(t, os.Rename(path, m.far))
+	socket := borrowAgent(t, pid)
+	defer socket.Close()
+	m := &middle{host: host, guest: guest, held: make(chan struct{})}
 	var err error
-	if m.listener, err = net.Listen("unix", path); err != nil {
+	if m.far, err = net.Dial("unix", path); err != nil {
 		t.Fatal(err)
 	}
-	m.closing, m.close = context.WithCancel(context.Background())
+	waitUntil(t, "QEMU's own connection", func() bool {
+		waiting := []unix.PollFd{{Fd: int32(socket.Fd()), Events: unix.POLLIN}}
+		n, err := unix.Poll(waiting, 0)
+		return err == nil && n == 0
+	})
+	if m.listener, err = net.FileListener(socket); err != nil {
+		t.Fatal(err)
+	}
+	m.work.Add(2)
 	go m.serve()
+	go func() {
+		defer m.work.Done()
+		m.pass(guestSide{m}, m.far, m.guest)
+	}()
 	t.Cleanup(m.stop)
 	return m
 }
 
-// serve joins one connection after the other: an agent has one host.
+// borrowAgent gives a copy of the socket on which a QEMU waits for the agent's host.
+func borrowAgent(t *testing.T, pid string) *os.File {
+	t.Helper()
+	args, err := os.ReadFile("/proc/" + pid + "/cmdline")
+	must(t, err)
+	_, number, _ := strings.Cut(string(args), "socket,id=agent,fd=")
+	number, _, _ = strings.Cut(number, ",")
+	fd, err := strconv.Atoi(number)
+	must(t, err)
+	process, err := strconv.Atoi(pid)
+	must(t, err)
+	pidfd, err := unix.PidfdOpen(process, 0)
+	must(t, err)
+	defer unix.Close(pidfd)
+	if fd, err = unix.PidfdGetfd(pidfd, fd, 0); err != nil {
+		t.Skipf("cannot share QEMU's socket (run the suite as root): %v", err)
+	}
+	return os.NewFile(uintptr(fd), "agent")
+}
+
+// guestSide is where the guest's words go: to the host that is connected now, or nowhere.
+type guestSide struct{ *middle }
+
+func (g guestSide) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	near := g.near
+	g.mu.Unlock()
+	if near != nil {
+		_, _ = near.Write(p) // to one that has gone, or goes
+	}
+	return len(p), nil
+}
+
+// serve takes one connection of the host after the other.
 func (m *middle) serve() {
-	defer close(m.done)
+	defer m.work.Done()
 	for {
 		near, err := m.listener.Accept()
 		if err != nil {
 			return
 		}
-		far, err := net.Dial("unix", m.far)
-		if err != nil {
-			near.Close()
-			continue // the VM has ended
+		m.mu.Lock()
+		m.near = near
+		over := m.over
+		m.mu.Unlock()
+		if !over {
+			m.pass(m.far, near, m.host)
 		}
-		one, cancel := context.WithCancel(m.closing)
-		var both sync.WaitGroup
-		both.Add(2)
-		pass := func(to, from net.Conn, until string) {
-			defer both.Done()
-			defer cancel()
-			m.pass(to, from, until)
-		}
-		go pass(far, near, m.host)
-		go pass(near, far, m.guest)
-		<-one.Done()
 		near.Close()
-		far.Close()
-		both.Wait()
 	}
 }
 
@@ -175,14 +214,13 @@ func (m *middle) pass(to io.Writer, from io.Reader, until string) {
 
 // stop returns when nobody stands between any more.
 func (m *middle) stop() {
-	m.close()
-	m.listener.Close() // which removes its path
-	<-m.done
-}
-
-// end gives the socket back.
-func (m *middle) end(t *testing.T) {
-	t.Helper()
-	m.stop()
-	must(t, os.Rename(m.far, m.path))
+	m.mu.Lock()
+	m.over = true
+	if m.near != nil {
+		m.near.Close()
+	}
+	m.mu.Unlock()
+	m.listener.Close()
+	m.far.Close()
+	m.work.Wait()
 }
