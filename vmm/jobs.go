@@ -2,11 +2,18 @@ package vmm
 
 import (
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
 	"banger/internal/host"
+
+	"golang.org/x/sys/unix"
 )
+
+// jobsFile keeps two daemons of one host from taking the same uid: byte N of it is locked while uid N is in use. The kernel
+// drops the locks of a daemon that dies.
+const jobsFile = "/run/banger.uids"
 
 // JobUIDs is how many uids below Options.VMUIDBase belong to jobs.
 const JobUIDs = 1024
@@ -15,13 +22,14 @@ const JobUIDs = 1024
 const jobEnd = 10 * time.Second
 
 // Jobs gives each job that reads what strangers made a uid of its own: an import's qemu-img, a
-// build, the conversion of a disk. No two jobs have the same at a time.
+// build, the conversion of a disk. No two jobs of a host have the same at a time.
 type Jobs struct {
 	first int // 0: jobs run as the daemon itself
 
-	mu   sync.Mutex // guards what follows
-	busy [JobUIDs]bool
-	next int
+	mu    sync.Mutex // guards what follows
+	locks *os.File   // jobsFile, once it is needed
+	busy  [JobUIDs]bool
+	next  int
 }
 
 // NewJobs returns the jobs of a daemon whose VMs have the uids from vmUIDBase on. With 0 jobs run
@@ -59,15 +67,27 @@ func (j *Jobs) Begin() (*Job, error) {
 func (j *Jobs) take() (int, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.locks == nil {
+		f, err := os.OpenFile(jobsFile, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return 0, fmt.Errorf("cannot tell which uids are in use: %w", err)
+		}
+		j.locks = f
+	}
 	for range JobUIDs {
 		index := j.next
 		j.next = (j.next + 1) % JobUIDs
-		if !j.busy[index] {
+		if !j.busy[index] && j.lock(index, unix.F_WRLCK) == nil { // else another daemon has it
 			j.busy[index] = true
 			return index, nil
 		}
 	}
 	return 0, fmt.Errorf("all %d uids of jobs are in use: %w", JobUIDs, ErrBusy)
+}
+
+// lock takes (F_WRLCK) or gives back (F_UNLCK) the host's lock of a uid; it does not wait.
+func (j *Jobs) lock(index int, kind int16) error {
+	return unix.FcntlFlock(j.locks.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: int64(j.first + index), Len: 1})
 }
 
 // Kill ends all processes of the job. From then on nobody changes the files that it made.
@@ -90,5 +110,5 @@ func (j *Job) End() error {
 	j.jobs.mu.Lock()
 	defer j.jobs.mu.Unlock()
 	j.jobs.busy[j.index] = false
-	return nil
+	return j.jobs.lock(j.index, unix.F_UNLCK)
 }

@@ -71,6 +71,11 @@ func TestJobs(t *testing.T) {
 	if err != nil || one.UID == two.UID || one.UID < 1<<30+4096-JobUIDs || two.UID >= 1<<30+4096 {
 		t.Fatalf("uids %+v %+v, error %v", one, two, err)
 	}
+	// Another daemon of the host, with the same uids, has neither.
+	other, err := NewJobs(1<<30 + 4096).Begin()
+	if err != nil || other.UID == one.UID || other.UID == two.UID {
+		t.Fatalf("uid of another daemon: %+v, error %v", other, err)
+	}
 	// It leaves its session and its parent, as a program that was taken over does.
 	cmd := exec.Command("sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & setsid sleep 1000 >/dev/null 2>&1 &")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(one.UID), Gid: uint32(one.UID)}}
@@ -85,7 +90,11 @@ func TestJobs(t *testing.T) {
 	if out, err := exec.Command("pgrep", "-r", "RSDT", "-U", strconv.Itoa(one.UID)).CombinedOutput(); err == nil {
 		t.Errorf("processes of the job go on: %s", out)
 	}
-	if err := two.End(); err != nil {
+	again, err := NewJobs(1<<30 + 4096).Begin()
+	if err != nil || again.UID != one.UID {
+		t.Errorf("the uid that was given back: %+v, error %v", again, err)
+	}
+	if err := errors.Join(two.End(), other.End(), again.End()); err != nil {
 		t.Fatal(err)
 	}
 	none, err := NewJobs(0).Begin()
