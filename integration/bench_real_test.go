@@ -60,7 +60,7 @@ func newBareQEMU(t *testing.T, commandLine string) *bareQEMU {
 			case <-time.After(time.Millisecond):
 			}
 		}
-	}, true)}
+	}, nil)}
 }
 
 func (q *bareQEMU) end() {

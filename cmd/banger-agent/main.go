@@ -5,15 +5,11 @@ package main
 import (
 	"errors"
 	"log"
-	"net"
 	"os"
 	"os/exec"
 
 	"banger/vmm"
 	"banger/vmm/agent"
-
-	"github.com/mdlayher/vsock"
-	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -45,6 +41,7 @@ func serve(g *guest) error {
 	streams := agent.NewExecs(g.startExec).Streams()
 	streams[vmm.FilesStream] = agent.Files("/")
 	h := agent.Handler(g, streams)
+	gate := new(agent.Gate)
 	ended := make(chan error, 2)
 	channels := 0
 	if path := findPort("/sys", "/dev", agent.PortName); path != "" {
@@ -55,18 +52,15 @@ func serve(g *guest) error {
 		channels++
 		go func() {
 			defer p.Close()
-			ended <- agent.ServePort(p, h)
+			ended <- agent.ServePort(p, gate.PortHandler(h))
 		}()
 	}
-	if _, err := os.Stat("/dev/vsock"); err == nil {
-		var l net.Listener
-		l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, agent.VsockPort, nil)
-		if err != nil {
-			log.Printf("cannot listen on vsock: %v", err)
-		} else {
-			channels++
-			go func() { ended <- agent.Serve(l, h) }()
-		}
+	if l, err := listenVsock(agent.VsockPort); err == nil {
+		channels++
+		gate.Proved = widen
+		go func() { ended <- gate.Serve(hostOnly{l}, h) }()
+	} else if !errors.Is(err, os.ErrNotExist) {
+		log.Printf("cannot listen on vsock: %v", err)
 	}
 	if channels == 0 {
 		return errors.New("no channel to the host: neither a virtio-serial port " + agent.PortName + " nor vsock")

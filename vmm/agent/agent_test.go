@@ -50,12 +50,17 @@ type wire struct {
 	stale []byte // what the next host reads first
 	rest  []byte
 	end   chan struct{}
+	again chan struct{} // the agent is restarted
 }
+
+var errRestart = errors.New("the agent is restarted")
 
 func (w *wire) Read(p []byte) (int, error) {
 	if len(w.rest) == 0 {
 		select {
 		case w.rest = <-w.in:
+		case <-w.again:
+			return 0, errRestart
 		case <-w.end:
 			return 0, net.ErrClosed
 		}
@@ -82,17 +87,23 @@ func (w *wire) Write(p []byte) (int, error) {
 // quiet the guest is not told that the host went.
 func serveGuest(t *testing.T, g vmm.Guest, quiet bool) (path string, w *wire) {
 	t.Helper()
+	return servePort(t, Handler(g, streams), quiet)
+}
+
+func servePort(t *testing.T, h http.Handler, quiet bool) (path string, w *wire) {
+	t.Helper()
 	path = filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w = &wire{in: make(chan []byte), end: make(chan struct{})}
+	w = &wire{in: make(chan []byte), end: make(chan struct{}), again: make(chan struct{})}
 	var wg sync.WaitGroup
 	wg.Add(2)
 	go func() {
 		defer wg.Done()
-		ServePort(w, Handler(g, streams))
+		for ServePort(w, h) == errRestart {
+		}
 	}()
 	go func() {
 		defer wg.Done()
@@ -177,7 +188,7 @@ func TestReconnects(t *testing.T) {
 			w.stale = bytes.Repeat([]byte("HTTP/1.1 200 OK\xff\xfebanger-"), 5000)
 			w.mu.Unlock()
 			for range 10 {
-				c := New(dialUnix(path), true)
+				c := New(dialUnix(path), nil)
 				if _, err := c.Ping(within(t, 10*time.Second)); err != nil {
 					t.Fatal(err)
 				}
@@ -206,7 +217,7 @@ func TestTimeoutSparesOthers(t *testing.T) {
 	noLeak(t)
 	g := &answers{hang: make(chan struct{})}
 	path, _ := serveGuest(t, g, false)
-	c := New(dialUnix(path), true)
+	c := New(dialUnix(path), nil)
 	defer c.Close()
 	if _, err := c.Ping(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
@@ -275,21 +286,24 @@ func TestHostile(t *testing.T) {
 		}
 	}
 	for _, tc := range []struct {
-		name  string
-		muxed bool
-		f     func(net.Conn)
-		want  error
+		name   string
+		proved bool // over vsock
+		f      func(net.Conn)
+		want   error
 	}{
-		{"silent", false, silent, vmm.ErrTimeout},
-		{"silent port", true, silent, vmm.ErrTimeout},
-		{"endless", false, endless, nil},
-		{"headers", false, headers, nil},
-		{"broken", false, body(`[{"port":`), nil},
-		{"deep", false, body(strings.Repeat("[", 1<<20)), nil},
+		{"silent", true, silent, vmm.ErrTimeout},
+		{"silent port", false, silent, vmm.ErrTimeout},
+		{"endless", true, endless, nil},
+		{"headers", true, headers, nil},
+		{"broken", true, body(`[{"port":`), nil},
+		{"deep", true, body(strings.Repeat("[", 1<<20)), nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			noLeak(t)
-			c := New(hostile(t, tc.f), tc.muxed)
+			c := New(hostile(t, tc.f), nil)
+			if tc.proved {
+				c = provedLiar(t, tc.f)
+			}
 			t.Cleanup(func() { c.Close() })
 			d := 10 * time.Second
 			if tc.want != nil {
@@ -352,7 +366,7 @@ func TestBrokenSession(t *testing.T) {
 					conn.Write(marker)
 					tc.then(conn)
 				}
-			}), true)
+			}), nil)
 			t.Cleanup(func() { c.Close() })
 			limit := 10 * time.Second
 			if tc.want == vmm.ErrTimeout {
@@ -423,7 +437,7 @@ func TestFindMarker(t *testing.T) {
 }
 
 func TestGone(t *testing.T) {
-	c := New(dialUnix(filepath.Join(t.TempDir(), "none")), true)
+	c := New(dialUnix(filepath.Join(t.TempDir(), "none")), nil)
 	defer c.Close()
 	if _, err := c.Ping(within(t, 10*time.Second)); !errors.Is(err, vmm.ErrNotRunning) {
 		t.Fatal(err)
@@ -434,24 +448,6 @@ func TestManyListeners(t *testing.T) {
 	b := []byte("[" + strings.Repeat(`{"port":1},`, 99_999) + `{"port":1}]`)
 	if ls, err := parseListeners(b); err != nil || len(ls) != maxListeners {
 		t.Fatalf("%d, %v", len(ls), err)
-	}
-}
-
-func TestServeListener(t *testing.T) {
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- Serve(l, Handler(&answers{}, nil)) }()
-	c := New(dialUnix(l.Addr().String()), false)
-	if err := c.PowerOff(within(t, 10*time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	c.Close()
-	l.Close()
-	if err := <-done; errors.Is(err, http.ErrServerClosed) {
-		t.Fatal(err)
 	}
 }
 
@@ -498,7 +494,7 @@ var streams = map[string]StreamHandler{
 func TestStream(t *testing.T) {
 	noLeak(t)
 	path, _ := serveGuest(t, &answers{}, true)
-	c := New(dialUnix(path), true)
+	c := New(dialUnix(path), nil)
 	var refused *refusal
 	if _, err := c.Stream(within(t, 10*time.Second), "/echo", "no"); !errors.As(err, &refused) || !strings.Contains(err.Error(), "there is no echo") {
 		t.Errorf("a refused stream: %v", err)

@@ -25,15 +25,14 @@ const (
 	maxDiscard   = 16 << 20 // bytes of an earlier session before the nonce comes back
 	// echoWait is how long an unanswered marker stands before the channel is
 	// dialled anew: an agent that was restarted has lost it.
-	echoWait  = 15 * time.Second
-	vsockWait = 100 * time.Millisecond // between attempts while nobody listens yet
+	echoWait = 15 * time.Second
 )
 
 // Client asks the agent of one guest. It implements [vmm.Guest]; all methods
 // may be called from many goroutines.
 type Client struct {
-	dial  func(ctx context.Context) (net.Conn, error)
-	muxed bool
+	dial  func(ctx context.Context) (net.Conn, error) // the port
+	vsock *vsockWay                                   // nil where there is none
 	http  *http.Transport
 	ctx   context.Context // ends with Close
 	stop  context.CancelFunc
@@ -64,7 +63,7 @@ func (s *hostSession) why(err error) error {
 	case s.conn.uninvited.Load():
 		err = errUninvited
 	}
-	return &refusal{"it does not keep to the protocol: " + err.Error()}
+	return &refusal{text: "it does not keep to the protocol: " + err.Error()}
 }
 
 // opening is one attempt at a session, shared by all who wait for it.
@@ -74,11 +73,19 @@ type opening struct {
 	err     error
 }
 
-// New makes a client of the agent that dial reaches. With muxed, one connection
-// is kept and carries all requests (virtio-serial); otherwise dial is called for
-// each (vsock). Nothing is dialled before the first request.
-func New(dial func(ctx context.Context) (net.Conn, error), muxed bool) *Client {
-	c := &Client{dial: dial, muxed: muxed}
+// New makes a client of the agent whose virtio-serial port dial reaches. It keeps one connection
+// there for all requests, except those that go over vsock, if that is not nil. It dials at the
+// first request.
+func New(dial func(ctx context.Context) (net.Conn, error), vsock *Vsock) *Client {
+	c := &Client{dial: dial}
+	if vsock != nil {
+		way, err := newVsockWay(vsock)
+		if err == nil {
+			c.vsock = way
+		} else {
+			vsock.Note(err)
+		}
+	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	c.http = &http.Transport{
 		DialContext:            c.connect,
@@ -106,8 +113,8 @@ func (c *Client) Close() error {
 }
 
 func (c *Client) connect(ctx context.Context, _, _ string) (net.Conn, error) {
-	if !c.muxed {
-		conn, err := c.dial(ctx)
+	if p, ok := ctx.Value(provedKey{}).(*provedConn); ok {
+		conn, err := p.take()
 		if err != nil {
 			return nil, err
 		}
@@ -132,8 +139,11 @@ func (s hostStream) Close() error {
 	return errors.Join(s.SetReadDeadline(time.Now()), s.Stream.Close())
 }
 
-// sessionKey carries the session of a request to connect.
-type sessionKey struct{}
+// sessionKey and provedKey carry the session or connection of a request to connect.
+type (
+	sessionKey struct{}
+	provedKey  struct{}
+)
 
 // acquire gives the session, opening one if there is none. ctx bounds the waiting only.
 func (c *Client) acquire(ctx context.Context) (*hostSession, error) {
@@ -233,7 +243,7 @@ func exchange(conn net.Conn) ([]byte, error) {
 			tail = append(tail[:0], tail[len(tail)-markerLen+1:]...)
 		}
 	}
-	return nil, &refusal{"it does not answer the reset"}
+	return nil, &refusal{text: "it does not answer the reset"}
 }
 
 // drop forgets a session that is broken.
@@ -255,9 +265,14 @@ func (c *Client) do(ctx context.Context, method, path string, in any) (body []by
 	return body, err
 }
 
-// ask calls f with what in is as JSON and a context that carries the session, and says what it means that f failed.
+// ask calls f with in as JSON and with a context that carries the connection or session to use, and
+// explains its error.
 func (c *Client) ask(ctx context.Context, path string, in any, f func(context.Context, io.Reader) error) error {
-	err := c.try(ctx, in, f)
+	return explain(ctx, path, c.try(ctx, in, f))
+}
+
+// explain returns the error of a request for path in words of package vmm.
+func explain(ctx context.Context, path string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -279,7 +294,10 @@ func isTimeout(err error) bool {
 }
 
 // refusal is an answer that came and is not what was asked for.
-type refusal struct{ text string }
+type refusal struct {
+	text   string
+	status int // of HTTP, 0 if it is no such answer
+}
 
 func (r *refusal) Error() string { return r.text }
 
@@ -295,15 +313,24 @@ func (c *Client) try(ctx context.Context, in any, f func(context.Context, io.Rea
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
-	if !c.muxed {
-		return f(ctx, body)
+	if c.vsock != nil {
+		if conn := c.vsock.open(ctx, c.handOver); conn != nil {
+			proved := &provedConn{Conn: conn}
+			defer proved.end()
+			return f(context.WithValue(ctx, provedKey{}, proved), body)
+		}
 	}
+	return c.overPort(ctx, func(ctx context.Context) error { return f(ctx, body) })
+}
+
+// overPort calls f with a context that carries the port's session.
+func (c *Client) overPort(ctx context.Context, f func(context.Context) error) error {
 	s, err := c.acquire(ctx)
 	if err != nil {
 		return err
 	}
 	began := time.Now().UnixNano()
-	err = f(context.WithValue(ctx, sessionKey{}, s), body)
+	err = f(context.WithValue(ctx, sessionKey{}, s))
 	var refused *refusal
 	switch {
 	case err == nil, errors.As(err, &refused):
@@ -336,7 +363,7 @@ func (c *Client) exchangeHTTP(ctx context.Context, method, path string, body io.
 		return nil, err
 	}
 	if len(b) > maxBody {
-		return nil, &refusal{"the answer is too long"}
+		return nil, &refusal{text: "the answer is too long"}
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, refused(resp.StatusCode, b)
@@ -345,30 +372,17 @@ func (c *Client) exchangeHTTP(ctx context.Context, method, path string, body io.
 }
 
 func refused(status int, text []byte) error {
-	return &refusal{fmt.Sprintf("status %d: %s", status, cut(strings.TrimSpace(string(text)), 256))}
+	said := cut(strings.TrimSpace(string(text)), 256)
+	return &refusal{fmt.Sprintf("status %d: %s", status, said), status}
 }
 
 // Ping implements [vmm.Guest]. While the guest boots it waits for the agent's first answer.
 func (c *Client) Ping(ctx context.Context) (vmm.GuestInfo, error) {
-	for {
-		b, err := c.do(ctx, http.MethodGet, "/ping", nil)
-		if err == nil {
-			return parseInfo(b)
-		}
-		if c.muxed || !errors.Is(err, vmm.ErrNotRunning) {
-			return vmm.GuestInfo{}, err
-		}
-		select {
-		case <-time.After(vsockWait):
-		case <-c.ctx.Done():
-			return vmm.GuestInfo{}, err
-		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return vmm.GuestInfo{}, fmt.Errorf("cannot ask the agent for /ping: %w", vmm.ErrTimeout)
-			}
-			return vmm.GuestInfo{}, ctx.Err()
-		}
+	b, err := c.do(ctx, http.MethodGet, "/ping", nil)
+	if err != nil {
+		return vmm.GuestInfo{}, err
 	}
+	return parseInfo(b)
 }
 
 // Listeners implements [vmm.Guest]; at most 4,096 rows are given.

@@ -13,10 +13,11 @@ import (
 	"github.com/hashicorp/yamux"
 )
 
-// PortName is the virtio-serial port that the agent serves; VsockPort the AF_VSOCK port.
+// PortName is the virtio-serial port that the agent serves, VsockPort the AF_VSOCK port. Ports below
+// 1024 are root's to listen on.
 const (
 	PortName  = "banger.agent"
-	VsockPort = 1024
+	VsockPort = 1023
 )
 
 // magic begins a marker. JSON, HTTP and the header of a yamux frame never contain it.

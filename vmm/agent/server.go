@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"time"
 
@@ -13,9 +12,6 @@ import (
 
 // maxBody bounds what either side reads of one message.
 const maxBody = 4 << 20
-
-// Serve answers requests on l, a connection each, until l is closed.
-func Serve(l net.Listener, h http.Handler) error { return newServer(h).Serve(l) }
 
 func newServer(h http.Handler) *http.Server {
 	s := &http.Server{

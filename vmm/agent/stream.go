@@ -107,7 +107,7 @@ func requestUpgrade(ctx context.Context, conn net.Conn, path string, in io.Reade
 	resp, err := http.ReadResponse(r, req)
 	if err != nil {
 		if bounded.N <= 0 {
-			err = &refusal{fmt.Sprintf("its answer has a header of over %d bytes", maxUpgrade)}
+			err = &refusal{text: fmt.Sprintf("its answer has a header of over %d bytes", maxUpgrade)}
 		}
 		return nil, err
 	}

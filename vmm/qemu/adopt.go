@@ -102,11 +102,11 @@ func ownerOf(path string) int {
 func (d *Driver) takeOver(ctx context.Context, spec *vmm.Spec, p *process, notify func(vmm.Notice)) (*Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, adoptDeadline)
 	defer cancel()
-	accel := "tcg"
-	if args := readArgs(p.PID); option(args, "-accel") == "kvm" {
+	accel, args := "tcg", readArgs(p.PID)
+	if option(args, "-accel") == "kvm" {
 		accel = "kvm"
 	}
-	m, err := newMachine(spec, p, accel, d.vsock(), notify)
+	m, err := newMachine(spec, p, accel, d.toGuest(spec, guestCID(args)), notify)
 	if err != nil {
 		return nil, err
 	}

@@ -42,7 +42,7 @@ type platform struct {
 	accel   string // kvm or tcg
 	machine string // microvm or q35
 	tscKHz  uint64 // 0 if it could not be measured
-	vsock   bool   // /dev/vhost-vsock opens
+	cid     uint32 // the guest's vsock address, 0 for none
 
 	userWorld bool // guests with user networking reach what the host reaches, its loopback too
 }
@@ -182,8 +182,8 @@ func commandLine(spec *vmm.Spec, h platform) *invocation {
 	if spec.NIC.Mode == vmm.NetBridge || spec.NIC.Mode == vmm.NetUser {
 		add("-device", "virtio-net"+bus+",netdev=net0,mac="+escape(spec.NIC.MAC)+noBoot(spec))
 	}
-	if h.vsock {
-		add("-device", fmt.Sprintf("vhost-vsock%s,guest-cid=%d,vhostfd=%s", bus, contextID(spec.Serial), v.fd(fdVsock)))
+	if h.cid != 0 {
+		add("-device", fmt.Sprintf("vhost-vsock%s,guest-cid=%d,vhostfd=%s", bus, h.cid, v.fd(fdVsock)))
 	}
 	if h.machine != "microvm" {
 		add("-device", "pvpanic")
@@ -253,9 +253,6 @@ func memory(spec *vmm.Spec) int64 {
 	}
 	return 128 << 20
 }
-
-// contextID is the guest's vsock address; 0 to 2 are reserved (vsock(7)).
-func contextID(serial uint64) uint32 { return uint32(1<<16 + serial%(1<<30)) }
 
 // Names of the disks to QEMU, and their serial numbers to the guest.
 const (

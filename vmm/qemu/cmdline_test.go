@@ -41,7 +41,7 @@ func TestCommandLine(t *testing.T) {
 			}
 		}, micro},
 		"q35-kvm-vsock": {func(s *vmm.Spec) { s.NIC.Mode = vmm.NetNone; s.Image.Initrd = "" },
-			platform{binary: "qemu-system-x86_64", accel: "kvm", machine: "q35", vsock: true}},
+			platform{binary: "qemu-system-x86_64", accel: "kvm", machine: "q35", cid: 65543}},
 		"firmware": {func(s *vmm.Spec) {
 			s.Image = vmm.Image{Firmware: true, Root: "/i/root.qcow2", RootFormat: "qcow2", Memory: 512 << 20}
 			s.Config.Cmdline = ""

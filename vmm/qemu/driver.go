@@ -121,16 +121,6 @@ func (d *Driver) Name() string { return "qemu" }
 // Accel is what runs the CPUs of the machines that Start starts: kvm or tcg.
 func (d *Driver) Accel() string { return d.host.accel }
 
-// vsock reports whether /dev/vhost-vsock can be had now; the module may be loaded at any time.
-func (d *Driver) vsock() bool {
-	f, err := os.OpenFile("/dev/vhost-vsock", os.O_RDWR, 0)
-	if err != nil {
-		return false
-	}
-	f.Close()
-	return true
-}
-
 // absolute gives a copy of spec whose paths do not depend on the working directory.
 func absolute(spec *vmm.Spec) (*vmm.Spec, error) {
 	s := *spec
@@ -173,9 +163,11 @@ func (d *Driver) start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 		return nil, err
 	}
 	h := d.host
-	h.vsock = d.vsock()
+	vhost, cid := d.leaseVsock(spec)
+	defer vhost.Close()
+	h.cid = cid
 	v := commandLine(spec, h)
-	files, err := inherited(spec, v.fds)
+	files, err := inherited(spec, v.fds, vhost)
 	letGo := func() {
 		for i, f := range files {
 			if v.fds[i].name != fdTap { // the caller's
@@ -201,7 +193,7 @@ func (d *Driver) start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 	if spec.Log != nil {
 		fmt.Fprintf(spec.Log, "%s\n", v.shown(h.binary))
 	}
-	m, err := newMachine(spec, nil, h.accel, h.vsock, notify)
+	m, err := newMachine(spec, nil, h.accel, d.toGuest(spec, cid), notify)
 	if err != nil {
 		return nil, err
 	}
@@ -281,7 +273,7 @@ func (m *Machine) abandon(ctx context.Context, cause error) error {
 
 // inherited opens what QEMU inherits, in the order of fds. All but the tap
 // are the caller's to close, also those that come with an error.
-func inherited(spec *vmm.Spec, fds []inheritance) ([]*os.File, error) {
+func inherited(spec *vmm.Spec, fds []inheritance, vhost *os.File) ([]*os.File, error) {
 	dir, err := host.OpenDir(spec.Dir)
 	if err != nil {
 		return nil, err
@@ -298,7 +290,7 @@ func inherited(spec *vmm.Spec, fds []inheritance) ([]*os.File, error) {
 				err = errors.New("it has no tap")
 			}
 		case i.name == fdVsock:
-			f, err = os.OpenFile("/dev/vhost-vsock", os.O_RDWR, 0)
+			f = vhost
 		default:
 			f, err = bind(dir, string(i.name))
 		}

@@ -16,7 +16,6 @@ import (
 	"banger/vmm"
 	"banger/vmm/agent"
 
-	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 )
 
@@ -59,7 +58,9 @@ type Machine struct {
 }
 
 // newMachine prepares a machine; it owns p only once serve was called.
-func newMachine(spec *vmm.Spec, p *process, accel string, vsocks bool, notify func(vmm.Notice)) (*Machine, error) {
+func newMachine(
+	spec *vmm.Spec, p *process, accel string, vsock *agent.Vsock, notify func(vmm.Notice),
+) (*Machine, error) {
 	dir, err := host.OpenDir(spec.Dir)
 	if err != nil {
 		return nil, err
@@ -77,12 +78,7 @@ func newMachine(spec *vmm.Spec, p *process, accel string, vsocks bool, notify fu
 			}
 		}
 	}
-	dial := m.dialAgent
-	if vsocks {
-		cid := contextID(spec.Serial)
-		dial = func(ctx context.Context) (net.Conn, error) { return dialVsock(ctx, cid) }
-	}
-	m.guest = agent.New(dial, !vsocks)
+	m.guest = agent.New(m.dialAgent, vsock)
 	return m, nil
 }
 
@@ -132,36 +128,6 @@ func (m *Machine) dialAgent(ctx context.Context) (net.Conn, error) {
 		return nil, err
 	}
 	return conn, nil
-}
-
-// dialVsock lets ctx end the wait; the kernel's own limit of 2 s ends the attempt.
-func dialVsock(ctx context.Context, cid uint32) (net.Conn, error) {
-	type dialled struct {
-		conn net.Conn
-		err  error
-	}
-	ch := make(chan dialled)
-	go func() {
-		var r dialled
-		if conn, err := vsock.Dial(cid, agent.VsockPort, nil); err != nil {
-			r.err = err
-		} else {
-			r.conn = conn
-		}
-		select {
-		case ch <- r:
-		case <-ctx.Done():
-			if r.conn != nil {
-				r.conn.Close()
-			}
-		}
-	}()
-	select {
-	case r := <-ch:
-		return r.conn, r.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 }
 
 // connect opens the monitor and the console.
