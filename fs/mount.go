@@ -24,6 +24,7 @@ import (
 
 	"banger/collector"
 	"banger/collector/metrics"
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -147,8 +148,8 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	go server.Serve() // ends with the mount: Wait waits for it
 	// It asks the mount something, so that the kernel learns that files here cannot be polled.
 	if e := apart(func() { err = server.WaitMount() }); e != nil || err != nil {
-		err = errors.Join(e, err)
 		s.cancel()
+		err = errors.Join(e, err, s.unmount(ctx)) // which ends the goroutines that serve it
 		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
 	}
 	s.noFollow = mountHas(o.Dir, "nosymfollow")
@@ -192,10 +193,7 @@ func (s *Server) Unmount(ctx context.Context) error {
 	s.cancel()
 	s.guestSessions.close()
 	s.work.Wait()
-	err := s.fuse.Unmount()
-	if err != nil {
-		err = detach(ctx, s.o.Dir)
-	}
+	err := s.unmount(ctx)
 	s.sessions.closeAll()
 	ended := make(chan struct{})
 	go func() { // ends with what was begun, at the latest with the process
@@ -208,6 +206,50 @@ func (s *Server) Unmount(ctx context.Context) error {
 		err = errors.Join(err, errors.New("some changes still wait for the disk"))
 	}
 	return err
+}
+
+// pinnedWait is how long the kernel may take to end the connection of a mount that was removed.
+const pinnedWait = time.Second
+
+// unmount takes the mount out of the tree, whoever uses it, and ends its connection to the kernel.
+// By itself the connection lasts as long as anybody has the mount in a mount namespace of his own.
+func (s *Server) unmount(ctx context.Context) error {
+	device := mountDevice(s.o.Dir)
+	ended := make(chan error, 1)
+	go func() { // ends with the connection, at the latest with the process
+		err := s.fuse.Unmount()
+		if err != nil {
+			err = detach(ctx, s.o.Dir)
+		}
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(pinnedWait):
+	}
+	s.o.Log.Info("another mount namespace has the mount: ending its connection", "mount", s.o.Dir)
+	if err := abort(device); err != nil {
+		// The end of the process closes the connection all the same.
+		s.o.Log.Warn("the connection of the mount ends with this process only", "mount", s.o.Dir, "err", err)
+		return nil
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("the connection of %s was ended and is still served: %w", s.o.Dir, ctx.Err())
+	}
+}
+
+// abort ends the FUSE connection of a mount by its device number (Documentation/filesystems/fuse of
+// Linux). The file is its owner's, so that this needs no root.
+func abort(device string) error {
+	_, minor, ok := strings.Cut(device, ":")
+	if !ok {
+		return errors.New("its device number is not known")
+	}
+	return os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0)
 }
 
 // clearDir makes the directory ready for a mount.
@@ -233,24 +275,7 @@ func clearDir(ctx context.Context, dir string) error {
 			return fmt.Errorf("cannot remove the dead mount at %s: %w", dir, err)
 		}
 	}
-	return makePublic(dir)
-}
-
-// makePublic makes a directory and those above it that are not there, for all to enter, whatever the umask is.
-func makePublic(dir string) error {
-	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := makePublic(filepath.Dir(dir)); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		if errors.Is(err, os.ErrExist) {
-			return nil
-		}
-		return err
-	}
-	return os.Chmod(dir, 0o755)
+	return host.MakeDirs(dir, 0o755)
 }
 
 // mounted reports whether dir is a mount of ours, whatever symbolic links lead to it.
@@ -285,28 +310,43 @@ func resolve(dir string) string {
 
 // mountHas reports whether the mount of ours at dir has that option.
 func mountHas(dir, option string) bool {
+	return slices.Contains(strings.Split(topMount(dir).options, ","), option)
+}
+
+// mountDevice returns the device number of the mount of ours at dir, as MAJOR:MINOR; empty if there is none.
+func mountDevice(dir string) string { return topMount(dir).device }
+
+// topMount returns the last mount of ours at dir, which is the one on top.
+func topMount(dir string) (top mountLine) {
 	info, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return false
+		return mountLine{}
 	}
-	has := false
-	eachMount(info, func(point, options string) {
-		if point == resolve(dir) {
-			has = slices.Contains(strings.Split(options, ","), option) // the last is on top
+	dir = resolve(dir)
+	eachMount(info, func(m mountLine) {
+		if m.point == dir {
+			top = m
 		}
 	})
-	return has
+	return top
 }
 
 // Mounts gives the mount points of banger in what /proc/self/mountinfo says (proc(5)).
 func Mounts(mountinfo []byte) []string {
 	var dirs []string
-	eachMount(mountinfo, func(point, _ string) { dirs = append(dirs, point) })
+	eachMount(mountinfo, func(m mountLine) { dirs = append(dirs, m.point) })
 	return dirs
 }
 
-// eachMount calls f for each mount of banger's with where it is and its own options, in order.
-func eachMount(mountinfo []byte, f func(point, options string)) {
+// mountLine is what a line of mountinfo tells of a mount.
+type mountLine struct {
+	device  string // MAJOR:MINOR
+	point   string
+	options string // its own, separated by commas
+}
+
+// eachMount calls f for each mount of banger's, in order.
+func eachMount(mountinfo []byte, f func(mountLine)) {
 	for lines := bufio.NewScanner(bytes.NewReader(mountinfo)); lines.Scan(); {
 		before, after, ok := strings.Cut(lines.Text(), " - ")
 		left, right := strings.Fields(before), strings.Fields(after)
@@ -314,7 +354,7 @@ func eachMount(mountinfo []byte, f func(point, options string)) {
 			continue
 		}
 		if right[0] == fsType || right[0] == "fuse" && right[1] == fsName {
-			f(unescape.Replace(left[4]), left[5])
+			f(mountLine{left[2], unescape.Replace(left[4]), left[5]})
 		}
 	}
 }

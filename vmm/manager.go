@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"banger/internal/host"
 )
 
 // Options are what a Manager is made of. The Manager closes none of them but the Store.
@@ -106,7 +108,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		m.drivers[d.Name()] = d
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
-	if err := errors.Join(os.MkdirAll(m.vmsDir, 0o700), os.Chmod(m.vmsDir, 0o700)); err != nil {
+	if err := errors.Join(host.MakeDirs(m.vmsDir, 0o700), os.Chmod(m.vmsDir, 0o700)); err != nil {
 		return nil, err
 	}
 	if err := m.openSeq(); err != nil {

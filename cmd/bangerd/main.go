@@ -28,6 +28,7 @@ import (
 	"banger/collector"
 	"banger/collector/metrics"
 	"banger/fs"
+	"banger/internal/host"
 	"banger/vmm"
 	"banger/vmm/fake"
 	"banger/vmm/image"
@@ -53,6 +54,8 @@ type flags struct {
 }
 
 func main() {
+	// No file that this process makes is another user's to read before its mode is set.
+	unix.Umask(0o077)
 	if image.IsWorker() {
 		os.Exit(image.Work())
 	}
@@ -143,11 +146,10 @@ func run(log *slog.Logger, f flags) (err error) {
 	closeInherited(log)
 
 	root := os.Getuid() == 0
-	// What the daemon makes is its own: VMMs and what works on their disks inherit descriptors. An earlier banger left the directory open.
-	unix.Umask(0o077)
+	// VMMs and what works on their disks inherit descriptors. An earlier banger left these open.
 	imagesDir := filepath.Join(f.state, "images")
 	for _, dir := range []string{f.state, imagesDir} {
-		if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
+		if err := errors.Join(host.MakeDirs(dir, 0o700), os.Chmod(dir, 0o700)); err != nil {
 			return fmt.Errorf("cannot make the state directory: %w", err)
 		}
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,16 +12,19 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
+
+	"banger/internal/host"
+	"banger/internal/text"
 )
 
 // lockWait is how long a daemon that was killed may take to be gone: who killed it is not told when that is so.
 const lockWait = 2 * time.Second
 
 // lock takes the state directory for this process until the file is closed, and writes its pid.
-// A second daemon is refused, after lockWait, by name of the first one's pid.
+// It waits at most lockWait; the error names the process that holds the lock.
 func lock(stateDir string) (*os.File, error) {
 	path := filepath.Join(stateDir, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := host.OpenPrivate(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot lock the state directory: %w", err)
 	}
@@ -30,10 +34,9 @@ func lock(stateDir string) (*os.File, error) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	if err != nil {
-		pid, _ := os.ReadFile(path)
-		_ = f.Close()
+		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("the state directory %s is in use by bangerd with pid %s", stateDir, strings.TrimSpace(string(pid)))
+			return nil, lockedError(stateDir, f)
 		}
 		return nil, fmt.Errorf("cannot lock %s: %w", path, err)
 	}
@@ -48,9 +51,41 @@ func lock(stateDir string) (*os.File, error) {
 	return f, nil
 }
 
+// lockedError says who has the lock. That may be a process that opened the file while it had the
+// permissions of an earlier version.
+func lockedError(stateDir string, f *os.File) error {
+	written, _ := io.ReadAll(io.NewSectionReader(f, 0, 32))
+	pid := strings.TrimSpace(string(written))
+	holder := host.LockHolder(f.Name())
+	if holder == "" || strings.HasPrefix(holder, "process "+pid+" ") {
+		return fmt.Errorf("the state directory %s is in use by bangerd with pid %s", stateDir, text.Line(pid))
+	}
+	return fmt.Errorf("the state directory %s is locked by %s; end it if it is no bangerd", stateDir, holder)
+}
+
+// inUse reports whether a living process holds the lock of a state directory. It changes nothing.
+func inUse(stateDir string) (bool, error) {
+	f, err := os.OpenFile(filepath.Join(stateDir, "lock"), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	return false, err
+}
+
 // instance gives the UUID of the state directory, made the first time.
 func instance(stateDir string) (string, error) {
 	path := filepath.Join(stateDir, "instance")
+	if err := host.MakePrivate(path); err != nil {
+		return "", err
+	}
 	if b, err := os.ReadFile(path); err == nil {
 		id, err := uuid.Parse(strings.TrimSpace(string(b)))
 		if err != nil {
@@ -63,7 +98,7 @@ func instance(stateDir string) (string, error) {
 	id := uuid.NewString()
 	// Renamed into place, so that a crash leaves no empty file.
 	tmp := path + ".new"
-	if err := os.WriteFile(tmp, []byte(id+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(tmp, []byte(id+"\n"), 0o600); err != nil {
 		return "", err
 	}
 	return id, os.Rename(tmp, path)

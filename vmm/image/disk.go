@@ -48,7 +48,7 @@ func planDisk(ctx context.Context, j *job) (*plan, error) {
 		return nil, fmt.Errorf("%.200q is a directory, not a disk", j.source.arg)
 	}
 	parent := j.set.path(blobsName, builtName)
-	if err := os.MkdirAll(parent, 0o755); err != nil {
+	if err := host.MakeDirs(parent, 0o755); err != nil {
 		return nil, err
 	}
 	tmp, err := os.MkdirTemp(parent, ".disk-")

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -223,7 +224,7 @@ func (s *Set) Create(ctx context.Context, name string, owner vmm.Owner) (vmm.Ima
 	}
 	s.insertLocked(e)
 	s.mu.Unlock()
-	err := os.MkdirAll(s.o.Dir, 0o755)
+	err := host.MakeDirs(s.o.Dir, 0o755)
 	if err == nil {
 		err = s.keep(e, nil)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,7 @@ func install(src, imagesDir, name string) error {
 	if have, err := readManifest(target); err == nil && have.Digest == m.Digest && have.Inputs == m.Inputs {
 		return nil
 	}
-	if err := os.MkdirAll(imagesDir, 0o755); err != nil {
+	if err := host.MakeDirs(imagesDir, 0o755); err != nil {
 		return err
 	}
 	return replaceDir(target, func(dir string) error {
@@ -133,7 +134,7 @@ func syncDir(dir string) error {
 
 // writeImage writes m and its files, which are given by name, as the image dir.
 func writeImage(dir string, m *manifest, files map[string][]byte) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+	if err := host.MakeDirs(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
 	return replaceDir(dir, func(tmp string) error {

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -246,7 +246,7 @@ func (s *Set) endTurn(key string) {
 
 // makeBuilt makes the files of the plan's key.
 func (s *Set) makeBuilt(j *job, p *plan, dir string) (*manifest, error) {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+	if err := host.MakeDirs(filepath.Dir(dir), 0o755); err != nil {
 		return nil, err
 	}
 	var m *manifest

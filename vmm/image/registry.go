@@ -119,7 +119,7 @@ func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository strin
 		progress(int(d.Size))
 		return nil
 	}
-	if err := os.MkdirAll(s.path(blobsName, layersName), 0o755); err != nil {
+	if err := host.MakeDirs(s.path(blobsName, layersName), 0o755); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(s.path(blobsName, layersName), ".fetching-")

@@ -23,6 +23,7 @@ import (
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -54,17 +55,48 @@ var _ vmm.Store = (*Store)(nil)
 
 // Open opens or makes the database at path, whose directory exists, and brings its schema up to date.
 // A database of a newer banger is refused. The caller closes the Store.
+// Only this process's user can open its files, and nobody else has a lock on them when Open returns.
 func Open(ctx context.Context, path string) (*Store, error) {
 	s, err := open(ctx, path, migrations)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open %s: %w", path, mapped(err))
+		return nil, fmt.Errorf("cannot open %s: %w", path, explained(path, err))
 	}
 	return s, nil
+}
+
+// explained says who keeps the database from being opened, where that is why.
+func explained(path string, err error) error {
+	var e *sqlite.Error
+	if !errors.As(err, &e) || e.Code()&0xff != sqlite3.SQLITE_BUSY {
+		return mapped(err)
+	}
+	holder := host.LockHolder(path)
+	if holder == "" {
+		holder = "another process, which fuser(1) may find"
+	}
+	return fmt.Errorf("it is locked by %s: end that and start again: %w", holder, vmm.ErrBusy)
+}
+
+// closeFiles makes the database, if need be, and takes others' permissions from all of its files.
+// SQLite gives its other files the mode of the database.
+func closeFiles(path string) error {
+	f, err := host.OpenPrivate(path)
+	if err != nil {
+		return err
+	}
+	errs := []error{f.Close()}
+	for _, suffix := range []string{"-wal", "-shm", "-journal"} {
+		errs = append(errs, host.MakePrivate(path+suffix))
+	}
+	return errors.Join(errs...)
 }
 
 func open(ctx context.Context, path string, steps []string) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
+		return nil, err
+	}
+	if err := closeFiles(path); err != nil { // before SQLite: a close would drop its locks (fcntl(2))
 		return nil, err
 	}
 	// Exclusive before WAL: the log's index is then not in memory mapped from a file (sqlite.org/wal.html, "Use of WAL
@@ -84,6 +116,11 @@ func open(ctx context.Context, path string, steps []string) (*Store, error) {
 	}
 	closeDB := func() error { return errors.Join(conn.Close(), db.Close()) }
 	if err := migrate(ctx, conn, steps); err != nil {
+		_ = closeDB()
+		return nil, err
+	}
+	// A transaction takes the lock, which locking_mode keeps from then on.
+	if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE; COMMIT"); err != nil {
 		_ = closeDB()
 		return nil, err
 	}

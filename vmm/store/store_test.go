@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"banger/vmm"
 )
@@ -27,6 +28,9 @@ var bg = context.Background()
 func TestMain(m *testing.M) {
 	if path := os.Getenv("BANGER_STORE_WRITER"); path != "" {
 		writeForEver(path)
+	}
+	if path := os.Getenv("BANGER_STORE_READER"); path != "" {
+		lockForEver(path)
 	}
 	os.Exit(m.Run())
 }
@@ -53,6 +57,21 @@ func writeForEver(path string) {
 			}
 		}()
 	}
+	select {}
+}
+
+// lockForEver takes the read lock that any process which can open the database may have.
+func lockForEver(path string) {
+	f, err := os.Open(path)
+	if err == nil {
+		// PENDING_BYTE and all of SHARED_FIRST (sqlite.org/lockingv3.html).
+		err = unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Start: 0x40000000, Len: 512})
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println("locked")
 	select {}
 }
 
@@ -461,5 +480,97 @@ func BenchmarkInsertDelete(b *testing.B) {
 		if err := s.Delete(bg, r.Serial); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestPrivateFiles opens a database whose files an earlier version left readable, and some that another user may have put there.
+func TestPrivateFiles(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "banger.db")
+	s := opened(t, path)
+	files := []string{path, path + "-wal"}
+	for _, name := range files {
+		if info, err := os.Stat(name); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("new: %v, %v", info, err)
+		}
+		if err := os.Chmod(name, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(s.Insert(bg, record("web")), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+"-shm", nil, 0o644); err != nil { // of another program that read the database
+		t.Fatal(err)
+	}
+	s = opened(t, path)
+	for _, name := range append(files, path+"-shm") {
+		if info, err := os.Stat(name); err == nil && info.Mode().Perm() != 0o600 {
+			t.Errorf("of an earlier version: %v", info)
+		}
+	}
+	if all, err := s.Load(bg); err != nil || len(all) != 1 {
+		t.Errorf("%d records, %v", len(all), err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(path, path+".copy"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(bg, path); err == nil || !strings.Contains(err.Error(), "2 names") {
+		t.Errorf("with another name: %v", err)
+	}
+	if err := errors.Join(os.Remove(path), os.Symlink(path+".copy", path)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(bg, path); err == nil || !strings.Contains(err.Error(), "symbolic link") {
+		t.Errorf("a symbolic link: %v", err)
+	}
+}
+
+// TestLockedByAnother opens a database that another process has locked: a Store that could not write is none.
+func TestLockedByAnother(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "banger.db")
+	if err := opened(t, path).Close(); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "BANGER_STORE_READER="+path)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "locked\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	s, err := Open(bg, path)
+	if err == nil {
+		err = s.Insert(bg, record("web"))
+		t.Fatalf("opened, and an insert gives: %v", err)
+	}
+	if want := fmt.Sprintf("it is locked by process %d (", cmd.Process.Pid); !errors.Is(err, vmm.ErrBusy) || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want %q", err, want)
+	}
+}
+
+// TestLockIsKept has another process try to lock a database that is open.
+func TestLockIsKept(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "banger.db")
+	s := opened(t, path)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "BANGER_STORE_READER="+path)
+	if out, err := cmd.CombinedOutput(); err == nil || strings.Contains(string(out), "locked") {
+		t.Errorf("another process has locked it: %s, %v", out, err)
+	}
+	if err := errors.Join(s.Insert(bg, record("web")), s.Close()); err != nil {
+		t.Error(err)
 	}
 }

@@ -1,0 +1,99 @@
+// Package text makes text of guests, and of everything else that is not trusted, safe to show:
+// no control character reaches a terminal, and no line of another looks like one of banger's.
+// Everything that shows such text uses it. It imports no other package of banger.
+package text
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Max is how many bytes of one untrusted string are shown.
+const Max = 1024
+
+// Escape makes a string printable: what is no printable character becomes \x1b style. A backslash
+// does too, so that \x1b in the string itself is told apart. At most Max bytes, whole characters, are kept.
+func Escape(s string) string { return printable(cut(s), unicode.IsPrint, '\\') }
+
+// Sentence is Escape for a sentence of banger's own that quotes others already: backslashes stay.
+func Sentence(s string) string { return printable(cut(s), unicode.IsPrint, -1) }
+
+// Line is Sentence without a bound and with printable ASCII only: one line of a log.
+func Line(s string) string {
+	return printable(s, func(r rune) bool { return r >= ' ' && r < 0x7f }, -1)
+}
+
+// Name is Escape without a bound: a path that a person may have to type again.
+func Name(s string) string { return printable(s, unicode.IsPrint, '\\') }
+
+// cut keeps at most Max bytes, whole characters.
+func cut(s string) string {
+	if len(s) <= Max {
+		return s
+	}
+	n := Max
+	for n > Max-utf8.UTFMax && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}
+
+// printable escapes what plain refuses, bytes that are no UTF-8, and the character special.
+func printable(s string, plain func(rune) bool, special rune) string {
+	clean := true
+	for i := 0; i < len(s) && clean; i++ {
+		clean = s[i] >= ' ' && s[i] < 0x7f && rune(s[i]) != special
+	}
+	if clean {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); {
+		r, n := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && n == 1 || r == special || !plain(r) {
+			for _, c := range []byte(s[i : i+n]) {
+				fmt.Fprintf(&b, `\x%02x`, c)
+			}
+		} else {
+			b.WriteRune(r)
+		}
+		i += n
+	}
+	return b.String()
+}
+
+// Mask replaces, in place, each byte that is neither printable ASCII, a tab, a newline nor NUL by
+// a question mark. It is for a file that is shown by offset, where nothing may change its length,
+// and whose trimmed head reads as NULs.
+func Mask(b []byte) {
+	for i, c := range b {
+		if (c < ' ' || c > '~') && c != '\n' && c != '\t' && c != 0 {
+			b[i] = '?'
+		}
+	}
+}
+
+// JSON escapes the control characters that encoding/json leaves in strings: DEL and those of
+// Latin 1, which terminals obey. The input is JSON, in which they appear in strings only.
+func JSON(b []byte) []byte {
+	if !strings.ContainsFunc(string(b), control) {
+		return b
+	}
+	var out []byte
+	for _, r := range string(b) {
+		if control(r) {
+			out = fmt.Appendf(out, `\u%04x`, r)
+		} else {
+			out = utf8.AppendRune(out, r)
+		}
+	}
+	return out
+}
+
+// control reports the control characters that encoding/json does not escape, and those that turn
+// the direction of text around.
+func control(r rune) bool {
+	return r >= 0x7f && r <= 0x9f || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069
+}
