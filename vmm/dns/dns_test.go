@@ -585,6 +585,11 @@ func TestSources(t *testing.T) {
 	if !s.take(netip.MustParseAddr("172.30.0.3")) {
 		t.Error("another source pays for it")
 	}
+	for n = 0; n < 3*forwardBurst && s.forward(a); n++ {
+	}
+	if n < forwardBurst || n >= 2*forwardBurst {
+		t.Errorf("%d queries for resolvers at once", n)
+	}
 	for range sourceAsking {
 		if !s.begin(a, maxAsking) {
 			t.Fatal("refused")
@@ -607,7 +612,7 @@ func TestSources(t *testing.T) {
 		t.Error(len(s.bySource))
 	}
 	for _, x := range s.bySource {
-		x.at = x.at.Add(-2 * sourceForgets)
+		x.queries.at = x.queries.at.Add(-2 * sourceForgets)
 	}
 	s.forgot = s.forgot.Add(-2 * sourceForgets)
 	if !s.take(b) || len(s.bySource) != 2 || s.bySource[a] == nil {

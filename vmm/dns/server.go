@@ -194,7 +194,7 @@ func (s *Server) serveUDP(c *net.UDPConn) {
 		if reply == nil {
 			continue
 		}
-		if query != nil && s.begin(from.Addr()) {
+		if query != nil && s.mayForward(from.Addr()) && s.begin(from.Addr()) {
 			s.work.Add(1)
 			go func() {
 				defer s.work.Done()
@@ -219,6 +219,11 @@ func (s *Server) rest() bool {
 	case <-s.ctx.Done():
 		return false
 	}
+}
+
+// mayForward bounds what resolvers are asked for a guest; the host's own programs need no bound.
+func (s *Server) mayForward(from netip.Addr) bool {
+	return s.host.has(from) || s.sources.forward(from)
 }
 
 // begin takes a slot for a query that waits for a resolver, end gives it back.
@@ -317,7 +322,7 @@ func (s *Server) serveOne(c net.Conn, from netip.Addr, end time.Time) bool {
 		return false
 	}
 	if query != nil {
-		if s.begin(from) {
+		if s.mayForward(from) && s.begin(from) {
 			s.resolve(reply, query, true)
 			s.end(from)
 		} else {

@@ -10,8 +10,12 @@ import (
 
 // Bounds of one source, so that a guest that floods takes nothing from the others. A guest is two sources, one of each family.
 const (
-	queryRate     = 2000 // a second
-	queryBurst    = 2 * queryRate
+	queryRate  = 2000 // a second
+	queryBurst = 2 * queryRate
+	// What resolvers are asked goes through the host's table of connections, which all share, each with
+	// a port of its own for 30 s and more. Guests that browse stay far below.
+	forwardRate   = 100 // a second
+	forwardBurst  = 500
 	sourceAsking  = 64 // queries that wait for a resolver
 	sourceConns   = 8
 	maxSources    = 1 << 16
@@ -21,9 +25,25 @@ const (
 
 // source is what one address has under way.
 type source struct {
-	tokens        float64 // queries that it may send at once
-	at            time.Time
-	asking, conns int
+	queries, forwards bucket
+	asking, conns     int
+}
+
+// bucket bounds how often something happens.
+type bucket struct {
+	tokens float64 // what may happen at once
+	at     time.Time
+}
+
+// take reports whether it may happen once more.
+func (b *bucket) take(now time.Time, rate, burst float64) bool {
+	b.tokens = min(burst, b.tokens+now.Sub(b.at).Seconds()*rate)
+	b.at = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
 }
 
 // sources knows all who ask.
@@ -41,7 +61,7 @@ func (s *sources) of(a netip.Addr, now time.Time) *source {
 	if len(s.bySource) >= maxSources && now.Sub(s.forgot) > sourceForgets/10 {
 		s.forgot = now
 		for k, x := range s.bySource {
-			if x.asking == 0 && x.conns == 0 && now.Sub(x.at) > sourceForgets {
+			if x.asking == 0 && x.conns == 0 && now.Sub(x.queries.at) > sourceForgets {
 				delete(s.bySource, k)
 			}
 		}
@@ -49,7 +69,7 @@ func (s *sources) of(a netip.Addr, now time.Time) *source {
 	if len(s.bySource) >= maxSources {
 		return nil
 	}
-	x := &source{tokens: queryBurst, at: now}
+	x := &source{queries: bucket{queryBurst, now}, forwards: bucket{forwardBurst, now}}
 	s.bySource[a] = x
 	return x
 }
@@ -60,16 +80,16 @@ func (s *sources) take(a netip.Addr) bool {
 	defer s.mu.Unlock()
 	now := time.Now()
 	x := s.of(a, now)
-	if x == nil {
-		return false
-	}
-	x.tokens = min(queryBurst, x.tokens+now.Sub(x.at).Seconds()*queryRate)
-	x.at = now
-	if x.tokens < 1 {
-		return false
-	}
-	x.tokens--
-	return true
+	return x != nil && x.queries.take(now, queryRate, queryBurst)
+}
+
+// forward reports whether one more query of a guest may go to a resolver.
+func (s *sources) forward(a netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	x := s.of(a, now)
+	return x != nil && x.forwards.take(now, forwardRate, forwardBurst)
 }
 
 // begin and end count the queries that wait for a resolver, connect and disconnect the connections. free is how many slots all have left: one

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -27,6 +28,9 @@ var families = []nftables.TableFamily{nftables.TableFamilyIPv4, inetFamily, brid
 
 // elementsPerMessage keeps a list of elements below the 64 KiB of a netlink attribute.
 const elementsPerMessage = 200
+
+// maxGuests is how many a bridge has at most, those of the shortest prefix that is likely.
+const maxGuests = 1 << 16
 
 // element is what a guest has in one of sets.
 type element struct{ set, key, value string }
@@ -136,7 +140,11 @@ func (n *Network) apply() error {
 		}
 	}
 	for _, ch := range n.chains() {
-		made := c.AddChain(&nftables.Chain{Name: ch.name, Table: n.table(ch.family), Type: ch.kind, Hooknum: &ch.hook, Priority: &ch.priority})
+		made := &nftables.Chain{Name: ch.name, Table: n.table(ch.family)}
+		if ch.kind != "" {
+			made.Type, made.Hooknum, made.Priority = ch.kind, &ch.hook, &ch.priority
+		}
+		c.AddChain(made)
 		for _, exprs := range ch.rules {
 			c.AddRule(&nftables.Rule{Table: made.Table, Chain: made, Exprs: exprs})
 		}
@@ -161,6 +169,9 @@ func (n *Network) apply() error {
 
 func (n *Network) set(s set) *nftables.Set {
 	made := &nftables.Set{Table: n.table(s.family), Name: s.name, KeyType: s.key, Concatenation: strings.Contains(s.key.Name, " . "), KeyByteOrder: binaryutil.BigEndian}
+	if s.meter {
+		made.Dynamic, made.Size = true, maxGuests
+	}
 	if s.value.Bytes > 0 {
 		made.IsMap, made.DataType = true, s.value
 	}
@@ -270,6 +281,15 @@ func (n *Network) routes() ([]route, error) {
 		}
 	}
 	return all, nil
+}
+
+// heldBy is how many connections one guest may have in a host's table of so many.
+func heldBy(table string) uint32 {
+	most, err := strconv.ParseUint(strings.TrimSpace(table), 10, 32)
+	if err != nil {
+		return maxHeld / 2 // not known before the kernel has loaded the tracking: of a small host
+	}
+	return uint32(max(1, min(maxHeld, most/heldShare)))
 }
 
 // sysctl writes a setting of the kernel unless it has that value.

@@ -50,9 +50,10 @@ type Options struct {
 
 // Network is the bridge of one daemon. Its methods may be called from many goroutines.
 type Network struct {
-	o       Options      // immutable, as are the next two
+	o       Options      // immutable, as are the next three
 	prefix6 netip.Prefix // o.Prefix6, invalid where the host has no IPv6
 	mtu     int
+	held    uint32 // how many tracked connections each guest may have
 
 	mu      sync.Mutex        // serialises changes of the bridge and the tables, held while the kernel makes them; guards what follows
 	settled bool              // the tables are ours
@@ -85,7 +86,8 @@ func New(o Options) (*Network, error) {
 	if o.Prefix6.IsValid() && (!o.Prefix6.Addr().Is6() || o.Prefix6.Bits() != 64) {
 		return nil, fmt.Errorf("%w: the subnet6 %s is not a /64 of IPv6", vmm.ErrInvalid, o.Prefix6)
 	}
-	n := &Network{o: o, guests: make(map[uint64]*guest)}
+	table, _ := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
+	n := &Network{o: o, guests: make(map[uint64]*guest), held: heldBy(string(table))}
 	var err error
 	if n.mtu, err = n.chooseMTU(); err != nil {
 		return nil, err

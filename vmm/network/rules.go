@@ -47,8 +47,10 @@ var (
 
 // Types of ICMP messages (RFC 792, RFC 4443, RFC 4861, RFC 3810).
 const (
+	icmpReply    = 0
 	icmpEcho     = 8
 	icmp6Echo    = 128
+	icmp6Reply   = 129
 	icmp6Router  = 134
 	icmp6Solicit = 135
 	icmp6Advert  = 136
@@ -130,6 +132,8 @@ func verdict(kind expr.VerdictKind) match { return match{&expr.Verdict{Kind: kin
 var (
 	accept = verdict(expr.VerdictAccept)
 	drop   = verdict(expr.VerdictDrop)
+	// untracked keeps the kernel from tracking the packet's connection.
+	untracked = match{&expr.Notrack{}}
 
 	ofARP   = etherType.is(0x08, 0x06)
 	ofIP4   = etherType.is(0x08, 0x00)
@@ -154,6 +158,17 @@ var reply = rule(match{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: r0}, &expr.C
 
 var related = conntrack(expr.CtKeySTATE, expr.CtStateBitRELATED)
 
+// notNew is a packet that begins no connection that the kernel tracks.
+var notNew = match{&expr.Ct{Key: expr.CtKeySTATE, Register: r0},
+	&expr.Bitwise{SourceRegister: r0, DestRegister: r0, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, expr.CtStateBitNEW), Xor: make([]byte, 4)},
+	&expr.Cmp{Op: expr.CmpOpEq, Register: r0, Data: make([]byte, 4)}}
+
+// eachGuest applies a limit to what each guest sends by itself, told apart by its MAC, which the
+// chain spoof has checked: IPv4 and IPv6 count together.
+func eachGuest(set string, limit expr.Any) match {
+	return append(etherSource.load(r0), &expr.Dynset{SrcRegKey: r0, SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{limit}})
+}
+
 // localDest is a packet to any address of the host.
 var localDest = match{&expr.Fib{Register: r0, FlagDADDR: true, ResultADDRTYPE: true},
 	&expr.Cmp{Op: expr.CmpOpEq, Register: r0, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)}}
@@ -173,23 +188,39 @@ type set struct {
 	name   string
 	key    nftables.SetDatatype
 	value  nftables.SetDatatype // of a map
+	meter  bool                 // the kernel adds an element for each guest that sends something
 }
 
 const bridgeFamily, inetFamily = nftables.TableFamilyBridge, nftables.TableFamilyINet
 
+// What one guest may take of the host's table of connections (nf_conntrack), which all share. The
+// rate bounds what the count costs: the kernel notes each packet that it counts, also those over
+// the bound, and frees a few of these notes in each tick of its clock.
+const (
+	maxHeld   = 8192 // connections of a guest at a time
+	heldShare = 16   // and no more than that part of nf_conntrack_max
+	maxRate   = 1000 // new ones a second
+	maxBurst  = 2000
+
+	meterRate = "rate"
+	meterHeld = "held"
+)
+
 // sets that guests have elements in.
 var sets = []set{
-	{bridgeFamily, "mac", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr), nftables.SetDatatype{}},
-	{bridgeFamily, "arp", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIPAddr), nftables.SetDatatype{}},
-	{bridgeFamily, "ip4", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), nftables.SetDatatype{}},
-	{bridgeFamily, "ip6", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr), nftables.SetDatatype{}},
-	{bridgeFamily, "together", nftables.TypeIFName, nftables.SetDatatype{}},
-	{inetFamily, "publish4", typeSocket4, typeGuest4},
-	{inetFamily, "publish4_any", typePort, typeGuest4},
-	{inetFamily, "publish6", typeSocket6, typeGuest6},
-	{inetFamily, "publish6_any", typePort, typeGuest6},
-	{inetFamily, "open4", typeSocket4, nftables.SetDatatype{}},
-	{inetFamily, "open6", typeSocket6, nftables.SetDatatype{}},
+	{bridgeFamily, "mac", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr), nftables.SetDatatype{}, false},
+	{bridgeFamily, "arp", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIPAddr), nftables.SetDatatype{}, false},
+	{bridgeFamily, "ip4", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), nftables.SetDatatype{}, false},
+	{bridgeFamily, "ip6", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr), nftables.SetDatatype{}, false},
+	{bridgeFamily, "together", nftables.TypeIFName, nftables.SetDatatype{}, false},
+	{inetFamily, "publish4", typeSocket4, typeGuest4, false},
+	{inetFamily, "publish4_any", typePort, typeGuest4, false},
+	{inetFamily, "publish6", typeSocket6, typeGuest6, false},
+	{inetFamily, "publish6_any", typePort, typeGuest6, false},
+	{inetFamily, "open4", typeSocket4, nftables.SetDatatype{}, false},
+	{inetFamily, "open6", typeSocket6, nftables.SetDatatype{}, false},
+	{inetFamily, meterRate, nftables.TypeEtherAddr, nftables.SetDatatype{}, true},
+	{inetFamily, meterHeld, nftables.TypeEtherAddr, nftables.SetDatatype{}, true},
 }
 
 // socket loads address, protocol and port as the keys of open4 and open6 have them.
@@ -212,7 +243,8 @@ func to6(name string) match {
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV6, RegAddrMin: r0, RegProtoMin: r4}}
 }
 
-// chain is a base chain and its rules. What reaches the end is accepted.
+// chain is a base chain and its rules. What reaches the end is accepted. One without a kind has no
+// hook: others jump to it.
 type chain struct {
 	family   nftables.TableFamily
 	name     string
@@ -226,6 +258,7 @@ type chain struct {
 const (
 	hookPrerouting  = nftables.ChainHook(unix.NF_INET_PRE_ROUTING)
 	hookInput       = nftables.ChainHook(unix.NF_INET_LOCAL_IN)
+	hookOutput      = nftables.ChainHook(unix.NF_INET_LOCAL_OUT)
 	hookForward     = nftables.ChainHook(unix.NF_INET_FORWARD)
 	hookPostrouting = nftables.ChainHook(unix.NF_INET_POST_ROUTING)
 
@@ -280,6 +313,9 @@ func (n *Network) chains() []chain {
 		hairpin = append(hairpin, rule(ours, ofIP6, ip6Dest.in(n.prefix6), ip6Dest.not(n.Gateway6().AsSlice()...), drop))
 	}
 	return []chain{
+		{family: inetFamily, name: admitChain, rules: n.admitRules()},
+		{inetFamily, "untracked", nftables.ChainTypeFilter, hookPrerouting, *nftables.ChainPriorityRaw, n.untrackedRules()},
+		{inetFamily, "answers", nftables.ChainTypeFilter, hookOutput, *nftables.ChainPriorityRaw, n.answerRules()},
 		{bridgeFamily, "spoof", nftables.ChainTypeFilter, hookPrerouting, bridgeFirst, spoof},
 		{bridgeFamily, "forward", nftables.ChainTypeFilter, hookForward, bridgeFilter, forward},
 		{bridgeFamily, "hairpin", nftables.ChainTypeFilter, hookInput, bridgeFilter, hairpin},
@@ -317,28 +353,76 @@ func (n *Network) masqueradeRules() [][]expr.Any {
 func (n *Network) inputRules() [][]expr.Any {
 	rules := [][]expr.Any{rule(nameNot(expr.MetaKeyIIFNAME, n.o.Bridge), accept)}
 	if n.o.GuestToHost {
-		return rules
+		return append(rules, admit)
 	}
 	rules = append(rules, rule(related, accept), rule(reply, accept),
 		rule(isIP6, isICMP6, icmpType.between(icmp6Solicit, icmp6Advert), accept))
-	gateway := func(version, dest, icmp match, echo byte) {
-		rules = append(rules, rule(version, dest, icmp, icmpType.is(echo), accept))
-		for _, protocol := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-			rules = append(rules, rule(version, dest, metaIs(expr.MetaKeyL4PROTO, protocol), portDest.is(0, 53), accept))
-		}
-	}
-	gateway(isIP4, ip4Dest.is(n.Gateway().AsSlice()...), isICMP, icmpEcho)
-	if n.prefix6.IsValid() {
-		gateway(isIP6, ip6Dest.is(n.Gateway6().AsSlice()...), isICMP6, icmp6Echo)
+	for _, s := range n.services() {
+		rules = append(rules, rule(s.asked, admit))
 	}
 	return append(rules, drop)
+}
+
+// service is what every guest may ask the gateway, and how its answers look.
+type service struct{ asked, answered match }
+
+func (n *Network) services() []service {
+	var all []service
+	gateway := func(version, icmp match, from, to field, address netip.Addr, echo, reply byte) {
+		toUs := rule(version, to.is(address.AsSlice()...))
+		fromUs := rule(version, from.is(address.AsSlice()...))
+		all = append(all, service{rule(toUs, icmp, icmpType.is(echo)), rule(fromUs, icmp, icmpType.is(reply))})
+		for _, protocol := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+			is := metaIs(expr.MetaKeyL4PROTO, protocol)
+			all = append(all, service{rule(toUs, is, portDest.is(0, 53)), rule(fromUs, is, portSource.is(0, 53))})
+		}
+	}
+	gateway(isIP4, isICMP, ip4Source, ip4Dest, n.Gateway(), icmpEcho, icmpReply)
+	if n.prefix6.IsValid() {
+		gateway(isIP6, isICMP6, ip6Source, ip6Dest, n.Gateway6(), icmp6Echo, icmp6Reply)
+	}
+	return all
+}
+
+// untrackedRules keep what guests ask the gateway out of the host's table of connections, and
+// answerRules its answers.
+func (n *Network) untrackedRules() [][]expr.Any {
+	return n.eachService(func(s service) []expr.Any { return rule(nameIs(expr.MetaKeyIIFNAME, n.o.Bridge), s.asked, untracked) })
+}
+
+func (n *Network) answerRules() [][]expr.Any {
+	return n.eachService(func(s service) []expr.Any {
+		return rule(nameIs(expr.MetaKeyOIFNAME, n.o.Bridge), s.answered, untracked)
+	})
+}
+
+func (n *Network) eachService(f func(service) []expr.Any) [][]expr.Any {
+	var rules [][]expr.Any
+	for _, s := range n.services() {
+		rules = append(rules, f(s))
+	}
+	return rules
+}
+
+const admitChain = "admit"
+
+// admit accepts what a guest sends, within what it may take of the host's table of connections.
+var admit = match{&expr.Verdict{Kind: expr.VerdictJump, Chain: admitChain}}
+
+func (n *Network) admitRules() [][]expr.Any {
+	return [][]expr.Any{
+		rule(notNew, accept),
+		rule(eachGuest(meterRate, &expr.Limit{Type: expr.LimitTypePkts, Rate: maxRate, Unit: expr.LimitTimeSecond, Burst: maxBurst, Over: true}), drop),
+		rule(eachGuest(meterHeld, &expr.Connlimit{Count: n.held, Flags: expr.NFT_CONNLIMIT_F_INV}), drop),
+		accept,
+	}
 }
 
 // forwardRules are for what goes between guests and anything but the host, and what bridge-nf-call-iptables shows of what is between guests.
 func (n *Network) forwardRules() [][]expr.Any {
 	from, to := nameIs(expr.MetaKeyIIFNAME, n.o.Bridge), nameIs(expr.MetaKeyOIFNAME, n.o.Bridge)
 	rules := [][]expr.Any{
-		rule(from, to, accept), // the bridge's chains have decided
+		rule(from, to, admit), // the bridge's chains have decided
 		rule(from, related, accept), rule(to, related, accept),
 		rule(from, reply, accept), rule(to, reply, accept),
 		rule(to, isIP4, conntrack(expr.CtKeySTATUS, ctDstNAT), socket(ip4Dest), within("open4"), accept),
@@ -353,7 +437,7 @@ func (n *Network) forwardRules() [][]expr.Any {
 			rules = append(rules, rule(from, isIP4, ip4Dest.load(r0), within("lan4"), drop),
 				rule(from, isIP6, ip6Dest.load(r0), within("lan6"), drop))
 		}
-		return append(rules, rule(from, accept))
+		return append(rules, rule(from, admit))
 	}
 	return append(rules, rule(from, drop))
 }
