@@ -34,7 +34,13 @@ func (v *VM) diskSpec() (*Spec, DiskKeeper, error) {
 		return nil, nil, err
 	}
 	keeper, _ := v.m.drivers[s.Config.VMM].(DiskKeeper)
-	return v.spec(image), keeper, nil
+	spec := v.spec(image)
+	if !s.State.Alive() {
+		if err := ownDisks(spec); err != nil {
+			return nil, nil, err
+		}
+	}
+	return spec, keeper, nil
 }
 
 // hasOverlay reports whether the VM's system disk holds anything.
@@ -100,11 +106,12 @@ func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error
 func ownDisks(spec *Spec) error {
 	dir := DisksDir(spec.Dir)
 	var st unix.Stat_t
-	if err := unix.Lstat(dir, &st); err != nil {
-		return &os.PathError{Op: "stat", Path: dir, Err: err}
-	}
-	if spec.UID < 0 || int(st.Uid) == spec.UID {
+	err := unix.Lstat(dir, &st)
+	if err == unix.ENOENT || err == nil && (spec.UID < 0 || int(st.Uid) == spec.UID) {
 		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	for _, name := range []string{DiskOverlay, DiskWork, DiskRaw} {
 		f, err := host.OpenRegular(DiskPath(spec.Dir, name), os.O_RDONLY, int(st.Uid))

@@ -55,7 +55,7 @@ const notServed = "off"
 
 func defaultConfig() config {
 	return config{Image: "builtin", Accel: "auto", Bridge: "banger0", Subnet: netip.MustParsePrefix("172.30.0.0/16"),
-		VMUIDBase: 1879048192, IdleTimeout: span(vmm.NoLimit), StopTimeout: span(10 * time.Second), CPUs: 1,
+		VMUIDBase: 2013265920, IdleTimeout: span(vmm.NoLimit), StopTimeout: span(10 * time.Second), CPUs: 1,
 		StatsMaxAge: time.Second, PortsMaxAge: 2 * time.Second, HealthMaxAge: time.Second, PollInterval: 10 * time.Second, Group: "banger",
 		ImageMaxSize: 8 << 30, ImageMaxFiles: 500_000,
 		Isolate: true, DNS: true, HostsFile: notServed, MetricsListen: notServed}
@@ -227,8 +227,9 @@ func (c *config) check() error {
 		return fmt.Errorf("cpus = %d is not in 1 to 255", c.CPUs)
 	case c.MTU != 0 && (c.MTU < 576 || c.MTU > 65521):
 		return fmt.Errorf("mtu = %d is not 576 to 65521 bytes", c.MTU)
-	case c.VMUIDBase < 0 || c.VMUIDBase > 1<<32-1<<24:
-		return fmt.Errorf("vm_uid_base = %d is out of range", c.VMUIDBase)
+	case c.VMUIDBase != 0 && (c.VMUIDBase < leastUIDBase || c.VMUIDBase > mostUIDBase):
+		return fmt.Errorf("vm_uid_base = %d is neither 0 nor %d to %d: %d uids below it are for jobs, %d from it on for VMs",
+			c.VMUIDBase, leastUIDBase, mostUIDBase, jobUIDs, vmUIDs)
 	case c.ImageMaxSize == 0 || c.ImageMaxFiles <= 0:
 		return errors.New("image_max_size and image_max_files must be more than 0")
 	case c.StatsMaxAge <= 0 || c.PortsMaxAge <= 0 || c.HealthMaxAge <= 0 || c.PollInterval <= 0:

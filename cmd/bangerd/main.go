@@ -183,8 +183,9 @@ func run(log *slog.Logger, f flags) (err error) {
 	o := vmm.Options{StateDir: f.state, Store: records, Drivers: drivers(log, c, f.fake), Network: net, Images: images, Jobs: jobs, Log: log,
 		Defaults: vmm.Config{Image: c.Image, CPUs: c.CPUs, Memory: int64(c.Memory), VMM: "qemu", Net: netMode, Isolate: bool(c.Isolate),
 			IdleTimeout: time.Duration(c.IdleTimeout), StopTimeout: time.Duration(c.StopTimeout)}}
-	if root {
+	if root && c.VMUIDBase != 0 {
 		o.VMUIDBase = c.VMUIDBase
+		warnOfUIDs(log, c.VMUIDBase)
 	}
 	names := listenNames(log, c, net)
 	if names != nil {
