@@ -10,12 +10,11 @@ import (
 	"time"
 )
 
-const (
-	// adoptionsAtOnce bounds what Open asks side by side.
-	adoptionsAtOnce = 32
-	// recoverWait is how long Open waits for VMs that were not stopped: a VMM that does not answer takes less.
-	recoverWait = 15 * time.Second
-)
+// adoptionsAtOnce bounds what Open asks side by side.
+const adoptionsAtOnce = 32
+
+// recoverWait is how long Open waits for VMs that were not stopped: a VMM that does not answer takes less. Tests change it.
+var recoverWait = 15 * time.Second
 
 // recover makes VMs of the records: adopts, or says what became of them.
 func (m *Manager) recover(ctx context.Context, records []Record) error {

@@ -1,0 +1,187 @@
+package qemu
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/internal/host"
+	"banger/vmm"
+
+	"golang.org/x/sys/unix"
+)
+
+// impostor listens in place of one of a VM's sockets and tells of every byte that it hears.
+func (b *bench) impostor(t *testing.T, name string) <-chan string {
+	t.Helper()
+	dir, err := host.OpenDir(b.spec.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	f, err := bind(dir, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Listen(int(f.Fd()), 4); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	heard := make(chan string, 64)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			buf := make([]byte, 64)
+			for {
+				n, err := c.Read(buf)
+				if n > 0 {
+					heard <- string(buf[:n])
+				}
+				if err != nil {
+					break
+				}
+			}
+			c.Close()
+		}
+	}()
+	return heard
+}
+
+// The daemon speaks to the process that it started, whoever listens where that did.
+func TestSocketsOfAnotherProcess(t *testing.T) {
+	for _, name := range socketNames {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			m := b.start(t)
+			proc := m.Process()
+			if name == agentSocket { // which is connected to again and again
+				heard := b.impostor(t, name)
+				if _, err := m.Guest().Ping(within(t, 300*time.Millisecond)); err == nil {
+					t.Error("the impostor answers for the guest")
+				}
+				if len(heard) > 0 {
+					t.Errorf("the impostor heard %q", <-heard)
+				}
+				m.Close()
+				return
+			}
+			m.Close()
+			heard := b.impostor(t, name)
+			_, err := b.Adopt(within(t, 30*time.Second), b.spec, proc, b.notify)
+			if err == nil || !strings.Contains(err.Error(), "its socket is process") {
+				t.Errorf("adopted: %v", err)
+			}
+			if len(heard) > 0 {
+				t.Errorf("the impostor heard %q", <-heard)
+			}
+			if n := b.processes(); n != 0 {
+				t.Errorf("%d processes left", n)
+			}
+		})
+	}
+}
+
+// rawStart starts a QEMU with these arguments and those sockets, as a daemon that died right after that.
+func (b *bench) rawStart(t *testing.T, v *invocation) vmm.Process {
+	t.Helper()
+	files, err := inherited(b.spec, v.fds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cred, err := credential(b.spec, "tcg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := spawn(append([]string{b.host.binary}, v.args...), b.spec.LogFile, files, cred)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	t.Cleanup(func() { p.reap() })
+	return p.Process
+}
+
+// A daemon may die before QEMU has its kernel's command line: then nothing has run, and nothing is left.
+func TestAdoptOfWhatHasNotBegun(t *testing.T) {
+	b := newBench(t)
+	proc := b.rawStart(t, commandLine(b.spec, b.host))
+	if n := b.processes(); n != 1 {
+		t.Fatalf("%d processes", n)
+	}
+	if _, err := b.Adopt(within(t, 30*time.Second), b.spec, proc, b.notify); !errors.Is(err, vmm.ErrNotFound) {
+		t.Errorf("adopted: %v", err)
+	}
+	if n, s := b.processes(), b.sockets(); n != 0 || s != nil {
+		t.Errorf("left: %d processes, %q", n, s)
+	}
+}
+
+// What an earlier banger started had paths where there are descriptors now.
+func TestAdoptOfAnEarlierBanger(t *testing.T) {
+	b := newBench(t)
+	console := filepath.Join(b.spec.Dir, vmm.ConsoleFile)
+	v := commandLine(b.spec, b.host)
+	var old invocation
+	for i := 0; i < len(v.args); i++ {
+		switch a := v.args[i]; {
+		case a == "-add-fd":
+			i++
+		case a == preconfig:
+			old.add("-append", v.append)
+		case strings.HasPrefix(a, "socket,id=console,"):
+			old.add(strings.Replace(a, "logfile=/dev/fdset/1", "logfile="+escape(console), 1))
+		default:
+			old.add(a)
+		}
+	}
+	old.fds = v.fds
+	proc := b.rawStart(t, &old)
+	m := b.adopt(t, proc)
+	if m.Process() != proc || m.Paused() {
+		t.Errorf("adopted %+v, paused %v", m.Process(), m.Paused())
+	}
+	if err := m.Kill(within(t, 30*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	b.exit(t, m)
+	// Found by its UUID, it is ended when nobody wants it.
+	b.rawStart(t, &old)
+	if err := b.Sweep(within(t, 30*time.Second), b.spec.StateDir, func(string) bool { return false }); err != nil || b.processes() != 0 {
+		t.Errorf("%d processes, %v", b.processes(), err)
+	}
+}
+
+// Anybody may start a program with a VM's arguments.
+func TestAdoptOfAnotherUsersProcess(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root starts processes of other users: run the suite as root")
+	}
+	b := newBench(t)
+	b.runAsOther(t)
+	v := commandLine(b.spec, b.host)
+	b.spec.UID, b.spec.GID = testUID-1, testUID-1
+	proc := b.rawStart(t, v)
+	b.spec.UID, b.spec.GID = testUID, testUID
+	for _, p := range []vmm.Process{proc, {}} {
+		if _, err := b.Adopt(within(t, 30*time.Second), b.spec, p, b.notify); !errors.Is(err, vmm.ErrNotFound) {
+			t.Errorf("%+v: %v", p, err)
+		}
+	}
+	if err := unix.Kill(proc.PID, 0); err != nil {
+		t.Errorf("another's process was ended: %v", err)
+	}
+}
