@@ -261,7 +261,7 @@ func TestImageReplaced(t *testing.T) {
 			continue
 		}
 		// Also when the VMM, which its guest has taken over, has removed the system disk.
-		if err := os.Remove(filepath.Join(v.Snapshot().Dir, vmm.DiskOverlay)); err != nil && name == "a" {
+		if err := os.Remove(vmm.DiskPath(v.Snapshot().Dir, vmm.DiskOverlay)); err != nil && name == "a" {
 			t.Fatal(err)
 		}
 		if err := v.Do(ctx, vmm.Start); !errors.Is(err, vmm.ErrBusy) || !strings.Contains(err.Error(), "write "+name+" to its file image") {

@@ -96,7 +96,7 @@ func TestSocketsOfAnotherProcess(t *testing.T) {
 // rawStart starts a QEMU with these arguments and those sockets, as a daemon that died right after that.
 func (b *bench) rawStart(t *testing.T, v *invocation) vmm.Process {
 	t.Helper()
-	files, err := inherited(b.spec, v.fds)
+	files, err := inherited(b.spec, v.fds, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
