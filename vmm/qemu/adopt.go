@@ -63,6 +63,9 @@ var errNotBegun = errors.New("it waits for its kernel's command line")
 // the VM's user: anybody may start a program with the same arguments.
 func (d *Driver) find(spec *vmm.Spec, proc vmm.Process) *process {
 	owner := ownerOf(vmm.DisksDir(spec.Dir)) // as whom it was started, whatever the configuration says now
+	if owner < 0 {
+		owner = ownerOf(spec.Dir) // as an earlier banger left it
+	}
 	try := func(pid int, start uint64) *process {
 		p, err := openProcess(pid, start)
 		if err != nil {
