@@ -110,8 +110,9 @@ type middle struct {
 	over bool
 }
 
-// comeBetween takes the host's connections to the agent of the process, until stop; what is empty is not waited for. The daemon speaks to nobody
-// but that process: so the process's own listening socket is shared, of which QEMU takes one connection at a time. No daemon may run.
+// comeBetween takes the host's connections to the agent of the process, until stop; what is
+// empty is not waited for. The daemon speaks to nobody but that process: so the process's own
+// listening socket is shared, of which QEMU takes one connection at a time. No daemon may run.
 func comeBetween(t *testing.T, pid, path, host, guest string) *middle {
 	t.Helper()
 	socket := borrowAgent(t, pid)

@@ -13,7 +13,8 @@ import (
 // adoptionsAtOnce bounds what Open asks side by side.
 const adoptionsAtOnce = 32
 
-// recoverWait is how long Open waits for VMs that were not stopped: a VMM that does not answer takes less. Tests change it.
+// recoverWait is how long Open waits for VMs that were not stopped: a VMM that does not answer
+// takes less. Tests change it.
 var recoverWait = 15 * time.Second
 
 // recover makes VMs of the records: adopts, or says what became of them.
@@ -66,8 +67,9 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 	return m.o.Network.Settle()
 }
 
-// adopt recovers the VMs that were not stopped, side by side. It returns when that is done or after recoverWait: what takes longer goes on
-// in the background, and commands to that VM wait for it, or are refused.
+// adopt recovers the VMs that were not stopped, side by side. It returns when that is done or
+// after recoverWait: what takes longer goes on in the background, and commands to that VM wait
+// for it, or are refused.
 func (m *Manager) adopt(ctx context.Context) error {
 	slots := make(chan struct{}, adoptionsAtOnce)
 	var under []*transition
@@ -119,7 +121,8 @@ func (m *Manager) adopt(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// recoverAgain is the work of every command to a VM that was not recovered, of which nothing else is known.
+// recoverAgain is the work of every command to a VM that was not recovered, of which nothing
+// else is known.
 func (v *VM) recoverAgain(context.Context) error {
 	if err := v.recover(v.m.ctx); err != nil {
 		return err

@@ -63,7 +63,8 @@ func (s *Snapshot) checkBase(image *Image) error {
 		image.Name, s.Base, image.Digest, image.Name, ErrBusy)
 }
 
-// makeDir makes the VM's directory, which only the daemon enters, and in it that of its disks, which is its user's.
+// makeDir makes the VM's directory, which only the daemon enters, and in it that of its disks,
+// which is its user's.
 func makeDir(spec *Spec) error {
 	if err := renew(spec.Dir, spec.UID); err != nil {
 		return err
@@ -101,8 +102,8 @@ func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error
 	return driver.MakeDisks(ctx, spec)
 }
 
-// ownDisks gives the disks to the VM's user. Before they are those of nobody, after an import, or of the user that the VM had
-// under another configuration: whoever has their directory.
+// ownDisks gives the disks to the VM's user. Before they are those of nobody, after an import,
+// or of the user that the VM had under another configuration: whoever has their directory.
 func ownDisks(spec *Spec) error {
 	dir := DisksDir(spec.Dir)
 	var st unix.Stat_t

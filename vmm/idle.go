@@ -39,7 +39,8 @@ func (v *VM) idle(s *Snapshot) bool {
 	return time.Since(used) >= s.Config.IdleTimeout
 }
 
-// saveTouched records the last use. It does not wait for whoever writes the record: that is recorded a minute later then.
+// saveTouched records the last use. It does not wait for whoever writes the record: that is
+// recorded a minute later then.
 func (v *VM) saveTouched(ctx context.Context) {
 	select {
 	case v.own <- struct{}{}:
@@ -62,8 +63,9 @@ func (v *VM) saveTouched(ctx context.Context) {
 	}
 }
 
-// sweep stops what nobody has used for its idle_timeout, lets what found no space go on, and keeps the times of use durable. No VM
-// holds up the others: what cannot be done at once is left to the next sweep.
+// sweep stops what nobody has used for its idle_timeout, lets what found no space go on, and
+// keeps the times of use durable. No VM holds up the others: what cannot be done at once is left
+// to the next sweep.
 func (m *Manager) sweep() {
 	tick := time.NewTicker(m.o.Sweep)
 	defer tick.Stop()

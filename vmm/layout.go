@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An earlier banger gave a VM's user the whole of the VM's directory. What is found there may be the work of a VMM that
-// its guest has taken over, and that still runs.
+// An earlier banger gave a VM's user the whole of the VM's directory. What is found there may be
+// the work of a VMM that its guest has taken over, and that still runs.
 
 // movingSuffix is of the name of a directory while it is changed.
 const movingSuffix = ".moving"
 
-// takenFiles are what is taken out of such a directory, as the kind of file that it has to be. What is of another kind stays with the
-// disks, where nobody looks at it.
+// takenFiles are what is taken out of such a directory, as the kind of file that it has to be.
+// What is of another kind stays with the disks, where nobody looks at it.
 var takenFiles = []struct {
 	name string
 	kind uint32
@@ -40,8 +40,9 @@ func isOld(dir string, uid int) bool {
 	return unix.Lstat(DisksDir(dir), &st) != nil
 }
 
-// renew makes a directory of an earlier banger one of this: it becomes that of the disks, in a new one. A crash leaves it as it was, or under a name that
-// is found again. The VM may run: what its VMM has open stays what it is.
+// renew makes a directory of an earlier banger one of this: it becomes that of the disks, in a
+// new one. A crash leaves it as it was, or under a name that is found again. The VM may run:
+// what its VMM has open stays what it is.
 func renew(dir string, uid int) error {
 	moving := dir + movingSuffix
 	if isOld(dir, uid) {
@@ -70,8 +71,8 @@ func renew(dir string, uid int) error {
 	return os.Rename(moving, dir)
 }
 
-// takeFile moves a file out of the directory of the disks, if it is of that kind and has one name, and makes it the daemon's. It is looked at where nobody can
-// exchange it any more.
+// takeFile moves a file out of the directory of the disks, if it is of that kind and has one
+// name, and makes it the daemon's. It is looked at where nobody can exchange it any more.
 func takeFile(dir, name string, kind uint32) error {
 	path := filepath.Join(dir, name)
 	err := os.Rename(DiskPath(dir, name), path)
@@ -91,7 +92,8 @@ func takeFile(dir, name string, kind uint32) error {
 	return os.Chmod(path, 0o600)
 }
 
-// copyHostKey keeps the ssh host key if it is one. It is copied: whoever has the file open can write to it.
+// copyHostKey keeps the ssh host key if it is one. It is copied: whoever has the file open can
+// write to it.
 func copyHostKey(dir string) error {
 	text, err := readHostKey(DiskPath(dir, HostKeyFile))
 	if err != nil {

@@ -205,7 +205,8 @@ func (m *Manager) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// workWait is for goroutines whose work was given up: one may hang in the kernel, on a disk for example. Tests change it.
+// workWait is for goroutines whose work was given up: one may hang in the kernel, on a disk for
+// example. Tests change it.
 var workWait = 5 * time.Second
 
 // waitWork reports whether all goroutines have ended.

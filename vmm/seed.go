@@ -29,7 +29,8 @@ func (v *VM) addSeed(spec *Spec) error {
 	return nil
 }
 
-// replaceFile gives the file this content in one step, unless it has it. Nothing is synced: what a crash leaves is found to differ.
+// replaceFile gives the file this content in one step, unless it has it. Nothing is synced: what
+// a crash leaves is found to differ.
 func replaceFile(path string, content []byte) error {
 	if f, err := host.OpenRegular(path, os.O_RDONLY, host.AnyOwner); err == nil {
 		had, err := io.ReadAll(io.LimitReader(f, int64(len(content))+1))

@@ -10,7 +10,8 @@ import (
 // powerOffWait is for the agent to accept a shutdown.
 const powerOffWait = 3 * time.Second
 
-// killWait is for a killed VMM to be gone: one that hangs in the kernel may never be. Tests change it.
+// killWait is for a killed VMM to be gone: one that hangs in the kernel may never be. Tests
+// change it.
 var killWait = 15 * time.Second
 
 // stop asks the guest to power itself off, waits, and kills what is left.

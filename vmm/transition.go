@@ -75,7 +75,8 @@ func (v *VM) during(ctx context.Context, c Command, doing string, work func(cont
 	}
 }
 
-// try gives the command if nothing else is under way, and reports whether it did; it does not block.
+// try gives the command if nothing else is under way, and reports whether it did; it does not
+// block.
 func (v *VM) try(c Command) bool {
 	ctx, cancel := context.WithCancel(v.m.ctx)
 	cancel() // nothing is waited for
@@ -245,7 +246,8 @@ func (v *VM) enterFailed(reason string) error {
 // settle makes a failed VM a stopped one.
 func (v *VM) settle(context.Context) error { return v.enter(Stopped, ended("")) }
 
-// counted are the transitions that Transitions tells apart; exit is the end of a machine that nobody asked to end. Adoptions are not among them.
+// counted are the transitions that Transitions tells apart; exit is the end of a machine that
+// nobody asked to end. Adoptions are not among them.
 var counted = [...]Command{Start, Stop, Restart, Kill, Pause, Resume, exit, Take, Drop, Restore, Export}
 
 // Transitions is how often a command's transition has ended since the daemon's start.

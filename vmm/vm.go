@@ -152,7 +152,8 @@ type Snapshot struct {
 	Saved []DiskSnapshot
 	// Named is true while the host finds guests by their names; see DNS.
 	Named bool
-	// Dir is the VM's directory on the host, which only the daemon enters. It holds the console, the log and, in DisksDir, the disks.
+	// Dir is the VM's directory on the host, which only the daemon enters. It holds the console,
+	// the log and, in DisksDir, the disks.
 	Dir string
 }
 
@@ -205,8 +206,9 @@ func (s *Snapshot) GuestAddress6() netip.Addr {
 	return netip.Addr{}
 }
 
-// DisksDir is the directory of the disks of the VM whose directory is dir. It belongs to the VM's user, and with it
-// whatever a VMM that its guest has taken over puts there: open nothing in it but with host.OpenRegular.
+// DisksDir is the directory of the disks of the VM whose directory is dir. It belongs to the
+// VM's user, and with it whatever a VMM that its guest has taken over puts there: open nothing
+// in it but with host.OpenRegular.
 func DisksDir(dir string) string { return filepath.Join(dir, "disks") }
 
 // DiskPath is the path of a disk of the VM whose directory is dir.

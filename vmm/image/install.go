@@ -60,7 +60,8 @@ func replaceDir(target string, fill func(dir string) error) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	// Only the directory of all images is closed. VMMs, which run as other users, inherit a descriptor of the kernel and open it anew.
+	// Only the directory of all images is closed. VMMs, which run as other users, inherit a
+	// descriptor of the kernel and open it anew.
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return err
 	}

@@ -59,8 +59,8 @@ func (d *Driver) Adopt(ctx context.Context, spec *vmm.Spec, proc vmm.Process, no
 // errNotBegun is of a QEMU that waits for its kernel's command line.
 var errNotBegun = errors.New("it waits for its kernel's command line")
 
-// find gives the VM's process: the recorded one, else whichever shows its UUID and its directory. It must be of
-// the VM's user: anybody may start a program with the same arguments.
+// find gives the VM's process: the recorded one, else whichever shows its UUID and its
+// directory. It must be of the VM's user: anybody may start a program with the same arguments.
 func (d *Driver) find(spec *vmm.Spec, proc vmm.Process) *process {
 	owner := ownerOf(vmm.DisksDir(spec.Dir)) // as whom it was started, whatever the configuration says now
 	if owner < 0 {
@@ -239,7 +239,8 @@ func readArgs(pid int) []string {
 // of this package started, both empty for any other process.
 func readCommandLine(pid int) (uuid, log string) { return parseArgs(readArgs(pid)) }
 
-// parseArgs finds the console's file beside its descriptor or, of an earlier banger, in its chardev.
+// parseArgs finds the console's file beside its descriptor or, of an earlier banger, in its
+// chardev.
 func parseArgs(args []string) (uuid, log string) {
 	for i, a := range args {
 		switch {

@@ -69,8 +69,8 @@ func (v *invocation) boot(path string) string {
 	return selfFD(v.inherit(inheritance{fdBoot, path, os.O_RDONLY}))
 }
 
-// set gives the name by which QEMU opens a file, in each of these ways. The path is for people, and for the driver to
-// recognise the process by.
+// set gives the name by which QEMU opens a file, in each of these ways. The path is for people,
+// and for the driver to recognise the process by.
 func (v *invocation) set(path string, flags ...int) string {
 	v.sets++
 	for _, f := range flags {
@@ -95,8 +95,9 @@ func (v *invocation) disk(d vmm.Disk, node string) {
 	v.add("-blockdev", string(mustJSON(diskNode(d, node, v.set(d.Path, flags...), base))))
 }
 
-// shown is the command line for people, who can paste it into a shell once they have made the sockets: with the kernel's command
-// line, which QEMU is given over QMP because everybody reads arguments, and with what it inherits.
+// shown is the command line for people, who can paste it into a shell once they have made the
+// sockets: with the kernel's command line, which QEMU is given over QMP because everybody reads
+// arguments, and with what it inherits.
 func (v *invocation) shown(binary string) string {
 	argv := []string{binary}
 	for _, a := range v.args {

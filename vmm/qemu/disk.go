@@ -22,9 +22,11 @@ import (
 	"banger/vmm"
 )
 
-// Whatever reads or writes a disk runs as the VM's user, whose directory it is in: what a VMM that was taken over by its guest leaves there
-// is then opened with no more rights than that VMM had. The programs inherit the directory and the base, for no VM's user enters the state
-// directory. No format is ever guessed: a guest may write the beginning of any format on a raw disk. Nor is a path in a disk's header followed.
+// Whatever reads or writes a disk runs as the VM's user, whose directory it is in: what a VMM
+// that was taken over by its guest leaves there is then opened with no more rights than that VMM
+// had. The programs inherit the directory and the base, for no VM's user enters the state
+// directory. No format is ever guessed: a guest may write the beginning of any format on a raw
+// disk. Nor is a path in a disk's header followed.
 
 const (
 	sector = 512
@@ -66,7 +68,8 @@ func alone(d vmm.Disk) vmm.Disk {
 	return d
 }
 
-// What a program inherits: the directory of the disks and, where there is one, the base of the disk that it works on.
+// What a program inherits: the directory of the disks and, where there is one, the base of the
+// disk that it works on.
 const (
 	toolDir  = firstFD
 	toolBase = firstFD + 1

@@ -201,7 +201,8 @@ func (d *Driver) start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Noti
 		m.disconnect()
 		return nil, err
 	}
-	// From here on only QEMU holds the sockets, so that its end is an end of file here, and the disks with their locks.
+	// From here on only QEMU holds the sockets, so that its end is an end of file here, and the
+	// disks with their locks.
 	letGo()
 	if err := m.boot(ctx, v.append); err != nil {
 		err = m.abandon(ctx, err)

@@ -85,7 +85,8 @@ type blockNode struct {
 type blockFile struct {
 	Driver   string `json:"driver"`
 	Filename string `json:"filename"`
-	// Locking is "off" for a file that all VMs share and nobody writes: a lock of one VMM would keep the others from it.
+	// Locking is "off" for a file that all VMs share and nobody writes: a lock of one VMM would
+	// keep the others from it.
 	Locking string `json:"locking,omitempty"`
 }
 
@@ -130,8 +131,9 @@ func through(dir *os.File, name string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)
 }
 
-// bind makes a socket in dir in place of what an earlier run left there. Nobody listens on it yet: whoever is
-// connected to is QEMU, and the kernel says so (SO_PEERCRED of unix(7) names who called listen(2)).
+// bind makes a socket in dir in place of what an earlier run left there. Nobody listens on it
+// yet: whoever is connected to is QEMU, and the kernel says so (SO_PEERCRED of unix(7) names who
+// called listen(2)).
 func bind(dir *os.File, name string) (*os.File, error) {
 	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && err != unix.ENOENT {
 		return nil, fmt.Errorf("cannot remove %s: %w", name, err)

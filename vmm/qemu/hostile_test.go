@@ -93,7 +93,8 @@ func TestSocketsOfAnotherProcess(t *testing.T) {
 	}
 }
 
-// rawStart starts a QEMU with these arguments and those sockets, as a daemon that died right after that.
+// rawStart starts a QEMU with these arguments and those sockets, as a daemon that died right
+// after that.
 func (b *bench) rawStart(t *testing.T, v *invocation) vmm.Process {
 	t.Helper()
 	files, err := inherited(b.spec, v.fds, nil)
@@ -115,7 +116,8 @@ func (b *bench) rawStart(t *testing.T, v *invocation) vmm.Process {
 	return p.Process
 }
 
-// A daemon may die before QEMU has its kernel's command line: then nothing has run, and nothing is left.
+// A daemon may die before QEMU has its kernel's command line: then nothing has run, and nothing
+// is left.
 func TestAdoptOfWhatHasNotBegun(t *testing.T) {
 	b := newBench(t)
 	proc := b.rawStart(t, commandLine(b.spec, b.host))
