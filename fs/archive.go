@@ -129,7 +129,8 @@ func (in *intake) begin(name string) {
 		defer in.server.begun.Done()
 		defer close(in.done)
 		defer cancel()
-		_, in.err = in.server.o.Manager.Import(ctx, name, in.owner, &chunks{in: in, ctx: ctx, idle: importIdle})
+		from := &chunks{in: in, ctx: ctx, idle: importIdle}
+		_, in.err = in.server.o.Manager.Import(ctx, name, in.owner, from)
 	}()
 }
 

@@ -198,7 +198,8 @@ func (v *VM) export(ctx context.Context) (_ *Archive, err error) {
 // ErrInvalid for what is no archive, ErrNotFound if its image is not here, ErrExists, ErrBusy if too many are under way.
 func (m *Manager) Import(ctx context.Context, name string, owner Owner, r io.Reader) (*VM, error) {
 	if !m.imports.Try(owner.UID) {
-		return nil, fmt.Errorf("cannot import: %d imports of one user, or %d of all, are under way: %w", importsOfOne, importsAtOnce, ErrBusy)
+		return nil, fmt.Errorf("cannot import: %d imports of one user, or %d of all, are under way: %w",
+			importsOfOne, importsAtOnce, ErrBusy)
 	}
 	defer m.imports.End(owner.UID)
 	id := uuid.NewString()
@@ -304,7 +305,8 @@ func (m *Manager) imageLike(about *manifest) (*Image, error) {
 		about.Image, about.ImageDigest, about.ImageSource, here, ErrNotFound)
 }
 
-// checkDisks lets the driver look at imported disks, with a uid of this import's own, and takes them back.
+// checkDisks lets the driver look at imported disks, with a uid of this import's own, and takes
+// them back.
 func (m *Manager) checkDisks(ctx context.Context, spec *Spec) (err error) {
 	driver, ok := m.drivers[spec.Config.VMM].(DiskKeeper)
 	if !ok {
@@ -334,8 +336,9 @@ func (m *Manager) checkDisks(ctx context.Context, spec *Spec) (err error) {
 	return errors.Join(job.Kill(), takeBack(spec))
 }
 
-// takeBack makes the daemon the owner of imported disks. They are to be regular files without another
-// name, and nothing else may be in their directory: a program that reads strangers' disks made them.
+// takeBack makes the daemon the owner of imported disks. They are to be regular files without
+// another name, and nothing else may be in their directory: a program that reads strangers' disks
+// made them.
 func takeBack(spec *Spec) error {
 	dir := DisksDir(spec.Dir)
 	if err := os.Chown(dir, os.Getuid(), os.Getgid()); err != nil {
@@ -378,7 +381,8 @@ func takeDisks(ctx context.Context, archive *tar.Reader, about *manifest, spec *
 			return fmt.Errorf("%.64q is not the disk that its %s tells of (%v): %w", d.Name, archiveManifest, err, ErrInvalid)
 		}
 		if host.Sparse(h) {
-			return fmt.Errorf("the disk %s has holes that the archive leaves out (a sparse member), as no export has: %w", d.Name, ErrInvalid)
+			return fmt.Errorf("the disk %s has holes that the archive leaves out (a sparse member): %w",
+				d.Name, ErrInvalid)
 		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if err != nil {

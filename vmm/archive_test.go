@@ -292,7 +292,8 @@ func TestImageReplaced(t *testing.T) {
 	}
 }
 
-// sparse is a member of holes only, in the form that GNU tar -S writes: a few bytes that are read as size.
+// sparse is a member of holes only, in the form that GNU tar -S writes: a few bytes that are read
+// as size.
 func sparse(t *testing.T, name string, size int64) []byte {
 	t.Helper()
 	dir := t.TempDir()

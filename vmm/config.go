@@ -128,12 +128,14 @@ func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
 	return v.configure(ctx, change, false)
 }
 
-// SetImage is Configure of the image. That it is said again takes the image as it is now, if it was replaced since the last start.
+// SetImage is Configure of the image. That it is said again takes the image as it is now, if it was
+// replaced since the last start.
 func (v *VM) SetImage(ctx context.Context, name string) error {
 	return v.configure(ctx, func(c *Config) error { c.Image = name; return nil }, true)
 }
 
-// replaced reports whether the VM's image is another than at its last start, and would be its own if the VM took it.
+// replaced reports whether the VM's image is another than at its last start, and would be its own
+// if the VM took it.
 func (v *VM) replaced(s *Snapshot) bool {
 	if s.Base == "" || s.hasOverlay() {
 		return false

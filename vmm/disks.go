@@ -49,8 +49,9 @@ func (s *Snapshot) hasOverlay() bool {
 	return err == nil
 }
 
-// checkBase refuses an image that is not the one with which the VM was started before. Its overlay and another image would
-// together be neither disk, and whoever may make images would run in a VM of somebody else.
+// checkBase refuses an image that is not the one with which the VM was started before. Its overlay
+// and another image would together be neither disk, and whoever may make images would run in a VM
+// of somebody else.
 func (s *Snapshot) checkBase(image *Image) error {
 	switch {
 	case s.Base == "", s.Base == image.Digest, image.Name == BuiltinImage:
@@ -59,8 +60,8 @@ func (s *Snapshot) checkBase(image *Image) error {
 		return fmt.Errorf("its system disk is over an image of digest %s, and %s is now another: make a new VM, or write %s to its file restore, which discards what is on the system disk: %w",
 			s.Base, image.Name, resetWord, ErrBusy)
 	}
-	return fmt.Errorf("its image %s was replaced: it had the digest %s at the last start and now has %s: write %s to its file image to take the new one: %w",
-		image.Name, s.Base, image.Digest, image.Name, ErrBusy)
+	return fmt.Errorf("its image %s was replaced: it had the digest %s at the last start and now has %s: "+
+		"write %s to its file image to take the new one: %w", image.Name, s.Base, image.Digest, image.Name, ErrBusy)
 }
 
 // makeDir makes the VM's directory, which only the daemon enters, and in it that of its disks,

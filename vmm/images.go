@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// BuiltinImage is the image that only the daemon's installation replaces. A VM takes whichever it is.
+// BuiltinImage is the image that only the daemon's installation replaces. A VM takes whichever it
+// is.
 const BuiltinImage = "builtin"
 
 // ImageStatus is the first word of an image's file `status`.

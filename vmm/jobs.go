@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// jobsFile keeps two daemons of one host from taking the same uid: byte N of it is locked while uid N is in use. The kernel
-// drops the locks of a daemon that dies.
+// jobsFile keeps two daemons of one host from taking the same uid: byte N of it is locked while uid
+// N is in use. The kernel drops the locks of a daemon that dies.
 const jobsFile = "/run/banger.uids"
 
 // JobUIDs is how many uids below Options.VMUIDBase belong to jobs.
@@ -32,10 +32,10 @@ type Jobs struct {
 	next  int
 }
 
-// NewJobs returns the jobs of a daemon whose VMs have the uids from vmUIDBase on. With 0 jobs run
-// as the daemon itself.
+// NewJobs returns the jobs of a daemon whose VMs have the uids from vmUIDBase on. With 0, and
+// without root, jobs run as the daemon itself.
 func NewJobs(vmUIDBase int) *Jobs {
-	if vmUIDBase == 0 {
+	if vmUIDBase == 0 || os.Getuid() != 0 {
 		return &Jobs{}
 	}
 	return &Jobs{first: vmUIDBase - JobUIDs}
@@ -87,7 +87,8 @@ func (j *Jobs) take() (int, error) {
 
 // lock takes (F_WRLCK) or gives back (F_UNLCK) the host's lock of a uid; it does not wait.
 func (j *Jobs) lock(index int, kind int16) error {
-	return unix.FcntlFlock(j.locks.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: int64(j.first + index), Len: 1})
+	l := unix.Flock_t{Type: kind, Start: int64(j.first + index), Len: 1}
+	return unix.FcntlFlock(j.locks.Fd(), unix.F_OFD_SETLK, &l)
 }
 
 // Kill ends all processes of the job. From then on nobody changes the files that it made.

@@ -163,10 +163,7 @@ func run(log *slog.Logger, f flags) (err error) {
 		return fmt.Errorf("cannot tell the state directory's instance: %w", err)
 	}
 
-	jobs := vmm.NewJobs(0)
-	if root {
-		jobs = vmm.NewJobs(c.VMUIDBase)
-	}
+	jobs := vmm.NewJobs(c.VMUIDBase)
 	images, err := image.Open(image.Options{Dir: imagesDir, Log: log, Jobs: jobs,
 		Limits: image.Limits{Bytes: int64(c.ImageMaxSize), Files: c.ImageMaxFiles}})
 	if err != nil {
@@ -180,7 +177,8 @@ func run(log *slog.Logger, f flags) (err error) {
 	if err != nil {
 		return err
 	}
-	o := vmm.Options{StateDir: f.state, Store: records, Drivers: drivers(log, c, f.fake), Network: net, Images: images, Jobs: jobs, Log: log,
+	o := vmm.Options{StateDir: f.state, Store: records, Drivers: drivers(log, c, f.fake), Network: net, Images: images,
+		Jobs: jobs, Log: log,
 		Defaults: vmm.Config{Image: c.Image, CPUs: c.CPUs, Memory: int64(c.Memory), VMM: "qemu", Net: netMode, Isolate: bool(c.Isolate),
 			IdleTimeout: time.Duration(c.IdleTimeout), StopTimeout: time.Duration(c.StopTimeout)}}
 	if root && c.VMUIDBase != 0 {

@@ -28,7 +28,7 @@ const (
 )
 
 // asker is the transport to one registry, and to where that leads: for tokens, or by redirects. Who
-// wrote the reference may have its host asked; the registry may have the daemon ask public hosts only.
+// wrote the reference may have its host asked. The registry may have public hosts asked only.
 type asker struct {
 	host   string // of the reference, without a port
 	local  bool   // the reference names this host's own loopback
@@ -46,7 +46,8 @@ func newAsker(base *http.Transport, registry string) *asker {
 	if h, _, err := net.SplitHostPort(registry); err == nil {
 		host = h
 	}
-	a := &asker{host: strings.ToLower(strings.Trim(host, "[]")), direct: base.Clone(), stall: stallTime}
+	a := &asker{direct: base.Clone(), stall: stallTime}
+	a.host = strings.ToLower(strings.Trim(host, "[]"))
 	a.local = loopback(a.host)
 	a.direct.ResponseHeaderTimeout = smallTime
 	a.direct.MaxResponseHeaderBytes = maxHeader
@@ -81,7 +82,8 @@ func (a *asker) allow(host string, address netip.Addr) error {
 	switch {
 	case address.IsLoopback():
 		ok = a.local && loopback(host)
-	case address.IsUnspecified(), address.IsMulticast(), address.IsLinkLocalUnicast(), thisNetwork.Contains(address), broadcast.Contains(address):
+	case address.IsUnspecified(), address.IsMulticast(), address.IsLinkLocalUnicast(),
+		thisNetwork.Contains(address), broadcast.Contains(address):
 		ok = false
 	case private(address):
 		ok = host == a.host || a.local || a.inside.Load()
@@ -89,7 +91,7 @@ func (a *asker) allow(host string, address netip.Addr) error {
 	if ok {
 		return nil
 	}
-	return fmt.Errorf("%.200q is %s, where only the image's own source may lead, by that address", host, address)
+	return fmt.Errorf("%.200q is %s, where only the image's own source may lead", host, address)
 }
 
 func private(address netip.Addr) bool {
@@ -97,8 +99,8 @@ func private(address netip.Addr) bool {
 	return address.IsPrivate() || shared.Contains(address)
 }
 
-// dial connects to an address that is allowed. Each is looked at when its host's name was resolved, and
-// is the one that is connected to.
+// dial connects to an address that is allowed. It is looked at after the host's name was resolved,
+// and is the one that is connected to.
 func (a *asker) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -117,7 +119,7 @@ func (a *asker) dial(ctx context.Context, network, address string) (net.Conn, er
 	return d.DialContext(ctx, network, address)
 }
 
-// check refuses what can be told from a request alone: behind a proxy nobody here resolves its host.
+// check refuses what a request alone tells: behind a proxy nobody here resolves its host.
 func (a *asker) check(r *http.Request) error {
 	host := strings.ToLower(r.URL.Hostname())
 	switch {
@@ -155,7 +157,9 @@ func (a *asker) RoundTrip(r *http.Request) (*http.Response, error) {
 		body.end()
 		return nil, cause(ctx, err)
 	}
-	if proxy, err := a.direct.Proxy(r); err == nil && proxy == nil && strings.ToLower(r.URL.Hostname()) == a.host && private(from.Addr()) {
+	proxy, err := a.direct.Proxy(r)
+	itself := err == nil && proxy == nil && strings.ToLower(r.URL.Hostname()) == a.host
+	if itself && private(from.Addr()) {
 		a.inside.Store(true)
 	}
 	body.ctx, body.ReadCloser = ctx, response.Body

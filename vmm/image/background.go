@@ -36,8 +36,8 @@ func inBackground(f func() error) error {
 	})
 }
 
-// withoutPrivileges runs f as inBackground does. Programs that it starts gain no rights from what they
-// execute (no_new_privs of prctl(2)).
+// withoutPrivileges runs f as inBackground does. Programs that it starts gain no rights from what
+// they execute (no_new_privs of prctl(2)).
 func withoutPrivileges(f func() error) error {
 	return inBackground(func() error {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil { // of this thread and its children

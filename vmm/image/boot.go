@@ -160,7 +160,8 @@ func (k *ownKernel) isBuiltin(module string) bool {
 }
 
 // makeBoot writes into dir what the machine boots, as far as it comes from the image itself: its
-// kernel, if that can be used, and the archive that compose puts behind the built-in image's initramfs.
+// kernel, if that can be used, and the archive that compose puts behind the built-in image's
+// initramfs.
 func makeBoot(dir string, k *ownKernel, program *vmm.Program) (outcome, error) {
 	done := outcome{Done: true, Program: program != nil}
 	extra := []entry{fileEntry(strings.TrimPrefix(vmm.RootFile, "/"), 0o644, nil)}
@@ -210,7 +211,8 @@ func (s *Set) compose(dir string, m *manifest) error {
 		}
 	}
 	// The kernel unpacks one archive after the other; what is in both is the second's.
-	if err := joinFiles(filepath.Join(dir, initrdName), s.path(Builtin, base.Initrd), filepath.Join(dir, m.Extra)); err != nil {
+	to, extra := filepath.Join(dir, initrdName), filepath.Join(dir, m.Extra)
+	if err := joinFiles(to, s.path(Builtin, base.Initrd), extra); err != nil {
 		return err
 	}
 	m.Size = 0

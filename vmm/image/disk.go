@@ -160,8 +160,9 @@ func diskFormat(f *os.File, name string) (string, error) {
 	return "qcow2", nil
 }
 
-// convert makes a plain qcow2 of the copied one in dir. qemu-img runs with limits and, where the daemon is root, with a uid of
-// its own, which owns nothing but a directory in dir; it dies with the daemon.
+// convert makes a plain qcow2 of the copied one in dir. qemu-img runs with limits and, where the
+// daemon is root, with a uid of its own, which owns nothing but a directory in dir; it dies with
+// the daemon.
 func (j *job) convert(ctx context.Context, dir string) (_ string, err error) {
 	user, err := j.set.o.Jobs.Begin()
 	if err != nil {
@@ -170,7 +171,8 @@ func (j *job) convert(ctx context.Context, dir string) (_ string, err error) {
 	work := filepath.Join(dir, "work")
 	defer func() { err = errors.Join(err, user.Kill(), os.RemoveAll(work), user.End()) }()
 	from, to := filepath.Join(work, "disk"), filepath.Join(work, "converted")
-	if err := errors.Join(os.Mkdir(work, 0o700), os.Rename(filepath.Join(dir, "disk"), from)); err != nil {
+	err = errors.Join(os.Mkdir(work, 0o700), os.Rename(filepath.Join(dir, "disk"), from))
+	if err != nil {
 		return "", err
 	}
 	for _, name := range []string{work, from} {
@@ -191,7 +193,8 @@ func (j *job) convert(ctx context.Context, dir string) (_ string, err error) {
 	return done, os.Rename(to, done)
 }
 
-// qemuConvert runs qemu-img in work. That is its working directory from the start: its uid may enter none above.
+// qemuConvert runs qemu-img in work. That is its working directory from the start: its uid may
+// enter none above.
 func (j *job) qemuConvert(ctx context.Context, user *vmm.Job, work string) error {
 	dir, err := os.Open(work)
 	if err != nil {
@@ -205,9 +208,11 @@ func (j *job) qemuConvert(ctx context.Context, user *vmm.Job, work string) error
 		attr.Credential = &syscall.Credential{Uid: uint32(user.UID), Gid: uint32(user.UID)}
 	}
 	// ulimit -f counts 512 bytes in dash and 1024 in bash's sh; it is the coarser guard, settle has the exact one.
-	limits := fmt.Sprintf(`cd /proc/self/fd/3 || exit; exec 3<&-; ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
+	limits := fmt.Sprintf(`cd /proc/self/fd/3 || exit; exec 3<&-
+ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
 		convertMemory, convertCPU, j.set.o.Limits.Bytes/512+1)
-	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", limits, "sh", "convert", "-p", "-f", "qcow2", "-O", "qcow2", "disk", "converted")
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", limits, "sh",
+		"convert", "-p", "-f", "qcow2", "-O", "qcow2", "disk", "converted")
 	cmd.Dir, cmd.SysProcAttr, cmd.Env = "/", attr, []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	cmd.ExtraFiles, cmd.WaitDelay = []*os.File{dir}, time.Second
 	var said firstWords

@@ -30,7 +30,7 @@ const (
 type Options struct {
 	Dir    string // of the images; need not exist yet
 	Limits Limits
-	Jobs   *vmm.Jobs    // uids of builds, which read what users made; nil: builds run as the daemon itself
+	Jobs   *vmm.Jobs    // uids of builds, which read what users made; nil: as the daemon itself
 	Log    *slog.Logger // slog.Default() if nil
 }
 

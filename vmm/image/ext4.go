@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -14,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"banger/internal/host"
 )
 
 // The layout of ext4 is that of the kernel's Documentation/filesystems/ext4; names of fields are those of there.
@@ -62,6 +63,7 @@ func makeExt4(ctx context.Context, name string, size int64, inodes int) error {
 // why there is no directory that it is unpacked into. After an error the file is of no use.
 type ext4 struct {
 	f              *os.File
+	room           host.Room // for contents; what is beside them is little
 	super          []byte
 	descs          []byte
 	blocksPerGroup uint32
@@ -83,7 +85,7 @@ func openExt4(name string) (*ext4, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &ext4{f: f, super: make([]byte, 1024), buf: make([]byte, 64*blockSize)}
+	x := &ext4{f: f, room: host.Room{File: f}, super: make([]byte, 1024), buf: make([]byte, 64*blockSize)}
 	if err := x.read(); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("cannot read the empty file system: %w", err)
@@ -171,7 +173,10 @@ func (x *ext4) content(r io.Reader, size int64) ([]run32, error) {
 			if _, err := io.ReadFull(r, p); err != nil {
 				return nil, unexpected(err)
 			}
-			if !zeros(p) {
+			if !host.Zeros(p) {
+				if err := x.room.Take(int64(len(p))); err != nil {
+					return nil, err
+				}
 				if _, err := x.f.WriteAt(p, at); err != nil {
 					return nil, err
 				}
@@ -190,8 +195,6 @@ func unexpected(err error) error {
 	}
 	return err
 }
-
-func zeros(p []byte) bool { return len(bytes.TrimLeft(p, "\x00")) == 0 }
 
 // writeInode writes a file's inode with its blocks.
 func (x *ext4) writeInode(n *node, size int64, runs []run32, links int) error {

@@ -282,8 +282,9 @@ func (s *Set) publish(j *job, m *manifest, built string) error {
 	return s.install(e, &own, built)
 }
 
-// owner is part of the key of what is built from files that a user can change meanwhile: nobody else's
-// image shares it. It is empty for what a registry has, whose digests the daemon itself has checked.
+// owner is part of the key of what is built from files that a user can change meanwhile: nobody
+// else's image shares it. It is empty for what a registry has, whose digests the daemon itself has
+// checked.
 func (j *job) owner() []byte {
 	if j.local == nil {
 		return nil

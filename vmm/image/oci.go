@@ -341,7 +341,8 @@ func planRootfs(ctx context.Context, j *job) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.Copy(h, host.NewReader(ctx, io.NewSectionReader(j.local.file, 0, fi.Size()), nil)); err != nil {
+	whole := io.NewSectionReader(j.local.file, 0, fi.Size())
+	if _, err := io.Copy(h, host.NewReader(ctx, whole, nil)); err != nil {
 		return nil, err
 	}
 	sum := "sha256:" + hex.EncodeToString(h.Sum(nil))

@@ -50,7 +50,8 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, fetchTime, fmt.Errorf("its layers did not come within %v", fetchTime))
+	late := fmt.Errorf("its layers did not come within %v", fetchTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, fetchTime, late)
 	defer cancel()
 	ask := newAsker(j.set.transport, ref.Context().RegistryStr())
 	defer ask.direct.CloseIdleConnections()
@@ -103,9 +104,10 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	return i.plan(j, fetched)
 }
 
-// fetchLayer gets a layer of a repository, unless it is here, checks its digest, and keeps it. Nobody waits for
-// another repository, which may be slow, to bring the same.
-func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository string, fetch func() (io.ReadCloser, error), progress func(int)) error {
+// fetchLayer gets a layer of a repository, unless it is here, checks its digest, and keeps it.
+// Nobody waits for another repository, which may be slow, to bring the same.
+func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository string,
+	fetch func() (io.ReadCloser, error), progress func(int)) error {
 	if d.Digest.Algorithm != "sha256" {
 		return fmt.Errorf("its digest is a %.20q; only sha256 is understood", d.Digest.Algorithm)
 	}
@@ -135,18 +137,21 @@ func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository strin
 }
 
 // copyLayer copies exactly the bytes that the descriptor speaks of.
-func copyLayer(ctx context.Context, to *os.File, d *v1.Descriptor, fetch func() (io.ReadCloser, error), progress func(int)) error {
+func copyLayer(ctx context.Context, to *os.File, d *v1.Descriptor,
+	fetch func() (io.ReadCloser, error), progress func(int)) error {
 	from, err := fetch()
 	if err != nil {
 		return err
 	}
 	defer from.Close()
 	h := sha256.New()
-	n, err := host.CopySparse(ctx, to, io.TeeReader(host.NewReader(ctx, from, progress), h), host.Limit{Read: d.Size})
+	all := io.TeeReader(host.NewReader(ctx, from, progress), h)
+	n, err := host.CopySparse(ctx, to, all, host.Limit{Read: d.Size})
 	if err != nil && !errors.Is(err, host.ErrTooMuch) {
 		return err
 	}
-	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); err != nil || n != d.Size || got != d.Digest.String() {
+	got := "sha256:" + hex.EncodeToString(h.Sum(nil))
+	if err != nil || n != d.Size || got != d.Digest.String() {
 		return fmt.Errorf("%w: %d bytes with the digest %s, not %d with %s", errDamaged, n, got, d.Size, d.Digest)
 	}
 	return nil

@@ -36,7 +36,8 @@ func rootMost(l Limits) int64 {
 
 // makeRoot makes the root disk of layers and all that boots it in dir. program is nil where the
 // root's own init runs. progress goes from begin to 1.
-func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program *vmm.Program, begin float64) (_ *manifest, err error) {
+func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program *vmm.Program,
+	begin float64) (_ *manifest, err error) {
 	user, err := j.set.o.Jobs.Begin()
 	if err != nil {
 		return nil, err
@@ -50,12 +51,14 @@ func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program
 	if err := os.Chown(work, user.UID, user.UID); err != nil {
 		return nil, err
 	}
-	done, err := j.runWorker(ctx, user, work, layers, program, func(f float64) { j.progress(begin + (1-begin)*f) })
+	progress := func(f float64) { j.progress(begin + (1-begin)*f) }
+	done, err := j.runWorker(ctx, user, work, layers, program, progress)
 	if err != nil {
 		return nil, err
 	}
 	if done.Warning != "" {
-		j.set.o.Log.Warn("the image's own kernel cannot be used, the built-in one is", "image", j.item.name, "err", done.Warning)
+		j.set.o.Log.Warn("the image's own kernel cannot be used, the built-in one is",
+			"image", j.item.name, "err", done.Warning)
 	}
 	m := &manifest{Extra: extraName, Memory: initMemory, Root: rootName, RootFormat: "raw"}
 	if done.Program {
@@ -71,7 +74,8 @@ func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program
 	if err := errors.Join(user.Kill(), os.Chown(work, os.Getuid(), os.Getgid())); err != nil {
 		return nil, err
 	}
-	most := map[string]int64{m.Root: rootMost(j.set.o.Limits), m.Extra: extraLimit, m.Kernel: vmlinuxLimit}
+	most := map[string]int64{
+		m.Root: rootMost(j.set.o.Limits), m.Extra: extraLimit, m.Kernel: vmlinuxLimit}
 	for _, name := range m.files() {
 		from := filepath.Join(work, name)
 		if _, err := settle(from, most[name]); err != nil {
@@ -85,7 +89,8 @@ func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program
 }
 
 // runWorker runs a worker to its end.
-func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers []*layer, program *vmm.Program, progress func(float64)) (*outcome, error) {
+func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers []*layer,
+	program *vmm.Program, progress func(float64)) (*outcome, error) {
 	o := order{Limits: j.set.o.Limits, Program: program, OwnUID: user.UID >= 0}
 	out, err := os.Open(work)
 	if err != nil {
@@ -116,11 +121,13 @@ func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers 
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{workerName}
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "GOTRACEBACK=none", "MKE2FS_CONFIG=/dev/null"}
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "GOTRACEBACK=none",
+		"MKE2FS_CONFIG=/dev/null"}
 	cmd.Stdin, cmd.ExtraFiles = bytes.NewReader(text), files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if user.UID >= 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(user.UID), Gid: uint32(user.UID)}
+		id := uint32(user.UID)
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: id, Gid: id}
 		// All that it starts ends with it, and it reaches no network.
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC
 	}
@@ -137,8 +144,9 @@ func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers 
 		return nil, listener.err
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case strings.Contains(said.String(), "out of memory") || strings.Contains(said.String(), "cannot allocate memory"):
-		return nil, fmt.Errorf("its files need more than %d MiB of memory to be read, see image_max_files", o.memory()>>20)
+	case noMemory(said.String()):
+		return nil, fmt.Errorf("its files need more than %d MiB of memory, see image_max_files",
+			o.memory()>>20)
 	case err != nil:
 		return nil, fmt.Errorf("the build ended early (%w): %s", err, oneLine(said.Bytes()))
 	case last == nil:
@@ -153,7 +161,13 @@ func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers 
 	}
 }
 
-// outcomes reads the lines of a worker as they come. What is no line of its kind, or too much, ends it.
+// noMemory finds the end of a program of Go that got no more memory in what it said.
+func noMemory(said string) bool {
+	return strings.Contains(said, "out of memory") || strings.Contains(said, "cannot allocate memory")
+}
+
+// outcomes reads the lines of a worker as they come. What is no line of its kind, or too much, ends
+// it.
 type outcomes struct {
 	progress func(float64)
 	end      func()

@@ -136,7 +136,8 @@ func TestHostileWorker(t *testing.T) {
 	}
 }
 
-// What one user's files were built to is not another's, who could have had something else built by it.
+// What one user's files were built to is not another's, who could have had something else built by
+// it.
 func TestKeysOfUsers(t *testing.T) {
 	keys := map[string]bool{}
 	for _, j := range []*job{{local: &local{}, uid: 1001}, {local: &local{}, uid: 1002}, {uid: 1001}, {uid: 1002}} {

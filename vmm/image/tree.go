@@ -69,7 +69,8 @@ const whiteout = ".wh."
 // treeText bounds names, links and attributes, in bytes for each file that is allowed.
 const treeText = 512
 
-var errSparse = errors.New("a file is stored without its holes (a sparse member); make the tar without --sparse")
+var errSparse = errors.New("a file is stored without its holes (a sparse member); " +
+	"make the tar without --sparse")
 
 // count accounts for a file and its bytes.
 func (t *tree) count(files int, bytes int64) error {
@@ -92,7 +93,8 @@ func (t *tree) countText(n int) error {
 	return nil
 }
 
-// add takes in the next entry of a layer. What is no part of a root file system is left out; what would lead out of it is an error.
+// add takes in the next entry of a layer. What is no part of a root file system is left out; what
+// would lead out of it is an error.
 func (t *tree) add(h *tar.Header) error {
 	if host.Sparse(h) {
 		return errSparse

@@ -66,15 +66,15 @@ type outcome struct {
 	Warning   string `json:"warning,omitempty"`
 }
 
-// IsWorker reports whether this process was started by a Set to build an image. A program that builds
-// images calls Work then and nothing else.
+// IsWorker reports whether this process was started by a Set to build an image. A program that
+// builds images calls Work then and nothing else.
 func IsWorker() bool { return os.Args[0] == workerName }
 
-// Work builds one image's root disk and returns the exit status of the process. Its input, layers of
-// strangers, comes by descriptors, and what it makes goes to a directory that it was given.
+// Work builds one image's root disk and returns the exit status of the process. Its input, layers
+// of strangers, comes by descriptors. What it makes goes to a directory that it was given.
 func Work() int {
 	tell := json.NewEncoder(os.Stdout)
-	done, err := work(os.Stdin, func(progress float64) { _ = tell.Encode(outcome{Progress: progress}) })
+	done, err := work(os.Stdin, func(f float64) { _ = tell.Encode(outcome{Progress: f}) })
 	if err != nil {
 		done.Error = oneLine([]byte(err.Error()))
 	}
@@ -137,7 +137,7 @@ func (o *order) confine() error {
 	return nil
 }
 
-// dataSize is what RLIMIT_DATA counts of this process already: much of a program with the race detector.
+// dataSize is what RLIMIT_DATA counts of this process already: much, with the race detector.
 func dataSize() uint64 {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
