@@ -2,53 +2,58 @@ package main
 
 import (
 	"os"
-	"path/filepath"
-	"strings"
 	"testing"
-
-	"banger/vmm/dns"
 )
 
-func TestMadeByBanger(t *testing.T) {
+func TestCleanerWants(t *testing.T) {
 	for _, c := range []struct {
-		args string
-		want bool
+		name           string
+		held, all      bool
+		own, other, no bool // of the instance of the state directory, of another that does not live, of none
 	}{
-		{"/usr/bin/qemu-system-x86_64 -name guest=banger-web,process=x", false},
-		{"qemu-system-x86_64 -M microvm -device virtserialport,chardev=agent,name=banger.agent", true},
-		{"qemu-system-x86_64 -name guest=other", false},
-		{"qemu-system-x86_64 -append guest=banger-web", false},
-		{"qemu-system-x86_64 -device virtserialport,name=banger.agents", false},
-		{"vim virtserialport,chardev=agent,name=banger.agent", false},
-		{"", false},
+		{"one", false, false, true, false, false},
+		{"all", false, true, true, true, true},
+		{"all, and the state directory is in use", true, true, false, true, true},
 	} {
-		if got := madeByBanger([]byte(strings.ReplaceAll(c.args, " ", "\x00") + "\x00")); got != c.want {
-			t.Errorf("%q: %v", c.args, got)
+		cleaner := cleaner{instance: "own", held: c.held, all: c.all, living: map[string]string{"living": "/x"}}
+		for instance, want := range map[string]bool{"own": c.own, "other": c.other, "": c.no, "living": false} {
+			if got := cleaner.wants(instance); got != want {
+				t.Errorf("%s: of %q: %v", c.name, instance, got)
+			}
 		}
+	}
+	lost := cleaner{living: map[string]string{}}
+	if lost.wants("") || lost.wants("other") {
+		t.Error("a state directory without an instance wants others'")
 	}
 }
 
-// TestForgetNames takes the names that a daemon left out of its hosts file, and nothing else.
-func TestForgetNames(t *testing.T) {
+// TestInUse asks for the lock of a directory with a daemon, of one without and of one that never had any.
+func TestInUse(t *testing.T) {
 	dir := t.TempDir()
-	hosts := filepath.Join(dir, "hosts")
-	const theirs = "127.0.0.1 localhost\n# banger other: begin, kept by bangerd\n10.1.0.2 db.vm\n# banger other: end\n"
-	if err := os.WriteFile(hosts, []byte(theirs), 0o644); err != nil {
+	if used, err := inUse(dir); used || err != nil {
+		t.Errorf("never: %v, %v", used, err)
+	}
+	f, err := lock(dir)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := dns.WriteHosts(hosts, "bt9", []byte("172.30.1.2 web.vm\n")); err != nil {
+	if used, err := inUse(dir); !used || err != nil {
+		t.Errorf("locked: %v, %v", used, err)
+	}
+	f.Close()
+	if used, err := inUse(dir); used || err != nil {
+		t.Errorf("unlocked: %v, %v", used, err)
+	}
+}
+
+func TestConfirm(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
 		t.Fatal(err)
 	}
-	f := flags{paths: paths{mount: dir, state: dir, config: filepath.Join(dir, "config.toml")}, explicit: map[string]bool{}}
-	if err := os.WriteFile(f.config, []byte("bridge = \"bt9\"\nhosts_file = \""+hosts+"\"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 {
-		if err := forgetNames(f); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := os.ReadFile(hosts); string(got) != theirs || err != nil {
-			t.Fatalf("%q, %v", got, err)
-		}
+	defer null.Close()
+	if err := confirm(null, os.Stderr, 1); err == nil {
+		t.Error("what is no terminal confirms")
 	}
 }

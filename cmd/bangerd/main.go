@@ -49,6 +49,7 @@ type flags struct {
 	level    slog.Level
 	fake     bool
 	cleanup  bool
+	all, yes bool // of a cleanup: of every state directory; without asking
 	version  bool
 	explicit map[string]bool
 }
@@ -71,7 +72,7 @@ func main() {
 	case f.version:
 		fmt.Println(version)
 	case f.cleanup:
-		err = runCleanup(log, f)
+		err = runCleanup(f, os.Stdin, os.Stdout)
 	default:
 		err = run(log, f)
 	}
@@ -89,7 +90,9 @@ func parse(args []string) (flags, error) {
 	set.StringVar(&f.config, "config", "", "configuration file")
 	set.TextVar(&f.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	set.BoolVar(&f.fake, "enable-fake-vmm", false, "allow vmm = fake")
-	set.BoolVar(&f.cleanup, "cleanup", false, "remove what banger made on this host")
+	set.BoolVar(&f.cleanup, "cleanup", false, "remove what a daemon of the state directory left on this host")
+	set.BoolVar(&f.all, "all", false, "with --cleanup: what no living daemon holds, of whatever state directory")
+	set.BoolVar(&f.yes, "yes", false, "with --cleanup: do not ask")
 	set.BoolVar(&f.version, "version", false, "print the version")
 	if err := set.Parse(args); err != nil {
 		return f, err
@@ -97,6 +100,10 @@ func parse(args []string) (flags, error) {
 	if set.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bangerd: unexpected argument %q\n", set.Arg(0))
 		return f, errors.New("unexpected argument")
+	}
+	if (f.all || f.yes) && !f.cleanup {
+		fmt.Fprintln(os.Stderr, "bangerd: --all and --yes are for --cleanup")
+		return f, errors.New("unexpected option")
 	}
 	set.Visit(func(x *flag.Flag) { f.explicit[x.Name] = true })
 	return f, nil
@@ -153,11 +160,11 @@ func run(log *slog.Logger, f flags) (err error) {
 			return fmt.Errorf("cannot make the state directory: %w", err)
 		}
 	}
-	lockFile, err := lock(f.state)
+	locked, err := lock(f.state)
 	if err != nil {
 		return err
 	}
-	defer lockFile.Close()
+	defer locked.Close()
 	id, err := instance(f.state)
 	if err != nil {
 		return fmt.Errorf("cannot tell the state directory's instance: %w", err)

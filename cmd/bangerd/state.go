@@ -20,10 +20,13 @@ import (
 // lockWait is how long a daemon that was killed may take to be gone: who killed it is not told when that is so.
 const lockWait = 2 * time.Second
 
+// lockFile is locked by the daemon of its directory for as long as that lives.
+const lockFile = "lock"
+
 // lock takes the state directory for this process until the file is closed, and writes its pid.
 // It waits at most lockWait; the error names the process that holds the lock.
 func lock(stateDir string) (*os.File, error) {
-	path := filepath.Join(stateDir, "lock")
+	path := filepath.Join(stateDir, lockFile)
 	f, err := host.OpenPrivate(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot lock the state directory: %w", err)
@@ -65,7 +68,7 @@ func lockedError(stateDir string, f *os.File) error {
 
 // inUse reports whether a living process holds the lock of a state directory. It changes nothing.
 func inUse(stateDir string) (bool, error) {
-	f, err := os.OpenFile(filepath.Join(stateDir, "lock"), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(filepath.Join(stateDir, lockFile), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
@@ -80,20 +83,17 @@ func inUse(stateDir string) (bool, error) {
 	return false, err
 }
 
+// instanceFile holds the UUID of a state directory.
+const instanceFile = "instance"
+
 // instance gives the UUID of the state directory, made the first time.
 func instance(stateDir string) (string, error) {
-	path := filepath.Join(stateDir, "instance")
+	path := filepath.Join(stateDir, instanceFile)
 	if err := host.MakePrivate(path); err != nil {
 		return "", err
 	}
-	if b, err := os.ReadFile(path); err == nil {
-		id, err := uuid.Parse(strings.TrimSpace(string(b)))
-		if err != nil {
-			return "", fmt.Errorf("%s holds no UUID: %w", path, err)
-		}
-		return id.String(), nil
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return "", err
+	if id, err := readInstance(stateDir); !errors.Is(err, os.ErrNotExist) {
+		return id, err
 	}
 	id := uuid.NewString()
 	// Renamed into place, so that a crash leaves no empty file.
@@ -102,4 +102,23 @@ func instance(stateDir string) (string, error) {
 		return "", err
 	}
 	return id, os.Rename(tmp, path)
+}
+
+// readInstance gives the UUID of a state directory that has one.
+func readInstance(stateDir string) (string, error) {
+	path := filepath.Join(stateDir, instanceFile)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 128))
+	if err != nil {
+		return "", err
+	}
+	id, err := uuid.Parse(strings.TrimSpace(string(b)))
+	if err != nil {
+		return "", fmt.Errorf("%s holds no UUID: %w", path, err)
+	}
+	return id.String(), nil
 }

@@ -34,6 +34,35 @@ func LockHolder(path string) string {
 	return strings.Join(all, ", ")
 }
 
+// Locked is a file that a process has locked.
+type Locked struct {
+	PID  int
+	Path string // as the process sees it
+}
+
+// LockedFiles finds the files of that base name on which processes of this user hold a lock.
+func LockedFiles(base string) []Locked {
+	links, _ := filepath.Glob("/proc/[0-9]*/fd/*") // the pattern is well formed
+	var all []Locked
+	for _, link := range links {
+		path, err := os.Readlink(link)
+		if err != nil || filepath.Base(path) != base {
+			continue
+		}
+		var st, owner unix.Stat_t
+		fds := filepath.Dir(link)
+		proc := filepath.Dir(fds)
+		info, err := os.ReadFile(filepath.Join(proc, "fdinfo", filepath.Base(link)))
+		if err != nil || unix.Stat(link, &st) != nil || unix.Stat(proc, &owner) != nil {
+			continue // gone
+		}
+		if pid, err := strconv.Atoi(filepath.Base(proc)); err == nil && int(owner.Uid) == os.Geteuid() && locks(string(info), st.Dev, st.Ino) {
+			all = append(all, Locked{pid, path})
+		}
+	}
+	return all
+}
+
 // holdsLock reports whether one of a process's descriptors holds a lock on a file.
 func holdsLock(fdinfo string, dev, inode uint64) bool {
 	fds, err := os.ReadDir(fdinfo)

@@ -25,6 +25,16 @@ func WriteHosts(path, owner string, lines []byte) error {
 	return nil
 }
 
+// HasHosts reports whether the file keeps a block for owner.
+func HasHosts(path, owner string) bool {
+	b, err := os.ReadFile(path)
+	return err == nil && bytes.Contains(b, beginMark(owner))
+}
+
+func beginMark(owner string) []byte {
+	return []byte("# banger " + owner + ": begin, kept by bangerd\n")
+}
+
 func writeHosts(path, owner string, lines []byte) error {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -54,7 +64,7 @@ func writeHosts(path, owner string, lines []byte) error {
 
 // withBlock gives the file's text with the block changed, where it is; a new one comes last.
 func withBlock(old []byte, owner string, lines []byte) []byte {
-	begin := []byte("# banger " + owner + ": begin, kept by bangerd\n")
+	begin := beginMark(owner)
 	end := []byte("# banger " + owner + ": end\n")
 	before, rest, found := bytes.Cut(old, begin)
 	if found {

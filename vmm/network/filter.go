@@ -322,7 +322,7 @@ func (n *Network) forwarding() error {
 	return sysctl("1", "ipv6", "conf", "all", "forwarding")
 }
 
-// removeTables removes our tables of that name, or all of ours when it is tablePrefix, of those families.
+// removeTables removes our tables of that name and of those families.
 func removeTables(log *slog.Logger, name string, of ...nftables.TableFamily) error {
 	c, err := nftables.New()
 	if err != nil {
@@ -335,11 +335,10 @@ func removeTables(log *slog.Logger, name string, of ...nftables.TableFamily) err
 			return fmt.Errorf("cannot list the nftables tables: %w", err)
 		}
 		for _, t := range tables {
-			if t.Name != name && (name != tablePrefix || !strings.HasPrefix(t.Name, tablePrefix)) {
+			if t.Name != name {
 				continue
 			}
-			c.DelTable(t)
-			if err := c.Flush(); err != nil {
+			if err := removeTable(t); err != nil {
 				errs = append(errs, fmt.Errorf("cannot remove the nftables table %s: %w", t.Name, err))
 				continue
 			}

@@ -339,7 +339,7 @@ func (n *Network) bridge() (netlink.Link, error) {
 	link, err := netlink.LinkByName(n.o.Bridge)
 	if err == nil {
 		if link.Type() != "bridge" || link.Attrs().Alias != alias {
-			return nil, fmt.Errorf("%w: the link %s exists and is not this daemon's (alias %q); choose another `bridge`, or run bangerd --cleanup if a lost state directory left it",
+			return nil, fmt.Errorf("%w: the link %s exists and is not this daemon's (alias %q); choose another `bridge`, or run `bangerd --cleanup --all` if a lost state directory left it",
 				vmm.ErrExists, n.o.Bridge, link.Attrs().Alias)
 		}
 	} else if !errors.As(err, new(netlink.LinkNotFoundError)) {
@@ -571,25 +571,4 @@ func (unprivileged) Disconnect(uint64)                {}
 func (unprivileged) Settle() error                    { return nil }
 func (u unprivileged) Tap(context.Context, uint64, string) (*os.File, error) {
 	return nil, u.Check(vmm.NetBridge)
-}
-
-// Cleanup removes every link and table that banger ever made in this network namespace, whatever state directory
-// it belonged to, and logs each. Taps that a living VMM holds go too. It goes on after an error and gives them all.
-func Cleanup(log *slog.Logger) error {
-	links, err := netlink.LinkList()
-	if err != nil {
-		return fmt.Errorf("cannot list the links: %w", err)
-	}
-	var errs []error
-	for _, l := range links {
-		if !strings.HasPrefix(l.Attrs().Alias, aliasMark) {
-			continue
-		}
-		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-			errs = append(errs, fmt.Errorf("cannot remove %s: %w", l.Attrs().Name, err))
-			continue
-		}
-		log.Info("removed link", "link", l.Attrs().Name, "alias", l.Attrs().Alias)
-	}
-	return errors.Join(append(errs, removeTables(log, tablePrefix, families...))...)
 }

@@ -50,10 +50,19 @@ func privileged(t *testing.T) {
 		t.Skip("needs root: run the tests as root")
 	}
 	t.Cleanup(func() {
-		if err := Cleanup(slog.Default()); err != nil {
+		if err := removeAll(); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// removeAll removes all links and tables of ours.
+func removeAll() error {
+	all, err := Leftovers()
+	for _, l := range all {
+		err = errors.Join(err, l.Remove())
+	}
+	return err
 }
 
 var prefix = netip.MustParsePrefix("10.66.0.0/16")
@@ -104,7 +113,7 @@ func TestBridgeAndTap(t *testing.T) {
 	if _, err := New(other); !errors.Is(err, vmm.ErrExists) {
 		t.Errorf("another's bridge: %v", err)
 	}
-	if err := Cleanup(slog.Default()); err != nil {
+	if err := removeAll(); err != nil {
 		t.Fatal(err)
 	}
 	if f, err = n.Tap(context.Background(), 1, "uuid-2"); err != nil {
@@ -146,7 +155,7 @@ func TestNAT(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Clean("/proc/sys/net/ipv4/ip_forward")); err != nil || strings.TrimSpace(string(b)) != "1" {
 		t.Errorf("ip_forward %q, %v", b, err)
 	}
-	if err := Cleanup(slog.Default()); err != nil {
+	if err := removeAll(); err != nil {
 		t.Fatal(err)
 	}
 	if got := count(); got != 0 {
@@ -344,7 +353,7 @@ func TestPutBack(t *testing.T) {
 			t.Errorf("%s: it is not whole", step.what)
 		}
 	}
-	if err := Cleanup(slog.Default()); err != nil {
+	if err := removeAll(); err != nil {
 		t.Fatal(err)
 	}
 	if put, err := n.putBack(); put || err != nil {
@@ -354,5 +363,55 @@ func TestPutBack(t *testing.T) {
 		if n.concerns(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_DELTABLE, []byte(junk)) {
 			t.Errorf("%q concerns us", junk)
 		}
+	}
+}
+
+// TestLeftovers finds whose links and tables are, also where the bridge that a table is named after is gone.
+func TestLeftovers(t *testing.T) {
+	privileged(t)
+	first, second := options(false), options(false)
+	first.Instance = "6e7e9e0c-1111-4a6b-8a52-27a4b1a3c0de"
+	second.Bridge, second.Prefix, second.Instance = "bt9", netip.MustParsePrefix("10.77.0.0/16"), "another"
+	n, err := New(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(second); err != nil {
+		t.Fatal(err)
+	}
+	f, err := n.Tap(context.Background(), 7, "uuid")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	of := func(instance string) (found []string) {
+		all, err := Leftovers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range all {
+			if l.Instance == instance {
+				found = append(found, l.Text)
+			}
+		}
+		slices.Sort(found)
+		return found
+	}
+	tables := []string{"nftables table banger_bt0, family bridge", "nftables table banger_bt0, family inet"}
+	if got, want := of(first.Instance), append([]string{"link bt0", "link bt0-7"}, tables...); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := of(second.Instance); len(got) != 3 {
+		t.Errorf("of the other: %q", got)
+	}
+	bridge, err := netlink.LinkByName("bt0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Close(), netlink.LinkDel(bridge)); err != nil {
+		t.Fatal(err)
+	}
+	if got := of(first.Instance); !slices.Equal(got, tables) {
+		t.Errorf("without the bridge: %q, want %q", got, tables)
 	}
 }

@@ -313,6 +313,8 @@ func (n *Network) chains() []chain {
 		hairpin = append(hairpin, rule(ours, ofIP6, ip6Dest.in(n.prefix6), ip6Dest.not(n.Gateway6().AsSlice()...), drop))
 	}
 	return []chain{
+		{family: inetFamily, name: n.instanceChain()},
+		{family: bridgeFamily, name: n.instanceChain()},
 		{family: inetFamily, name: admitChain, rules: n.admitRules()},
 		{inetFamily, "untracked", nftables.ChainTypeFilter, hookPrerouting, *nftables.ChainPriorityRaw, n.untrackedRules()},
 		{inetFamily, "answers", nftables.ChainTypeFilter, hookOutput, *nftables.ChainPriorityRaw, n.answerRules()},

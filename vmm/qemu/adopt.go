@@ -265,6 +265,17 @@ func parseArgs(args []string) (uuid, log string) {
 	return "", ""
 }
 
+// Owner returns the state directory of the daemon that started a QEMU with these arguments, and
+// the UUID of its VM; both are empty for any other process. Anybody may start a process that looks so.
+func Owner(args []string) (stateDir, uuid string) {
+	uuid, log := parseArgs(args)
+	vms := filepath.Dir(filepath.Dir(log))
+	if uuid == "" || !filepath.IsAbs(vms) || filepath.Base(vms) != "vms" || !strings.HasPrefix(filepath.Base(args[0]), "qemu-system-") {
+		return "", ""
+	}
+	return filepath.Dir(vms), uuid
+}
+
 // option gives the argument after the first name.
 func option(args []string, name string) string {
 	for i, a := range args {

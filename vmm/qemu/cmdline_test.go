@@ -178,3 +178,19 @@ func TestTSC(t *testing.T) {
 		t.Errorf("measured %d kHz, KVM says %d", measured, told)
 	}
 }
+
+func TestOwner(t *testing.T) {
+	ours := "qemu-system-x86_64 -uuid u1 -chardev socket,id=console,fd=4,server=on,wait=off,logfile=/var/lib/banger/vms/u1/console.log,logappend=on"
+	for _, c := range []struct{ args, dir, uuid string }{
+		{"/usr/bin/" + ours, "/var/lib/banger", "u1"},
+		{strings.Replace(ours, "/vms/", "/other/", 1), "", ""},
+		{strings.Replace(ours, "/var", "var", 1), "", ""},
+		{"vim " + ours, "", ""},
+		{"/usr/bin/qemu-system-x86_64 -name guest=web -uuid u1", "", ""},
+		{"qemu-system-x86_64", "", ""},
+	} {
+		if dir, uuid := Owner(strings.Split(c.args, " ")); dir != c.dir || uuid != c.uuid {
+			t.Errorf("%s: %q, %q", c.args, dir, uuid)
+		}
+	}
+}
