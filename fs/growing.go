@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/internal/printable"
 	"banger/vmm"
 )
 
@@ -71,7 +72,8 @@ func logOf(name string) func(*request, bool) (handle, error) {
 		}
 		file := plainID(r.node)
 		t.SetBase(r.server.growing.hold(file, &shared{base: t.Base()}).base)
-		return &tail{Tail: t, server: r.server, file: file}, nil
+		// The VMM writes to its log whatever a guest that has taken it over wants; a console is the guest's own.
+		return &tail{Tail: t, server: r.server, file: file, masked: name == vmm.LogFile}, nil
 	}
 }
 
@@ -112,6 +114,7 @@ type tail struct {
 	*vmm.Tail
 	server *Server
 	file   uint64
+	masked bool // no control characters are shown
 
 	mu    sync.Mutex // guards Tail and place
 	place place
@@ -130,6 +133,9 @@ func (t *tail) read(_ *request, n int, off int64) ([]byte, error) {
 		err = nil
 	}
 	t.place.next = off + int64(n)
+	if t.masked {
+		printable.Mask(p[:n])
+	}
 	return p[:n], err
 }
 

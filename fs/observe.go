@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"banger/collector"
+	"banger/internal/printable"
 	"banger/vmm"
 )
 
@@ -110,7 +111,7 @@ func vmmMetricsShow(r *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(bytes.Clone(b), '\n'), nil
+	return append(bytes.Clone(printable.JSON(b)), '\n'), nil
 }
 
 func healthShow(r *request) ([]byte, error) {

@@ -6,49 +6,14 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf8"
+
+	"banger/internal/printable"
 )
 
-const maxCell = 1024 // bytes of one cell of untrusted text
-
-// escape makes untrusted text printable: what is no printable character becomes \x1b style, and so that this is told
-// from what was there, a backslash does. At most maxCell bytes of s, whole characters, are looked at.
-func escape(s string) string { return printable(s, '\\') }
-
-// sentence is escape for a sentence of banger's own, in which what others wrote is quoted already: a backslash stays.
-func sentence(s string) string { return printable(s, -1) }
-
-// printable escapes what is no printable character, and the character special.
-func printable(s string, special rune) string {
-	if len(s) > maxCell {
-		n := maxCell
-		for n > maxCell-utf8.UTFMax && !utf8.RuneStart(s[n]) {
-			n--
-		}
-		s = s[:n]
-	}
-	clean := true
-	for i := 0; i < len(s) && clean; i++ {
-		clean = s[i] >= ' ' && s[i] < 0x7f && rune(s[i]) != special
-	}
-	if clean {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); {
-		r, n := utf8.DecodeRuneInString(s[i:])
-		if r == utf8.RuneError && n == 1 || r == special || !unicode.IsPrint(r) {
-			for _, c := range []byte(s[i : i+n]) {
-				fmt.Fprintf(&b, `\x%02x`, c)
-			}
-		} else {
-			b.WriteRune(r)
-		}
-		i += n
-	}
-	return b.String()
-}
+// escape and sentence make untrusted text printable, see package printable.
+func escape(s string) string   { return printable.Escape(s) }
+func sentence(s string) string { return printable.Sentence(s) }
 
 // cell is escape for a column that is not the last: one word, never empty.
 func cell(s string) string {
@@ -180,12 +145,12 @@ func object(pairs []pair) ([]byte, error) {
 		fmt.Fprintf(&b, "%q:%s", p.key, value)
 	}
 	b.WriteString("}\n")
-	return b.Bytes(), nil
+	return printable.JSON(b.Bytes()), nil
 }
 
 func jsonLine(v any) ([]byte, error) {
 	b, err := json.Marshal(v)
-	return append(b, '\n'), err
+	return append(printable.JSON(b), '\n'), err
 }
 
 // line is a file of a single value; nothing is an empty file.

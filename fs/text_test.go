@@ -7,30 +7,6 @@ import (
 	"unicode/utf8"
 )
 
-func TestEscape(t *testing.T) {
-	for _, c := range []struct{ in, escaped, sentence string }{
-		{"", "", ""},
-		{"nginx -g 'a'", "nginx -g 'a'", "nginx -g 'a'"},
-		{"a\tb\nc\rd", `a\x09b\x0ac\x0dd`, `a\x09b\x0ac\x0dd`},
-		{"\x1b[31m\x00\x7f", `\x1b[31m\x00\x7f`, `\x1b[31m\x00\x7f`},
-		{`a\x1b`, `a\x5cx1b`, `a\x1b`},
-		{"grün €", "grün €", "grün €"},
-		{"a\u0085\u202e\u200b", `a\xc2\x85\xe2\x80\xae\xe2\x80\x8b`, `a\xc2\x85\xe2\x80\xae\xe2\x80\x8b`},
-		{"\xff\xc3(", `\xff\xc3(`, `\xff\xc3(`},
-		{"\ufffd", "\ufffd", "\ufffd"},
-		{strings.Repeat("a", maxCell+1), strings.Repeat("a", maxCell), strings.Repeat("a", maxCell)},
-		{strings.Repeat("a", maxCell-1) + "€", strings.Repeat("a", maxCell-1), strings.Repeat("a", maxCell-1)},
-		{strings.Repeat("a", maxCell-3) + "€", strings.Repeat("a", maxCell-3) + "€", strings.Repeat("a", maxCell-3) + "€"},
-	} {
-		if got := escape(c.in); got != c.escaped {
-			t.Errorf("escape(%q) = %q, want %q", c.in, got, c.escaped)
-		}
-		if got := sentence(c.in); got != c.sentence {
-			t.Errorf("sentence(%q) = %q, want %q", c.in, got, c.sentence)
-		}
-	}
-}
-
 func TestCell(t *testing.T) {
 	for in, want := range map[string]string{"": "-", "a b": `a\x20b`, "-": "-", " ": `\x20`} {
 		if got := cell(in); got != want {

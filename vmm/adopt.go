@@ -149,7 +149,7 @@ func (v *VM) recover(ctx context.Context) error {
 	switch log, err := v.openLog(); {
 	case err == nil:
 		defer log.Close()
-		spec.Log, spec.LogFile = log, log
+		spec.Log, spec.LogFile = ownLog{log}, log
 	case errors.Is(err, os.ErrNotExist):
 		return v.enter(Stopped, ended("")) // it never had a directory, so nothing ran
 	default: // which says nothing of its VMM

@@ -97,7 +97,7 @@ func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error
 		return err
 	}
 	defer log.Close()
-	spec.Log, spec.LogFile = log, log
+	spec.Log, spec.LogFile = ownLog{log}, log
 	ctx, cancel := context.WithTimeout(ctx, tidyWait)
 	defer cancel()
 	return driver.MakeDisks(ctx, spec)

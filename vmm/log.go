@@ -2,11 +2,14 @@ package vmm
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"banger/internal/host"
+	"banger/internal/printable"
 )
 
 // logf adds a line to the VM's `log`, if it has been started before.
@@ -16,7 +19,19 @@ func (v *VM) logf(format string, args ...any) {
 		return
 	}
 	defer f.Close()
-	fmt.Fprintf(f, "%s banger: %s\n", time.Now().UTC().Format("2006-01-02T15:04:05.000Z"), fmt.Sprintf(format, args...))
+	fmt.Fprintf(ownLog{f}, "%s banger: %s\n", time.Now().UTC().Format("2006-01-02T15:04:05.000Z"), fmt.Sprintf(format, args...))
+}
+
+// ownLog adds lines of banger's own to a VM's `log`. What they quote of a guest, its agent or its
+// VMM can neither begin another line nor reach a terminal as a control character.
+type ownLog struct{ f *os.File }
+
+// Write takes one line.
+func (l ownLog) Write(line []byte) (int, error) {
+	if _, err := io.WriteString(l.f, printable.Line(strings.TrimSuffix(string(line), "\n"))+"\n"); err != nil {
+		return 0, err
+	}
+	return len(line), nil
 }
 
 func (v *VM) openLog() (*os.File, error) {

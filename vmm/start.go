@@ -115,7 +115,7 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 		return nil, err
 	}
 	defer log.Close()
-	spec.Log, spec.LogFile = log, log
+	spec.Log, spec.LogFile = ownLog{log}, log
 	if bridged {
 		tap, err := v.m.o.Network.Tap(ctx, v.serial, s.ID)
 		if err != nil {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"banger/internal/printable"
 )
 
 // client is the state of one invocation.
@@ -101,7 +103,7 @@ func (c *client) eachOf(names []string, do func(name string) error) error {
 		case first == nil:
 			first = err
 		default:
-			fmt.Fprintf(c.std.err, "banger: %v\n", err)
+			fmt.Fprintln(c.std.err, "banger:", printable.Message(err.Error()))
 		}
 	}
 	return first

@@ -15,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/printable"
 )
 
 const (
@@ -77,7 +79,7 @@ func (c *copier) say(w io.Writer, format string, args ...any) {
 	if f, ok := terminal(c.std.err); ok {
 		fmt.Fprint(f, "\r\x1b[K") // the line of progress
 	}
-	fmt.Fprintf(w, format+"\n", args...)
+	fmt.Fprintln(w, printable.Message(fmt.Sprintf(format, args...))) // names are the guest's
 }
 
 // result waits for all that is under way and says how it went.

@@ -9,6 +9,8 @@ import (
 	"os"
 
 	"golang.org/x/term"
+
+	"banger/internal/printable"
 )
 
 func main() {
@@ -34,7 +36,7 @@ func run(args []string, std stdio) int {
 		return int(ended)
 	}
 	if err != nil {
-		fmt.Fprintf(std.err, "banger: %v\n", err)
+		fmt.Fprintln(std.err, "banger:", printable.Message(err.Error()))
 	}
 	return exitCode(err)
 }

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"banger/internal/printable"
 )
 
 // portsAtOnce bounds the VMs whose ports are read side by side.
@@ -73,7 +75,7 @@ func (c *client) allPorts(asJSON bool) error {
 			if first == nil {
 				first = err
 			} else {
-				fmt.Fprintf(c.std.err, "banger: %v\n", err)
+				fmt.Fprintln(c.std.err, "banger:", printable.Message(err.Error()))
 			}
 		case asJSON:
 			byName[name] = json.RawMessage(texts[i])

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	tea "github.com/charmbracelet/bubbletea"
+
+	"banger/internal/printable"
 )
 
 // topRow is one VM of list.json, or of stats.json where the keys agree; nil is not known.
@@ -50,6 +52,13 @@ func (m *top) readList() tea.Msg {
 	var rows []topRow
 	if err := json.Unmarshal([]byte(text), &rows); err != nil {
 		return listMsg{err: err}
+	}
+	for i := range rows {
+		for _, s := range []*string{&rows[i].Name, &rows[i].State, rows[i].Health, rows[i].Address} {
+			if s != nil {
+				*s = printable.Sentence(*s) // JSON is escaped for JSON only
+			}
+		}
 	}
 	return listMsg{rows: rows}
 }

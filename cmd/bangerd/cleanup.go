@@ -16,7 +16,7 @@ import (
 
 	"banger/fs"
 	"banger/internal/host"
-	"banger/internal/text"
+	"banger/internal/printable"
 	"banger/vmm/dns"
 	"banger/vmm/network"
 	"banger/vmm/qemu"
@@ -152,7 +152,7 @@ func (c *cleaner) find(f flags, root bool) ([]left, error) {
 		}
 		for _, l := range links {
 			if c.wants(l.Instance) {
-				found = append(found, left{text.Sentence(l.Text), l.Remove})
+				found = append(found, left{printable.Sentence(l.Text), l.Remove})
 			} else if l.Text == "link "+settings.Bridge {
 				names = false // another daemon's
 			}
@@ -186,7 +186,7 @@ func (c *cleaner) machines(proc string) ([]left, error) {
 		if theirs, err := os.Readlink(filepath.Join(dir, "ns/net")); err == nil && oursErr == nil && ours != theirs {
 			continue
 		}
-		found = append(found, left{fmt.Sprintf("process %d, QEMU of the VM %s of %s", pid, text.Escape(uuid), text.Escape(stateDir)),
+		found = append(found, left{fmt.Sprintf("process %d, QEMU of the VM %s of %s", pid, printable.Escape(uuid), printable.Escape(stateDir)),
 			func() error { return c.endProcess(dir, pid) }})
 	}
 	return found, nil
@@ -272,7 +272,7 @@ func (c *cleaner) mounts(dir string) ([]left, error) {
 	var found []left
 	for _, at := range fs.Mounts(b) {
 		if (c.all || at == dir) && dead(at) {
-			found = append(found, left{"mount " + text.Name(at), func() error { return unmount(at) }})
+			found = append(found, left{"mount " + printable.Name(at), func() error { return unmount(at) }})
 		}
 	}
 	return found, nil

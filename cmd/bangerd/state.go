@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/host"
-	"banger/internal/text"
+	"banger/internal/printable"
 )
 
 // lockWait is how long a daemon that was killed may take to be gone: who killed it is not told when that is so.
@@ -61,7 +61,7 @@ func lockedError(stateDir string, f *os.File) error {
 	pid := strings.TrimSpace(string(written))
 	holder := host.LockHolder(f.Name())
 	if holder == "" || strings.HasPrefix(holder, "process "+pid+" ") {
-		return fmt.Errorf("the state directory %s is in use by bangerd with pid %s", stateDir, text.Line(pid))
+		return fmt.Errorf("the state directory %s is in use by bangerd with pid %s", stateDir, printable.Line(pid))
 	}
 	return fmt.Errorf("the state directory %s is locked by %s; end it if it is no bangerd", stateDir, holder)
 }

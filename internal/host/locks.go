@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"banger/internal/text"
+	"banger/internal/printable"
 )
 
 // LockHolder names the processes that hold a lock on the file at path, as "process 12 (sleep)".
@@ -29,7 +29,7 @@ func LockHolder(path string) string {
 			continue
 		}
 		name, _ := os.ReadFile(filepath.Join(proc, "comm"))
-		all = append(all, fmt.Sprintf("process %s (%s)", pid, text.Line(strings.TrimSpace(string(name)))))
+		all = append(all, fmt.Sprintf("process %s (%s)", pid, printable.Line(strings.TrimSpace(string(name)))))
 	}
 	return strings.Join(all, ", ")
 }

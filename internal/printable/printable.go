@@ -1,7 +1,7 @@
-// Package text makes text of guests, and of everything else that is not trusted, safe to show:
+// Package printable makes text of guests, and of everything else that is not trusted, safe to show:
 // no control character reaches a terminal, and no line of another looks like one of banger's.
 // Everything that shows such text uses it. It imports no other package of banger.
-package text
+package printable
 
 import (
 	"fmt"
@@ -15,18 +15,21 @@ const Max = 1024
 
 // Escape makes a string printable: what is no printable character becomes \x1b style. A backslash
 // does too, so that \x1b in the string itself is told apart. At most Max bytes, whole characters, are kept.
-func Escape(s string) string { return printable(cut(s), unicode.IsPrint, '\\') }
+func Escape(s string) string { return escaped(cut(s), unicode.IsPrint, '\\') }
 
 // Sentence is Escape for a sentence of banger's own that quotes others already: backslashes stay.
-func Sentence(s string) string { return printable(cut(s), unicode.IsPrint, -1) }
+func Sentence(s string) string { return Message(cut(s)) }
+
+// Message is Sentence without a bound: what a program of banger's prints.
+func Message(s string) string { return escaped(s, unicode.IsPrint, -1) }
 
 // Line is Sentence without a bound and with printable ASCII only: one line of a log.
 func Line(s string) string {
-	return printable(s, func(r rune) bool { return r >= ' ' && r < 0x7f }, -1)
+	return escaped(s, func(r rune) bool { return r >= ' ' && r < 0x7f }, -1)
 }
 
 // Name is Escape without a bound: a path that a person may have to type again.
-func Name(s string) string { return printable(s, unicode.IsPrint, '\\') }
+func Name(s string) string { return escaped(s, unicode.IsPrint, '\\') }
 
 // cut keeps at most Max bytes, whole characters.
 func cut(s string) string {
@@ -40,8 +43,8 @@ func cut(s string) string {
 	return s[:n]
 }
 
-// printable escapes what plain refuses, bytes that are no UTF-8, and the character special.
-func printable(s string, plain func(rune) bool, special rune) string {
+// escaped escapes what plain refuses, bytes that are no UTF-8, and the character special.
+func escaped(s string, plain func(rune) bool, special rune) string {
 	clean := true
 	for i := 0; i < len(s) && clean; i++ {
 		clean = s[i] >= ' ' && s[i] < 0x7f && rune(s[i]) != special
