@@ -228,10 +228,14 @@ func run(log *slog.Logger, f flags) (err error) {
 	defer closing("unmount "+f.mount, server.Unmount)
 	if c.MetricsListen != notServed {
 		stop, err := serveMetrics(log, c.MetricsListen, figures.Handler())
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.EADDRINUSE): // any local user can listen there
+			log.Error("no metrics are served: end what listens there and start bangerd again", "err", err)
+		case err != nil:
 			return err
+		default:
+			defer closing("end the service of metrics", stop)
 		}
-		defer closing("end the service of metrics", stop)
 	}
 	log.Info("serving", "mount", f.mount, "state_dir", f.state, "vms", len(manager.VMs()), "version", version)
 	notify(log, daemon.SdNotifyReady)
