@@ -6,15 +6,16 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"banger/vmm"
 )
 
-// The uids, and gids, that the daemon uses: jobUIDs below vm_uid_base for what it runs itself, and
-// vmUIDs from there on, one for each VM that was ever made.
+// The uids, and gids, that the daemon uses: vmm.JobUIDs below vm_uid_base for what it runs itself,
+// and vmUIDs from there on, one for each VM that was ever made.
 const (
-	jobUIDs = 1 << 10
-	vmUIDs  = 1 << 24
+	vmUIDs = 1 << 24
 
-	leastUIDBase = 1<<16 + jobUIDs
+	leastUIDBase = 1<<16 + vmm.JobUIDs
 	mostUIDBase  = 1<<32 - 1<<16 - vmUIDs // the last ids of 32 bits have meanings of their own
 )
 
@@ -38,7 +39,7 @@ func warnOfUIDs(log *slog.Logger, base int) {
 		}
 		for _, who := range overlaps(string(text), f.column, f.count, base) {
 			log.Warn("others have ids that VMs are given: choose another vm_uid_base", "file", f.path, "line", who,
-				"first", base-jobUIDs, "last", base+vmUIDs-1)
+				"first", base-vmm.JobUIDs, "last", base+vmUIDs-1)
 		}
 	}
 }
@@ -62,7 +63,7 @@ func overlaps(text string, column int, count bool, base int) []string {
 		if count && len(words) > column+1 {
 			many, _ = strconv.Atoi(strings.TrimSpace(words[column+1])) // 0 is none
 		}
-		if first >= base+vmUIDs || first+many <= base-jobUIDs {
+		if first >= base+vmUIDs || first+many <= base-vmm.JobUIDs {
 			continue
 		}
 		if len(all) == maxOverlaps {
