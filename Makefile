@@ -1,8 +1,8 @@
 # What a person and CI run. `make help` lists the targets.
 
-# A go that is new enough, wherever it is installed; nothing if there is none yet.
+# A go from 1.21 on, wherever it is installed, fetches the toolchain that go.mod names.
 GO = $(shell sh integration/install.sh --go || echo go)
-export GOTOOLCHAIN = local
+export GOTOOLCHAIN = auto
 
 VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || sed -n 's/^## //p' CHANGELOG.md | head -n 1)
 STATIC = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(or $(VERSION),unknown)'
@@ -61,7 +61,7 @@ lint: install-deps
 	@files=$$(gofmt=$$($(GO) env GOROOT)/bin/gofmt; $$gofmt -l .); \
 		if [ -n "$$files" ]; then echo "not formatted:"; echo "$$files"; exit 1; fi
 	$(GO) vet ./...
-	$(GO) run honnef.co/go/tools/cmd/staticcheck ./...
+	$(GO) tool staticcheck ./...
 	$(GO) run ./cmd/internal/importcheck ./...
 	@set -e; for s in $(SCRIPTS); do sh -n $$s; done
 
@@ -72,7 +72,7 @@ bench: image
 man: install-deps
 	@mkdir -p bin/man
 	@set -e; for page in files:banger.5 banger.1:banger.1 bangerd.8:bangerd.8; do \
-		$(GO) run github.com/cpuguy83/go-md2man/v2 -in docs/$${page%%:*}.md -out bin/man/$${page#*:}; done
+		$(GO) tool go-md2man -in docs/$${page%%:*}.md -out bin/man/$${page#*:}; done
 
 # The pictures of banger top in the README.
 screenshot: build test-deps image

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what banger needs on Debian bookworm and is missing: packages with
-# apt, and Go from bookworm-backports where there is none of version 1.23 or later.
+# apt, and Go from bookworm-backports where there is none of version 1.21 or later.
+# From that version on Go itself fetches the toolchain that go.mod names.
 # It says what it does; with nothing missing it does nothing, without network.
 #
 #   install.sh          install what is missing
@@ -9,7 +10,7 @@
 #   install.sh --go     print the path of a good enough go, exit status 1 if there is none
 set -eu
 
-go_least=23 # of Go 1.x
+go_least=21 # of Go 1.x
 
 # One line per package: a file that it brings, then its name. A command may come from another package, too.
 needs='
@@ -56,7 +57,7 @@ case ${1-} in
 --tests) needs=$needs$test_needs ;;
 esac
 
-# good_go PATH: a go command that is new enough without fetching another toolchain.
+# good_go PATH: a go command that can fetch the toolchain that go.mod names.
 good_go() {
 	[ -x "$1" ] || return 1
 	minor=$(GOTOOLCHAIN=local "$1" env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p')

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	tea "github.com/charmbracelet/bubbletea"
+	tea "charm.land/bubbletea/v2"
 	"github.com/spf13/cobra"
 )
 
@@ -34,7 +34,7 @@ func (c *client) topCmd() *cobra.Command {
 			if _, out := terminal(c.std.out); !in || !out {
 				return &failure{exitUsage, fmt.Errorf("top needs a terminal; `banger ls` prints the same once")}
 			}
-			p := tea.NewProgram(newTop(c.tree()), tea.WithAltScreen(), tea.WithInput(c.std.in), tea.WithOutput(c.std.out))
+			p := tea.NewProgram(newTop(c.tree()), tea.WithInput(c.std.in), tea.WithOutput(c.std.out))
 			if _, err := p.Run(); err != nil && !errors.Is(err, tea.ErrInterrupted) {
 				return &failure{exitFailed, fmt.Errorf("cannot use this terminal: %w", err)}
 			}
@@ -136,15 +136,12 @@ func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			msg.fill()
 			return m, tea.Tick(detailPace, func(time.Time) tea.Msg { return msg.again(msg.of) })
 		}
-	case tea.KeyMsg:
-		if msg.Type != tea.KeyRunes {
-			return m, m.key(msg)
+	case tea.KeyPressMsg:
+		return m, m.key(msg.String(), msg.Text)
+	case tea.PasteMsg:
+		if m.typing {
+			m.extend(msg.Content)
 		}
-		var cmds []tea.Cmd
-		for _, r := range msg.Runes { // what was typed fast comes together
-			cmds = append(cmds, m.key(tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune{r}}))
-		}
-		return m, tea.Batch(cmds...)
 	}
 	return m, nil
 }
@@ -259,29 +256,29 @@ func (m *top) move(by int) {
 	m.arrange()
 }
 
-// key does what a key means where the user is.
-func (m *top) key(k tea.KeyMsg) tea.Cmd {
-	if k.Type == tea.KeyCtrlC {
+// key handles one key press. text is what it prints, empty for keys such as Enter.
+func (m *top) key(name, text string) tea.Cmd {
+	if name == "ctrl+c" {
 		return tea.Quit
 	}
 	switch {
 	case m.typing:
-		m.typed(k)
+		m.typed(name, text)
 	case m.detail != nil:
-		switch k.String() {
+		switch name {
 		case "esc", "enter", "backspace", "left":
 			m.detail = nil
 		case "q":
 			return tea.Quit
 		}
 	default:
-		return m.listKey(k)
+		return m.listKey(name)
 	}
 	return nil
 }
 
-func (m *top) listKey(k tea.KeyMsg) tea.Cmd {
-	switch k.String() {
+func (m *top) listKey(name string) tea.Cmd {
+	switch name {
 	case "q":
 		return tea.Quit
 	case "up", "k":
@@ -290,7 +287,7 @@ func (m *top) listKey(k tea.KeyMsg) tea.Cmd {
 		m.move(1)
 	case "pgup":
 		m.move(-m.page())
-	case "pgdown", " ":
+	case "pgdown", "space":
 		m.move(m.page())
 	case "home", "g":
 		m.move(-len(m.rows))
@@ -316,19 +313,23 @@ func (m *top) listKey(k tea.KeyMsg) tea.Cmd {
 }
 
 // typed changes the filter.
-func (m *top) typed(k tea.KeyMsg) {
-	switch k.Type {
-	case tea.KeyEnter:
+func (m *top) typed(name, text string) {
+	switch name {
+	case "enter":
 		m.typing = false
-	case tea.KeyEsc:
+	case "esc":
 		m.typing, m.filter = false, ""
-	case tea.KeyBackspace:
+	case "backspace":
 		m.filter = m.filter[:max(0, len(m.filter)-1)]
-	case tea.KeyRunes:
-		for _, r := range k.Runes {
-			if r < 0x80 { // as names are
-				m.filter += string(r)
-			}
+	}
+	m.extend(text)
+}
+
+// extend adds the printable ASCII of text, of which names consist, to the filter.
+func (m *top) extend(text string) {
+	for _, r := range text {
+		if r > ' ' && r < 0x7f {
+			m.filter += string(r)
 		}
 	}
 	m.arrange()

@@ -8,19 +8,40 @@ import (
 	"strings"
 	"testing"
 
-	tea "github.com/charmbracelet/bubbletea"
+	tea "charm.land/bubbletea/v2"
 	"github.com/charmbracelet/x/ansi"
 )
 
-// keys types one key after the other.
+// keys presses special keys by their names and types everything else.
 func keys(m *top, keys ...string) {
-	types := map[string]tea.KeyType{"enter": tea.KeyEnter, "esc": tea.KeyEsc, "down": tea.KeyDown, "up": tea.KeyUp, "end": tea.KeyEnd, "pgdown": tea.KeyPgDown}
+	special := map[string]rune{
+		"enter": tea.KeyEnter, "esc": tea.KeyEsc, "down": tea.KeyDown, "up": tea.KeyUp,
+		"end": tea.KeyEnd, "pgdown": tea.KeyPgDown, "backspace": tea.KeyBackspace,
+	}
 	for _, k := range keys {
-		msg := tea.KeyMsg{Type: tea.KeyRunes, Runes: []rune(k)}
-		if t, ok := types[k]; ok {
-			msg = tea.KeyMsg{Type: t}
+		if code, ok := special[k]; ok {
+			m.Update(tea.KeyPressMsg{Code: code})
+			continue
 		}
-		m.Update(msg)
+		for _, r := range k {
+			m.Update(tea.KeyPressMsg{Code: r, Text: string(r)})
+		}
+	}
+}
+
+// TestTopFilter edits the filter with keys and with pasted text.
+func TestTopFilter(t *testing.T) {
+	m := newTop("")
+	m.Update(listMsg{rows: fleet(30)})
+	m.Update(tea.PasteMsg{Content: "ignored"})
+	keys(m, "/", "vm2x", "backspace")
+	m.Update(tea.PasteMsg{Content: " 9\x1b\n"})
+	if m.filter != "vm29" || len(m.rows) != 1 {
+		t.Errorf("filter %q shows %d VMs", m.filter, len(m.rows))
+	}
+	keys(m, "esc")
+	if m.filter != "" || m.typing || len(m.rows) != 30 {
+		t.Errorf("filter %q, typing %v, shows %d VMs", m.filter, m.typing, len(m.rows))
 	}
 }
 
@@ -44,7 +65,7 @@ func TestTopFits(t *testing.T) {
 		m := newTop("")
 		screen := func(what string) {
 			t.Helper()
-			lines := strings.Split(m.View(), "\n")
+			lines := strings.Split(m.screen(), "\n")
 			if len(lines) != size[1] {
 				t.Errorf("%v, %s: %d lines", size, what, len(lines))
 			}
@@ -104,11 +125,11 @@ func TestTopKeepsTheSelection(t *testing.T) {
 	if m.selected != selected || m.place != place+1 {
 		t.Errorf("%s at %d, was %s at %d", m.selected, m.place, selected, place)
 	}
-	if !strings.Contains(m.View(), inverse+selected) {
+	if !strings.Contains(m.screen(), inverse+selected) {
 		t.Error("the selected VM is not on the screen")
 	}
 	keys(m, "/", "nothing", "enter")
-	if strings.Contains(m.View(), inverse) {
+	if strings.Contains(m.screen(), inverse) {
 		t.Error("something is selected where nothing is")
 	}
 	keys(m, "esc")
@@ -135,12 +156,12 @@ func TestTopWaits(t *testing.T) {
 	for range patience {
 		m.Update(tickMsg{})
 	}
-	if !strings.Contains(m.View(), "does not answer") {
-		t.Error(m.View())
+	if !strings.Contains(m.screen(), "does not answer") {
+		t.Error(m.screen())
 	}
 	m.Update(listMsg{rows: fleet(3)})
-	if m.awaited != 0 || strings.Contains(m.View(), "does not answer") {
-		t.Error("the list came", m.View())
+	if m.awaited != 0 || strings.Contains(m.screen(), "does not answer") {
+		t.Error("the list came", m.screen())
 	}
 	keys(m, "enter", "esc", "enter")
 	shown := m.detail
@@ -148,8 +169,8 @@ func TestTopWaits(t *testing.T) {
 	if _, again := m.Update(partMsg{old, func() { t.Error("filled in") }, nil}); again != nil {
 		t.Error("what is no longer shown is read again")
 	}
-	if !strings.Contains(m.View(), "reading ...") {
-		t.Error(m.View())
+	if !strings.Contains(m.screen(), "reading ...") {
+		t.Error(m.screen())
 	}
 }
 
@@ -170,8 +191,8 @@ func TestTopDetail(t *testing.T) {
 			m.Update(read(m.detail))
 		}
 		for _, w := range want {
-			if !strings.Contains(m.View(), w) {
-				t.Errorf("no %q in\n%s", w, m.View())
+			if !strings.Contains(m.screen(), w) {
+				t.Errorf("no %q in\n%s", w, m.screen())
 			}
 		}
 	}

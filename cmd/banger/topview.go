@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	tea "charm.land/bubbletea/v2"
 	"github.com/charmbracelet/x/ansi"
 )
 
@@ -30,8 +31,15 @@ const (
 	plain   = "\x1b[0m"
 )
 
-// View implements tea.Model: exactly height lines of at most width cells, so that nothing scrolls or wraps.
-func (m *top) View() string {
+// View implements tea.Model.
+func (m *top) View() tea.View {
+	v := tea.NewView(m.screen())
+	v.AltScreen = true
+	return v
+}
+
+// screen has exactly height lines of at most width cells, so that nothing scrolls or wraps.
+func (m *top) screen() string {
 	var body []string
 	if m.detail != nil {
 		body = m.detailLines()

@@ -102,6 +102,9 @@ func (m *Metrics) Text() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// formats are what Handler offers, in order of preference.
+var formats = expfmt.DefaultOpenMetricsAcceptedFormats()
+
 // Handler serves the metrics over HTTP, as OpenMetrics where that is asked for; a few scrapes at once, the others get 503.
 func (m *Metrics) Handler() http.Handler {
 	slots := make(chan struct{}, scrapesAtOnce)
@@ -113,7 +116,7 @@ func (m *Metrics) Handler() http.Handler {
 			http.Error(w, "too many scrapes at once", http.StatusServiceUnavailable)
 			return
 		}
-		format := expfmt.NegotiateIncludingOpenMetrics(r.Header)
+		format := expfmt.NegotiateAccept(r.Header, formats...)
 		w.Header().Set("Content-Type", string(format))
 		out := bufio.NewWriterSize(w, 64<<10)
 		e := expfmt.NewEncoder(out, format)

@@ -36,7 +36,7 @@ func TestRules(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			files := map[string]string{
-				"go.mod":           "module banger\n\ngo 1.23.0\n",
+				"go.mod":           "module banger\n\ngo 1.26.0\n",
 				rules:              string(rulesText),
 				"vmm/p.go":         "package vmm\n",
 				"vmm/agent/p.go":   "package agent\n",
