@@ -1,3 +1,3 @@
-// Package host holds what several packages need of Linux: files, processes, copies. It is a leaf: it
-// imports nothing of banger, starts no goroutine and keeps nothing open.
+// Package host holds what several packages need of Linux: files, processes, threads, copies. It is a
+// leaf: it imports nothing of banger, keeps nothing open and leaves no goroutine behind.
 package host

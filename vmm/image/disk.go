@@ -203,21 +203,19 @@ func (j *job) qemuConvert(ctx context.Context, user *vmm.Job, work string) error
 	defer dir.Close()
 	ctx, cancel := context.WithTimeout(ctx, convertTime)
 	defer cancel()
-	attr := &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if user.UID >= 0 {
-		attr.Credential = &syscall.Credential{Uid: uint32(user.UID), Gid: uint32(user.UID)}
-	}
 	// ulimit -f counts 512 bytes in dash and 1024 in bash's sh; it is the coarser guard, settle has the exact one.
 	limits := fmt.Sprintf(`cd /proc/self/fd/3 || exit; exec 3<&-
 ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
 		convertMemory, convertCPU, j.set.o.Limits.Bytes/512+1)
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", limits, "sh",
 		"convert", "-p", "-f", "qcow2", "-O", "qcow2", "disk", "converted")
-	cmd.Dir, cmd.SysProcAttr, cmd.Env = "/", attr, []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	cmd.ExtraFiles, cmd.WaitDelay = []*os.File{dir}, time.Second
-	var said firstWords
+	said := host.Beginning{Most: firstWords}
 	cmd.Stdout, cmd.Stderr = percents(func(p float64) { j.progress(0.5 + p/200) }), &said
-	if err := withoutPrivileges(cmd.Run); err != nil {
+	confined := host.Confined{UID: user.UID, GID: user.UID, Nice: niceness}
+	if err := confined.Run(cmd); err != nil {
 		if e := ctx.Err(); e != nil {
 			return e
 		}
@@ -229,13 +227,8 @@ ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
 	return nil
 }
 
-// firstWords keeps the first 4 KiB of what a program says.
-type firstWords struct{ bytes.Buffer }
-
-func (l *firstWords) Write(p []byte) (int, error) {
-	l.Buffer.Write(p[:min(len(p), 4096-min(l.Len(), 4096))])
-	return len(p), nil
-}
+// firstWords is how many bytes are kept of what a program complains of.
+const firstWords = 4096
 
 // percents is a writer for the progress that qemu-img prints, "    (12.50/100%)\r".
 type percents func(float64)

@@ -248,6 +248,32 @@ func TestRecompose(t *testing.T) {
 }
 
 // A path is opened with the rights of who names it, and a root daemon's threads keep theirs.
+// TestRightsHaveNoCapabilities finds a thread that walks a user's path without capabilities, of which
+// some open files, and others with theirs.
+func TestRightsHaveNoCapabilities(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("run as root")
+	}
+	status := func() (text []byte, err error) { return os.ReadFile("/proc/thread-self/status") }
+	r := rights{uid: 65534, gid: 65534}
+	var within []byte
+	if err := r.do(func() (err error) { within, err = status(); return err }); err != nil {
+		t.Fatal(err)
+	}
+	for _, set := range []string{"CapEff", "CapPrm", "CapInh"} {
+		if !strings.Contains(string(within), set+":\t0000000000000000\n") {
+			t.Errorf("%s is not empty:\n%s", set, within)
+		}
+	}
+	if !strings.Contains(string(within), "Uid:\t0\t0\t0\t65534\n") {
+		t.Errorf("the user may signal the thread:\n%s", within)
+	}
+	after, err := status()
+	if err != nil || strings.Contains(string(after), "CapEff:\t0000000000000000\n") {
+		t.Errorf("another thread lost its capabilities (%v):\n%s", err, after)
+	}
+}
+
 func TestLocalRights(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("run as root")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
@@ -122,7 +123,7 @@ func (r *rights) do(f func() error) error {
 	if os.Getuid() != 0 || r.uid == 0 {
 		return f()
 	}
-	return onOwnThread(func() error {
+	return host.OnOwnThread(func() error {
 		// The raw calls change this thread only; the syscall package's would change all.
 		groups := append([]uint32{r.gid}, r.groups...)
 		if err := setThreadGroups(groups); err != nil {
@@ -134,6 +135,10 @@ func (r *rights) do(f func() error) error {
 			if now, _, _ := unix.RawSyscall(c.call, ^uintptr(0), 0, 0); uint32(now) != uint32(c.id) {
 				return fmt.Errorf("cannot take the rights of uid %d", r.uid)
 			}
+		}
+		// The file system's uid takes those for files away; others, as CAP_SYS_PTRACE, open files, too.
+		if err := host.DropCapabilities(); err != nil {
+			return fmt.Errorf("cannot drop the capabilities: %w", err)
 		}
 		return f()
 	})

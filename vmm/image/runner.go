@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
@@ -124,19 +125,17 @@ func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers 
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "GOTRACEBACK=none",
 		"MKE2FS_CONFIG=/dev/null"}
 	cmd.Stdin, cmd.ExtraFiles = bytes.NewReader(text), files
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if user.UID >= 0 {
-		id := uint32(user.UID)
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: id, Gid: id}
 		// All that it starts ends with it, and it reaches no network.
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC
 	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	listener := &outcomes{progress: progress, end: cancel}
-	var said firstWords
+	said := host.Beginning{Most: firstWords}
 	cmd.Stdout, cmd.Stderr = listener, &said
-	err = withoutPrivileges(cmd.Run)
+	err = host.Confined{UID: user.UID, GID: user.UID, Nice: niceness}.Run(cmd)
 	switch last := listener.last; {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, fmt.Errorf("the build did not end within %v", workerTime)

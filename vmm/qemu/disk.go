@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -12,11 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"banger/internal/host"
 	"banger/vmm"
@@ -57,10 +54,7 @@ func (d *Driver) MakeDisks(ctx context.Context, spec *vmm.Spec) error {
 }
 
 // tools run programs on the disks of one VM.
-type tools struct {
-	spec *vmm.Spec
-	cred *syscall.Credential
-}
+type tools struct{ spec *vmm.Spec }
 
 // alone is a disk without its base, for what looks at the disk's own file only.
 func alone(d vmm.Disk) vmm.Disk {
@@ -89,11 +83,7 @@ func image(d vmm.Disk) string {
 
 func (d *Driver) tools(spec *vmm.Spec) (*tools, error) {
 	spec, err := absolute(spec)
-	if err != nil {
-		return nil, err
-	}
-	cred, err := credential(spec, "")
-	return &tools{spec, cred}, err
+	return &tools{spec}, err
 }
 
 func (t *tools) logf(format string, args ...any) {
@@ -512,12 +502,9 @@ func (t *tools) run(ctx context.Context, base, program string, args ...string) (
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "MKE2FS_CONFIG=/dev/null"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: t.cred, Pdeathsig: syscall.SIGKILL}
-	var said, complained limited
+	said, complained := host.Beginning{Most: maxTold}, host.Beginning{Most: maxTold}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &said, &complained, files
-	runtime.LockOSThread() // the signal comes when the thread that started it ends
-	defer runtime.UnlockOSThread()
-	err = cmd.Run()
+	err = host.Confined{UID: t.spec.UID, GID: t.spec.GID}.Run(cmd)
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -530,14 +517,6 @@ func (t *tools) run(ctx context.Context, base, program string, args ...string) (
 		return nil, fmt.Errorf("%s: %s: %w", filepath.Base(program), strings.TrimSpace(complained.String()), err)
 	}
 	return said.Bytes(), nil
-}
-
-// limited keeps the beginning of what is written to it.
-type limited struct{ bytes.Buffer }
-
-func (l *limited) Write(p []byte) (int, error) {
-	l.Buffer.Write(p[:min(len(p), max(0, maxTold-l.Len()))])
-	return len(p), nil
 }
 
 // findProgram finds what a user's PATH may lack; empty if it is not there.
