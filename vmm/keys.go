@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/crypto/ssh"
 
@@ -36,7 +38,7 @@ func checkAuthorizedKeys(lines string) error {
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		if strings.ContainsFunc(line, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+		if hasControl(line) {
 			return fmt.Errorf("a line of authorized_keys has a control character: %w", ErrInvalid)
 		}
 		if _, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line)); err != nil {
@@ -44,6 +46,22 @@ func checkAuthorizedKeys(lines string) error {
 		}
 	}
 	return nil
+}
+
+// hasControl reports whether a line has what a terminal may obey: a control character other than a
+// tab, of ISO 8859-1 or as UTF-8.
+func hasControl(line string) bool {
+	for len(line) > 0 {
+		r, n := utf8.DecodeRuneInString(line)
+		if r == utf8.RuneError && n == 1 {
+			r = rune(line[0])
+		}
+		if unicode.IsControl(r) && r != '\t' {
+			return true
+		}
+		line = line[n:]
+	}
+	return false
 }
 
 // hostKey gives the VM's private ssh host key as PEM. The first call makes it, durably; the VM's directory has to be there.

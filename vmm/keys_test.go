@@ -21,6 +21,9 @@ func TestAuthorizedKeys(t *testing.T) {
 		"ssh-ed25519":                    ErrInvalid,
 		key + "\nnonsense":               ErrInvalid,
 		key + " a\x1bb":                  ErrInvalid,
+		key + " a\u009b31m":              ErrInvalid,
+		key + " a\x9b31m":                ErrInvalid,
+		key + " Jos\xe9 José":            nil,
 		strings.Repeat(key+"\n", 500):    ErrTooBig,
 	} {
 		if err := checkAuthorizedKeys(lines); !errors.Is(err, want) {

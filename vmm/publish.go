@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -204,6 +205,8 @@ func checkPublish(c *Config, driver Driver, owner uint32, all, added []Publicati
 	least := unprivilegedPorts()
 	for _, p := range added {
 		switch {
+		case !hostAddress(p.Host.Addr(), broadcasts()):
+			return fmt.Errorf("cannot publish %s: %s is not an address of this host: %w", p, p.Host.Addr(), ErrInvalid)
 		case p.Host.Port() >= least:
 		case owner != 0:
 			return fmt.Errorf("cannot publish %s: ports below %d are root's, and the VM belongs to uid %d: %w", p, least, owner, ErrAccess)
@@ -212,6 +215,44 @@ func checkPublish(c *Config, driver Driver, owner uint32, all, added []Publicati
 		}
 	}
 	return nil
+}
+
+// hostAddress reports whether a host may have the address, which the kernel does not say of all that
+// it binds. A link-local one would need a zone.
+func hostAddress(a netip.Addr, broadcasts []netip.Addr) bool {
+	switch {
+	case a.IsUnspecified():
+		return true
+	case slices.Contains(broadcasts, a):
+		return false
+	case a.Is4():
+		return a.As4()[0] != 0 && a.As4()[0] < 224
+	}
+	return !a.IsMulticast() && !a.IsLinkLocalUnicast()
+}
+
+// broadcasts returns the IPv4 broadcast addresses of the host's networks.
+func broadcasts() []netip.Addr {
+	networks, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var all []netip.Addr
+	for _, n := range networks {
+		prefix, err := netip.ParsePrefix(n.String())
+		if err == nil && prefix.Addr().Is4() && prefix.Bits() < 31 {
+			all = append(all, lastOf(prefix))
+		}
+	}
+	return all
+}
+
+// lastOf returns the last address of an IPv4 network.
+func lastOf(p netip.Prefix) netip.Addr {
+	a := p.Addr().As4()
+	last := binary.BigEndian.Uint32(a[:]) | (1<<(32-p.Bits()) - 1)
+	binary.BigEndian.PutUint32(a[:], last)
+	return netip.AddrFrom4(a)
 }
 
 // claims are the published ports of all VMs, running or not: no two VMs have the same.

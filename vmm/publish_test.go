@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"errors"
+	"net/netip"
 	"testing"
 )
 
@@ -30,6 +31,20 @@ func TestParsePublications(t *testing.T) {
 		"::1:8080:80", "[::1]8080:80", "[127.0.0.1]:8080:80", "[fe80::1%eth0]:8080:80", "224.0.0.1:8080:80", "a b", "8080:80 x", "8080:80\n8080:81", "0.0.0.0:80:80\n80:80"} {
 		if got, err := ParsePublications(in); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v, %v", in, got, err)
+		}
+	}
+}
+
+func TestHostAddress(t *testing.T) {
+	network := netip.MustParsePrefix("10.1.2.3/20")
+	for text, want := range map[string]bool{
+		"127.0.0.1": true, "0.0.0.0": true, "::": true, "::1": true, "10.1.2.3": true,
+		"169.254.1.1": true, "2001:db8::1": true, "10.1.0.255": true,
+		"255.255.255.255": false, "0.1.2.3": false, "240.0.0.1": false, "224.0.0.1": false, "ff02::1": false,
+		"fe80::1": false, "10.1.15.255": false,
+	} {
+		if got := hostAddress(netip.MustParseAddr(text), []netip.Addr{lastOf(network)}); got != want {
+			t.Errorf("%s: %v", text, got)
 		}
 	}
 }
