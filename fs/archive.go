@@ -13,18 +13,41 @@ import (
 	"banger/vmm"
 )
 
+// Exports that are open at once, each of which keeps copies of disks: of one VM, and of one user.
+const (
+	maxExports       = 4
+	maxExportsOfUser = 8
+)
+
 // exportOpen makes an archive of the VM, which takes as long as its disks are long.
 func exportOpen(r *request, _ bool) (handle, error) {
+	ofVM, ofUser, serial, uid := &r.server.exports, &r.server.exporters, r.vm.Serial(), uint64(r.uid)
+	if !ofVM.take(serial) {
+		return nil, r.tooMany("%s has %d exports open: close some: %w",
+			r.snap().Name, ofVM.most, vmm.ErrBusy)
+	}
+	if !ofUser.take(uid) {
+		ofVM.giveBack(serial)
+		return nil, r.tooMany("uid %d has %d exports open: close some: %w", uid, ofUser.most, vmm.ErrBusy)
+	}
+	end := func() {
+		ofVM.giveBack(serial)
+		ofUser.giveBack(uid)
+	}
 	defer r.blocking()()
 	a, err := r.vm.Export(r.ctx)
 	if err != nil {
+		end()
 		r.vm.Fail(err)
 		return nil, err
 	}
-	return archive{a}, nil
+	return archive{a, end}, nil
 }
 
-type archive struct{ *vmm.Archive }
+type archive struct {
+	*vmm.Archive
+	end func()
+}
 
 func (a archive) read(_ *request, n int, off int64) ([]byte, error) {
 	p := make([]byte, n)
@@ -35,7 +58,10 @@ func (a archive) read(_ *request, n int, off int64) ([]byte, error) {
 	return p[:n], err
 }
 
-func (a archive) close() { a.Close() }
+func (a archive) close() {
+	a.Close()
+	a.end()
+}
 
 // importIdle is how long an import waits for the next write.
 const importIdle = 2 * time.Minute
@@ -92,6 +118,7 @@ func (in *intake) write(r *request, p []byte) (int, error) {
 		}
 	}
 	in.chunk.Reset(p)
+	defer in.chunk.Reset(nil) // a file that stays open keeps nothing of it
 	select {
 	case in.more <- struct{}{}:
 	case <-in.done:

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -20,36 +19,10 @@ import (
 // maxCallers bounds the open files of one uid that keep directories of their callers open.
 const maxCallers = 64
 
-// callers counts the Callers that open files keep, by uid.
-type callers struct {
-	mu   sync.Mutex // guards kept
-	kept map[uint32]int
-}
-
-// keep adds one of the uid; ErrBusy if it has too many. The caller releases it.
-func (c *callers) keep(uid uint32) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.kept[uid] >= maxCallers {
-		return fmt.Errorf("uid %d has %d files open that take paths: close some: %w",
-			uid, maxCallers, vmm.ErrBusy)
-	}
-	c.kept[uid]++
-	return nil
-}
-
-func (c *callers) release(uid uint32) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.kept[uid]--; c.kept[uid] == 0 {
-		delete(c.kept, uid)
-	}
-}
-
 // keptCaller is a Caller that an open file keeps, and what was begun by a write to it.
 type keptCaller struct {
 	*vmm.Caller
-	all   *callers
+	all   *slots
 	users atomic.Int32
 }
 
@@ -63,19 +36,20 @@ func (k *keptCaller) release() {
 	}
 	k.Root.Close() // of nil, too
 	k.Dir.Close()
-	k.all.release(k.UID)
+	k.all.giveBack(uint64(k.UID))
 }
 
 // keptCaller returns the process that makes the request, for as long as the file is open that the
 // request opens; the caller releases it.
 func (r *request) keptCaller() (*keptCaller, error) {
 	all := &r.server.callers
-	if err := all.keep(r.uid); err != nil {
-		return nil, fmt.Errorf("cannot open %s of %s: %w", r.file.name, r.whose(), err)
+	if !all.take(uint64(r.uid)) {
+		return nil, fmt.Errorf("cannot open %s of %s: uid %d has %d files open that take paths: close some: %w",
+			r.file.name, r.whose(), r.uid, all.most, vmm.ErrBusy)
 	}
 	c, err := r.caller()
 	if err != nil {
-		all.release(r.uid)
+		all.giveBack(uint64(r.uid))
 		return nil, err
 	}
 	k := &keptCaller{Caller: c, all: all}

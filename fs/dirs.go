@@ -88,23 +88,37 @@ func (s raw) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	if !code.Ok() {
 		return code
 	}
-	out.Fh = s.handles.add(&opened{entries: s.entries(r)})
+	h := new(opened)
+	var err error
+	if h.allowance, err = s.allowances.file(r); err == nil {
+		h.entries = s.entries(r)
+		err = h.holds(entriesBytes(h.entries))
+	}
+	if err != nil {
+		s.letGo(h)
+		return s.overdrawn(r, err)
+	}
+	out.Fh = s.handles.add(h)
 	return fuse.OK
 }
 
 // rewound gives the names for a read of a directory: those of its open or, since who reads from the beginning
 // again wants what is there now (rewinddir(3)), of the last such read.
-func (s raw) rewound(cancel <-chan struct{}, in *fuse.ReadIn, h *opened) []entry {
+func (s raw) rewound(cancel <-chan struct{}, in *fuse.ReadIn, h *opened) ([]entry, fuse.Status) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if in.Offset == 0 && h.begun {
 		h.entries = nil
 		if r, code := s.request(cancel, &in.InHeader); code.Ok() { // not one of a VM that was removed
 			h.entries = s.entries(r)
+			if err := h.holds(entriesBytes(h.entries)); err != nil {
+				h.entries = nil
+				return nil, s.overdrawn(r, err)
+			}
 		}
 	}
 	h.begun = true
-	return h.entries
+	return h.entries, fuse.OK
 }
 
 // entries are the names of a directory as one reader of it sees them.
@@ -126,12 +140,11 @@ func (s raw) entries(r *request) []entry {
 }
 
 func (s raw) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	s.readDir(cancel, in, func(e fuse.DirEntry) bool { return out.AddDirEntry(e) })
-	return fuse.OK
+	return s.readDir(cancel, in, func(e fuse.DirEntry) bool { return out.AddDirEntry(e) })
 }
 
 func (s raw) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	s.readDir(cancel, in, func(e fuse.DirEntry) bool {
+	return s.readDir(cancel, in, func(e fuse.DirEntry) bool {
 		entry := out.AddDirLookupEntry(e)
 		if entry == nil {
 			return false
@@ -147,7 +160,6 @@ func (s raw) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirE
 		}
 		return true
 	})
-	return fuse.OK
 }
 
 // lasting reports whether the kernel may keep what it is told of a node. Of others, which it would ask for again, a listing gives the name only.
@@ -157,12 +169,15 @@ func lasting(node uint64) bool {
 }
 
 // readDir adds entries from the offset on until add refuses one. Offsets count from 1, `.` and `..` being the first two.
-func (s raw) readDir(cancel <-chan struct{}, in *fuse.ReadIn, add func(fuse.DirEntry) bool) {
+func (s raw) readDir(cancel <-chan struct{}, in *fuse.ReadIn, add func(fuse.DirEntry) bool) fuse.Status {
 	h := s.handles.get(in.Fh)
 	if h == nil {
-		return
+		return fuse.EBADF
 	}
-	entries := s.rewound(cancel, in, h)
+	entries, code := s.rewound(cancel, in, h)
+	if !code.Ok() {
+		return code
+	}
 	for i := in.Offset; i < uint64(len(entries))+2; i++ {
 		e := fuse.DirEntry{Name: [2]string{".", ".."}[i&1], Mode: syscall.S_IFDIR, Ino: in.NodeId, Off: i + 1}
 		if i >= 2 {
@@ -171,11 +186,16 @@ func (s raw) readDir(cancel <-chan struct{}, in *fuse.ReadIn, add func(fuse.DirE
 			e.Ino = nodeID(named.serial, named.row, named.param)
 		}
 		if !add(e) {
-			return
+			break
 		}
 	}
+	return fuse.OK
 }
 
-func (s raw) ReleaseDir(in *fuse.ReleaseIn) { s.handles.drop(in.Fh) }
+func (s raw) ReleaseDir(in *fuse.ReleaseIn) {
+	if h := s.handles.drop(in.Fh); h != nil {
+		s.letGo(h)
+	}
+}
 
 func (s raw) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"banger/internal/printable"
@@ -63,17 +64,36 @@ func (g *growing) held(file uint64) *shared {
 	return g.open[file]
 }
 
+// maxLogs bounds the logs and consoles that one user has open, each of which has a descriptor of the
+// daemon's.
+const maxLogs = 1024
+
 // logOf opens a file of the VM's directory on the host.
 func logOf(name string) func(*request, bool) (handle, error) {
 	return func(r *request, _ bool) (handle, error) {
+		uid := r.uid
+		if !r.isRoot() && !r.server.logs.take(uint64(uid)) {
+			return nil, fmt.Errorf("uid %d has %d logs and consoles open: close some: %w",
+				uid, maxLogs, syscall.EDQUOT)
+		}
 		t, err := vmm.OpenTail(filepath.Join(r.snap().Dir, name))
 		if err != nil {
+			r.closedLog(uid)
 			return nil, err
 		}
 		file := plainID(r.node)
 		t.SetBase(r.server.growing.hold(file, &shared{base: t.Base()}).base)
-		// The VMM writes to its log whatever a guest that has taken it over wants; a console is the guest's own.
-		return &tail{Tail: t, server: r.server, file: file, masked: name == vmm.LogFile}, nil
+		// A VMM that its guest has taken over writes to its log what the guest wants. A console is the
+		// guest's own.
+		end := func() { r.closedLog(uid) }
+		return &tail{Tail: t, server: r.server, file: file, masked: name == vmm.LogFile, end: end}, nil
+	}
+}
+
+// closedLog gives back what logOf took.
+func (r *request) closedLog(uid uint32) {
+	if !r.isRoot() {
+		r.server.logs.giveBack(uint64(uid))
 	}
 }
 
@@ -115,6 +135,7 @@ type tail struct {
 	server *Server
 	file   uint64
 	masked bool // no control characters are shown
+	end    func()
 
 	mu    sync.Mutex // guards Tail and place
 	place place
@@ -142,6 +163,7 @@ func (t *tail) read(_ *request, n int, off int64) ([]byte, error) {
 func (t *tail) close() {
 	t.Tail.Close()
 	t.server.growing.release(t.file)
+	t.end()
 }
 
 // appendEvent adds one line of `events`.
@@ -202,7 +224,7 @@ func (t *eventText) now() (text []byte, dropped int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for t.next.Ready() {
-		events, lost, err := t.next.Next(context.Background()) // is ready
+		events, lost, err := t.next.Next(context.Background(), vmm.EventHistory) // is ready
 		if errors.Is(err, io.EOF) {
 			break
 		}

@@ -17,7 +17,7 @@ type burst struct {
 
 func (b *burst) Ready() bool { return b.left > 0 }
 
-func (b *burst) Next(context.Context) ([]vmm.Event, uint64, error) {
+func (b *burst) Next(context.Context, int) ([]vmm.Event, uint64, error) {
 	var events []vmm.Event
 	for range min(b.n, b.left) {
 		b.seq++
@@ -59,7 +59,7 @@ func TestEventsAreDroppedBehindTheirReader(t *testing.T) {
 	}
 	var want []byte
 	all := &burst{n: 100 * b.n, left: 100 * b.n}
-	events, _, _ := all.Next(context.Background())
+	events, _, _ := all.Next(context.Background(), 0)
 	if want = appendEvents(want, events); !bytes.Equal(got, want) {
 		t.Errorf("the reader got %d bytes, want %d, or others", len(got), len(want))
 	}

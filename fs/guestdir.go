@@ -5,6 +5,7 @@ import (
 	"io"
 	"sync"
 	"syscall"
+	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -19,6 +20,7 @@ type guestDir struct {
 	names  []sftp.Name
 	first  uint64 // which of all names the first is
 	ended  bool
+	bytes  int64 // that names take
 }
 
 func (d *guestDir) close() {
@@ -32,7 +34,7 @@ func (d *guestDir) dropLocked() {
 		d.handle.Close()
 		d.opens.opens.Add(-1)
 	}
-	d.handle, d.opens, d.names, d.first, d.ended = nil, nil, nil, 0, false
+	d.handle, d.opens, d.names, d.first, d.ended, d.bytes = nil, nil, nil, 0, false, 0
 }
 
 // at gives the names from that one on, none at the end. Who goes back, or has lost the session, begins again.
@@ -58,7 +60,10 @@ func (d *guestDir) at(ctx context.Context, g *guestSession, path string, i uint6
 			return nil, err
 		}
 		d.first += uint64(len(d.names))
-		d.names = names
+		d.names, d.bytes = names, int64(cap(names))*int64(unsafe.Sizeof(sftp.Name{}))
+		for i := range names {
+			d.bytes += int64(len(names[i].Name))
+		}
 		if d.first+uint64(len(names)) > maxGuestNames {
 			return nil, errManyNames
 		}
@@ -72,15 +77,26 @@ func (s guestFS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Open
 		return code
 	}
 	d := new(guestDir)
+	h := &opened{guestDir: d}
+	var err error
+	if h.allowance, err = s.allowances.file(r); err != nil {
+		return s.overdrawn(r, err)
+	}
 	code = s.ask(r, guestWait, func(ctx context.Context, g *guestSession) error {
 		_, err := d.at(ctx, g, path, 0)
 		return err
 	})
+	if code.Ok() {
+		if err = h.holds(d.bytes); err != nil {
+			code = s.overdrawn(r, err)
+		}
+	}
 	if !code.Ok() {
 		d.close()
+		h.letAllowance()
 		return code
 	}
-	out.Fh = s.handles.add(&opened{guestDir: d})
+	out.Fh = s.handles.add(h)
 	return fuse.OK
 }
 
@@ -131,6 +147,10 @@ func (s guestFS) readDir(cancel <-chan struct{}, in *fuse.ReadIn, add func(*requ
 	})
 	if !code.Ok() {
 		return code
+	}
+	if err := h.holds(d.bytes); err != nil {
+		d.dropLocked()
+		return s.overdrawn(r, err)
 	}
 	for j := range names {
 		name := &names[j]

@@ -77,16 +77,27 @@ func openFlags(flags uint32) uint32 {
 }
 
 // opened is the answer to an open: nothing is kept by the kernel, the guest changes its files.
-func (s guestFS) opened(n *guestNode, flags uint32, h *sftp.Handle, g *guestSession, out *fuse.OpenOut) {
+func (s guestFS) opened(o *opened, n *guestNode, flags uint32, h *sftp.Handle, g *guestSession, out *fuse.OpenOut) {
 	g.opens.Add(1)
-	out.Fh = s.handles.add(&opened{guest: &guestFile{node: n, flags: openFlags(flags), turn: make(chan struct{}, 1), handle: h, session: g}})
+	o.guest = &guestFile{node: n, flags: openFlags(flags), turn: make(chan struct{}, 1), handle: h, session: g}
+	out.Fh = s.handles.add(o)
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH | fuse.FOPEN_PARALLEL_DIRECT_WRITES
 }
 
-func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) (code fuse.Status) {
 	r, dir, path, code := s.in(cancel, &in.InHeader, name)
 	if !code.Ok() {
 		return code
+	}
+	o := new(opened)
+	defer func() {
+		if !code.Ok() {
+			o.letAllowance()
+		}
+	}()
+	var err error
+	if o.allowance, err = s.allowances.file(r); err != nil {
+		return s.overdrawn(r, err)
 	}
 	flags := openFlags(in.Flags) | sftp.Create
 	if in.Flags&syscall.O_EXCL != 0 {
@@ -121,7 +132,7 @@ func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, 
 	if !h.Told {
 		out.SetAttrTimeout(notKept)
 	}
-	s.opened(s.guestNodes.get(out.NodeId), in.Flags, h, session, &out.OpenOut)
+	s.opened(o, s.guestNodes.get(out.NodeId), in.Flags, h, session, &out.OpenOut)
 	return fuse.OK
 }
 
@@ -134,11 +145,18 @@ func (s guestFS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 	if in.Flags&syscall.O_TRUNC != 0 {
 		flags |= sftp.Truncate
 	}
-	h, session, code := s.open(r, path, flags, 0)
-	if code.Ok() {
-		s.opened(n, in.Flags, h, session, out)
+	o := new(opened)
+	var err error
+	if o.allowance, err = s.allowances.file(r); err != nil {
+		return s.overdrawn(r, err)
 	}
-	return code
+	h, session, code := s.open(r, path, flags, 0)
+	if !code.Ok() {
+		o.letAllowance()
+		return code
+	}
+	s.opened(o, n, in.Flags, h, session, out)
+	return fuse.OK
 }
 
 func (s guestFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
@@ -230,5 +248,6 @@ func (s guestFS) Release(fh uint64) {
 		case h.guestDir != nil:
 			h.guestDir.close()
 		}
+		h.letAllowance()
 	}
 }

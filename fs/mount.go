@@ -72,7 +72,12 @@ type Server struct {
 	eventSizes eventSizes
 	nodes      *nodes
 	sessions   *sessions
-	callers    callers
+	allowances allowances
+	callers    slots // files that take paths, by uid
+	logs       slots // by uid
+	terminals  slots // by VM
+	exports    slots // by VM
+	exporters  slots // exports by uid
 	held       *held
 	texts      sync.Map // *text by node
 
@@ -82,7 +87,8 @@ type Server struct {
 	nudgerTID atomic.Uint32 // the kernel names a request's sender by its thread
 
 	refusalsMu sync.Mutex
-	refusals   map[uint32]string // by uid; guarded by refusalsMu
+	refusals   map[uint32]string // by uid; guarded by refusalsMu, as is the next
+	lastUIDs   []uint32          // of refusals, the one refused longest ago first
 
 	nudges chan vmm.Event
 }
@@ -99,7 +105,8 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		nodes:    newNodes(),
 		sessions: newSessions(lingerFor),
 		growing:  growing{open: make(map[uint64]*shared)}, eventSizes: eventSizes{size: make(map[uint64]*eventSize)},
-		callers:  callers{kept: make(map[uint32]int)},
+		callers: newSlots(maxCallers), logs: newSlots(maxLogs), terminals: newSlots(maxTerminals),
+		exports: newSlots(maxExports), exporters: newSlots(maxExportsOfUser),
 		refusals: make(map[uint32]string),
 		nudges:   make(chan vmm.Event, vmm.EventHistory),
 	}

@@ -101,6 +101,7 @@ func (r *request) rendered(of *collector.Stats, render func() ([]byte, error)) (
 	}
 	b, err := render()
 	if err == nil {
+		b = clipped(b)
 		r.server.texts.Store(r.node, &text{of, b})
 	}
 	return b, err

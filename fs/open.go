@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -31,25 +33,9 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH
 	h := &opened{nonblock: r.nonblock, uid: r.uid, gid: r.gid}
-	if r.file.paths && access != syscall.O_RDONLY {
-		var err error
-		if h.caller, err = r.keptCaller(); err != nil {
-			s.fail(r, err)
-			return errno(err)
-		}
-	}
-	if r.session != nil {
-		if !r.session.hold() {
-			return fuse.ENOENT
-		}
-		h.session = r.session
-	}
-	if access != syscall.O_WRONLY || r.file.takes {
-		var err error
-		if h.handle, err = s.capture(r, access == syscall.O_RDWR); err != nil {
-			s.letGo(h)
-			return s.unread(r, err)
-		}
+	if code := s.begin(r, h, access); !code.Ok() {
+		s.letGo(h)
+		return code
 	}
 	switch h.handle.(type) {
 	case terminal, *clone, execOutput:
@@ -62,6 +48,48 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	}
 	out.Fh = s.handles.add(h)
 	return fuse.OK
+}
+
+// begin takes what the open file needs; the caller lets it go, also after an error.
+func (s raw) begin(r *request, h *opened, access uint32) fuse.Status {
+	var err error
+	if h.allowance, err = s.allowances.file(r); err != nil {
+		return s.overdrawn(r, err)
+	}
+	if r.file.paths && access != syscall.O_RDONLY {
+		if h.caller, err = r.keptCaller(); err != nil {
+			s.fail(r, err)
+			return errno(err)
+		}
+	}
+	if r.session != nil {
+		if !r.session.hold() {
+			return fuse.ENOENT
+		}
+		h.session = r.session
+	}
+	if access == syscall.O_WRONLY && !r.file.takes {
+		return fuse.OK
+	}
+	if h.handle, err = s.capture(r, access == syscall.O_RDWR); err != nil {
+		return s.overdrawn(r, err)
+	}
+	if g, ok := h.handle.(*generated); ok {
+		if err := h.holds(int64(cap(g.capture))); err != nil {
+			return s.overdrawn(r, err)
+		}
+	}
+	return fuse.OK
+}
+
+// overdrawn is unread for what may have been refused because its user has too much open, which the
+// top `error` then tells.
+func (s *Server) overdrawn(r *request, err error) fuse.Status {
+	if errors.Is(err, syscall.EDQUOT) {
+		err = fmt.Errorf("cannot open more: %w", err)
+		s.keepRefusal(r.uid, err)
+	}
+	return s.unread(r, err)
 }
 
 // capture runs the row's show once for this open, and tells the kernel its length.
@@ -92,7 +120,15 @@ func (s raw) text(r *request) (capture, error) {
 		return nil, r.again(err)
 	}
 	s.tellSize(r.node, b)
-	return b, nil
+	return clipped(b), nil
+}
+
+// clipped returns the text in no more memory than it needs, or about: it may be kept for long.
+func clipped(b []byte) []byte {
+	if cap(b)-len(b) > len(b)/4 {
+		return bytes.Clone(b)
+	}
+	return b
 }
 
 func (s raw) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
@@ -137,18 +173,23 @@ func (s raw) renew(cancel <-chan struct{}, in *fuse.ReadIn, h *opened, g *genera
 	if err != nil {
 		return s.unread(r, err)
 	}
-	g.renew(c)
+	if err := g.renew(h, c); err != nil {
+		return s.overdrawn(r, err)
+	}
 	return fuse.OK
 }
 
 // unread gives the errno of a read that failed, and logs what no other errno explains.
-func (s raw) unread(r *request, err error) fuse.Status {
-	name := ""
+func (s *Server) unread(r *request, err error) fuse.Status {
+	name, file := "", "a guest's"
 	code := errno(err)
 	if r.vm != nil {
 		name = r.snap().Name
 	}
-	s.o.Log.Log(r.ctx, level(code, slog.LevelDebug), "cannot read", "vm", name, "file", r.file.name, "err", err)
+	if r.file != nil {
+		file = r.file.name
+	}
+	s.o.Log.Log(r.ctx, level(code, slog.LevelDebug), "cannot read", "vm", name, "file", file, "err", err)
 	return code
 }
 
@@ -231,6 +272,7 @@ func (s raw) letGo(h *opened) {
 	if h.heeds != 0 {
 		s.held.closed(h.heeds)
 	}
+	h.letAllowance()
 }
 
 // opened is one open file or directory.
@@ -245,6 +287,9 @@ type opened struct {
 	heeds    uint64      // its node, if whoever has it open is told of changes of health; else 0
 	guest    *guestFile
 	guestDir *guestDir
+
+	allowance *allowance   // that it counts for, nil for root's
+	held      atomic.Int64 // bytes that it was counted with
 
 	mu      sync.Mutex // guards what follows
 	entries []entry    // of a directory

@@ -3,6 +3,7 @@ package fs
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -61,8 +62,10 @@ func (s *Server) refused(uid uint32, err error) fuse.Status {
 func (s *Server) keepRefusal(uid uint32, err error) {
 	s.refusalsMu.Lock()
 	defer s.refusalsMu.Unlock()
-	if len(s.refusals) >= maxRefusals {
-		clear(s.refusals)
+	s.lastUIDs = append(slices.DeleteFunc(s.lastUIDs, func(u uint32) bool { return u == uid }), uid)
+	if len(s.lastUIDs) > maxRefusals {
+		delete(s.refusals, s.lastUIDs[0])
+		s.lastUIDs = slices.Delete(s.lastUIDs, 0, 1)
 	}
 	s.refusals[uid] = fmt.Sprint(err)
 }

@@ -60,13 +60,20 @@ func (g *generated) again() bool {
 	return was || time.Since(g.at) > lateRead
 }
 
-func (g *generated) renew(c capture) {
+func (g *generated) renew(h *opened, c capture) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if err := h.holds(int64(cap(c))); err != nil {
+		return err
+	}
 	g.capture = c
+	return nil
 }
 
 func (g *generated) close() {}
+
+// maxTerminals bounds the terminals of one VM, each of which holds what the guest prints.
+const maxTerminals = 64
 
 // consoleOpen gives what was printed; opened read-write, what is printed from now on.
 func consoleOpen(r *request, readWrite bool) (handle, error) {
@@ -78,7 +85,18 @@ func consoleOpen(r *request, readWrite bool) (handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return terminal{c.Subscribe()}, nil
+	all, serial := &r.server.terminals, r.vm.Serial()
+	if !all.take(serial) {
+		return nil, r.tooMany("%s has %d terminals: close some: %w", r.snap().Name, all.most, vmm.ErrBusy)
+	}
+	return terminal{c.Subscribe(), func() { all.giveBack(serial) }}, nil
+}
+
+// tooMany refuses an open; the VM's `error` tells it.
+func (r *request) tooMany(format string, args ...any) error {
+	err := fmt.Errorf("cannot open "+r.file.name+": "+format, args...)
+	r.vm.Fail(err)
+	return err
 }
 
 func guestConsole(r *request) (vmm.Console, error) {
@@ -105,7 +123,10 @@ func consoleType(r *request, p []byte) (int, error) {
 }
 
 // terminal is a console opened read-write. Its offsets mean nothing.
-type terminal struct{ reader vmm.ConsoleReader }
+type terminal struct {
+	reader vmm.ConsoleReader
+	end    func()
+}
 
 func (t terminal) read(r *request, n int, _ int64) ([]byte, error) {
 	ctx, cancel := r.patience()
@@ -118,7 +139,10 @@ func (t terminal) read(r *request, n int, _ int64) ([]byte, error) {
 	return p[:n], r.again(err)
 }
 
-func (t terminal) close() { t.reader.Close() }
+func (t terminal) close() {
+	t.reader.Close()
+	t.end()
+}
 
 // followOpen gives the events that come after the open.
 func followOpen(r *request, _ bool) (handle, error) {
@@ -142,7 +166,7 @@ func (h *eventStream) read(r *request, n int, _ int64) ([]byte, error) {
 	}
 	defer func() { <-h.turn }()
 	if h.rest.Len() == 0 {
-		events, lost, err := h.next.Next(ctx)
+		events, lost, err := h.next.Next(ctx, 1) // a read gives one line, and nobody has to keep others
 		if errors.Is(err, io.EOF) {
 			return nil, nil
 		}

@@ -37,14 +37,16 @@ func TestClosed(t *testing.T) {
 	d := testDaemon(t, "fake")
 	const prepare = `set -e; cd "$1"; mkdir vms/a; echo fake > vms/a/vmm
 		echo quiet hunter2 > vms/a/cmdline
-		echo 1M > vms/a/disk; echo 18080:80 > vms/a/publish; mkdir vms/a/snapshots/one
+		echo 1M > vms/a/disk; echo 18080:80 > vms/a/publish; mkdir vms/a/snapshots/hunter2
 		echo "$2" > vms/a/authorized_keys
+		for f in config authorized_keys publish state; do ! echo "cpus=hunter2" > vms/a/$f; done
+		echo hunter2 > vms/a/restore
 		echo start > vms/a/state; cat vms/a/exec/clone`
 	session, err := userCommand(t, "alice", prepare, d.mount, publicKey).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, session)
 	}
-	place := strings.NewReplacer("vms/NAME/", "vms/a/", "snapshots/NAME", "snapshots/one",
+	place := strings.NewReplacer("vms/NAME/", "vms/a/", "snapshots/NAME", "snapshots/hunter2",
 		"PORT", "80", "exec/N", "exec/"+strings.TrimSpace(string(session)))
 	var below, top []string
 	for _, row := range fs.Doc() {

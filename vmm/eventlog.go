@@ -70,9 +70,9 @@ func (r *eventReader) Ready() bool {
 	return r.at < r.log.next || r.log.ended
 }
 
-func (r *eventReader) Next(ctx context.Context) ([]Event, uint64, error) {
+func (r *eventReader) Next(ctx context.Context, most int) ([]Event, uint64, error) {
 	for {
-		events, lost, wake := r.take()
+		events, lost, wake := r.take(most)
 		if events != nil {
 			return events, lost, nil
 		}
@@ -87,8 +87,8 @@ func (r *eventReader) Next(ctx context.Context) ([]Event, uint64, error) {
 	}
 }
 
-// take gives what there is, or the channel to wait on, or neither at the end.
-func (r *eventReader) take() (events []Event, lost uint64, wake <-chan struct{}) {
+// take gives what there is, so many at most, or the channel to wait on, or neither at the end.
+func (r *eventReader) take(most int) (events []Event, lost uint64, wake <-chan struct{}) {
 	l := r.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -97,8 +97,10 @@ func (r *eventReader) take() (events []Event, lost uint64, wake <-chan struct{})
 		if have := uint64(len(kept)); n > have {
 			lost, n = n-have, have
 		}
-		r.at = l.next
-		return slices.Clone(kept[uint64(len(kept))-n:]), lost, nil
+		events := kept[uint64(len(kept))-n:]
+		events = events[:min(len(events), most)]
+		r.at = l.next - n + uint64(len(events))
+		return slices.Clone(events), lost, nil
 	}
 	if l.ended {
 		return nil, 0, nil

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -42,15 +43,16 @@ const EventHistory = 4096
 
 // EventReader follows the events from where it was opened.
 type EventReader interface {
-	// Next gives the events since the last call, at least one, and how many
-	// were lost before them because the reader was too slow. It blocks until
-	// there is one or ctx ends. At a removed VM's end it gives io.EOF.
-	Next(ctx context.Context) (events []Event, lost uint64, err error)
+	// Next gives the events since the last call, at least one and so many at
+	// most, and how many were lost before them because the reader was too slow.
+	// It blocks until there is one or ctx ends. At a removed VM's end it gives io.EOF.
+	Next(ctx context.Context, most int) (events []Event, lost uint64, err error)
 	// Ready reports whether Next would return without blocking.
 	Ready() bool
 }
 
-// Events gives the events since the daemon started, at most the last EventHistory.
+// Events gives the events since the daemon started, at most the last EventHistory. They have no
+// detail that is for readers of the VM only.
 func (m *Manager) Events() []Event { return m.events.all() }
 
 // Follow gives a reader of the events to come.
@@ -63,7 +65,7 @@ func (m *Manager) OnChange(f func(Event), missed func()) {
 	r := m.events.follow()
 	m.spawn(func() {
 		for {
-			events, lost, err := r.Next(m.ctx)
+			events, lost, err := r.Next(m.ctx, EventHistory)
 			if err != nil {
 				return
 			}
@@ -114,7 +116,21 @@ func (m *Manager) emit(v *VM, name, what, detail string) {
 		e.Serial = v.serial
 		v.events.add(e)
 	}
-	m.events.add(e)
+	m.events.add(e.forAll())
+}
+
+// forAll is the event as everybody may see it. The VM's own readers get what its owner wrote and
+// what its guest or its VMM printed.
+func (e Event) forAll() Event {
+	switch e.What {
+	case EventError, EventPanic, EventOOM:
+		e.Detail = ""
+	case EventSnapshot:
+		e.Detail, _, _ = strings.Cut(e.Detail, " ") // without the name
+	case EventExit:
+		e.Detail, _, _ = strings.Cut(e.Detail, ":") // the status, without the reason
+	}
+	return e
 }
 
 func (v *VM) emit(what, detail string) {

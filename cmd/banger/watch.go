@@ -66,7 +66,7 @@ func (c *client) eventsCmd() *cobra.Command {
 	var follow bool
 	cmd := &cobra.Command{
 		Use: "events [NAME]", Short: "Print the events of a VM, or of all", Args: cobra.MaximumNArgs(1), ValidArgsFunction: c.complete(1),
-		Long: "Print the events of a VM, or of all: Unix time, number, VM, what happened, detail.\nPrints the file `events`, and with -f what `wait/events` gives.",
+		Long: "Print the events of a VM, or of all: Unix time, number, VM, what happened, detail.\nThose of all leave out what only the readers of a VM see, as why a write was refused.\nPrints the file `events`, and with -f what `wait/events` gives.",
 		RunE: func(_ *cobra.Command, args []string) error {
 			dir, what := c.mount, "cannot read the events"
 			err := c.tree().check()

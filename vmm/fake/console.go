@@ -114,7 +114,9 @@ func (r *reader) take(p []byte) int {
 	r.m.console.mu.Lock()
 	defer r.m.console.mu.Unlock()
 	n := copy(p, r.pending)
-	r.pending = r.pending[n:]
+	if r.pending = r.pending[n:]; len(r.pending) == 0 {
+		r.pending = nil // it may never be needed again
+	}
 	return n
 }
 

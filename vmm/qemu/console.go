@@ -144,10 +144,11 @@ type subscriber struct {
 
 func (s *subscriber) put(p []byte) {
 	s.mu.Lock()
-	s.buf = append(s.buf, p...)
-	if over := len(s.buf) - subscriberMax; over > 0 {
+	p = p[max(0, len(p)-subscriberMax):]
+	if over := len(s.buf) + len(p) - subscriberMax; over > 0 {
 		s.buf = append(s.buf[:0], s.buf[over:]...)
 	}
+	s.buf = append(s.buf, p...)
 	s.mu.Unlock()
 	select {
 	case s.wake <- struct{}{}:
@@ -159,7 +160,9 @@ func (s *subscriber) take(p []byte) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := copy(p, s.buf)
-	s.buf = append(s.buf[:0], s.buf[n:]...)
+	if s.buf = append(s.buf[:0], s.buf[n:]...); len(s.buf) == 0 {
+		s.buf = nil // it may never be needed again
+	}
 	return n
 }
 
