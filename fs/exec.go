@@ -57,6 +57,7 @@ type session struct {
 	starting bool
 	exec     *vmm.Exec
 	users    int // open files
+	releases int // how often users became 0
 	timer    *time.Timer
 	closed   bool
 }
@@ -137,46 +138,57 @@ func (s *session) release() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.users--; s.users == 0 && !s.closed {
-		s.timer = time.AfterFunc(s.all.linger, s.expire)
+		s.releases++
+		release := s.releases
+		s.timer = time.AfterFunc(s.all.linger, func() { s.expire(release) })
 	}
 }
 
-func (s *session) expire() {
-	s.mu.Lock()
-	used := s.users > 0
-	s.mu.Unlock()
-	if !used {
-		s.close()
-	}
+// expire ends the session if no file of it was opened since that release. A timer that has fired
+// cannot be stopped, so its release may be an earlier one than the last.
+func (s *session) expire(release int) {
+	s.end(func() bool { return s.users == 0 && s.releases == release })
 }
 
 // close ends the session and, unless it was detached, its command; again, it does nothing.
 func (s *session) close() {
+	s.end(func() bool { return true })
+}
+
+// end closes the session if it is open and due, which is asked with s.mu held: nobody can open a
+// file of it between the answer and the end.
+func (s *session) end(due func() bool) {
 	t := s.all
 	t.mu.Lock()
 	s.mu.Lock()
-	was := s.closed
-	s.closed = true
-	if s.timer != nil {
-		s.timer.Stop()
+	ends := !s.closed && due()
+	if ends {
+		s.endLocked()
 	}
 	e := s.exec
-	if !was {
-		close(s.over)
-		delete(t.open, s.serial)
-		mine := t.ofVM[s.vm.Serial()]
-		if delete(mine, s.number); len(mine) == 0 {
-			delete(t.ofVM, s.vm.Serial())
-		}
-	}
 	s.mu.Unlock()
 	t.mu.Unlock()
-	if was {
+	if !ends {
 		return
 	}
 	s.unused()
 	if e != nil {
 		e.Close()
+	}
+}
+
+// endLocked makes the session unknown. sessions.mu and s.mu are held.
+func (s *session) endLocked() {
+	t := s.all
+	s.closed = true
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	close(s.over)
+	delete(t.open, s.serial)
+	mine := t.ofVM[s.vm.Serial()]
+	if delete(mine, s.number); len(mine) == 0 {
+		delete(t.ofVM, s.vm.Serial())
 	}
 }
 

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"errors"
+	"runtime"
 	"testing"
 	"time"
 
@@ -56,4 +57,59 @@ func TestSessionEnds(t *testing.T) {
 	}
 	next.unused = func() {}
 	all.closeAll()
+}
+
+// TestSessionHeldAtItsEnd finds a session alive whose file was opened when its time was over.
+func TestSessionHeldAtItsEnd(t *testing.T) {
+	for range 200 {
+		all := newSessions(time.Hour)
+		s, err := all.add(new(vmm.VM), 1000, 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.unused = func() {}
+		all.mu.Lock() // the end of a session needs it
+		s.release()
+		expired := make(chan struct{})
+		go func() {
+			defer close(expired)
+			s.expire(1)
+		}()
+		for range 100 {
+			runtime.Gosched() // it waits for the lock meanwhile
+		}
+		held := s.hold()
+		all.mu.Unlock()
+		<-expired
+		if s.mu.Lock(); held && s.closed {
+			t.Fatal("a session ended that a file of it keeps alive")
+		}
+		s.mu.Unlock()
+		s.close()
+	}
+}
+
+// TestSessionLate finds a session that was opened and closed again to last its whole time, though
+// the timer of its earlier release had fired.
+func TestSessionLate(t *testing.T) {
+	all := newSessions(time.Hour)
+	s, err := all.add(new(vmm.VM), 1000, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.unused = func() {}
+	s.release()
+	if !s.hold() {
+		t.Fatal("it ended at once")
+	}
+	s.release()
+	s.expire(1)
+	if !s.hold() {
+		t.Error("the timer of an earlier release ended it")
+	}
+	s.release()
+	s.expire(s.releases)
+	if s.hold() {
+		t.Error("the timer of its last release did not end it")
+	}
 }
