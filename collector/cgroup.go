@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"banger/internal/host"
 )
 
 // cgroups knows where the host's hierarchies are and in which groups the daemon is (cgroups(7)). Version 2 or the controllers of
@@ -22,21 +24,19 @@ func findCgroups(proc string) *cgroups {
 	return &cgroups{mounts: cgroupMounts(info), own: parseCgroup(text)}
 }
 
-// cgroupMounts gives the mount points of the hierarchies whose root is the namespace's (proc(5), mountinfo).
+// cgroupMounts returns the mount points of the hierarchies whose root is the namespace's.
 func cgroupMounts(info []byte) map[string]string {
 	mounts := map[string]string{}
-	for _, line := range strings.Split(string(info), "\n") {
-		before, after, _ := strings.Cut(line, " - ")
-		left, right := strings.Fields(before), strings.Fields(after)
-		if len(left) < 5 || len(right) < 3 || left[3] != "/" {
+	for _, m := range host.Mounts(info) {
+		if m.Root != "/" {
 			continue
 		}
-		switch right[0] {
+		switch m.FSType {
 		case "cgroup2":
-			mounts[""] = left[4]
+			mounts[""] = m.Mountpoint
 		case "cgroup":
-			for _, option := range strings.Split(right[2], ",") {
-				mounts[option] = left[4]
+			for _, option := range strings.Split(m.VFSOptions, ",") {
+				mounts[option] = m.Mountpoint
 			}
 		}
 	}

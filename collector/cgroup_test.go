@@ -7,11 +7,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 )
 
 func TestCgroups(t *testing.T) {
-	root := t.TempDir()
+	root := filepath.Join(t.TempDir(), "a b") // as mountinfo has no path
 	write := func(path, text string) {
 		t.Helper()
 		path = filepath.Join(root, path)
@@ -22,8 +23,9 @@ func TestCgroups(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	v1 := "30 20 0:26 / " + root + "/cpuacct rw - cgroup cgroup rw,cpuacct\n31 20 0:27 / " + root + "/memory rw - cgroup cgroup rw,memory\n"
-	v2 := "32 20 0:28 / " + root + "/unified rw - cgroup2 cgroup2 rw\n33 20 0:29 /sub " + root + "/elsewhere rw - cgroup2 cgroup2 rw\n"
+	point := strings.ReplaceAll(root, " ", `\040`)
+	v1 := "30 20 0:26 / " + point + "/cpuacct rw - cgroup cgroup rw,cpuacct\n31 20 0:27 / " + point + "/memory rw - cgroup cgroup rw,memory\n"
+	v2 := "32 20 0:28 / " + point + "/unified rw - cgroup2 cgroup2 rw\n33 20 0:29 /sub " + point + "/elsewhere rw - cgroup2 cgroup2 rw\n"
 	write("cpuacct/vm/cpuacct.usage", "5000000\n")
 	write("memory/vm/memory.usage_in_bytes", "4096\n")
 	write("unified/vm/cpu.stat", "usage_usec 77\nuser_usec 1\n")

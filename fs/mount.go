@@ -1,8 +1,6 @@
 package fs
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +18,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"banger/collector"
@@ -221,7 +220,7 @@ const pinnedWait = time.Second
 // unmount takes the mount out of the tree, whoever uses it, and ends its connection to the kernel.
 // By itself the connection lasts as long as anybody has the mount in a mount namespace of his own.
 func (s *Server) unmount(ctx context.Context) error {
-	device := mountDevice(s.o.Dir)
+	minor := topMount(s.o.Dir).Minor
 	ended := make(chan error, 1)
 	go func() { // ends with the connection, at the latest with the process
 		err := s.fuse.Unmount()
@@ -236,7 +235,7 @@ func (s *Server) unmount(ctx context.Context) error {
 	case <-time.After(pinnedWait):
 	}
 	s.o.Log.Info("another mount namespace has the mount: ending its connection", "mount", s.o.Dir)
-	if err := abort(device); err != nil {
+	if err := abort(minor); err != nil {
 		// The end of the process closes the connection all the same.
 		s.o.Log.Warn("the connection of the mount ends with this process only", "mount", s.o.Dir, "err", err)
 		return nil
@@ -249,14 +248,13 @@ func (s *Server) unmount(ctx context.Context) error {
 	}
 }
 
-// abort ends the FUSE connection of a mount by its device number (Documentation/filesystems/fuse of
-// Linux). The file is its owner's, so that this needs no root.
-func abort(device string) error {
-	_, minor, ok := strings.Cut(device, ":")
-	if !ok {
+// abort ends the FUSE connection of a mount by the minor number of its device, 0 if that is not
+// known (Documentation/filesystems/fuse of Linux). The file is its owner's, so this needs no root.
+func abort(minor int) error {
+	if minor == 0 {
 		return errors.New("its device number is not known")
 	}
-	return os.WriteFile("/sys/fs/fuse/connections/"+minor+"/abort", []byte("1"), 0)
+	return os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", minor), []byte("1"), 0)
 }
 
 // clearDir makes the directory ready for a mount.
@@ -317,57 +315,39 @@ func resolve(dir string) string {
 
 // mountHas reports whether the mount of ours at dir has that option.
 func mountHas(dir, option string) bool {
-	return slices.Contains(strings.Split(topMount(dir).options, ","), option)
+	return slices.Contains(strings.Split(topMount(dir).Options, ","), option)
 }
 
-// mountDevice returns the device number of the mount of ours at dir, as MAJOR:MINOR; empty if there is none.
-func mountDevice(dir string) string { return topMount(dir).device }
-
 // topMount returns the last mount of ours at dir, which is the one on top.
-func topMount(dir string) (top mountLine) {
+func topMount(dir string) (top mountinfo.Info) {
 	info, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return mountLine{}
+		return top
 	}
 	dir = resolve(dir)
-	eachMount(info, func(m mountLine) {
-		if m.point == dir {
-			top = m
+	for _, m := range ourMounts(info) {
+		if m.Mountpoint == dir {
+			top = *m
 		}
-	})
+	}
 	return top
 }
 
-// Mounts gives the mount points of banger in what /proc/self/mountinfo says (proc(5)).
-func Mounts(mountinfo []byte) []string {
+// Mounts returns the mount points of banger in a mountinfo file.
+func Mounts(info []byte) []string {
 	var dirs []string
-	eachMount(mountinfo, func(m mountLine) { dirs = append(dirs, m.point) })
+	for _, m := range ourMounts(info) {
+		dirs = append(dirs, m.Mountpoint)
+	}
 	return dirs
 }
 
-// mountLine is what a line of mountinfo tells of a mount.
-type mountLine struct {
-	device  string // MAJOR:MINOR
-	point   string
-	options string // its own, separated by commas
+// ourMounts returns banger's mounts, in order.
+func ourMounts(info []byte) []*mountinfo.Info {
+	return slices.DeleteFunc(host.Mounts(info), func(m *mountinfo.Info) bool {
+		return m.FSType != fsType && (m.FSType != "fuse" || m.Source != fsName)
+	})
 }
-
-// eachMount calls f for each mount of banger's, in order.
-func eachMount(mountinfo []byte, f func(mountLine)) {
-	for lines := bufio.NewScanner(bytes.NewReader(mountinfo)); lines.Scan(); {
-		before, after, ok := strings.Cut(lines.Text(), " - ")
-		left, right := strings.Fields(before), strings.Fields(after)
-		if !ok || len(left) < 6 || len(right) < 2 {
-			continue
-		}
-		if right[0] == fsType || right[0] == "fuse" && right[1] == fsName {
-			f(mountLine{left[2], unescape.Replace(left[4]), left[5]})
-		}
-	}
-}
-
-// unescape undoes the octal escapes of mountinfo.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 // detach takes a mount out of the tree whoever uses it.
 func detach(ctx context.Context, dir string) error {

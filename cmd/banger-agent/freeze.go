@@ -5,11 +5,14 @@ import (
 	"log"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/host"
 )
 
 // What FIFREEZE and FITHAW are (include/uapi/linux/fs.h): _IOWR('X', 119, int) and _IOWR('X', 120, int).
@@ -20,6 +23,9 @@ const (
 
 // frozenList is the list of a freezer in a guest.
 const frozenList = "/run/banger-agent.frozen"
+
+// listEnd is between the paths of that list: no path holds it.
+const listEnd = "\x00"
 
 // freezer holds the guest's file systems still, for as long as it was told and never longer.
 type freezer struct {
@@ -37,7 +43,7 @@ type freezer struct {
 
 // Freeze implements vmm.Freezer. It returns when all stand still, or with ctx; what it could not freeze it passes over.
 func (g *guest) Freeze(ctx context.Context, within time.Duration) (int, error) {
-	points := freezable(readFile(filepath.Join(g.proc, "mounts")))
+	points := freezable(readFile(filepath.Join(g.proc, "self", "mountinfo")))
 	return g.freezer.freeze(ctx, points, within)
 }
 
@@ -47,7 +53,7 @@ func (g *guest) Thaw(context.Context) (bool, error) { return g.freezer.thaw(), n
 func (f *freezer) freeze(ctx context.Context, points []string, within time.Duration) (int, error) {
 	f.thaw() // of a host that came back
 	f.mu.Lock()
-	if err := os.WriteFile(f.list, []byte(strings.Join(points, "\n")), 0o600); err != nil {
+	if err := os.WriteFile(f.list, []byte(strings.Join(points, listEnd)), 0o600); err != nil {
 		f.mu.Unlock()
 		return 0, err
 	}
@@ -148,7 +154,7 @@ func (f *freezer) expire(turn int) {
 
 // recover lets go what an agent before this one held.
 func (f *freezer) recover() {
-	for _, point := range strings.Fields(string(readFile(f.list))) {
+	for _, point := range strings.Split(string(readFile(f.list)), listEnd) {
 		if dir, err := os.Open(point); err == nil {
 			release(dir)
 		}
@@ -156,20 +162,27 @@ func (f *freezer) recover() {
 	os.Remove(f.list)
 }
 
-// freezable gives the mount points of what can be frozen, those mounted last first: one file system may be in a file of another.
-func freezable(mounts []byte) []string {
+// freezable returns the mount points of what can be frozen, the last mounted first: one file system
+// may be in a file of another.
+func freezable(mountinfo []byte) []string {
 	var points []string
 	seen := map[string]bool{}
-	for _, line := range strings.Split(string(mounts), "\n") {
-		f := strings.Fields(line)
-		if len(f) < 4 || !strings.HasPrefix(f[0], "/dev/") || seen[f[0]] || strings.Split(f[3], ",")[0] == "ro" {
+	for _, m := range host.Mounts(mountinfo) {
+		if !strings.HasPrefix(m.Source, "/dev/") || seen[m.Source] || readOnly(m.Options) || readOnly(m.VFSOptions) {
 			continue
 		}
-		switch f[2] {
+		switch m.FSType {
 		case "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs":
-			seen[f[0]] = true
-			points = append([]string{unescapeMount(f[1])}, points...)
+			seen[m.Source] = true
+			points = append(points, m.Mountpoint)
 		}
 	}
+	slices.Reverse(points)
 	return points
+}
+
+// readOnly reports whether a mount has the option ro, which comes first.
+func readOnly(options string) bool {
+	first, _, _ := strings.Cut(options, ",")
+	return first == "ro"
 }

@@ -13,27 +13,34 @@ import (
 )
 
 func TestFreezable(t *testing.T) {
-	got := freezable([]byte(`rootfs / rootfs rw 0 0
-/dev/vda / ext4 rw,relatime 0 0
-/dev/vda /again ext4 rw,relatime 0 0
-tmpfs /run tmpfs rw 0 0
-/dev/vdb /a\040b xfs rw 0 0
-/dev/vdc /ro ext4 ro,relatime 0 0
-/dev/sr0 /cd iso9660 rw 0 0
-/dev/loop0 /a\040b/loop btrfs rw 0 0
+	got := freezable([]byte(`1 1 0:2 / / rw - rootfs rootfs rw
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+23 22 254:0 / /again rw,relatime - ext4 /dev/vda rw
+24 22 0:21 / /run rw - tmpfs tmpfs rw
+25 22 254:16 / /a\040b rw - xfs /dev/vdb rw
+26 22 254:32 / /ro rw,relatime - ext4 /dev/vdc ro
+27 22 254:33 / /bound ro,relatime - ext4 /dev/vdd rw
+28 22 11:0 / /cd rw - iso9660 /dev/sr0 rw
+29 25 7:0 / /a\040b/loop rw - btrfs /dev/loop0 rw
+30 22 7:1 / /e\011f\012g\134h rw - ext4 /dev/loop1 rw
+31 22 7:2 / /i` + "\u00a0" + `j rw - ext4 /dev/loop2 rw
 `))
-	if want := []string{"/a b/loop", "/a b", "/"}; !slices.Equal(got, want) {
+	want := []string{"/i\u00a0j", "/e\tf\ng\\h", "/a b/loop", "/a b", "/"}
+	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
 
-// mounted gives an ext4 of its own.
+// mounted mounts an ext4 of its own, whose mount point has all that the kernel's lists escape.
 func mounted(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root mounts: run the suite as root")
 	}
-	dir, image := t.TempDir(), filepath.Join(t.TempDir(), "image")
+	dir, image := filepath.Join(t.TempDir(), "a b\t\nc\\d"), filepath.Join(t.TempDir(), "image")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range [][]string{{"truncate", "-s", "8M", image}, {"mke2fs", "-q", "-t", "ext4", image}, {"mount", "-o", "loop", image, dir}} {
 		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v: %s", c, err, out)

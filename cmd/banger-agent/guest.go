@@ -59,7 +59,7 @@ func (g *guest) Stats(context.Context) (vmm.GuestStats, error) {
 		Procs:  len(g.pids()),
 	}
 	s.MemTotal, s.MemAvailable = parseMeminfo(readFile(filepath.Join(g.proc, "meminfo")))
-	for _, point := range parseMounts(readFile(filepath.Join(g.proc, "mounts"))) {
+	for _, point := range parseMounts(readFile(filepath.Join(g.proc, "self", "mountinfo"))) {
 		var st unix.Statfs_t
 		if unix.Statfs(point, &st) == nil {
 			s.DiskTotal += int64(st.Blocks) * st.Bsize

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -105,17 +106,15 @@ func firstFloat(b []byte) float64 {
 	return v
 }
 
-// parseMounts gives one mount point for each block device in /proc/mounts.
-func parseMounts(b []byte) []string {
+// parseMounts returns one mount point for each block device.
+func parseMounts(mountinfo []byte) []string {
 	var points []string
 	seen := map[string]bool{}
-	for _, line := range strings.Split(string(b), "\n") {
-		f := strings.Fields(line)
-		if len(f) < 3 || !strings.HasPrefix(f[0], "/dev/") || seen[f[0]] {
-			continue
+	for _, m := range host.Mounts(mountinfo) {
+		if strings.HasPrefix(m.Source, "/dev/") && !seen[m.Source] {
+			seen[m.Source] = true
+			points = append(points, m.Mountpoint)
 		}
-		seen[f[0]] = true
-		points = append(points, unescapeMount(f[1]))
 	}
 	return points
 }

@@ -35,7 +35,8 @@ func TestParseFigures(t *testing.T) {
 	if v := firstFloat([]byte("0.25 0.1 0.0 1/50 99\n")); v != 0.25 {
 		t.Fatal(v)
 	}
-	if m := parseMounts([]byte("proc /proc proc rw 0 0\n/dev/vda /my\\040disk ext4 rw 0 0\n/dev/vda /b ext4 rw 0 0\n")); len(m) != 1 || m[0] != "/my disk" {
+	const mounts = "22 1 0:20 / /proc rw - proc proc rw\n30 1 254:0 / /my\\040disk rw - ext4 /dev/vda rw\n31 1 254:0 / /b rw - ext4 /dev/vda rw\n"
+	if m := parseMounts([]byte(mounts)); len(m) != 1 || m[0] != "/my disk" {
 		t.Fatal(m)
 	}
 	if n := vmm.StartTime([]byte("7 (a b) c) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0\n")); n != 4711 {

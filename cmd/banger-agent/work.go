@@ -14,6 +14,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/host"
 )
 
 // Where the work disk is mounted, and the serial number of its virtio-blk device, which the host gives.
@@ -127,19 +129,14 @@ func findDisk(sys, serial string) string {
 	return ""
 }
 
-// mountPoint gives where the device of these numbers, MAJOR:MINOR, is mounted, from /proc/PID/mountinfo (proc(5)); empty if it is not.
+// mountPoint returns where the device of these numbers, MAJOR:MINOR, is mounted; empty if it is not.
 func mountPoint(mountinfo []byte, numbers string) string {
-	for _, line := range strings.Split(string(mountinfo), "\n") {
-		if f := strings.Fields(line); len(f) > 4 && f[2] == numbers && numbers != "" {
-			return unescapeMount(f[4])
+	for _, m := range host.Mounts(mountinfo) {
+		if fmt.Sprintf("%d:%d", m.Major, m.Minor) == numbers {
+			return m.Mountpoint
 		}
 	}
 	return ""
-}
-
-// unescapeMount reads a path as the kernel's lists of mounts write it.
-func unescapeMount(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
 // isExt4 looks for the superblock of ext2, 3 or 4: s_magic, at 56 of the 1,024 bytes after the first 1,024.

@@ -3,8 +3,9 @@ package main
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
+
+	"banger/internal/host"
 )
 
 func TestFindWorkDisk(t *testing.T) {
@@ -60,9 +61,9 @@ func TestIsExt4(t *testing.T) {
 // loopOf gives the loop device that is mounted there.
 func loopOf(t *testing.T, dir string) string {
 	t.Helper()
-	for _, line := range strings.Split(string(readFile("/proc/self/mounts")), "\n") {
-		if f := strings.Fields(line); len(f) > 1 && f[1] == dir {
-			return f[0]
+	for _, m := range host.Mounts(readFile("/proc/self/mountinfo")) {
+		if m.Mountpoint == dir {
+			return m.Source
 		}
 	}
 	t.Fatalf("nothing is mounted at %s", dir)
