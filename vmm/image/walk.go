@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
@@ -226,13 +227,10 @@ func mountID(fdinfo []byte) string {
 
 // findMount returns the first mount that fits, nil if none does.
 func findMount(mountinfo []byte, fits func(*mount) bool) *mount {
-	for _, line := range strings.Split(string(mountinfo), "\n") {
-		before, after, _ := strings.Cut(line, " - ")
-		left, right := strings.Fields(before), strings.Fields(after)
-		if len(left) < 3 || len(right) < 3 {
-			continue
+	for _, i := range host.Mounts(mountinfo) {
+		m := &mount{
+			strconv.Itoa(i.ID), fmt.Sprintf("%d:%d", i.Major, i.Minor), i.FSType, i.Source, i.VFSOptions,
 		}
-		m := &mount{left[0], left[2], right[0], right[1], right[2]}
 		if fits(m) {
 			return m
 		}

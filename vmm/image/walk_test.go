@@ -12,9 +12,11 @@ func TestMounts(t *testing.T) {
 42 22 0:42 / /srv rw - fuse.glusterfs c:/v rw,user_id=0,group_id=0
 43 22 0:43 / /mnt rw - fuseblk /dev/sdb1 rw,user_id=1000
 44 22 0:44 / /opt rw - fuse banger rw,user_id=0
+45 22 0:45 / /home/b rw - fuse.x x` + "\u00a0" + `user_id=0 rw,user_id=1000
+46 22 0:46 / /tmp rw - tmpfs  rw
 `
 	for id, allowed := range map[string]bool{
-		"22": true, "23": false, "40": false, "41": false, "42": true, "43": false, "44": false,
+		"22": true, "23": false, "40": false, "41": false, "42": true, "43": false, "44": false, "45": false, "46": true,
 	} {
 		m := findMount([]byte(mountinfo), func(m *mount) bool { return m.id == id })
 		if m == nil {
