@@ -6,10 +6,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"banger/internal/sources"
 )
 
 // layout makes a plain directory that looks like the tree: what only files are cannot be refused, but it can be read and written.
@@ -99,6 +102,7 @@ func TestCommands(t *testing.T) {
 		{"snapshot restore gone one", exitNoVM, "", "no VM is called gone"},
 		{"__complete snapshot rm db o", exitOK, "one\n", ""},
 		{"--help", exitOK, exitHelp, ""},
+		{"image pull --help", exitOK, "disk:PATH", ""},
 		{"__complete start web d", exitOK, "db\n", ""},
 		{"__complete ports web d", exitOK, ":4", ""},
 	} {
@@ -111,6 +115,18 @@ func TestCommands(t *testing.T) {
 		}
 		if code != x.code || !fits(out, x.out) || !fits(errs, x.err) {
 			t.Errorf("banger %s: %d\n%s%s", x.args, code, out, errs)
+		}
+	}
+}
+
+// TestHelpOfSources finds every kind of source in the help, with what it names.
+func TestHelpOfSources(t *testing.T) {
+	for _, command := range []string{"image", "image pull"} {
+		_, out, _ := banger(t.TempDir(), append(strings.Fields(command), "--help")...)
+		for _, k := range sources.Kinds {
+			if line := regexp.MustCompile(`(?m)^  ` + regexp.QuoteMeta(k.Form) + ` +` + regexp.QuoteMeta(k.Doc) + `$`); !line.MatchString(out) {
+				t.Errorf("banger %s --help does not tell of %s:\n%s", command, k.Form, out)
+			}
 		}
 	}
 }

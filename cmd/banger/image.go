@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"banger/internal/sources"
 )
 
 // imageLook is how often the progress of a build is looked at.
@@ -20,7 +22,7 @@ const imageLook = 200 * time.Millisecond
 func (c *client) imageCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "image", Short: "List, make and remove what VMs are made from",
-		Long: "List, make and remove what VMs are made from: the directories of `images/`, see banger(5).\n\n" + sourceHelp,
+		Long: "List, make and remove what VMs are made from: the directories of `images/`, see banger(5).\n\n" + sources.Help(),
 	}
 	cmd.AddCommand(
 		&cobra.Command{
@@ -29,7 +31,7 @@ func (c *client) imageCmd() *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "pull SOURCE [NAME]", Short: "Make an image from a source, and wait until it is ready", Args: cobra.RangeArgs(1, 2), ValidArgsFunction: cobra.NoFileCompletions,
-			Long: "Make an image from a source, and wait until it is ready. One of that name and source that is ready is made anew.\nCtrl-C leaves it being built.\n\n" + sourceHelp,
+			Long: "Make an image from a source, and wait until it is ready. One of that name and source that is ready is made anew.\nCtrl-C leaves it being built.\n\n" + sources.Help(),
 			RunE: func(_ *cobra.Command, args []string) error {
 				name := imageName(args[0])
 				if len(args) == 2 {
@@ -75,14 +77,6 @@ func (c *client) imageCmd() *cobra.Command {
 	return cmd
 }
 
-const sourceHelp = `A source is one of
-  builtin                the image that the daemon was installed with
-  debian:SUITE           a Debian, e.g. debian:bookworm
-  oci:PATH               an OCI image layout, a directory or a tar of one
-  docker-archive:PATH    what docker save writes
-  rootfs:PATH            a tar of a root file system
-  REGISTRY/NAME:TAG      an image of a registry`
-
 func (c *client) image(name string) string { return filepath.Join(c.tree().top("images"), name) }
 
 func (c *client) imageList() error {
@@ -117,7 +111,7 @@ func isSource(s string) bool { return strings.ContainsAny(s, ":/") }
 // imageName makes the name of an image from a source: a DNS label of what tells it from others, such as debian-bookworm.
 func imageName(source string) string {
 	name := source
-	if kind, path, ok := strings.Cut(source, ":"); ok && (kind == "oci" || kind == "docker-archive" || kind == "rootfs" || kind == "disk") {
+	if _, path, ok := sources.CutPath(source); ok {
 		name = filepath.Base(path)
 		for _, end := range []string{".gz", ".zst", ".tar", ".qcow2", ".raw"} {
 			name = strings.TrimSuffix(name, end)
@@ -170,12 +164,10 @@ func (c *client) makeImage(name, source string, again bool) error {
 
 // absoluteSource makes a relative path one that means the same to whoever reads it.
 func absoluteSource(source string) string {
-	kind, path, ok := strings.Cut(source, ":")
-	if !ok || (kind != "oci" && kind != "docker-archive" && kind != "rootfs" && kind != "disk") {
-		return source
-	}
-	if abs, err := filepath.Abs(path); err == nil {
-		return kind + ":" + abs
+	if word, path, ok := sources.CutPath(source); ok {
+		if abs, err := filepath.Abs(path); err == nil {
+			return word + ":" + abs
+		}
 	}
 	return source
 }

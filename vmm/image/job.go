@@ -59,7 +59,7 @@ func (s *Set) begin(ctx context.Context, e *item, text string, by vmm.Caller) er
 		return fmt.Errorf("it is the one that the daemon was installed with; make another: %w", vmm.ErrNotPermitted)
 	}
 	j := &job{set: s, item: e, source: src, uid: by.UID, begun: time.Now(), ended: make(chan struct{})}
-	if src.kind.path {
+	if src.kind.Path {
 		if j.local, err = s.openLocal(src.arg, by); err != nil {
 			return err
 		}

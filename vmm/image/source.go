@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"banger/internal/sources"
 	"banger/vmm"
 )
 
@@ -16,11 +17,10 @@ type source struct {
 	arg  string
 }
 
-// sourceKind is one way to make an image.
+// sourceKind is one way to make an image. A path is opened with the rights of who wrote the source:
+// job.local.
 type sourceKind struct {
-	word string // the source begins with it and a colon; the word alone where there is no arg; empty for what has no word
-	form string // for people
-	path bool   // arg is a path, opened with the rights of who wrote the source: job.local
+	sources.Kind
 	// check refuses an arg that can never be; nil if there is none that can be checked without looking.
 	check func(arg string) error
 	// plan finds out what the image depends on. It may read, fetch and verify.
@@ -38,14 +38,20 @@ type plan struct {
 var sourceKinds []sourceKind
 
 func init() {
-	sourceKinds = []sourceKind{
-		{word: "builtin", form: "builtin", check: noArg, plan: planBuiltin},
-		{word: "debian", form: "debian:SUITE", check: checkSuite, plan: planDebian},
-		{word: "disk", form: "disk:PATH.qcow2", path: true, plan: planDisk},
-		{word: "oci", form: "oci:PATH", path: true, plan: planOCI},
-		{word: "docker-archive", form: "docker-archive:PATH", path: true, plan: planDockerArchive},
-		{word: "rootfs", form: "rootfs:PATH.tar", path: true, plan: planRootfs},
-		{form: "REGISTRY/NAME:TAG", check: checkRegistry, plan: planRegistry},
+	// By the word of the kind.
+	ways := map[string]sourceKind{
+		"builtin":        {check: noArg, plan: planBuiltin},
+		"debian":         {check: checkSuite, plan: planDebian},
+		"disk":           {plan: planDisk},
+		"oci":            {plan: planOCI},
+		"docker-archive": {plan: planDockerArchive},
+		"rootfs":         {plan: planRootfs},
+		"":               {check: checkRegistry, plan: planRegistry},
+	}
+	for _, k := range sources.Kinds {
+		way := ways[k.Word]
+		way.Kind = k
+		sourceKinds = append(sourceKinds, way)
 	}
 }
 
@@ -64,26 +70,26 @@ func parseSource(text string) (source, error) {
 	for i := range sourceKinds {
 		k := &sourceKinds[i]
 		word, arg, colon := strings.Cut(text, ":")
-		if k.word == "" {
+		if k.Word == "" {
 			if arg = text; k.check(arg) != nil {
 				continue // the sentence at the end tells of all kinds
 			}
-		} else if word != k.word || colon != (k.word != "builtin") {
+		} else if word != k.Word || colon != (k.Word != "builtin") {
 			continue
 		}
-		if (k.path || k.check == nil) && arg == "" {
-			return source{}, fmt.Errorf("%.200q lacks what follows the colon, as in %s: %w", text, k.form, vmm.ErrInvalid)
+		if (k.Path || k.check == nil) && arg == "" {
+			return source{}, fmt.Errorf("%.200q lacks what follows the colon, as in %s: %w", text, k.Form, vmm.ErrInvalid)
 		}
 		if k.check != nil {
 			if err := k.check(arg); err != nil {
-				return source{}, fmt.Errorf("%.200q is no source, as %s is: %w", text, k.form, err)
+				return source{}, fmt.Errorf("%.200q is no source, as %s is: %w", text, k.Form, err)
 			}
 		}
 		return source{k, text, arg}, nil
 	}
 	var forms []string
 	for _, k := range sourceKinds {
-		forms = append(forms, k.form)
+		forms = append(forms, k.Form)
 	}
 	return source{}, fmt.Errorf("%.200q is no source; write one of %s: %w", text, strings.Join(forms, ", "), vmm.ErrInvalid)
 }
