@@ -36,6 +36,9 @@ func (s raw) attr(r *request, out *fuse.Attr) {
 		if t, ok := snap.Changed.Of(strings.TrimSuffix(f.name, ".json")); ok {
 			changed = t
 		}
+		if used := r.vm.Touched(); f.name == "touched" && used.After(changed) {
+			changed = used // a use publishes no snapshot
+		}
 		if f == snapshotRow {
 			if d := r.snapshot(); d != nil {
 				changed, created = d.Created, d.Created

@@ -28,7 +28,7 @@ func stateStore(r *request, text string) error {
 	return r.vm.Do(r.ctx, c)
 }
 
-func touchedShow(r *request) ([]byte, error) { return line(formatTime(r.snap().Touched)) }
+func touchedShow(r *request) ([]byte, error) { return line(formatTime(r.vm.Touched())) }
 
 func touchedStore(r *request, text string) error {
 	if text == "" {

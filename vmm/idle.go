@@ -9,8 +9,27 @@ import (
 // persistEvery bounds how old the durable time of the last use may be.
 const persistEvery = time.Minute
 
-// Touch renews the lease that idle_timeout counts from; it does not block (the time is kept durably within a minute).
-func (v *VM) Touch() { v.SetTouched(time.Now()) }
+// Touch renews the lease that idle_timeout counts from. It is cheap: it publishes nothing, blocks
+// for nothing, and wakes nobody. The time is kept durably within a minute.
+func (v *VM) Touch() {
+	now := time.Now()
+	v.used.Store(&now)
+}
+
+// Touched returns the time of the last use.
+func (v *VM) Touched() time.Time {
+	if t := v.used.Load(); t != nil {
+		return *t
+	}
+	return v.Snapshot().Touched
+}
+
+// publishUse makes the last use part of the snapshot, from which it is recorded.
+func (v *VM) publishUse() {
+	if !v.Touched().Equal(v.Snapshot().Touched) {
+		v.publish(func(s *Snapshot) { s.Touched = v.Touched() })
+	}
+}
 
 // Use keeps the VM from being idle until the function that it gives is called, once. It does not block.
 func (v *VM) Use() func() {
@@ -23,7 +42,11 @@ func (v *VM) Use() func() {
 
 // SetTouched is `touch -d` on touched, or a write of a time.
 func (v *VM) SetTouched(t time.Time) {
-	v.publish(func(s *Snapshot) { s.Touched = t })
+	v.publish(func(s *Snapshot) {
+		s.Touched = t
+		s.Changed = s.Changed.with(time.Now(), "touched")
+		v.used.Store(nil)
+	})
 }
 
 // idle reports whether nobody has used the VM for its idle_timeout. Times of
@@ -32,7 +55,7 @@ func (v *VM) idle(s *Snapshot) bool {
 	if s.Config.IdleTimeout == NoLimit || s.State != Running && s.State != Paused || v.users.Load() > 0 {
 		return false
 	}
-	used := s.Touched
+	used := v.Touched()
 	if s.Since.After(used) {
 		used = s.Since
 	}
@@ -89,6 +112,7 @@ func (m *Manager) sweep() {
 				v.logf("stopping it: not used for %v", s.Config.IdleTimeout)
 			}
 			if persist {
+				v.publishUse()
 				v.saveTouched(m.ctx)
 				v.trimLog(s)
 			}

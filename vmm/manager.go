@@ -194,6 +194,7 @@ func (m *Manager) Close(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("some work on VMs has not ended within %v", workWait))
 	}
 	for _, v := range m.VMs() {
+		v.publishUse()
 		v.saveTouched(ctx)
 		if machine := v.Snapshot().Machine; machine != nil {
 			errs = append(errs, machine.Close())

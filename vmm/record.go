@@ -18,8 +18,9 @@ type VM struct {
 
 	snap   atomic.Pointer[Snapshot]
 	events eventLog
-	users  atomic.Int32           // who uses it for longer than a moment
-	public atomic.Pointer[string] // HostKey, once it was read
+	users  atomic.Int32              // who uses it for longer than a moment
+	public atomic.Pointer[string]    // HostKey, once it was read
+	used   atomic.Pointer[time.Time] // the last use; nil: Touched of the snapshot
 
 	mu      sync.Mutex    // guards what follows, and every change of snap
 	changed chan struct{} // closed at the next snapshot; nil while nobody waits
@@ -95,7 +96,6 @@ func (s *Snapshot) stamp(old *Snapshot) {
 		{"address6", old.GuestAddress6() != s.GuestAddress6()},
 		{"dns", old.DNS() != s.DNS()},
 		{"started", !old.Started.Equal(s.Started)},
-		{"touched", !old.Touched.Equal(s.Touched)},
 		{"health", old.Ready != s.Ready || old.State != s.State},
 	} {
 		if d.differs {
