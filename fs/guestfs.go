@@ -52,7 +52,7 @@ func (s guestFS) ask(r *request, limit time.Duration, f func(context.Context, *g
 		return fuse.Status(e)
 	}
 	code := errno(err)
-	s.o.Log.Log(r.ctx, level(code, slog.LevelDebug), "cannot use a file of the guest", "vm", r.snap().Name, "err", err)
+	s.o.Log.Log(r.ctx, level(err, slog.LevelDebug), "cannot use a file of the guest", "vm", r.snap().Name, "err", err)
 	return code
 }
 

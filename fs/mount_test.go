@@ -15,7 +15,7 @@ func TestMounts(t *testing.T) {
 37 35 98:0 / /c rw - fuse.sshfs banger rw
 38 35 98:0 / /d rw - fuse banger rw
 39 35 0:5 / /e rw master:1 - ext4 /dev/sda rw
-40 35 98:0 / /f`+"\u00a0"+`g\011h rw - fuse.banger banger rw
+40 35 98:0 / /f` + "\u00a0" + `g\011h rw - fuse.banger banger rw
 junk
 `))
 	if want := []string{"/a b", "/d", "/f\u00a0g\th"}; !slices.Equal(got, want) {

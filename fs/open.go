@@ -189,13 +189,14 @@ func (s *Server) unread(r *request, err error) fuse.Status {
 	if r.file != nil {
 		file = r.file.name
 	}
-	s.o.Log.Log(r.ctx, level(code, slog.LevelDebug), "cannot read", "vm", name, "file", file, "err", err)
+	s.o.Log.Log(r.ctx, level(err, slog.LevelDebug), "cannot read", "vm", name, "file", file, "err", err)
 	return code
 }
 
-// level is that of the log's line about a failure: the usual one, but for what only the log explains.
-func level(code fuse.Status, usual slog.Level) slog.Level {
-	if code == fuse.EIO {
+// level returns the level of the log's line about a failure: the usual one, but for what only the log
+// explains. What can no longer happen was logged where it failed.
+func level(err error, usual slog.Level) slog.Level {
+	if errno(err) == fuse.EIO && !errors.Is(err, vmm.ErrGone) {
 		return slog.LevelError
 	}
 	return usual

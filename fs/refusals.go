@@ -32,7 +32,7 @@ func (s raw) fail(r *request, err error) {
 	case fuse.Status(syscall.EINTR), fuse.EAGAIN, fuse.Status(syscall.EPIPE):
 		return // the command goes on, or is to be given again; or takes no more input, as it may
 	}
-	s.o.Log.Log(r.ctx, level(code, slog.LevelInfo), "refused", "vm", r.whose(), "file", r.file.name, "uid", r.uid, "err", err)
+	s.o.Log.Log(r.ctx, level(err, slog.LevelInfo), "refused", "vm", r.whose(), "file", r.file.name, "uid", r.uid, "err", err)
 	s.failed(r, err)
 }
 
@@ -54,7 +54,7 @@ func (s *Server) refused(uid uint32, err error) fuse.Status {
 	if code == fuse.Status(syscall.EINTR) {
 		return code // what was begun goes on
 	}
-	s.o.Log.Log(s.ctx, level(code, slog.LevelInfo), "refused", "uid", uid, "err", err)
+	s.o.Log.Log(s.ctx, level(err, slog.LevelInfo), "refused", "uid", uid, "err", err)
 	s.keepRefusal(uid, err)
 	return code
 }

@@ -1,8 +1,16 @@
 package fs
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"syscall"
 	"testing"
+
+	"banger/vmm"
 )
 
 // TestRefusalsOfMany finds the refusal of the uid that was refused longest ago forgotten, and no other.
@@ -19,6 +27,33 @@ func TestRefusalsOfMany(t *testing.T) {
 	for uid, want := range map[uint32]string{0: "again", 1: "", 2: "first", maxRefusals: "one more"} {
 		if got := s.refusals[uid]; got != want {
 			t.Errorf("uid %d: %q, not %q", uid, got, want)
+		}
+	}
+}
+
+// TestLoggedOnce finds an error in the log if nothing else tells of it: what a reader waits for has
+// failed before, and was logged then.
+func TestLoggedOnce(t *testing.T) {
+	var log bytes.Buffer
+	s := raw{Server: &Server{o: Options{Log: slog.New(slog.NewTextHandler(&log, nil))}, refusals: make(map[uint32]string)}}
+	for _, x := range []struct {
+		err    error
+		logged bool
+	}{
+		{fmt.Errorf("image app: no such tag: %w", vmm.ErrGone), false},
+		{fmt.Errorf("session 1 was closed: %w", vmm.ErrGone), false},
+		{vmm.ErrTimeout, false},
+		{errors.New("short write"), true},
+		{syscall.EIO, true},
+	} {
+		log.Reset()
+		r := &request{ctx: context.Background(), server: s.Server, file: &file{name: "ready"}}
+		if s.unread(r, x.err); strings.Contains(log.String(), "level=ERROR") != x.logged {
+			t.Errorf("of %q the log has %q", x.err, log.String())
+		}
+		log.Reset()
+		if s.fail(r, x.err); strings.Contains(log.String(), "level=ERROR") != x.logged {
+			t.Errorf("of a write refused with %q the log has %q", x.err, log.String())
 		}
 	}
 }
