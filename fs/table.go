@@ -168,7 +168,7 @@ func vmFiles() []file {
 	}...)
 }
 
-// attr is the row's mode with its type.
+// fileType returns the type bits of the mode: a directory or a regular file.
 func (f *file) fileType() uint32 {
 	if f.kind != plain {
 		return syscall.S_IFDIR

@@ -5,8 +5,9 @@
 // transition does the I/O, everybody else reads the immutable [Snapshot] that
 // the last transition published, so that a reader never waits for a boot.
 //
-// The package knows neither files nor errnos: errors are told apart with the
-// values of errors.go. What it needs from outside comes through the small
-// interfaces [Driver], [Store], [Network] and [Images]; their implementations
-// are the sub-packages, which import vmm and never the reverse.
+// The package does not know the mount: it returns errors that wrap the values of
+// errors.go, and fs turns those into errnos. What it needs from outside comes
+// through small interfaces, above all [Driver], [Store], [Network], [Images] and
+// [Guest]; their implementations are the sub-packages, which import vmm and never
+// the reverse.
 package vmm

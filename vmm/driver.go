@@ -121,8 +121,8 @@ func (e Exit) String() string {
 	return status + ": " + e.Reason
 }
 
-// Machine is a running VMM. What it can do beyond this is found by type
-// assertion: Pauser, Guester, Consoler, MetricsReader.
+// Machine is a running VMM. What it can do beyond this is an interface of its own, found by type
+// assertion, such as Pauser, Guester, Snapshotter and PowerButton.
 type Machine interface {
 	Process() Process
 	// Accel is what runs the CPUs: "kvm", "tcg", "fake".

@@ -28,8 +28,8 @@ type manifest struct {
 	Initrd  string    `json:"initrd,omitempty"`
 	Cmdline string    `json:"cmdline"`
 	Memory  int64     `json:"memory"` // least, bytes
-	Digest  string    `json:"digest"` // of the kernel, the initrd and the command line
-	Size    int64     `json:"size"`   // bytes of the kernel and the initrd
+	Digest  string    `json:"digest"` // of what it was made from; of the built-in one, of what it boots
+	Size    int64     `json:"size"`   // bytes of its files
 	Created time.Time `json:"created"`
 	Source  string    `json:"source"`
 	Inputs  string    `json:"inputs,omitempty"` // digest of what Build made it from

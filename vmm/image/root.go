@@ -323,7 +323,7 @@ func (r *rootfs) hasInit() bool {
 	return false
 }
 
-// isSystemd reports whether a program's path names systemd, or what mostly is.
+// isInit reports whether a program's path names an init, as a file called init or systemd mostly is.
 func isInit(program string) bool {
 	return strings.HasSuffix(program, "/init") || strings.HasSuffix(program, "/systemd")
 }
