@@ -151,12 +151,8 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	}
 	s.fuse = server
 	s.held = newHeld(o.Collector, server.EntryNotify)
-	go server.Serve() // ends with the mount: Wait waits for it
-	// It asks the mount something, so that the kernel learns that files here cannot be polled.
-	if e := apart(func() { err = server.WaitMount() }); e != nil || err != nil {
-		s.cancel()
-		err = errors.Join(e, err, s.unmount(ctx)) // which ends the goroutines that serve it
-		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
+	if err := s.serve(ctx, server.WaitMount); err != nil {
+		return nil, err
 	}
 	s.noFollow = mountHas(o.Dir, "nosymfollow")
 	o.Manager.OnChange(s.changed, func() {})
@@ -167,6 +163,20 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		s.held.run(s.ctx)
 	}()
 	return s, nil
+}
+
+// serve begins to answer the kernel and returns when wait finds that it works. After an error
+// neither the mount nor a goroutine that serves it is left.
+func (s *Server) serve(ctx context.Context, wait func() error) error {
+	go s.fuse.Serve() // ends with the mount: Wait waits for it
+	// It asks the mount something, so that the kernel learns that files here cannot be polled.
+	var err error
+	e := apart(func() { err = wait() })
+	if err = errors.Join(e, err); err == nil {
+		return nil
+	}
+	s.cancel()
+	return fmt.Errorf("cannot mount %s: %w", s.o.Dir, errors.Join(err, s.unmount(ctx)))
 }
 
 // fuseDevice is the number of /dev/fuse (Documentation/admin-guide/devices.txt of Linux), by whatever name it was opened.

@@ -2,11 +2,16 @@ package fs
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,5 +66,46 @@ func TestCloseOnExec(t *testing.T) {
 	closeOnExec()
 	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
 		t.Errorf("a program that is started inherits it: flags %#x, %v", flags, err)
+	}
+}
+
+// TestFailedMount finds nothing left of a mount that could not be served: no mount, no goroutine.
+func TestFailedMount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root mounts: run the suite as root")
+	}
+	s := &Server{o: Options{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	var err error
+	s.fuse, err = fuse.NewServer(fuse.NewDefaultRawFileSystem(), s.o.Dir, &fuse.MountOptions{
+		FsName: fsName, Name: fsName, DirectMountStrict: true,
+	})
+	closeOnExec()
+	if err != nil {
+		t.Skipf("nothing can be mounted here: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(s.o.Dir, unix.MNT_DETACH) }) // if the test fails
+	if !mounted(s.o.Dir) {
+		t.Fatal("it is not mounted")
+	}
+	failed := errors.New("no answer")
+	if err := s.serve(context.Background(), func() error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("serve returned %v", err)
+	}
+	if mounted(s.o.Dir) {
+		t.Error("the mount is left")
+	}
+	if s.ctx.Err() == nil {
+		t.Error("readers are not freed")
+	}
+	ended := make(chan struct{})
+	go func() {
+		s.fuse.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("it is still served")
 	}
 }
