@@ -47,6 +47,7 @@ const (
 	guestTimeout  = 3 * time.Second        // for one answer of an agent
 	guestBriefly  = 100 * time.Millisecond // for an agent that has just been silent for guestTimeout
 	guestDoubt    = 10 * time.Second       // how long an agent is given only guestBriefly
+	guestSilence  = time.Second            // how long an agent that did not answer is not asked at all
 	firstRest     = time.Second            // how long the poller leaves an agent alone that did not answer, then twice as long
 	longestRest   = 30 * time.Second
 	callsInAll    = 4096                   // requests to agents under way

@@ -406,6 +406,8 @@ func TestPatience(t *testing.T) {
 	}
 	left(full)
 	p.note(s, now, full, full, true)
+	left(0)
+	now = now.Add(guestSilence)
 	left(guestBriefly)
 	p.note(s, now.Add(5*time.Second), full, guestBriefly, true) // a short call proves nothing
 	now = now.Add(guestDoubt)
@@ -420,6 +422,43 @@ func TestPatience(t *testing.T) {
 	left(2 * time.Second)
 	now = now.Add(time.Hour)
 	left(guestBriefly)
+}
+
+// TestHungGuestCostsOneWait finds that a reader of all files of a hung guest waits for the first of
+// them only, and that the guest is asked again before long.
+func TestHungGuestCostsOneWait(t *testing.T) {
+	c, clock, v, g := newTest(t)
+	c.guestTimeout = 20 * time.Millisecond
+	var asked atomic.Int32
+	well := atomic.Bool{}
+	g.listeners = func(ctx context.Context) ([]vmm.Listener, error) {
+		if asked.Add(1); well.Load() {
+			return nil, nil
+		}
+		return nil, hang(ctx)
+	}
+	g.ping = func(ctx context.Context) error { asked.Add(1); return hang(ctx) }
+	g.stats = func(ctx context.Context) (vmm.GuestStats, error) { asked.Add(1); return vmm.GuestStats{}, hang(ctx) }
+	ctx := context.Background()
+	for range 3 {
+		if _, err := c.portsNow(ctx, v); !errors.Is(err, vmm.ErrTimeout) {
+			t.Fatalf("ports of a hung guest: %v", err)
+		}
+	}
+	if h, err := c.healthNow(ctx, v); err != nil || h.Status != Unhealthy {
+		t.Errorf("health of a hung guest: %+v, %v", h, err)
+	}
+	if st, err := c.stats(ctx, v); err != nil || st.Guest != nil {
+		t.Errorf("stats of a hung guest: %+v, %v", st, err)
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("its readers asked it %d times", n)
+	}
+	well.Store(true)
+	clock.advance(guestSilence)
+	if _, err := c.portsNow(ctx, v); err != nil {
+		t.Errorf("a guest that is well again: %v", err)
+	}
 }
 
 func TestPortsErrors(t *testing.T) {

@@ -11,27 +11,30 @@ import (
 	"banger/vmm"
 )
 
-// patience remembers that a guest did not answer. Who reads many files of many VMs in turn would else wait the full time for
-// each file of each hung guest; a guest that was silent for that long is given a moment only, until it answers again
-// or some time has passed.
+// patience remembers that a guest did not answer. Otherwise a reader of many files of many VMs would
+// wait the full time for each file of each hung guest. For a moment all who ask get the timeout at
+// once. Then the guest is given a moment only, until it answers again or some time has passed.
 type patience struct {
 	mu sync.Mutex
 	// guarded by mu
 	run    uint64
 	silent time.Time // when an answer last failed to come in full time
+	failed time.Time // when one last failed to come
 	missed int       // answers in a row that did not come
 	until  time.Time // the poller leaves the guest alone
 }
 
-// left is how long the guest of that run may take now.
+// left returns how long the guest of that run may take now; 0: it is not to be asked.
 func (p *patience) left(s *vmm.Snapshot, now time.Time, full time.Duration) time.Duration {
-	if !s.Ready && !s.Since.IsZero() {
-		// The manager has been asking since the start; what is left of the full time is what a guest that boots still has.
-		return min(full, max(full-now.Sub(s.Since), guestBriefly))
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.run == s.Run && !p.silent.IsZero() && now.Sub(p.silent) < guestDoubt {
+	switch {
+	case p.run == s.Run && !p.failed.IsZero() && now.Sub(p.failed) < guestSilence:
+		return 0
+	case !s.Ready && !s.Since.IsZero():
+		// The manager has been asking since the start; what is left of the full time is what a guest that boots still has.
+		return min(full, max(full-now.Sub(s.Since), guestBriefly))
+	case p.run == s.Run && !p.silent.IsZero() && now.Sub(p.silent) < guestDoubt:
 		return min(full, guestBriefly)
 	}
 	return full
@@ -42,12 +45,13 @@ func (p *patience) note(s *vmm.Snapshot, now time.Time, full, given time.Duratio
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !timedOut {
-		p.silent, p.missed, p.until = time.Time{}, 0, time.Time{}
+		p.silent, p.failed, p.missed, p.until = time.Time{}, time.Time{}, 0, time.Time{}
 		return
 	}
 	if p.run != s.Run {
 		p.run, p.silent, p.missed = s.Run, time.Time{}, 0
 	}
+	p.failed = now
 	if given >= full {
 		p.silent = now
 	}
@@ -76,6 +80,9 @@ func (c *Collector) ask(ctx context.Context, e *entry, s *vmm.Snapshot, call fun
 		return fmt.Errorf("cannot ask %s: %w", s.Name, vmm.ErrNoAgent)
 	}
 	given := e.guest.left(s, c.now(), c.guestTimeout)
+	if given == 0 {
+		return fmt.Errorf("cannot ask %s, it has just not answered: %w", s.Name, vmm.ErrTimeout)
+	}
 	bounded, cancel := context.WithTimeout(ctx, given)
 	defer cancel()
 	select {

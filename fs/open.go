@@ -107,17 +107,16 @@ func (s raw) capture(r *request, readWrite bool) (handle, error) {
 	return &generated{capture: b, at: time.Now()}, nil
 }
 
-// text runs the row's show, and tells the kernel its length.
+// text runs the row's show, and tells the kernel its length. O_NONBLOCK means nothing here, as for
+// files of procfs: grep -r opens with it, and a guest that answers late is no reason to leave a file
+// out.
 func (s raw) text(r *request) (capture, error) {
 	if r.file.asks {
 		defer r.blocking()()
-		ctx, cancel := r.patience()
-		defer cancel()
-		r.ctx = ctx
 	}
 	b, err := r.file.show(r)
 	if err != nil {
-		return nil, r.again(err)
+		return nil, err
 	}
 	s.tellSize(r.node, b)
 	return clipped(b), nil
@@ -168,7 +167,7 @@ func (s raw) renew(cancel <-chan struct{}, in *fuse.ReadIn, h *opened, g *genera
 	if !code.Ok() {
 		return code
 	}
-	r.nonblock, r.uid, r.gid = h.nonblock, h.uid, h.gid // who reads may be another
+	r.uid, r.gid = h.uid, h.gid // who reads may be another
 	c, err := s.text(r)
 	if err != nil {
 		return s.unread(r, err)
