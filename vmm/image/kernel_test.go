@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
 )
 
 // tinyELF is a 64-bit ELF file with one PT_NOTE segment that holds notes.
@@ -141,30 +142,63 @@ func TestExtractVmlinuxRefuses(t *testing.T) {
 	}
 }
 
+// lz4Frame is a legacy frame of one block, which claims to unpack to size bytes.
+func lz4Frame(block string, size int) []byte {
+	return withSize(append(withSize([]byte(lz4Magic), len(block)), block...), size)
+}
+
 func TestLZ4Block(t *testing.T) {
 	for name, c := range map[string]struct {
 		in   string
-		want string // "" for damaged
+		size int
+		want string // empty where the frame is damaged
 	}{
-		"literals":     {"\x30abc", "abc"},
-		"match":        {"\x32abc\x03\x00\x00", "abcabcabc"},
-		"overlap":      {"\x1fa\x01\x00\x02\x10b", "a" + strings.Repeat("a", 21) + "b"},
-		"offset 0":     {"\x11a\x00\x00\x00", ""},
-		"offset far":   {"\x11a\x02\x00\x00", ""},
-		"no end":       {"\x11a\x01\x00", ""},
-		"short":        {"\x50abc", ""},
-		"long for out": {"\x1fa\x01\x00\xff\xff\x00\x00", ""},
-		"endless":      {"\xf0" + strings.Repeat("\xff", 100), ""},
-		"empty":        {"", ""},
+		"literals":      {"\x30abc", 3, "abc"},
+		"match":         {"\x32abc\x03\x00\x50defgh", 14, "abcabcabcdefgh"},
+		"overlap":       {"\x1fa\x01\x00\x02\x50bcdef", 27, strings.Repeat("a", 22) + "bcdef"},
+		"offset 0":      {"\x11a\x00\x00\x50bcdef", 11, ""},
+		"offset far":    {"\x11a\x02\x00\x50bcdef", 11, ""},
+		"no end":        {"\x11a\x01\x00\x50", 6, ""},
+		"short":         {"\x50abc", 5, ""},
+		"long for out":  {"\x1fa\x01\x00\xff\xff\x00\x00", 100, ""},
+		"more than all": {"\x50abcde", 4, ""},
+		"less than all": {"\x50abcde", 6, ""},
+		"endless":       {"\xf0" + strings.Repeat("\xff", 100), 100, ""},
+		"empty":         {"", 0, ""},
+		"magics":        {strings.Repeat(lz4Magic, 1<<20), 0, ""},
 	} {
-		got, err := unpackLZ4Block([]byte("earlier"), []byte(c.in), len("earlier")+100)
+		frame := lz4Frame(c.in, c.size)
+		if name == "magics" {
+			frame = withSize([]byte(c.in), 0)
+		}
+		got, err := unpackLZ4(frame)
 		if c.want == "" {
 			if err == nil {
 				t.Errorf("%s: %q, want an error", name, got)
 			}
-		} else if err != nil || string(got) != "earlier"+c.want {
+		} else if err != nil || string(got) != c.want {
 			t.Errorf("%s: %q, error %v", name, got, err)
 		}
+	}
+}
+
+// A block refers to nothing in the blocks before it, and each unpacks to 8 MiB at most.
+func TestLZ4Blocks(t *testing.T) {
+	frame := []byte(lz4Magic)
+	for _, block := range []string{"\x50abcde", "\x11a\x05\x00\x50bcdef"} {
+		frame = append(withSize(frame, len(block)), block...)
+	}
+	if got, err := unpackLZ4(withSize(frame, 16)); err == nil {
+		t.Errorf("a match in an earlier block: %q", got)
+	}
+	zeros := make([]byte, lz4BlockMax+1)
+	packed := make([]byte, lz4.CompressBlockBound(len(zeros)))
+	n, err := lz4.CompressBlock(zeros, packed, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unpackLZ4(lz4Frame(string(packed[:n]), len(zeros))); err == nil {
+		t.Error("a block of more than 8 MiB was taken")
 	}
 }
 
@@ -201,10 +235,10 @@ func FuzzExtractVmlinux(f *testing.F) {
 }
 
 func FuzzLZ4(f *testing.F) {
-	f.Add([]byte("\x1fa\x01\x00\x02\x10b"))
+	f.Add([]byte("\x1fa\x01\x00\x02\x50bcdef"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		const limit = 1 << 16
-		if got, err := unpackLZ4Block(nil, b, limit); err == nil && len(got) > limit {
+		const size = 1 << 16
+		if got, err := unpackLZ4(lz4Frame(string(b), size)); err == nil && len(got) != size {
 			t.Errorf("%d bytes", len(got))
 		}
 	})

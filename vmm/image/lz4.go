@@ -4,19 +4,23 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+
+	"github.com/pierrec/lz4/v4"
 )
 
 // lz4Magic begins the legacy frame that `lz4 -l` writes and Linux uses for kernels.
 const lz4Magic = "\x02\x21\x4c\x18"
 
-// lz4BlockMax is how much one block of a legacy frame unpacks to.
+// lz4BlockMax is the most that one block of a legacy frame unpacks to, in bytes.
 const lz4BlockMax = 8 << 20
 
 var errLZ4 = errors.New("damaged block")
 
-// unpackLZ4 unpacks a legacy frame (lz4's doc/lz4_Frame_format.md, "Legacy
-// frame"): the magic, then blocks with their packed size before them. The
-// kernel's build appends the unpacked size as four more bytes, which end the frame.
+// unpackLZ4 unpacks a legacy frame (lz4's doc/lz4_Frame_format.md, "Legacy frame"): the magic,
+// then blocks, each after its packed size. The kernel's build appends the unpacked size in four
+// bytes, which end the frame. The library's own reader of frames is not used: each repeated magic
+// costs it a stack frame, so a hostile kernel would end the process.
 func unpackLZ4(b []byte) ([]byte, error) {
 	want := binary.LittleEndian.Uint32(b[len(b)-4:])
 	if want > vmlinuxLimit {
@@ -30,71 +34,19 @@ func unpackLZ4(b []byte) ([]byte, error) {
 		}
 		size := binary.LittleEndian.Uint32(b)
 		b = b[4:]
-		if uint64(size) > uint64(len(b)) {
+		if size == 0 || uint64(size) > uint64(len(b)) {
 			return nil, errLZ4
 		}
-		var err error
-		if out, err = unpackLZ4Block(out, b[:size], int(want)); err != nil {
-			return nil, err
+		room := min(lz4BlockMax, int(want)-len(out))
+		out = slices.Grow(out, room)
+		n, err := lz4.UncompressBlock(b[:size], out[len(out):len(out)+room])
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errLZ4, err)
 		}
-		b = b[size:]
+		out, b = out[:len(out)+n], b[size:]
 	}
 	if len(out) != int(want) {
 		return nil, fmt.Errorf("unpacked to %d bytes in place of %d", len(out), want)
 	}
 	return out, nil
-}
-
-// unpackLZ4Block appends to out what one block unpacks to (lz4's
-// doc/lz4_Block_format.md). Blocks of a legacy frame refer to nothing before them.
-// out never grows beyond limit bytes.
-func unpackLZ4Block(out, b []byte, limit int) ([]byte, error) {
-	base := len(out)
-	limit = min(limit, base+lz4BlockMax)
-	// length reads what follows a nibble of 15: bytes to add, up to the first that is not 255.
-	length := func(n int) (int, bool) {
-		if n < 15 {
-			return n, true
-		}
-		for len(b) > 0 && n <= lz4BlockMax {
-			c := b[0]
-			b = b[1:]
-			n += int(c)
-			if c != 255 {
-				return n, true
-			}
-		}
-		return 0, false
-	}
-	for len(b) > 0 {
-		token := b[0]
-		b = b[1:]
-		literals, ok := length(int(token >> 4))
-		if !ok || literals > len(b) || literals > limit-len(out) {
-			return nil, errLZ4
-		}
-		out = append(out, b[:literals]...)
-		b = b[literals:]
-		if len(b) == 0 {
-			return out, nil // the last sequence has literals only
-		}
-		if len(b) < 2 {
-			return nil, errLZ4
-		}
-		offset := int(binary.LittleEndian.Uint16(b))
-		b = b[2:]
-		match, ok := length(int(token & 15))
-		match += 4
-		if !ok || offset == 0 || offset > len(out)-base || match > limit-len(out) {
-			return nil, errLZ4
-		}
-		// A match may overlap what it makes: it is then the repetition of its last offset bytes.
-		for match > 0 {
-			from := len(out) - offset
-			n := min(match, offset)
-			out = append(out, out[from:from+n]...)
-			match -= n
-		}
-	}
-	return nil, errLZ4
 }
