@@ -84,6 +84,7 @@ type item struct {
 	refusal string
 	changed time.Time
 	job     *job          // the build under way, nil for none
+	known   *known        // its image.json as it was last read
 	wake    chan struct{} // closed at the next change of any of this
 }
 

@@ -3,10 +3,14 @@ package image
 import (
 	"errors"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"banger/vmm"
+
+	"golang.org/x/sys/unix"
 )
 
 // Infos implements vmm.ImageStore.
@@ -37,7 +41,7 @@ func (s *Set) Info(number uint64) (vmm.ImageInfo, bool) {
 	return s.info(e), true
 }
 
-// info reads the image.json of one that is neither empty nor failed nor being built.
+// info returns an image with its status.
 func (s *Set) info(e *item) vmm.ImageInfo {
 	s.mu.Lock()
 	i := vmm.ImageInfo{
@@ -57,7 +61,7 @@ func (s *Set) info(e *item) vmm.ImageInfo {
 		i.Status, i.Reason = vmm.ImageFailed, failed
 		return i
 	}
-	m, err := readManifest(s.path(e.name))
+	m, err := s.manifest(e)
 	switch {
 	case err == nil:
 		source := i.Source
@@ -71,6 +75,72 @@ func (s *Set) info(e *item) vmm.ImageInfo {
 		i.Status, i.Reason = vmm.ImageFailed, err.Error()
 	}
 	return i
+}
+
+// known is an image.json that was read, or the error of reading it.
+type known struct {
+	at       stamp
+	manifest *manifest
+	err      error
+}
+
+// stamp changes with an image's directory, its names, and its image.json.
+type stamp [2]struct {
+	device, inode uint64
+	size          int64
+	changed       unix.Timespec
+}
+
+// settleTime is longer than the clock of a file system stands still. A file that changed later than
+// this before it was read may change again without another stamp.
+const settleTime = 100 * time.Millisecond
+
+// manifest returns an image's image.json. It reads the file only if the image's stamp has changed:
+// the mount asks for it at each lookup.
+func (s *Set) manifest(e *item) (*manifest, error) {
+	dir := s.path(e.name)
+	begun := time.Now()
+	at, err := stampOf(dir)
+	if err != nil {
+		return readManifest(dir)
+	}
+	s.mu.Lock()
+	last := e.known
+	s.mu.Unlock()
+	if last != nil && last.at == at {
+		return last.manifest, last.err
+	}
+	m, err := readManifest(dir)
+	if begun.Sub(at.latest()) > settleTime {
+		s.mu.Lock()
+		e.known = &known{at, m, err}
+		s.mu.Unlock()
+	}
+	return m, err
+}
+
+// stampOf returns the stamp of the image in dir.
+func stampOf(dir string) (at stamp, err error) {
+	for i, name := range []string{dir, filepath.Join(dir, manifestName)} {
+		var st unix.Stat_t
+		if err := unix.Stat(name, &st); err != nil {
+			return at, err
+		}
+		at[i].device, at[i].inode = uint64(st.Dev), st.Ino
+		at[i].size, at[i].changed = st.Size, st.Ctim
+	}
+	return at, nil
+}
+
+// latest returns when the directory or the file changed last.
+func (at *stamp) latest() time.Time {
+	var latest time.Time
+	for _, part := range at {
+		if t := time.Unix(part.changed.Unix()); t.After(latest) {
+			latest = t
+		}
+	}
+	return latest
 }
 
 // Refuse implements vmm.ImageStore.
