@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"github.com/klauspost/compress/zstd"
@@ -167,7 +168,7 @@ func makeBoot(dir string, k *ownKernel, program *vmm.Program) (outcome, error) {
 	extra := []entry{fileEntry(strings.TrimPrefix(vmm.RootFile, "/"), 0o644, nil)}
 	if k != nil {
 		if modules, err := k.files(); err != nil {
-			done.Warning = oneLine([]byte(err.Error()))
+			done.Warning = host.OneLine([]byte(err.Error()))
 		} else {
 			extra = append(extra, modules...)
 			done.OwnKernel = true
@@ -175,7 +176,7 @@ func makeBoot(dir string, k *ownKernel, program *vmm.Program) (outcome, error) {
 			if vmlinux, err := extractVmlinux(image); err == nil && hasPVHNote(vmlinux) {
 				done.PVH, name, image = true, vmlinuxName, vmlinux
 			}
-			if err := writeSynced(filepath.Join(dir, name), image); err != nil {
+			if err := host.WriteSynced(filepath.Join(dir, name), image); err != nil {
 				return outcome{}, err
 			}
 		}
@@ -194,7 +195,7 @@ func makeBoot(dir string, k *ownKernel, program *vmm.Program) (outcome, error) {
 	if len(more) > extraLimit {
 		return outcome{}, fmt.Errorf("its kernel's modules have more than %d bytes", extraLimit)
 	}
-	return done, writeSynced(filepath.Join(dir, extraName), more)
+	return done, host.WriteSynced(filepath.Join(dir, extraName), more)
 }
 
 // compose makes a built image, whose files are in dir, one that boots with the agent of now: it adds what comes from the built-in image.
@@ -206,7 +207,7 @@ func (s *Set) compose(dir string, m *manifest) error {
 	m.Base, m.Cmdline, m.Initrd = base.Digest, base.Cmdline+rootCmdline, initrdName
 	if !m.OwnKernel {
 		m.Kernel = base.Kernel
-		if err := linkOrCopy(s.path(Builtin, base.Kernel), filepath.Join(dir, m.Kernel)); err != nil {
+		if err := host.LinkOrCopy(s.path(Builtin, base.Kernel), filepath.Join(dir, m.Kernel)); err != nil {
 			return err
 		}
 	}
@@ -235,7 +236,7 @@ func joinFiles(to, first, second string) error {
 			return err
 		}
 	}
-	return closeSynced(f)
+	return host.CloseSynced(f)
 }
 
 // appendFile writes a file's content behind what is in f, at a multiple of align bytes.

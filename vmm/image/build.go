@@ -17,6 +17,8 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	"banger/internal/host"
 )
 
 // kernelMeta is the package that depends on Debian's newest kernel for clouds.
@@ -176,7 +178,7 @@ func kernelPackage(ctx context.Context, o BuildOptions) (string, error) {
 	if err := os.MkdirAll(o.CacheDir, 0o755); err != nil {
 		return "", err
 	}
-	out, err := run(ctx, "", "apt-cache", "depends", "--important", kernelMeta)
+	out, err := host.Run(ctx, "", "apt-cache", "depends", "--important", kernelMeta)
 	if err != nil {
 		return "", fmt.Errorf("%w (apt-get update)", err)
 	}
@@ -185,9 +187,9 @@ func kernelPackage(ctx context.Context, o BuildOptions) (string, error) {
 		return "", fmt.Errorf("apt knows no %s (apt-get update)", kernelMeta)
 	}
 	o.Log.Info("kernel is fetched", "package", pkg)
-	err = replaceDir(dir, func(tmp string) error {
+	err = host.ReplaceDir(dir, func(tmp string) error {
 		// As root apt would fetch as its own user, who cannot write here, and warn of it.
-		if _, err := run(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", pkg); err != nil {
+		if _, err := host.Run(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", pkg); err != nil {
 			return err
 		}
 		if onlyPackage(tmp) == "" {
@@ -223,7 +225,7 @@ func dependsOn(out string) string {
 
 // busyboxApplets are the names under which busybox can be called, without its own.
 func busyboxApplets(ctx context.Context, busybox string) ([]string, error) {
-	out, err := run(ctx, "", busybox, "--list")
+	out, err := host.Run(ctx, "", busybox, "--list")
 	if err != nil {
 		return nil, err
 	}
@@ -265,7 +267,7 @@ func readKernelPackage(ctx context.Context, deb string) (bzImage []byte, modules
 		cancel()
 	}
 	if werr := cmd.Wait(); werr != nil && (err == nil || stderr.Len() > 0) {
-		err = fmt.Errorf("dpkg-deb: %w: %s", werr, oneLine(stderr.Bytes()))
+		err = fmt.Errorf("dpkg-deb: %w: %s", werr, host.OneLine(stderr.Bytes()))
 	}
 	return bzImage, modules, err
 }
@@ -313,28 +315,4 @@ func readKernelTar(r io.Reader) (bzImage []byte, modules map[string][]byte, err 
 		}
 	}
 	return bzImage, modules, nil
-}
-
-// run runs a program to its end; its error holds what it said.
-func run(ctx context.Context, dir, name string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", name, err, oneLine(stderr.Bytes()))
-	}
-	return out, nil
-}
-
-// oneLine makes what a program printed fit for an error.
-func oneLine(b []byte) string {
-	const most = 500
-	s := strings.Join(strings.Fields(string(b)), " ")
-	if len(s) > most {
-		s = s[:most] + "..."
-	}
-	return s
 }

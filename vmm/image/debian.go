@@ -217,7 +217,7 @@ func (j *job) followDebian(r io.Reader) string {
 		}
 	}
 	_, _ = io.Copy(io.Discard, r) // of a line that was too long
-	return oneLine([]byte(strings.Join(last, " ")))
+	return host.OneLine([]byte(strings.Join(last, " ")))
 }
 
 // debianMirror finds the mirror of the host's own Debian in apt's sources (sources.list(5)), in both of their forms; empty if there is none.

@@ -222,7 +222,7 @@ ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
 		if strings.Contains(said.String(), syscall.ENOSPC.Error()) || strings.Contains(said.String(), "No space left") {
 			return syscall.ENOSPC
 		}
-		return fmt.Errorf("qemu-img cannot read it (%w): %s", err, oneLine(said.Bytes()))
+		return fmt.Errorf("qemu-img cannot read it (%w): %s", err, host.OneLine(said.Bytes()))
 	}
 	return nil
 }
@@ -266,5 +266,5 @@ func settle(name string, limit int64) (int64, error) {
 		f.Close()
 		return 0, err
 	}
-	return st.Blocks * 512, closeSynced(f)
+	return st.Blocks * 512, host.CloseSynced(f)
 }

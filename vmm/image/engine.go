@@ -299,7 +299,7 @@ func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 	if err := os.Rename(s.path(e.name), filepath.Join(gone, e.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(err, os.Remove(gone))
 	}
-	if err := syncDir(s.o.Dir); err != nil {
+	if err := host.SyncDir(s.o.Dir); err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -54,7 +54,7 @@ func makeExt4(ctx context.Context, name string, size int64, inodes int) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	_, err = run(ctx, "", "mke2fs", "-q", "-F", "-t", "ext4", "-O", ext4Features, "-b", strconv.Itoa(blockSize), "-I", strconv.Itoa(inodeSize), "-m", "1",
+	_, err = host.Run(ctx, "", "mke2fs", "-q", "-F", "-t", "ext4", "-O", ext4Features, "-b", strconv.Itoa(blockSize), "-I", strconv.Itoa(inodeSize), "-m", "1",
 		"-N", strconv.Itoa(inodes), "-J", "size="+journalMiB, "-E", "root_owner=0:0,lazy_itable_init=0,lazy_journal_init=1,nodiscard", "-L", "root", name)
 	return err
 }
@@ -492,7 +492,7 @@ func (x *ext4) close() error {
 			return err
 		}
 	}
-	return closeSynced(x.f)
+	return host.CloseSynced(x.f)
 }
 
 // inodeBitmap marks the inodes of a group that were made, and gives their number.

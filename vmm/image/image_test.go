@@ -14,10 +14,10 @@ import (
 	"strings"
 	"testing"
 
+	"banger/vmm"
+
 	"github.com/cavaliergopher/cpio"
 	"github.com/google/go-cmp/cmp"
-
-	"banger/vmm"
 )
 
 func makeImage(t *testing.T, dir, kernel string) {

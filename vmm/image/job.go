@@ -178,9 +178,9 @@ func (s *Set) run(j *job) {
 // reason is a sentence for `status`.
 func reason(err error) string {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return "the host's disk is full: " + oneLine([]byte(err.Error()))
+		return "the host's disk is full: " + host.OneLine([]byte(err.Error()))
 	}
-	return oneLine([]byte(err.Error()))
+	return host.OneLine([]byte(err.Error()))
 }
 
 // runSlot builds when it is the build's turn.
@@ -250,7 +250,7 @@ func (s *Set) makeBuilt(j *job, p *plan, dir string) (*manifest, error) {
 		return nil, err
 	}
 	var m *manifest
-	err := replaceDir(dir, func(tmp string) (err error) {
+	err := host.ReplaceDir(dir, func(tmp string) (err error) {
 		if m, err = p.make(j.ctx, tmp); err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -109,13 +110,13 @@ func (s *Set) keep(e *item, fill func(dir string) error) error {
 	if err != nil {
 		return err
 	}
-	return replaceDir(s.path(e.name), func(dir string) error {
+	return host.ReplaceDir(s.path(e.name), func(dir string) error {
 		if fill != nil {
 			if err := fill(dir); err != nil {
 				return err
 			}
 		}
-		return writeSynced(filepath.Join(dir, recordName), append(text, '\n'))
+		return host.WriteSynced(filepath.Join(dir, recordName), append(text, '\n'))
 	})
 }
 
@@ -126,7 +127,7 @@ func (s *Set) install(e *item, m *manifest, from string) error {
 			if m.Extra != "" && (name == m.Initrd || name == m.Kernel && !m.OwnKernel) {
 				continue // compose makes them
 			}
-			if err := linkOrCopy(filepath.Join(from, name), filepath.Join(dir, name)); err != nil {
+			if err := host.LinkOrCopy(filepath.Join(from, name), filepath.Join(dir, name)); err != nil {
 				return err
 			}
 		}

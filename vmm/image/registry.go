@@ -133,7 +133,7 @@ func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository strin
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return errors.Join(os.Rename(f.Name(), to), syncDir(s.path(blobsName, layersName)))
+	return errors.Join(os.Rename(f.Name(), to), host.SyncDir(s.path(blobsName, layersName)))
 }
 
 // copyLayer copies exactly the bytes that the descriptor speaks of.

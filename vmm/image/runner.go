@@ -147,14 +147,14 @@ func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers 
 		return nil, fmt.Errorf("its files need more than %d MiB of memory, see image_max_files",
 			o.memory()>>20)
 	case err != nil:
-		return nil, fmt.Errorf("the build ended early (%w): %s", err, oneLine(said.Bytes()))
+		return nil, fmt.Errorf("the build ended early (%w): %s", err, host.OneLine(said.Bytes()))
 	case last == nil:
 		return nil, errors.New("the build ended without a word")
 	case last.Error != "":
 		if i := last.Damaged; i != nil && *i >= 0 && *i < len(layers) && layers[*i].damaged != nil {
 			layers[*i].damaged()
 		}
-		return nil, errors.New(oneLine([]byte(last.Error)))
+		return nil, errors.New(host.OneLine([]byte(last.Error)))
 	default:
 		return last, nil
 	}

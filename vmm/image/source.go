@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"banger/internal/host"
 	"banger/internal/sources"
 	"banger/vmm"
 )
@@ -104,7 +105,7 @@ func planBuiltin(_ context.Context, j *job) (*plan, error) {
 		key: digest([]byte("builtin"), []byte(m.Digest)),
 		make: func(_ context.Context, dir string) (*manifest, error) {
 			for _, name := range m.files() {
-				if err := linkOrCopy(j.set.path(Builtin, name), filepath.Join(dir, name)); err != nil {
+				if err := host.LinkOrCopy(j.set.path(Builtin, name), filepath.Join(dir, name)); err != nil {
 					return nil, err
 				}
 			}

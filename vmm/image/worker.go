@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strconv"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
@@ -76,7 +77,7 @@ func Work() int {
 	tell := json.NewEncoder(os.Stdout)
 	done, err := work(os.Stdin, func(f float64) { _ = tell.Encode(outcome{Progress: f}) })
 	if err != nil {
-		done.Error = oneLine([]byte(err.Error()))
+		done.Error = host.OneLine([]byte(err.Error()))
 	}
 	if err := tell.Encode(done); err != nil {
 		return 1

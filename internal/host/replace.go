@@ -1,0 +1,94 @@
+package host
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// ReplaceDir makes target a directory with the files that fill puts into it. After a crash target
+// is the old directory or the new one, never a part of either.
+func ReplaceDir(target string, fill func(dir string) error) error {
+	parent := filepath.Dir(target)
+	tmp, err := os.MkdirTemp(parent, "."+filepath.Base(target)+"-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	// Other users, such as those of VMMs, may read it; its parent decides which of them get here.
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return err
+	}
+	if err := fill(tmp); err != nil {
+		return err
+	}
+	if err := SyncDir(tmp); err != nil {
+		return err
+	}
+	// RENAME_EXCHANGE leaves no moment without a directory. The old one ends up in tmp.
+	err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, target, unix.RENAME_EXCHANGE)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		err = os.Rename(tmp, target)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		// This file system cannot exchange.
+		if err = os.RemoveAll(target); err == nil {
+			err = os.Rename(tmp, target)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return SyncDir(parent)
+}
+
+// LinkOrCopy gives a file a second name, or copies it to another file system.
+func LinkOrCopy(from, to string) error {
+	if err := os.Link(from, to); err == nil {
+		return nil
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		out.Close()
+		return err
+	}
+	return CloseSynced(out)
+}
+
+// WriteSynced writes a new file that every user can read, and syncs it.
+func WriteSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(b); err != nil {
+		f.Close()
+		return err
+	}
+	return CloseSynced(f)
+}
+
+// CloseSynced makes a file readable for every user, whatever the umask, syncs it and closes it.
+func CloseSynced(f *os.File) error {
+	return errors.Join(f.Chmod(0o644), f.Sync(), f.Close())
+}
+
+// SyncDir syncs the names in a directory.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,34 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// Run runs a program in a directory and returns its output. The error holds its error output.
+func Run(ctx context.Context, dir, name string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %s", name, err, OneLine(stderr.Bytes()))
+	}
+	return out, nil
+}
+
+// OneLine turns the output of a program into one short line for an error.
+func OneLine(b []byte) string {
+	const most = 500
+	s := strings.Join(strings.Fields(string(b)), " ")
+	if len(s) > most {
+		s = s[:most] + "..."
+	}
+	return s
+}
