@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"io"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"testing"
 
 	"banger/vmm"
+	"banger/vmm/image/boot"
 
 	"github.com/cavaliergopher/cpio"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -21,6 +23,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/klauspost/compress/zstd"
 )
 
 // distribution is the tar of a root with an init and a kernel, whose modules are compressed with zstd but for one that is part of the kernel.
@@ -31,7 +34,7 @@ func distribution(t *testing.T) []byte {
 		{Name: "sbin/init", Typeflag: tar.TypeReg, Linkname: "init", Mode: 0o755},
 		file("etc/marker", "it is here"), file("boot/vmlinuz-6.1", "a kernel"), file(modules+"modules.builtin", "kernel/drivers/virtio/virtio.ko\n"),
 	}
-	for _, m := range moduleNames {
+	for _, m := range boot.ModuleNames {
 		if m != "virtio" {
 			entries = append(entries, file(modules+"kernel/"+m+".ko.zst", string(zstdFile([]byte("module "+m)))))
 		}
@@ -39,10 +42,18 @@ func distribution(t *testing.T) []byte {
 	return tarOf(t, entries...)
 }
 
-// zstdFile is what zstd(1) writes: a kernel's payload without its size.
+func gzipped(b []byte) []byte {
+	var buf bytes.Buffer
+	w := gzip.NewWriter(&buf)
+	w.Write(b)
+	w.Close()
+	return buf.Bytes()
+}
+
 func zstdFile(b []byte) []byte {
-	packed := zstded(b)
-	return packed[:len(packed)-4]
+	w, _ := zstd.NewWriter(nil)
+	defer w.Close()
+	return w.EncodeAll(b, nil)
 }
 
 // dockerArchive writes what `docker save` does, of an image with that layer.
@@ -108,13 +119,13 @@ func TestForms(t *testing.T) {
 		if b, err := os.ReadFile(i.Image.Kernel); err != nil || string(b) != "a kernel" {
 			t.Errorf("%s: its kernel is %q, error %v", source, b, err)
 		}
-		got := archived(t, filepath.Join(filepath.Dir(i.Image.Root), extraName))
-		for _, m := range moduleNames {
+		got := archived(t, filepath.Join(filepath.Dir(i.Image.Root), boot.ExtraName))
+		for _, m := range boot.ModuleNames {
 			if want := map[bool]string{true: "module " + m}[m != "virtio"]; got["lib/modules/"+m+".ko"] != want {
 				t.Errorf("%s: module %s is %q", source, m, got["lib/modules/"+m+".ko"])
 			}
 		}
-		if list := strings.Fields(got[moduleList]); len(list) != len(moduleNames)-1 || slices.Contains(list, "/lib/modules/virtio.ko") {
+		if list := strings.Fields(got["etc/banger/modules"]); len(list) != len(boot.ModuleNames)-1 || slices.Contains(list, "/lib/modules/virtio.ko") {
 			t.Errorf("%s: modules to load: %q", source, list)
 		}
 	}

@@ -1,28 +1,19 @@
 package image
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
-	"path"
 	"path/filepath"
-	"sort"
 	"strings"
 	"time"
 
-	"banger/internal/host"
+	"banger/vmm/image/boot"
 )
-
-// kernelMeta is the package that depends on Debian's newest kernel for clouds.
-const kernelMeta = "linux-image-cloud-amd64"
 
 // builtinCmdline makes a boot that shows itself on the serial line and loses
 // no time: nothing in a guest of one user gains from mitigations, from an
@@ -37,9 +28,6 @@ const builtinMemory = 128 << 20
 // recipe is part of the inputs' digest: it changes whenever this package takes
 // another kernel or other applets from the same files.
 const recipe = "1"
-
-// memberLimit bounds one file of a package.
-const memberLimit = 256 << 20
 
 // BuildOptions say what the built-in image is made from.
 type BuildOptions struct {
@@ -86,7 +74,8 @@ func build(ctx context.Context, o BuildOptions) error {
 		return fmt.Errorf("%w (apt-get install busybox-static)", err)
 	}
 	if o.Package == "" {
-		if o.Package, err = kernelPackage(ctx, o); err != nil {
+		o.Package, err = boot.FetchKernel(ctx, o.CacheDir, o.Refresh, o.Log)
+		if err != nil {
 			return err
 		}
 	}
@@ -95,7 +84,7 @@ func build(ctx context.Context, o BuildOptions) error {
 		return err
 	}
 	// The image's own small files, too, are inputs.
-	layout, err := packInitramfs(rootEntries(nil, nil, nil, nil))
+	layout, err := boot.Guest{}.Initramfs()
 	if err != nil {
 		return err
 	}
@@ -105,20 +94,21 @@ func build(ctx context.Context, o BuildOptions) error {
 		return nil
 	}
 
-	applets, err := busyboxApplets(ctx, o.Busybox)
+	applets, err := boot.Applets(ctx, o.Busybox)
 	if err != nil {
 		return err
 	}
-	bzImage, modules, err := readKernelPackage(ctx, o.Package)
+	bzImage, modules, err := boot.ReadKernel(ctx, o.Package)
 	if err != nil {
 		return fmt.Errorf("kernel package %s: %w", filepath.Base(o.Package), err)
 	}
-	kernelName, kernel := "vmlinux", []byte(nil)
-	if kernel, err = extractVmlinux(bzImage); err != nil || !hasPVHNote(kernel) {
-		o.Log.Warn("kernel cannot be entered through PVH, the slower bzImage is used", "reason", err)
+	kernelName := "vmlinux"
+	kernel, err := boot.PVHKernel(bzImage)
+	if err != nil {
+		o.Log.Warn("using the slower bzImage: the kernel has no entry for PVH", "reason", err)
 		kernelName, kernel = "vmlinuz", bzImage
 	}
-	initrd, err := packInitramfs(rootEntries(agent, busybox, applets, modules))
+	initrd, err := boot.Guest{Agent: agent, Busybox: busybox, Applets: applets, Modules: modules}.Initramfs()
 	if err != nil {
 		return err
 	}
@@ -162,157 +152,4 @@ func fileDigest(name string) (string, error) {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// kernelPackage gives the path of the newest kernel package in the cache, fetching it if need be.
-func kernelPackage(ctx context.Context, o BuildOptions) (string, error) {
-	if o.CacheDir == "" {
-		return "", errors.New("no cache directory for the kernel's package")
-	}
-	dir := filepath.Join(o.CacheDir, "kernel")
-	if !o.Refresh {
-		if name := onlyPackage(dir); name != "" {
-			return name, nil
-		}
-	}
-	if err := os.MkdirAll(o.CacheDir, 0o755); err != nil {
-		return "", err
-	}
-	out, err := host.Run(ctx, "", "apt-cache", "depends", "--important", kernelMeta)
-	if err != nil {
-		return "", fmt.Errorf("%w (apt-get update)", err)
-	}
-	pkg := dependsOn(string(out))
-	if pkg == "" {
-		return "", fmt.Errorf("apt knows no %s (apt-get update)", kernelMeta)
-	}
-	o.Log.Info("kernel is fetched", "package", pkg)
-	err = host.ReplaceDir(dir, func(tmp string) error {
-		// As root apt would fetch as its own user, who cannot write here, and warn of it.
-		if _, err := host.Run(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", pkg); err != nil {
-			return err
-		}
-		if onlyPackage(tmp) == "" {
-			return fmt.Errorf("apt-get download %s left no package", pkg)
-		}
-		return nil
-	})
-	if err != nil {
-		return "", err
-	}
-	return onlyPackage(dir), nil
-}
-
-// onlyPackage is the path of the .deb in dir, empty if there is none.
-func onlyPackage(dir string) string {
-	names, _ := filepath.Glob(filepath.Join(dir, "linux-image-*.deb"))
-	if len(names) == 0 {
-		return ""
-	}
-	sort.Strings(names)
-	return names[len(names)-1]
-}
-
-// dependsOn finds the kernel in the output of apt-cache depends.
-func dependsOn(out string) string {
-	for _, line := range strings.Split(out, "\n") {
-		if pkg, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok && strings.HasPrefix(pkg, "linux-image-") {
-			return pkg
-		}
-	}
-	return ""
-}
-
-// busyboxApplets are the names under which busybox can be called, without its own.
-func busyboxApplets(ctx context.Context, busybox string) ([]string, error) {
-	out, err := host.Run(ctx, "", busybox, "--list")
-	if err != nil {
-		return nil, err
-	}
-	return appletNames(string(out)), nil
-}
-
-func appletNames(out string) []string {
-	seen := map[string]bool{"busybox": true}
-	var names []string
-	for _, name := range strings.Fields(out) {
-		if !seen[name] && !strings.Contains(name, "/") {
-			seen[name] = true
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-// readKernelPackage takes the kernel and the modules of moduleNames out of a linux-image .deb.
-func readKernelPackage(ctx context.Context, deb string) (bzImage []byte, modules map[string][]byte, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, nil, err
-	}
-	bzImage, modules, err = readKernelTar(out)
-	if err == nil {
-		// dpkg-deb ends well only when all was read.
-		_, err = io.Copy(io.Discard, out)
-	}
-	if err != nil {
-		cancel()
-	}
-	if werr := cmd.Wait(); werr != nil && (err == nil || stderr.Len() > 0) {
-		err = fmt.Errorf("dpkg-deb: %w: %s", werr, host.OneLine(stderr.Bytes()))
-	}
-	return bzImage, modules, err
-}
-
-// readKernelTar reads the package's files; both results are complete or err says what is missing.
-func readKernelTar(r io.Reader) (bzImage []byte, modules map[string][]byte, err error) {
-	wanted := make(map[string]bool)
-	for _, m := range moduleNames {
-		wanted[m+".ko"] = true
-	}
-	modules = make(map[string][]byte)
-	for t := tar.NewReader(r); ; {
-		h, err := t.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		dir, base := path.Split(path.Clean("/" + h.Name))
-		isKernel := dir == "/boot/" && strings.HasPrefix(base, "vmlinuz-")
-		isModule := wanted[base] && (strings.HasPrefix(dir, "/lib/modules/") || strings.HasPrefix(dir, "/usr/lib/modules/"))
-		if h.Typeflag != tar.TypeReg || !isKernel && !isModule {
-			continue
-		}
-		if h.Size > memberLimit {
-			return nil, nil, fmt.Errorf("%s is longer than %d bytes", h.Name, memberLimit)
-		}
-		b, err := io.ReadAll(t)
-		if err != nil {
-			return nil, nil, err
-		}
-		if isKernel {
-			bzImage = b
-		} else {
-			modules[strings.TrimSuffix(base, ".ko")] = b
-		}
-	}
-	if bzImage == nil {
-		return nil, nil, errors.New("no /boot/vmlinuz in it")
-	}
-	for _, m := range moduleNames {
-		if modules[m] == nil {
-			return nil, nil, fmt.Errorf("no module %s.ko in it", m)
-		}
-	}
-	return bzImage, modules, nil
 }

@@ -1,12 +1,8 @@
 package image
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -15,8 +11,8 @@ import (
 	"testing"
 
 	"banger/vmm"
+	"banger/vmm/image/boot"
 
-	"github.com/cavaliergopher/cpio"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -99,135 +95,7 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-func fixtureModules() map[string][]byte {
-	modules := make(map[string][]byte)
-	for i, m := range moduleNames {
-		modules[m] = bytes.Repeat([]byte{'m'}, i+1)
-	}
-	return modules
-}
-
-func TestInitramfs(t *testing.T) {
-	entries := rootEntries([]byte("agent"), []byte("busybox"), []string{"sh", "httpd"}, fixtureModules())
-	first, err := packInitramfs(entries)
-	if err != nil {
-		t.Fatal(err)
-	}
-	entries[0], entries[len(entries)-1] = entries[len(entries)-1], entries[0]
-	second, err := packInitramfs(entries)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(first, second) {
-		t.Error("the order of the entries changes the archive")
-	}
-
-	seen := map[string]string{}
-	r := cpio.NewReader(bytes.NewReader(first))
-	for {
-		h, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if h.ModTime.Unix() != 0 || h.Uid != 0 || h.Guid != 0 {
-			t.Errorf("%s: time %v, owner %d:%d", h.Name, h.ModTime, h.Uid, h.Guid)
-		}
-		if parent := filepath.Dir(h.Name); parent != "." && seen[parent] == "" {
-			t.Errorf("%s comes before its directory", h.Name)
-		}
-		data, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if h.Linkname != "" {
-			data = []byte(h.Linkname)
-		}
-		seen[h.Name] = fmt.Sprintf("%o %s", h.Mode, data)
-	}
-	for name, want := range map[string]string{
-		"init":                        "100755 agent",
-		"bin/busybox":                 "100755 busybox",
-		"bin/sh":                      "120777 busybox",
-		"sbin":                        "120777 bin",
-		"tmp":                         "41777 ",
-		"dev/console":                 "20600 ",
-		"lib/modules/virtio_ring.ko":  "100644 m",
-		"etc/passwd":                  "100644 root::0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
-		"lib/modules/overlay.ko":      "100644 " + strings.Repeat("m", len(moduleNames)),
-		"lib/modules/virtio_pci.ko":   "100644 mmmmmm",
-		"lib/modules/virtio_mmio.ko":  "100644 mmm",
-		"lib/modules/virtio-rng.ko":   "100644 " + strings.Repeat("m", 12),
-		"lib/modules/net_failover.ko": "100644 " + strings.Repeat("m", 10),
-	} {
-		if seen[name] != want {
-			t.Errorf("%s: %q, want %q", name, seen[name], want)
-		}
-	}
-	if list := seen[moduleList]; !strings.HasPrefix(list, "100644 /lib/modules/virtio_ring.ko\n/lib/modules/virtio.ko\n") {
-		t.Errorf("%s: %q", moduleList, list)
-	}
-	// Device numbers 5, 1 stand in the header of dev/console as 2 x 8 digits before the name's length.
-	if i := bytes.Index(first, []byte("dev/console\x00")); i < 110 || string(first[i-110+78:i-110+94]) != "0000000500000001" {
-		t.Error("dev/console has not the device numbers 5, 1")
-	}
-}
-
-func packageTar(t *testing.T, leaveOut string) []byte {
-	t.Helper()
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	add := func(name, data string) {
-		if name == leaveOut {
-			return
-		}
-		if err := w.WriteHeader(&tar.Header{Name: name, Size: int64(len(data)), Mode: 0o644, Typeflag: tar.TypeReg}); err != nil {
-			t.Fatal(err)
-		}
-		io.WriteString(w, data)
-	}
-	add("./boot/vmlinuz-6.1", "kernel")
-	add("./elsewhere/overlay.ko", "no")
-	for _, m := range moduleNames {
-		add("./lib/modules/6.1/kernel/"+m+".ko", m)
-	}
-	w.Close()
-	return buf.Bytes()
-}
-
-func TestReadKernelTar(t *testing.T) {
-	kernel, modules, err := readKernelTar(bytes.NewReader(packageTar(t, "")))
-	if err != nil || string(kernel) != "kernel" || len(modules) != len(moduleNames) || string(modules["overlay"]) != "overlay" {
-		t.Errorf("kernel %q, %d modules, error %v", kernel, len(modules), err)
-	}
-	for leaveOut, want := range map[string]string{
-		"./boot/vmlinuz-6.1":                     "no /boot/vmlinuz",
-		"./lib/modules/6.1/kernel/virtio_net.ko": "no module virtio_net.ko",
-	} {
-		if _, _, err := readKernelTar(bytes.NewReader(packageTar(t, leaveOut))); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("without %s: %v", leaveOut, err)
-		}
-	}
-	if _, _, err := readKernelTar(bytes.NewReader(packageTar(t, "")[:700])); err == nil {
-		t.Error("half a package was taken")
-	}
-}
-
-func TestParseProgramOutput(t *testing.T) {
-	if got := dependsOn("linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-9-cloud-amd64\n"); got != "linux-image-6.1.0-9-cloud-amd64" {
-		t.Errorf("depends on %q", got)
-	}
-	if got := dependsOn("W: nothing\n"); got != "" {
-		t.Errorf("depends on %q", got)
-	}
-	if diff := cmp.Diff([]string{"[", "sh"}, appletNames("[\nbusybox\nsh\nsh\na/b\n")); diff != "" {
-		t.Error(diff)
-	}
-}
-
-// kernelForTest gives the path of the kernel's package: the one of `make image` if there is one, else fetched.
+// kernelForTest returns the path of the kernel's package, that of `make image` if there is one.
 func kernelForTest(t *testing.T) string {
 	t.Helper()
 	for _, tool := range []string{"dpkg-deb", "apt-get"} {
@@ -238,10 +106,11 @@ func kernelForTest(t *testing.T) string {
 	if _, err := os.Stat("/bin/busybox"); err != nil {
 		t.Skip("no busybox: apt-get install busybox-static")
 	}
-	if name := onlyPackage("../../.cache/image/kernel"); name != "" {
-		return name
+	cache := "../../.cache/image"
+	if found, _ := filepath.Glob(cache + "/kernel/*.deb"); len(found) == 0 {
+		cache = t.TempDir()
 	}
-	name, err := kernelPackage(context.Background(), BuildOptions{CacheDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	name, err := boot.FetchKernel(context.Background(), cache, false, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Skipf("no kernel: make image, or apt-get update: %v", err)
 	}
@@ -255,7 +124,7 @@ func TestBuild(t *testing.T) {
 	if err := os.WriteFile(agent, []byte("agent"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	o := BuildOptions{Agent: agent, Package: deb, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	o := BuildOptions{Agent: agent, Package: deb, Log: slog.New(slog.DiscardHandler)}
 	var images []vmm.Image
 	for _, parent := range []string{"a", "b"} {
 		o.Dir = filepath.Join(tmp, parent, Builtin)
@@ -310,4 +179,20 @@ func TestBuildWithoutAgent(t *testing.T) {
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("something was made: %v", err)
 	}
+}
+
+func FuzzManifest(f *testing.F) {
+	f.Add([]byte(`{"kernel":"vmlinux","initrd":"initramfs.cpio","memory":1}`))
+	f.Add([]byte(`{"kernel":"../x"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := parseManifest(b)
+		if err != nil {
+			return
+		}
+		for _, name := range m.files() {
+			if strings.Contains(name, "/") || name == ".." {
+				t.Errorf("file %q is outside of the image", name)
+			}
+		}
+	})
 }

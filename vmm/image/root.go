@@ -275,7 +275,7 @@ func (x *ext4) file(n *node, h *tar.Header, r io.Reader) error {
 	if h.Size != n.size {
 		return errors.New("it was changed while it was read")
 	}
-	if n.keep != nil && n.size <= memberLimit {
+	if n.keep != nil && n.size <= keepLimit {
 		b := make([]byte, n.size)
 		if _, err := io.ReadFull(r, b); err != nil {
 			return unexpected(err)
@@ -326,4 +326,38 @@ func (r *rootfs) hasInit() bool {
 // isInit reports whether a program's path names an init, as a file called init or systemd mostly is.
 func isInit(program string) bool {
 	return strings.HasSuffix(program, "/init") || strings.HasSuffix(program, "/systemd")
+}
+
+// Files implements boot.Root.
+func (r *rootfs) Files(dir string) []string {
+	n := r.tree.follow(dir)
+	if n == nil || n.children == nil {
+		return nil
+	}
+	names := []string{}
+	var walk func(n *node, prefix string)
+	walk = func(n *node, prefix string) {
+		for name, c := range n.children {
+			if c.children != nil {
+				walk(c, prefix+name+"/")
+			} else if c.mode&modeType == modeReg {
+				names = append(names, prefix+name)
+			}
+		}
+	}
+	walk(n, "")
+	slices.Sort(names)
+	return names
+}
+
+// keepLimit bounds a file that is kept in memory.
+const keepLimit = 256 << 20
+
+// Keep implements boot.Root.
+func (r *rootfs) Keep(path string) *[]byte {
+	content := new([]byte)
+	if n := r.tree.follow(path); n != nil {
+		n.keep = content
+	}
+	return content
 }

@@ -16,6 +16,7 @@ import (
 
 	"banger/internal/host"
 	"banger/vmm"
+	"banger/vmm/image/boot"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,7 +28,6 @@ import (
 const (
 	workerTime = 2 * time.Hour
 	workerSaid = 1 << 20 // bytes of its stdout
-	extraLimit = 256 << 20
 )
 
 // rootMost is the longest root disk, in bytes.
@@ -61,22 +61,18 @@ func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program
 		j.set.o.Log.Warn("the image's own kernel cannot be used, the built-in one is",
 			"image", j.item.name, "err", done.Warning)
 	}
-	m := &manifest{Extra: extraName, Memory: initMemory, Root: rootName, RootFormat: "raw"}
+	m := &manifest{Extra: boot.ExtraName, Memory: initMemory, Root: rootName, RootFormat: "raw"}
 	if done.Program {
 		m.Memory = programMemory
 	}
-	if done.OwnKernel {
-		m.OwnKernel, m.Kernel = true, ownKernelName
-		if done.PVH {
-			m.Kernel = vmlinuxName
-		}
-	}
+	m.Kernel = done.KernelName()
+	m.OwnKernel = m.Kernel != ""
 	// Nobody writes to them any more.
 	if err := errors.Join(user.Kill(), os.Chown(work, os.Getuid(), os.Getgid())); err != nil {
 		return nil, err
 	}
 	most := map[string]int64{
-		m.Root: rootMost(j.set.o.Limits), m.Extra: extraLimit, m.Kernel: vmlinuxLimit}
+		m.Root: rootMost(j.set.o.Limits), m.Extra: boot.ExtraLimit, m.Kernel: boot.KernelLimit}
 	for _, name := range m.files() {
 		from := filepath.Join(work, name)
 		if _, err := settle(from, most[name]); err != nil {

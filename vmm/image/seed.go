@@ -1,189 +1,23 @@
 package image
 
 import (
-	"bufio"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"net/netip"
-	"os"
 
 	"banger/vmm"
-
-	"github.com/cavaliergopher/cpio"
+	"banger/vmm/image/boot"
 )
 
 var _ vmm.Seeder = (*Set)(nil)
 
-// agentLimit bounds the agent's program, in bytes.
-const agentLimit = 64 << 20
-
-// userData lets cloud-init run the seed's own script at each boot, in the first stage that can. The interface is set up
-// anew at each boot because `net` may have changed. ssh's host key, which the agent brings, is not to be removed again.
-const userData = `#cloud-config
-bootcmd:
-- [sh, -c, 'm=/run/banger-seed; mkdir -p $m; mount -t iso9660 -o ro LABEL=cidata $m && { sh $m/banger-install $m; umount $m; }']
-ssh_deletekeys: false
-updates:
-  network:
-    when: [boot-new-instance, boot]
-`
-
-// installScript puts the agent into the guest, in place of an older one, and starts it. With systemd it is enabled, so that the
-// next boot need not wait for cloud-init; a manager that does not look for new units by itself is told to.
-const installScript = `#!/bin/sh
-# banger's agent, installed from the VM's seed disk, which is mounted at $1.
-set -eu
-agent=/usr/local/sbin/banger-agent
-unit=/etc/systemd/system/banger-agent.service
-verb=start
-same() { cmp -s "$1" "$2"; }
-if ! same "$1/banger-agent" $agent; then
-	mkdir -p /usr/local/sbin
-	cp "$1/banger-agent" $agent.new
-	chmod 755 $agent.new
-	mv $agent.new $agent
-	verb=restart
-fi
-if [ ! -d /run/systemd/system ]; then
-	pidof banger-agent >/dev/null || setsid $agent </dev/null >/dev/null 2>&1 &
-	exit
-fi
-if ! same "$1/banger-agent.service" $unit; then
-	cp "$1/banger-agent.service" $unit
-	chmod 644 $unit
-	mkdir -p /etc/systemd/system/sysinit.target.wants
-	ln -sf $unit /etc/systemd/system/sysinit.target.wants/
-fi
-systemctl --no-block $verb banger-agent.service || {
-	systemctl daemon-reload
-	systemctl --no-block $verb banger-agent.service
-}
-`
-
-// agentUnit starts the agent as early as it is of use: cloud-init-local gives the interface its name, which it could not once
-// the agent has brought it up. The port may appear later than the agent, which then ends and is started again.
-const agentUnit = `[Unit]
-Description=banger's agent
-DefaultDependencies=no
-After=local-fs.target cloud-init-local.service
-Conflicts=shutdown.target
-Before=shutdown.target
-StartLimitIntervalSec=0
-
-[Service]
-ExecStart=/usr/local/sbin/banger-agent
-Restart=always
-RestartSec=1
-OOMScoreAdjust=-900
-
-[Install]
-WantedBy=sysinit.target
-`
-
-// Seed implements vmm.Seeder with an ISO 9660 disk as cloud-init's NoCloud takes it. On it is also the agent, taken from the
-// built-in image.
+// Seed implements vmm.Seeder. The agent comes from the built-in image.
 func (s *Set) Seed(id string, mode vmm.NetMode, c vmm.GuestConfig) ([]byte, error) {
-	agent, err := s.agent()
+	img, err := s.Image(Builtin)
 	if err != nil {
 		return nil, fmt.Errorf("cannot find the agent for the guest: %w", err)
 	}
-	// JSON is YAML.
-	meta, err := json.Marshal(map[string]string{"instance-id": id, "local-hostname": c.Hostname})
+	agent, err := boot.Agent(img.Initrd)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot find the agent for the guest: %w", err)
 	}
-	network, err := json.Marshal(networkConfig(mode, c))
-	if err != nil {
-		return nil, err
-	}
-	return packISO("cidata", []isoFile{
-		{"banger-agent", agent},
-		{"banger-agent.service", []byte(agentUnit)},
-		{"banger-install", []byte(installScript)},
-		{"meta-data", append(meta, '\n')},
-		{"network-config", append(network, '\n')},
-		{"user-data", []byte(userData)},
-	}), nil
-}
-
-// agent reads the agent's program, which is the init of the built-in image.
-func (s *Set) agent() ([]byte, error) {
-	img, err := s.Image(Builtin)
-	if err != nil {
-		return nil, err
-	}
-	f, err := os.Open(img.Initrd)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	for r := cpio.NewReader(bufio.NewReaderSize(f, 1<<20)); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return nil, fmt.Errorf("no init in %s", img.Initrd)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", img.Initrd, err)
-		}
-		if h.Name != "init" {
-			continue
-		}
-		if h.Size > agentLimit {
-			return nil, fmt.Errorf("init of %s is longer than %d bytes", img.Initrd, agentLimit)
-		}
-		return io.ReadAll(r)
-	}
-}
-
-// Network configuration of cloud-init, version 2 (its documentation, "Networking Config Version 2").
-type (
-	netConfig struct {
-		Version   int                  `json:"version,omitempty"`
-		Ethernets map[string]netDevice `json:"ethernets,omitempty"`
-		Config    string               `json:"config,omitempty"`
-	}
-	netDevice struct {
-		Match     map[string]string       `json:"match"`
-		SetName   string                  `json:"set-name"`
-		DHCP4     bool                    `json:"dhcp4"`
-		Addresses []netip.Prefix          `json:"addresses,omitempty"`
-		Routes    []netRoute              `json:"routes,omitempty"`
-		DNS       map[string][]netip.Addr `json:"nameservers,omitempty"`
-		MTU       int                     `json:"mtu,omitempty"`
-	}
-	netRoute struct {
-		To  netip.Prefix `json:"to"`
-		Via netip.Addr   `json:"via"`
-	}
-)
-
-// networkConfig says what the agent will say, so that the guest's own network is configured, and thought to be online, at once.
-func networkConfig(mode vmm.NetMode, c vmm.GuestConfig) netConfig {
-	if mode == vmm.NetNone {
-		return netConfig{Config: "disabled"}
-	}
-	d := netDevice{Match: map[string]string{"macaddress": c.MAC}, SetName: "eth0", MTU: c.MTU}
-	for _, a := range []struct {
-		address netip.Prefix
-		gateway netip.Addr
-	}{{c.Address, c.Gateway}, {c.Address6, c.Gateway6}} {
-		if !a.address.IsValid() {
-			continue
-		}
-		d.Addresses = append(d.Addresses, a.address)
-		if a.gateway.IsValid() {
-			any := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-			if a.gateway.Is6() {
-				any = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-			}
-			d.Routes = append(d.Routes, netRoute{any, a.gateway})
-		}
-	}
-	if len(c.DNS) > 0 {
-		d.DNS = map[string][]netip.Addr{"addresses": c.DNS}
-	}
-	d.DHCP4 = len(d.Addresses) == 0
-	return netConfig{Version: 2, Ethernets: map[string]netDevice{"eth0": d}}
+	return boot.Seed(agent, id, mode, c)
 }

@@ -61,7 +61,7 @@ type tree struct {
 }
 
 func newTree(limits Limits) *tree {
-	return &tree{limits: limits, root: &node{mode: modeDir | 0o755, children: map[string]*node{}, layer: -1, mtime: epoch, inode: inodeRoot}}
+	return &tree{limits: limits, root: &node{mode: modeDir | 0o755, children: map[string]*node{}, layer: -1, mtime: time.Unix(0, 0), inode: inodeRoot}}
 }
 
 const whiteout = ".wh."
@@ -324,7 +324,7 @@ func (t *tree) walk(parts []string, make bool) (*node, error) {
 			if err := errors.Join(t.count(1, blockSize), t.countText(len(name))); err != nil {
 				return nil, err
 			}
-			n = &node{mode: modeDir | 0o755, mtime: epoch, children: map[string]*node{}, links: 1, layer: t.layer, index: -1}
+			n = &node{mode: modeDir | 0o755, mtime: time.Unix(0, 0), children: map[string]*node{}, links: 1, layer: t.layer, index: -1}
 			here.children[name] = n
 			at = append(at, n)
 		case n.children != nil:

@@ -13,6 +13,7 @@ import (
 
 	"banger/internal/host"
 	"banger/vmm"
+	"banger/vmm/image/boot"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,10 +62,8 @@ type outcome struct {
 	Done     bool    `json:"done,omitempty"`
 
 	// Of one that is done:
-	OwnKernel bool   `json:"own_kernel,omitempty"`
-	PVH       bool   `json:"pvh,omitempty"`
-	Program   bool   `json:"program,omitempty"` // the program of the order runs, no init
-	Warning   string `json:"warning,omitempty"`
+	Program bool `json:"program,omitempty"` // the program of the order runs, no init
+	boot.Made
 }
 
 // IsWorker reports whether this process was started by a Set to build an image. A program that
@@ -183,9 +182,13 @@ func (o *order) makeRoot(ctx context.Context, dir string, progress func(float64)
 	if program == nil && !r.hasInit() {
 		return outcome{}, errors.New("it has no /sbin/init and names nothing else to run")
 	}
-	k := r.findKernel()
+	k := boot.FindKernel(r)
 	if err := r.write(ctx, dir, func(f float64) { progress(0.4 + 0.6*f) }); err != nil {
 		return outcome{}, err
 	}
-	return makeBoot(dir, k, program)
+	made, err := boot.Write(dir, k, program)
+	if err != nil {
+		return outcome{}, err
+	}
+	return outcome{Done: true, Program: program != nil, Made: made}, nil
 }

@@ -31,17 +31,23 @@ func TestRules(t *testing.T) {
 		"part of vmm in fs":    {"fs/f.go", "package fs\n\nimport _ \"banger/vmm/agent\"\n", "only by its interfaces"},
 		"part in another part": {"vmm/store/s.go", "package store\n\nimport _ \"banger/vmm/agent\"\n", "do not import each other"},
 		"sub-package in vmm":   {"vmm/v.go", "package vmm\n\nimport _ \"banger/vmm/agent\"\n", "none of its sub-packages"},
+		"room of image":        {"vmm/image/i.go", "package image\n\nimport _ \"banger/vmm/image/boot\"\n", ""},
+		"image in its room":    {"vmm/image/boot/b.go", "package boot\n\nimport _ \"banger/vmm/image\"\n", "leaves only"},
+		"agent in image":       {"vmm/image/i.go", "package image\n\nimport _ \"banger/vmm/agent\"\n", "do not import each other"},
+		"room elsewhere":       {"cmd/bangerd/m.go", "package main\n\nimport _ \"banger/vmm/image/boot\"\n", "only vmm/image imports"},
 		"sql elsewhere":        {"collector/c.go", "package collector\n\nimport _ \"database/sql\"\n", "vmm/store only"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			files := map[string]string{
-				"go.mod":           "module banger\n\ngo 1.26.0\n",
-				rules:              string(rulesText),
-				"vmm/p.go":         "package vmm\n",
-				"vmm/agent/p.go":   "package agent\n",
-				"collector/p.go":   "package collector\n",
-				"vmm/store/doc.go": "package store\n",
+				"go.mod":                "module banger\n\ngo 1.26.0\n",
+				rules:                   string(rulesText),
+				"vmm/p.go":              "package vmm\n",
+				"vmm/agent/p.go":        "package agent\n",
+				"collector/p.go":        "package collector\n",
+				"vmm/store/doc.go":      "package store\n",
+				"vmm/image/doc.go":      "package image\n",
+				"vmm/image/boot/doc.go": "package boot\n",
 			}
 			files[c.file] = c.source
 			for name, text := range files {

@@ -1,4 +1,4 @@
-package image
+package boot
 
 import (
 	"encoding/binary"
@@ -8,7 +8,7 @@ import (
 // isoBlock is the size of a logical block of an ISO 9660 disk, in bytes.
 const isoBlock = 2048
 
-// Where the parts of a disk stand, in blocks. The first sixteen are the system's (ECMA-119, 6.2.1).
+// The parts of a disk by their blocks. The first sixteen are the system's (ECMA-119, 6.2.1).
 const (
 	isoVolume = 16 + iota
 	isoEnd
@@ -24,10 +24,9 @@ type isoFile struct {
 	data []byte
 }
 
-// packISO gives an ISO 9660 disk (ECMA-119) of that volume name with these files in its root. The same
-// files give the same bytes. Names are recorded as they are, in lower case and with hyphens: stricter
-// systems than Linux would not have it, but NoCloud's names are such. The directory must fit into one block,
-// which holds forty of these names.
+// packISO returns an ISO 9660 disk (ECMA-119) with files in its only directory. NoCloud needs names in
+// lower case with hyphens, which the standard forbids and Linux reads. The directory must fit into
+// one block, which holds forty names of that length.
 func packISO(volume string, files []isoFile) []byte {
 	files = append([]isoFile(nil), files...)
 	sort.Slice(files, func(i, j int) bool { return files[i].name < files[j].name })
@@ -62,7 +61,7 @@ func packISO(volume string, files []isoFile) []byte {
 	binary.LittleEndian.PutUint32(d[140:], isoPathsL)
 	binary.BigEndian.PutUint32(d[148:], isoPathsM)
 	copy(d[156:], root)
-	for _, at := range []int{813, 830, 847, 864} { // dates that are not given, 8.4.26.1
+	for _, at := range []int{813, 830, 847, 864} { // dates left out, 8.4.26.1
 		copy(d[at:], "0000000000000000")
 	}
 	d[881] = 1 // structure version
@@ -79,7 +78,7 @@ func packISO(volume string, files []isoFile) []byte {
 	return disk
 }
 
-// isoRecord is a directory record, 9.1. Its date is the epoch.
+// isoRecord returns a directory record, 9.1. Its date is the epoch.
 func isoRecord(name string, block, size int, dir bool) []byte {
 	r := make([]byte, (33+len(name)+1)&^1)
 	r[0] = byte(len(r))

@@ -1,4 +1,4 @@
-package image
+package boot
 
 import (
 	"bytes"
@@ -12,8 +12,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// vmlinuxLimit bounds what a kernel may unpack to; Debian's is about 60 MB.
-const vmlinuxLimit = 512 << 20
+// KernelLimit bounds what a kernel may unpack to, in bytes. Debian's unpacks to about 60 MB.
+const KernelLimit = 512 << 20
 
 // Offsets into a bzImage: the kernel's Documentation/arch/x86/boot.rst, "The real-mode kernel header".
 const (
@@ -26,8 +26,21 @@ const (
 	payloadVersion   = 0x208 // the first protocol with payload_offset
 )
 
-// extractVmlinux gives the ELF kernel that a bzImage carries compressed. It
-// knows the formats gzip, zstd and lz4 (Debian's) and refuses the others by name.
+// PVHKernel returns the uncompressed kernel of a bzImage if a VMM can enter that directly, through
+// PVH.
+func PVHKernel(bzImage []byte) ([]byte, error) {
+	vmlinux, err := extractVmlinux(bzImage)
+	if err == nil && !hasPVHNote(vmlinux) {
+		err = errors.New("the kernel has no PVH note")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return vmlinux, nil
+}
+
+// extractVmlinux returns the ELF kernel that a bzImage holds compressed. It unpacks gzip, zstd and
+// lz4 (Debian's) and refuses other formats by their names.
 func extractVmlinux(bzImage []byte) ([]byte, error) {
 	if len(bzImage) < setupHeaderEnd || string(bzImage[offHeaderMagic:offHeaderMagic+4]) != "HdrS" {
 		return nil, errors.New("not a bzImage: no setup header")
@@ -54,8 +67,8 @@ func extractVmlinux(bzImage []byte) ([]byte, error) {
 	return vmlinux, nil
 }
 
-// decompress unpacks a kernel's payload: a compressed file and, except for
-// gzip which has it anyway, four bytes of the unpacked size.
+// decompress unpacks a kernel's payload: a compressed file and four bytes of the unpacked size. With
+// gzip these are the end of the file itself.
 func decompress(b []byte) ([]byte, error) {
 	if len(b) < 8 {
 		return nil, errors.New("the payload is too short")
@@ -94,18 +107,20 @@ func unpackGzip(b []byte) ([]byte, error) {
 		return nil, err
 	}
 	r.Multistream(false)
-	return readLimited(r, vmlinuxLimit)
+	return readLimited(r, KernelLimit)
 }
 
 func unpackZstd(b []byte) ([]byte, error) {
-	r, err := zstd.NewReader(bytes.NewReader(b[:len(b)-4]), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(vmlinuxLimit))
+	r, err := zstd.NewReader(bytes.NewReader(b[:len(b)-4]),
+		zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(KernelLimit))
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	return readLimited(r, vmlinuxLimit)
+	return readLimited(r, KernelLimit)
 }
 
+// readLimited reads all of r. More than most bytes are an error.
 func readLimited(r io.Reader, most int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r, most+1))
 	if err == nil && int64(len(b)) > most {
@@ -114,8 +129,8 @@ func readLimited(r io.Reader, most int64) ([]byte, error) {
 	return b, err
 }
 
-// xenPHYS32Entry is XEN_ELFNOTE_PHYS32_ENTRY, the note that tells a VMM where
-// to enter a kernel through PVH (xen/include/public/elfnote.h).
+// xenPHYS32Entry is XEN_ELFNOTE_PHYS32_ENTRY, the note with the address at which a VMM enters a kernel
+// through PVH (xen/include/public/elfnote.h).
 const xenPHYS32Entry = 18
 
 // hasPVHNote reports whether a VMM can enter vmlinux directly.
@@ -136,8 +151,8 @@ func hasPVHNote(vmlinux []byte) bool {
 	return false
 }
 
-// noteIn looks through ELF notes: three words (size of the name, size of the
-// description, type), then both, each padded to four bytes (elf(5)).
+// noteIn searches ELF notes. Each has three words (size of the name, size of the description, type),
+// then name and description, padded to four bytes (elf(5)).
 func noteIn(b []byte, order binary.ByteOrder, name string, kind uint32) bool {
 	for len(b) >= 12 {
 		nameSize, descSize := uint64(order.Uint32(b)), uint64(order.Uint32(b[4:]))

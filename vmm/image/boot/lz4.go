@@ -1,4 +1,4 @@
-package image
+package boot
 
 import (
 	"encoding/binary"
@@ -23,8 +23,8 @@ var errLZ4 = errors.New("damaged block")
 // costs it a stack frame, so a hostile kernel would end the process.
 func unpackLZ4(b []byte) ([]byte, error) {
 	want := binary.LittleEndian.Uint32(b[len(b)-4:])
-	if want > vmlinuxLimit {
-		return nil, fmt.Errorf("unpacked size %d is over %d", want, vmlinuxLimit)
+	if want > KernelLimit {
+		return nil, fmt.Errorf("unpacked size %d is over %d", want, KernelLimit)
 	}
 	b = b[len(lz4Magic) : len(b)-4]
 	var out []byte
