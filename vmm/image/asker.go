@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"banger/vmm/image/rootfs"
 )
 
 // What a registry may send, and for how long.
@@ -144,7 +146,7 @@ func (a *asker) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
-	body := &answer{cancel: cancel, most: maxJSON}
+	body := &answer{cancel: cancel, most: rootfs.MaxJSON}
 	body.late = time.AfterFunc(smallTime, func() {
 		cancel(fmt.Errorf("%.200q did not answer within %v", r.URL.Host, smallTime))
 	})

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/image/rootfs"
 )
 
 // trusting takes every certificate: the tests' servers have none for their addresses.
@@ -244,8 +245,8 @@ func TestEndlessAnswers(t *testing.T) {
 
 // A layer may be long but not slow; other answers are neither.
 func TestSlowLayer(t *testing.T) {
-	const size = 2 * maxJSON
-	digest := sum(nil)
+	const size = 2 * rootfs.MaxJSON
+	digest := rootfs.Sum(nil)
 	url, _ := serve(t, "127.0.0.1", false, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/v2/app/blobs/" + digest:

@@ -3,15 +3,10 @@ package image
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,19 +15,18 @@ import (
 
 	"banger/internal/host"
 	"banger/vmm"
-
-	"golang.org/x/sys/unix"
+	"banger/vmm/image/rootfs"
 )
 
-// Of disks made elsewhere.
-const (
-	diskRecipe = "disk 1"  // part of the key: it changes when the same disk would become another image
-	diskMemory = 512 << 20 // the least with which a distribution's cloud image is of use, bytes
-	diskLimit  = 1 << 40   // of what a guest sees, bytes
-)
+// diskRecipe is part of the key of each build of a disk. It changes whenever the same disk makes
+// another image.
+const diskRecipe = "disk 1"
 
-// Limits of qemu-img, which reads what a user made: address space in KiB and seconds of a CPU. A large disk is read and
-// written in much less.
+// diskMemory is the least memory in which a distribution's cloud image is of use, in bytes.
+const diskMemory = 512 << 20
+
+// Limits of qemu-img, which reads a user's disk: address space in KiB and seconds of a CPU. Large disks
+// need much less.
 const (
 	convertMemory = 2 << 20
 	convertCPU    = 3600
@@ -41,8 +35,9 @@ const (
 // convertTime is how long qemu-img may take in all.
 const convertTime = 2 * time.Hour
 
-// planDisk takes a disk that boots by itself. It is copied first, by this process, which alone has the right to read it: what is
-// then looked at cannot be changed by who owns the original. A raw disk's copy is the image's; a qcow2 goes through qemu-img.
+// planDisk plans the build of a disk that boots by itself. This process, which alone may read the disk,
+// copies it first: its owner cannot change the copy after that has been checked. The copy of a raw
+// disk becomes the image's; qemu-img converts that of a qcow2.
 func planDisk(ctx context.Context, j *job) (*plan, error) {
 	if j.local.dir {
 		return nil, fmt.Errorf("%.200q is a directory, not a disk", j.source.arg)
@@ -70,17 +65,19 @@ func planDiskIn(ctx context.Context, j *job, p *plan, tmp string) error {
 		return err
 	}
 	defer out.Close()
-	sum, err := copyDisk(ctx, out, j.local.file, j.set.o.Limits.Bytes, func(done float64) { j.progress(done / 2) })
+	progress := func(done float64) { j.progress(done / 2) }
+	sum, err := rootfs.CopyDisk(ctx, out, j.local.file, j.set.o.Limits.Bytes, progress)
 	if err != nil {
 		return err
 	}
-	format, err := diskFormat(out, j.source.arg)
+	format, err := rootfs.DiskFormat(out, j.source.arg)
 	if err != nil {
 		return err
 	}
 	p.key = digest([]byte(diskRecipe), []byte(format), []byte(sum))
 	p.make = func(ctx context.Context, dir string) (*manifest, error) {
-		m := &manifest{Firmware: true, Root: "root." + format, RootFormat: format, Memory: diskMemory, Digest: "sha256:" + sum}
+		m := &manifest{Firmware: true, Root: "root." + format, RootFormat: format,
+			Memory: diskMemory, Digest: "sha256:" + sum}
 		if format == "qcow2" {
 			if disk, err = j.convert(ctx, tmp); err != nil {
 				return nil, err
@@ -96,73 +93,8 @@ func planDiskIn(ctx context.Context, j *job, p *plan, tmp string) error {
 	return nil
 }
 
-// copyDisk copies src without its zeros, and gives the SHA-256 of all of it. More than limit bytes that are not zeros are refused.
-func copyDisk(ctx context.Context, dst, src *os.File, limit int64, progress func(float64)) (sum string, err error) {
-	fi, err := src.Stat()
-	if err != nil {
-		return "", err
-	}
-	size := fi.Size()
-	if size == 0 || size > diskLimit {
-		return "", fmt.Errorf("it has %d bytes; a disk has 1 to %d", size, int64(diskLimit))
-	}
-	h := sha256.New()
-	read := int64(0)
-	from := host.NewReader(ctx, io.NewSectionReader(src, 0, size), func(n int) {
-		read += int64(n)
-		progress(float64(read) / float64(size))
-	})
-	n, err := host.CopySparse(ctx, dst, io.TeeReader(from, h), host.Limit{Stored: limit})
-	switch {
-	case errors.Is(err, host.ErrTooMuch):
-		return "", fmt.Errorf("it holds more than %d bytes (image_max_size)", limit)
-	case err != nil:
-		return "", err
-	case n != size:
-		return "", errors.New("it was changed while it was read")
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// diskFormat says whether a disk is raw or qcow2: as its name says, else as it begins. A qcow2 that leads to other files is refused
-// here, before any program sees it (docs/interop/qcow2.txt of QEMU, "Header").
-func diskFormat(f *os.File, name string) (string, error) {
-	var head [104]byte
-	n, err := f.ReadAt(head[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return "", err
-	}
-	is := bytes.HasPrefix(head[:], []byte("QFI\xfb"))
-	switch ext := strings.ToLower(path.Ext(name)); {
-	case ext == ".raw" || ext != ".qcow2" && !is:
-		return "raw", nil
-	case !is:
-		return "", errors.New("its name ends in .qcow2, but it is none")
-	}
-	order := binary.BigEndian
-	version, features := order.Uint32(head[4:]), uint64(0)
-	if version >= 3 {
-		features = order.Uint64(head[72:])
-	}
-	const dataFile = 1 << 2
-	switch {
-	case n < 72 || version != 2 && version != 3 || version == 3 && n < len(head):
-		return "", errors.New("it is a damaged qcow2, or one of a version that is not known")
-	case order.Uint64(head[8:]) != 0:
-		return "", errors.New("it is an overlay of another disk; make one that stands alone: qemu-img convert -O qcow2")
-	case features&dataFile != 0:
-		return "", errors.New("it keeps its data in another file; make one that stands alone: qemu-img convert -O qcow2")
-	case order.Uint32(head[32:]) != 0:
-		return "", errors.New("it is encrypted")
-	case order.Uint64(head[24:]) > diskLimit:
-		return "", fmt.Errorf("the guest would see more than %d bytes of it", int64(diskLimit))
-	}
-	return "qcow2", nil
-}
-
-// convert makes a plain qcow2 of the copied one in dir. qemu-img runs with limits and, where the
-// daemon is root, with a uid of its own, which owns nothing but a directory in dir; it dies with
-// the daemon.
+// convert makes a plain qcow2 of the copy in dir. qemu-img has limits and, where the daemon is root, a
+// uid of its own, which owns nothing but a directory in dir. It ends with the daemon.
 func (j *job) convert(ctx context.Context, dir string) (_ string, err error) {
 	user, err := j.set.o.Jobs.Begin()
 	if err != nil {
@@ -193,8 +125,7 @@ func (j *job) convert(ctx context.Context, dir string) (_ string, err error) {
 	return done, os.Rename(to, done)
 }
 
-// qemuConvert runs qemu-img in work. That is its working directory from the start: its uid may
-// enter none above.
+// qemuConvert runs qemu-img in work. It starts there, because its uid may enter no directory above.
 func (j *job) qemuConvert(ctx context.Context, user *vmm.Job, work string) error {
 	dir, err := os.Open(work)
 	if err != nil {
@@ -203,7 +134,7 @@ func (j *job) qemuConvert(ctx context.Context, user *vmm.Job, work string) error
 	defer dir.Close()
 	ctx, cancel := context.WithTimeout(ctx, convertTime)
 	defer cancel()
-	// ulimit -f counts 512 bytes in dash and 1024 in bash's sh; it is the coarser guard, settle has the exact one.
+	// ulimit -f counts 512 bytes in dash and 1024 in bash's sh. settle has the exact limit.
 	limits := fmt.Sprintf(`cd /proc/self/fd/3 || exit; exec 3<&-
 ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
 		convertMemory, convertCPU, j.set.o.Limits.Bytes/512+1)
@@ -212,25 +143,26 @@ ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	cmd.ExtraFiles, cmd.WaitDelay = []*os.File{dir}, time.Second
-	said := host.Beginning{Most: firstWords}
-	cmd.Stdout, cmd.Stderr = percents(func(p float64) { j.progress(0.5 + p/200) }), &said
+	messages := host.Beginning{Most: messageLimit}
+	progress := percents(func(p float64) { j.progress(0.5 + p/200) })
+	cmd.Stdout, cmd.Stderr = progress, &messages
 	confined := host.Confined{UID: user.UID, GID: user.UID, Nice: niceness}
 	if err := confined.Run(cmd); err != nil {
 		if e := ctx.Err(); e != nil {
 			return e
 		}
-		if strings.Contains(said.String(), syscall.ENOSPC.Error()) || strings.Contains(said.String(), "No space left") {
+		if strings.Contains(strings.ToLower(messages.String()), syscall.ENOSPC.Error()) {
 			return syscall.ENOSPC
 		}
-		return fmt.Errorf("qemu-img cannot read it (%w): %s", err, host.OneLine(said.Bytes()))
+		return fmt.Errorf("qemu-img cannot read it (%w): %s", err, host.OneLine(messages.Bytes()))
 	}
 	return nil
 }
 
-// firstWords is how many bytes are kept of what a program complains of.
-const firstWords = 4096
+// messageLimit bounds the error output of a program that is kept, in bytes.
+const messageLimit = 4096
 
-// percents is a writer for the progress that qemu-img prints, "    (12.50/100%)\r".
+// percents is called with the progress that qemu-img prints, "    (12.50/100%)\r".
 type percents func(float64)
 
 func (f percents) Write(p []byte) (int, error) {
@@ -240,31 +172,4 @@ func (f percents) Write(p []byte) (int, error) {
 		f(done)
 	}
 	return len(p), nil
-}
-
-// settle makes a finished disk the daemon's own and readable for VMMs, and gives the bytes that it takes. It was written in a
-// directory of another user, who has no process any more.
-func settle(name string, limit int64) (int64, error) {
-	fd, err := unix.Open(name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, &os.PathError{Op: "open", Path: name, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), name)
-	var st unix.Stat_t
-	if err = unix.Fstat(fd, &st); err == nil {
-		switch size := st.Blocks * 512; {
-		case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1:
-			err = errors.New("what qemu-img made is no file of its own")
-		case size > limit:
-			err = fmt.Errorf("it holds %d bytes; %d are allowed (image_max_size)", size, limit)
-		}
-	}
-	if err == nil {
-		err = f.Chown(os.Getuid(), os.Getgid())
-	}
-	if err != nil {
-		f.Close()
-		return 0, err
-	}
-	return st.Blocks * 512, host.CloseSynced(f)
 }

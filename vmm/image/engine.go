@@ -15,6 +15,7 @@ import (
 
 	"banger/internal/host"
 	"banger/vmm"
+	"banger/vmm/image/rootfs"
 )
 
 // blobsName is the directory, beside the images, of what images share; no image's name begins with a dot.
@@ -34,11 +35,8 @@ type Options struct {
 	Log    *slog.Logger // slog.Default() if nil
 }
 
-// Limits bound what an image may be made from.
-type Limits struct {
-	Bytes int64 // of all its files together; 8 GiB if 0
-	Files int   // 500,000 if 0
-}
+// Limits bound the files of an image. Zeros stand for 8 GiB and 500,000 files.
+type Limits = rootfs.Limits
 
 // Users is who must know of images: vmm.Manager.
 type Users interface {

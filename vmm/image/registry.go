@@ -15,6 +15,7 @@ import (
 
 	"banger/internal/host"
 	"banger/vmm"
+	"banger/vmm/image/rootfs"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -55,7 +56,7 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	defer cancel()
 	ask := newAsker(j.set.transport, ref.Context().RegistryStr())
 	defer ask.direct.CloseIdleConnections()
-	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous), remote.WithPlatform(platform),
+	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous), remote.WithPlatform(rootfs.Platform),
 		remote.WithTransport(ask), remote.WithUserAgent("banger"))
 	if err != nil {
 		var refused *transport.Error
@@ -72,11 +73,11 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &ociImage{digest: hash.String()}
-	if m.Config.Size > maxJSON || len(m.Layers) > maxLayers {
+	i := &rootfs.Image{Digest: hash.String()}
+	if m.Config.Size > rootfs.MaxJSON || len(m.Layers) > rootfs.MaxLayers {
 		return nil, fmt.Errorf("a configuration of %d bytes and %d layers are too much", m.Config.Size, len(m.Layers))
 	}
-	if i.config, err = img.ConfigFile(); err != nil {
+	if i.Config, err = img.ConfigFile(); err != nil {
 		return nil, fmt.Errorf("cannot read its configuration: %w", err)
 	}
 	var total, done int64
@@ -99,9 +100,9 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 		if err := j.set.fetchLayer(ctx, &m.Layers[n], ref.Context().Name(), fetch, progress); err != nil {
 			return nil, fmt.Errorf("cannot fetch layer %d of %d: %w", n+1, len(layers), cause(ctx, err))
 		}
-		i.layers = append(i.layers, j.set.cachedLayer(&m.Layers[n]))
+		i.Layers = append(i.Layers, j.set.cachedLayer(&m.Layers[n]))
 	}
-	return i.plan(j, fetched)
+	return j.planImage(i, fetched)
 }
 
 // fetchLayer gets a layer of a repository, unless it is here, checks its digest, and keeps it.
@@ -152,24 +153,24 @@ func copyLayer(ctx context.Context, to *os.File, d *v1.Descriptor,
 	}
 	got := "sha256:" + hex.EncodeToString(h.Sum(nil))
 	if err != nil || n != d.Size || got != d.Digest.String() {
-		return fmt.Errorf("%w: %d bytes with the digest %s, not %d with %s", errDamaged, n, got, d.Size, d.Digest)
+		return fmt.Errorf("%w: %d bytes with the digest %s, not %d with %s", rootfs.ErrDamaged, n, got, d.Size, d.Digest)
 	}
 	return nil
 }
 
 // cachedLayer reads a layer that was fetched. One that has changed since is removed, so that the next build fetches it anew.
-func (s *Set) cachedLayer(d *v1.Descriptor) *layer {
+func (s *Set) cachedLayer(d *v1.Descriptor) *rootfs.Layer {
 	path := s.path(blobsName, layersName, d.Digest.Hex)
-	return &layer{
-		size: d.Size, digest: d.Digest.String(),
-		open: func() (io.ReadCloser, error) {
+	return &rootfs.Layer{
+		Size: d.Size, Digest: d.Digest.String(),
+		Open: func() (io.ReadCloser, error) {
 			f, err := os.Open(path)
 			if err != nil {
 				return nil, err
 			}
-			return newPiece(f, 0, d.Size, true), nil
+			return rootfs.NewPiece(f, 0, d.Size, true), nil
 		},
-		damaged: func() {
+		Damaged: func() {
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				s.o.Log.Error("cannot remove a damaged layer", "err", err)
 			}

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,28 +16,27 @@ import (
 	"banger/internal/host"
 	"banger/vmm"
 	"banger/vmm/image/boot"
+	"banger/vmm/image/rootfs"
 
 	"golang.org/x/sys/unix"
 )
 
-// Layers are read by a process of its own (worker.go), which has no rights, little memory, and
-// nothing of the host but the descriptors that it is given. All that comes back from it may be a
-// stranger's.
+// A process of its own (worker.go) reads layers. It has no rights, little memory, and nothing of the
+// host but the descriptors that it gets. A layer may have taken it over, so its output and its files
+// are checked like a stranger's.
 
 const (
-	workerTime = 2 * time.Hour
-	workerSaid = 1 << 20 // bytes of its stdout
+	workerTime   = 2 * time.Hour
+	workerOutput = 1 << 20 // bytes of its stdout
 )
 
-// rootMost is the longest root disk, in bytes.
-func rootMost(l Limits) int64 {
-	return max(leastRoot, (l.Bytes+int64(l.Files)*2*blockSize)*17/16+freeRoot)
-}
+// rootName is the file of an image with its root disk, which has no partitions.
+const rootName = "root.img"
 
-// makeRoot makes the root disk of layers and all that boots it in dir. program is nil where the
-// root's own init runs. progress goes from begin to 1.
-func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program *vmm.Program,
-	begin float64) (_ *manifest, err error) {
+// makeRoot makes in dir the root disk of layers and the files that boot it. program is nil where the
+// root's own init runs. The progress goes from begin to 1.
+func (j *job) makeRoot(ctx context.Context, dir string, layers []*rootfs.Layer,
+	program *vmm.Program, begin float64) (_ *manifest, err error) {
 	user, err := j.set.o.Jobs.Begin()
 	if err != nil {
 		return nil, err
@@ -58,7 +56,7 @@ func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program
 		return nil, err
 	}
 	if done.Warning != "" {
-		j.set.o.Log.Warn("the image's own kernel cannot be used, the built-in one is",
+		j.set.o.Log.Warn("using the built-in kernel, because the image's own cannot be used",
 			"image", j.item.name, "err", done.Warning)
 	}
 	m := &manifest{Extra: boot.ExtraName, Memory: initMemory, Root: rootName, RootFormat: "raw"}
@@ -67,12 +65,12 @@ func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program
 	}
 	m.Kernel = done.KernelName()
 	m.OwnKernel = m.Kernel != ""
-	// Nobody writes to them any more.
+	// From here on no other process can write to the files.
 	if err := errors.Join(user.Kill(), os.Chown(work, os.Getuid(), os.Getgid())); err != nil {
 		return nil, err
 	}
 	most := map[string]int64{
-		m.Root: rootMost(j.set.o.Limits), m.Extra: boot.ExtraLimit, m.Kernel: boot.KernelLimit}
+		m.Root: j.set.o.Limits.MaxDisk(), m.Extra: boot.ExtraLimit, m.Kernel: boot.KernelLimit}
 	for _, name := range m.files() {
 		from := filepath.Join(work, name)
 		if _, err := settle(from, most[name]); err != nil {
@@ -86,7 +84,7 @@ func (j *job) makeRoot(ctx context.Context, dir string, layers []*layer, program
 }
 
 // runWorker runs a worker to its end.
-func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers []*layer,
+func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers []*rootfs.Layer,
 	program *vmm.Program, progress func(float64)) (*outcome, error) {
 	o := order{Limits: j.set.o.Limits, Program: program, OwnUID: user.UID >= 0}
 	out, err := os.Open(work)
@@ -96,19 +94,20 @@ func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers 
 	defer out.Close()
 	files := []*os.File{out}
 	for _, l := range layers {
-		r, err := l.open()
+		r, err := l.Open()
 		if err != nil {
 			return nil, err
 		}
 		defer r.Close()
-		p, ok := r.(*piece)
+		p, ok := r.(*rootfs.Piece)
 		if !ok {
 			return nil, errors.New("a layer is no part of a file")
 		}
-		if len(files) == 1 || files[len(files)-1] != p.file {
-			files = append(files, p.file)
+		if len(files) == 1 || files[len(files)-1] != p.File {
+			files = append(files, p.File)
 		}
-		o.Layers = append(o.Layers, orderLayer{len(files) - 2, p.at, p.Size(), l.digest, l.diffID})
+		o.Layers = append(o.Layers,
+			orderLayer{len(files) - 2, p.Start, p.Size(), l.Digest, l.DiffID})
 	}
 	text, err := json.Marshal(o)
 	if err != nil {
@@ -123,14 +122,14 @@ func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers 
 	cmd.Stdin, cmd.ExtraFiles = bytes.NewReader(text), files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if user.UID >= 0 {
-		// All that it starts ends with it, and it reaches no network.
+		// Its own processes end with it, and it reaches no network.
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC
 	}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	listener := &outcomes{progress: progress, end: cancel}
-	said := host.Beginning{Most: firstWords}
-	cmd.Stdout, cmd.Stderr = listener, &said
+	messages := host.Beginning{Most: messageLimit}
+	cmd.Stdout, cmd.Stderr = listener, &messages
 	err = host.Confined{UID: user.UID, GID: user.UID, Nice: niceness}.Run(cmd)
 	switch last := listener.last; {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
@@ -139,16 +138,16 @@ func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers 
 		return nil, listener.err
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case noMemory(said.String()):
+	case noMemory(messages.String()):
 		return nil, fmt.Errorf("its files need more than %d MiB of memory, see image_max_files",
 			o.memory()>>20)
 	case err != nil:
-		return nil, fmt.Errorf("the build ended early (%w): %s", err, host.OneLine(said.Bytes()))
+		return nil, fmt.Errorf("the build ended early (%w): %s", err, host.OneLine(messages.Bytes()))
 	case last == nil:
-		return nil, errors.New("the build ended without a word")
+		return nil, errors.New("the build ended without a result")
 	case last.Error != "":
-		if i := last.Damaged; i != nil && *i >= 0 && *i < len(layers) && layers[*i].damaged != nil {
-			layers[*i].damaged()
+		if i := last.Damaged; i != nil && *i >= 0 && *i < len(layers) && layers[*i].Damaged != nil {
+			layers[*i].Damaged()
 		}
 		return nil, errors.New(host.OneLine([]byte(last.Error)))
 	default:
@@ -156,13 +155,14 @@ func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers 
 	}
 }
 
-// noMemory finds the end of a program of Go that got no more memory in what it said.
-func noMemory(said string) bool {
-	return strings.Contains(said, "out of memory") || strings.Contains(said, "cannot allocate memory")
+// noMemory reports whether the messages of a Go program show that it ran out of memory.
+func noMemory(messages string) bool {
+	return strings.Contains(messages, "out of memory") ||
+		strings.Contains(messages, "cannot allocate memory")
 }
 
-// outcomes reads the lines of a worker as they come. What is no line of its kind, or too much, ends
-// it.
+// outcomes reads the output of a worker. It ends the worker at a line of another kind, or after too
+// many bytes.
 type outcomes struct {
 	progress func(float64)
 	end      func()
@@ -173,8 +173,8 @@ type outcomes struct {
 }
 
 func (l *outcomes) Write(p []byte) (int, error) {
-	if l.total += len(p); l.total > workerSaid && l.err == nil {
-		l.fail(errors.New("the build says too much"))
+	if l.total += len(p); l.total > workerOutput && l.err == nil {
+		l.fail(errors.New("the build prints too much"))
 	}
 	if l.err != nil {
 		return len(p), nil
@@ -190,7 +190,7 @@ func (l *outcomes) Write(p []byte) (int, error) {
 		err := json.Unmarshal(line, &o)
 		switch {
 		case err != nil:
-			l.fail(fmt.Errorf("the build says what nobody understands: %w", err))
+			l.fail(fmt.Errorf("the build prints lines that cannot be read: %w", err))
 			return len(p), nil
 		case o.Done, o.Error != "":
 			l.last = &o
@@ -205,21 +205,29 @@ func (l *outcomes) fail(err error) {
 	l.end()
 }
 
-// piece is a part of a file, which can be given to another process.
-type piece struct {
-	*io.SectionReader
-	file *os.File
-	at   int64
-	own  bool // closed with the piece
-}
-
-func newPiece(file *os.File, at, size int64, own bool) *piece {
-	return &piece{io.NewSectionReader(file, at, size), file, at, own}
-}
-
-func (p *piece) Close() error {
-	if p.own {
-		return p.file.Close()
+// settle makes a finished file the daemon's own and readable for VMMs, and returns the bytes that it
+// occupies. Another uid, which has no process any more, wrote it in its own directory.
+func settle(name string, limit int64) (int64, error) {
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: name, Err: err}
 	}
-	return nil
+	f := os.NewFile(uintptr(fd), name)
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil {
+		switch size := st.Blocks * 512; {
+		case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1:
+			err = errors.New("the build made something else than a file")
+		case size > limit:
+			err = fmt.Errorf("it holds %d bytes; %d are allowed (image_max_size)", size, limit)
+		}
+	}
+	if err == nil {
+		err = f.Chown(os.Getuid(), os.Getgid())
+	}
+	if err != nil {
+		f.Close()
+		return 0, err
+	}
+	return st.Blocks * 512, host.CloseSynced(f)
 }

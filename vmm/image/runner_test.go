@@ -93,17 +93,17 @@ func TestWorkerEndsWithItsImage(t *testing.T) {
 // Whatever a worker says, nothing of it is believed that could not be.
 func TestHostileWorker(t *testing.T) {
 	for said, want := range map[string]string{
-		"\n":    "nobody understands",
-		"[1]\n": "nobody understands",
-		strings.Repeat(`{"progress":1}`+"\n", 100_000): "too much",
-		strings.Repeat("x", 2<<20):                     "too much",
+		"\n":    "cannot be read",
+		"[1]\n": "cannot be read",
+		strings.Repeat(`{"progress":1}`+"\n", 100_000): "prints too much",
+		strings.Repeat("x", 2<<20):                     "prints too much",
 	} {
 		ended := false
 		l := &outcomes{progress: func(float64) {}, end: func() { ended = true }}
 		if n, err := io.Copy(l, strings.NewReader(said)); err != nil || n != int64(len(said)) {
 			t.Errorf("%.20q: %d bytes, error %v", said, n, err)
 		}
-		if l.err == nil || !strings.Contains(l.err.Error(), want) || !ended || len(l.line) > workerSaid {
+		if l.err == nil || !strings.Contains(l.err.Error(), want) || !ended || len(l.line) > workerOutput {
 			t.Errorf("%.20q: error %v, ended %v", said, l.err, ended)
 		}
 	}

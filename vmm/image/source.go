@@ -9,6 +9,7 @@ import (
 	"banger/internal/host"
 	"banger/internal/sources"
 	"banger/vmm"
+	"banger/vmm/image/rootfs"
 )
 
 // source is a parsed `source`: what kind it is and what comes behind the kind's word.
@@ -42,7 +43,7 @@ func init() {
 	// By the word of the kind.
 	ways := map[string]sourceKind{
 		"builtin":        {check: noArg, plan: planBuiltin},
-		"debian":         {check: checkSuite, plan: planDebian},
+		"debian":         {check: rootfs.CheckSuite, plan: planDebian},
 		"disk":           {plan: planDisk},
 		"oci":            {plan: planOCI},
 		"docker-archive": {plan: planDockerArchive},

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strconv"
 
 	"banger/internal/host"
 	"banger/vmm"
 	"banger/vmm/image/boot"
+	"banger/vmm/image/rootfs"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +25,7 @@ const workerName = "bangerd-image-build"
 
 // Descriptors of a worker beside stdin, stdout and stderr.
 const (
-	workerDir   = 3 // the directory that it writes to
+	workerDir   = 3 // the directory for its files
 	workerFiles = 4 // the first of the files with layers
 )
 
@@ -31,8 +33,8 @@ const (
 const (
 	workerCPU       = 3600 // seconds
 	workerProcesses = 64
-	workerSpare     = 64 // descriptors beside those that it is given
-	// A node of a tree with its names takes less than this, see treeText.
+	workerSpare     = 64 // descriptors that it opens itself
+	// A file's node in rootfs with its names needs less memory than this.
 	workerPerFile = 2 << 10
 	workerMemory  = 768 << 20 // for kernels, modules and decompressors
 )
@@ -42,10 +44,10 @@ type order struct {
 	Limits  Limits       `json:"limits"`
 	Layers  []orderLayer `json:"layers"` // lowest first
 	Program *vmm.Program `json:"program,omitempty"`
-	OwnUID  bool         `json:"own_uid"` // nobody else's processes count with the worker's
+	OwnUID  bool         `json:"own_uid"` // the worker's processes alone have its uid
 }
 
-// orderLayer is a part of a file that the worker was given.
+// orderLayer is a part of one of the worker's files.
 type orderLayer struct {
 	File   int    `json:"file"`
 	At     int64  `json:"at"`
@@ -54,11 +56,11 @@ type orderLayer struct {
 	DiffID string `json:"diff_id,omitempty"`
 }
 
-// outcome is a line that a worker writes to its stdout. What is not Done or an Error is progress.
+// outcome is a line that a worker writes to its stdout. A line is progress unless Done or Error is set.
 type outcome struct {
 	Progress float64 `json:"progress,omitempty"`
 	Error    string  `json:"error,omitempty"`
-	Damaged  *int    `json:"damaged,omitempty"` // the layer that has not its digest
+	Damaged  *int    `json:"damaged,omitempty"` // the layer that lacks its digest
 	Done     bool    `json:"done,omitempty"`
 
 	// Of one that is done:
@@ -66,12 +68,12 @@ type outcome struct {
 	boot.Made
 }
 
-// IsWorker reports whether this process was started by a Set to build an image. A program that
-// builds images calls Work then and nothing else.
+// IsWorker reports whether a Set has started this process to build an image. Such a process calls Work
+// and nothing else.
 func IsWorker() bool { return os.Args[0] == workerName }
 
-// Work builds one image's root disk and returns the exit status of the process. Its input, layers
-// of strangers, comes by descriptors. What it makes goes to a directory that it was given.
+// Work builds the root disk of one image and returns the exit status of the process. The process gets
+// the layers and the directory for the result as descriptors.
 func Work() int {
 	tell := json.NewEncoder(os.Stdout)
 	done, err := work(os.Stdin, func(f float64) { _ = tell.Encode(outcome{Progress: f}) })
@@ -102,17 +104,17 @@ func work(orders io.Reader, tell func(float64)) (outcome, error) {
 			tell(progress)
 		}
 	})
-	var damaged *damagedLayer
+	var damaged *rootfs.DamagedError
 	if errors.As(err, &damaged) {
-		done.Damaged = &damaged.index
+		done.Damaged = &damaged.Layer
 	}
 	return done, err
 }
 
-// memory is how many bytes a worker may use.
+// memory returns how many bytes a worker may use.
 func (o *order) memory() int64 { return workerMemory + workerPerFile*int64(o.Limits.Files) }
 
-// confine sets the limits of this process and of those that it starts.
+// confine sets the limits of this process, which its own processes inherit.
 func (o *order) confine() error {
 	files := workerFiles
 	for _, l := range o.Layers {
@@ -122,7 +124,7 @@ func (o *order) confine() error {
 	limits := map[int]uint64{
 		unix.RLIMIT_CORE:   0,
 		unix.RLIMIT_CPU:    workerCPU,
-		unix.RLIMIT_FSIZE:  uint64(rootMost(o.Limits)),
+		unix.RLIMIT_FSIZE:  uint64(o.Limits.MaxDisk()),
 		unix.RLIMIT_NOFILE: uint64(files + workerSpare),
 		unix.RLIMIT_DATA:   dataSize() + uint64(o.memory()),
 	}
@@ -137,7 +139,8 @@ func (o *order) confine() error {
 	return nil
 }
 
-// dataSize is what RLIMIT_DATA counts of this process already: much, with the race detector.
+// dataSize returns what RLIMIT_DATA counts of this process already, which is much with the race
+// detector.
 func dataSize() uint64 {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -155,35 +158,39 @@ func dataSize() uint64 {
 	return kib << 10
 }
 
-// layers are those of the order, of the files that the process was given.
-func (o *order) layers() []*layer {
-	var all []*layer
+// layers returns the layers of the order, which are parts of the process's files.
+func (o *order) layers() []*rootfs.Layer {
+	var all []*rootfs.Layer
 	for _, l := range o.Layers {
 		file := os.NewFile(uintptr(workerFiles+l.File), "layer")
-		all = append(all, &layer{size: l.Size, digest: l.Digest, diffID: l.DiffID,
-			open: func() (io.ReadCloser, error) { return newPiece(file, l.At, l.Size, false), nil }})
+		open := func() (io.ReadCloser, error) {
+			return rootfs.NewPiece(file, l.At, l.Size, false), nil
+		}
+		all = append(all,
+			&rootfs.Layer{Size: l.Size, Digest: l.Digest, DiffID: l.DiffID, Open: open})
 	}
 	return all
 }
 
-// makeRoot makes the root disk and all that boots it in dir. progress goes from 0 to 1.
+// makeRoot makes in dir the root disk and the files that boot it. progress goes from 0 to 1.
 func (o *order) makeRoot(ctx context.Context, dir string, progress func(float64)) (outcome, error) {
-	r, err := scan(ctx, o.layers(), o.Limits, func(f float64) { progress(0.4 * f) })
+	r, err := rootfs.Read(ctx, o.layers(), o.Limits, func(f float64) { progress(0.4 * f) })
 	if err != nil {
 		return outcome{}, err
 	}
 	program := o.Program
-	if program != nil && len(program.Args) > 0 && isInit(program.Args[0]) && r.hasInit() {
+	if program != nil && len(program.Args) > 0 && rootfs.IsInit(program.Args[0]) && r.HasInit() {
 		program = nil
 	}
 	if program != nil && len(program.Args) == 0 {
 		program = nil
 	}
-	if program == nil && !r.hasInit() {
+	if program == nil && !r.HasInit() {
 		return outcome{}, errors.New("it has no /sbin/init and names nothing else to run")
 	}
 	k := boot.FindKernel(r)
-	if err := r.write(ctx, dir, func(f float64) { progress(0.4 + 0.6*f) }); err != nil {
+	name := filepath.Join(dir, rootName)
+	if err := r.Write(ctx, name, func(f float64) { progress(0.4 + 0.6*f) }); err != nil {
 		return outcome{}, err
 	}
 	made, err := boot.Write(dir, k, program)

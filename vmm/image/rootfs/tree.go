@@ -1,11 +1,10 @@
-package image
+package rootfs
 
 import (
 	"archive/tar"
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 	"time"
 
@@ -27,46 +26,51 @@ const (
 	maxDepth  = 200
 	maxFollow = 40 // symbolic links on the way to one file, as the kernel's
 	maxXattrs = 2048
-	// overhead bounds what a layer's stream may have beside the files' bytes, for each of its files: headers, padding.
+	// overhead bounds the headers and padding of a layer's stream, in bytes for each of its files.
 	overhead = 8 << 10
 )
 
-// node is a file of a tree. A file of several names is one node.
+// node is a file of a tree. All names of a file share its node.
 type node struct {
 	mode     uint16 // with its type
 	uid, gid uint32
 	mtime    time.Time
 	size     int64
-	link     string // where a symbolic link points
+	link     string // the target of a symbolic link
 	xattrs   map[string]string
 	children map[string]*node // of a directory
-	links    int              // names, of what is no directory
+	links    int              // names; directories do not count theirs
 
-	layer, index int // where its content is: the entry's place in the layer, from 0
-	cleared      int // layers that have removed what those below them have in it
+	layer, index int // the place of its content: the entry's number in the layer, from 0
+	cleared      int // layers that have removed the entries of lower layers from it
 	inode        uint32
-	keep         *[]byte // its content is wanted here, too
+	keep         *[]byte // gets a copy of its content; may be nil
 }
 
-// tree is a root file system as the layers make it, laid one over the other by the rules of OCI's image-spec, layer.md. It
-// exists in memory only, without the files' content.
+// tree is the root file system of layers that are laid one over the other by the rules of OCI's
+// image-spec, layer.md. It exists in memory only, without the contents of files.
 type tree struct {
 	root   *node
 	limits Limits
 
-	layer, index int   // of the entry that is added
-	files        int   // entries and made directories so far, of all layers
+	layer, index int   // of the next entry
+	files        int   // entries and implied directories so far, of all layers
 	bytes        int64 // of files, and a block of each directory
 	text         int64 // of names, links and attributes
 }
 
 func newTree(limits Limits) *tree {
-	return &tree{limits: limits, root: &node{mode: modeDir | 0o755, children: map[string]*node{}, layer: -1, mtime: time.Unix(0, 0), inode: inodeRoot}}
+	root := &node{mode: modeDir | 0o755, children: map[string]*node{}, layer: -1,
+		mtime: epoch, inode: inodeRoot}
+	return &tree{limits: limits, root: root}
 }
+
+// epoch is the time of directories that only a path implies.
+var epoch = time.Unix(0, 0)
 
 const whiteout = ".wh."
 
-// treeText bounds names, links and attributes, in bytes for each file that is allowed.
+// treeText bounds names, links and attributes, in bytes for each allowed file.
 const treeText = 512
 
 var errSparse = errors.New("a file is stored without its holes (a sparse member); " +
@@ -84,7 +88,7 @@ func (t *tree) count(files int, bytes int64) error {
 	return nil
 }
 
-// countText accounts for what is kept of a file beside its content.
+// countText accounts for n bytes of names, links and attributes.
 func (t *tree) countText(n int) error {
 	if most := treeText * int64(t.limits.Files); int64(n) > most-t.text {
 		return fmt.Errorf("names, links and attributes of more than %d bytes, see image_max_files", most)
@@ -93,8 +97,8 @@ func (t *tree) countText(n int) error {
 	return nil
 }
 
-// add takes in the next entry of a layer. What is no part of a root file system is left out; what
-// would lead out of it is an error.
+// add adds the next entry of a layer. It ignores devices and headers without a file. An entry whose
+// path leads out of the root is an error.
 func (t *tree) add(h *tar.Header) error {
 	if host.Sparse(h) {
 		return errSparse
@@ -105,7 +109,7 @@ func (t *tree) add(h *tar.Header) error {
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo:
 	default:
-		return nil // devices, which the guest's own /dev has, and headers of no file
+		return nil // the guest's own /dev has the devices
 	}
 	parts, err := split(h.Name)
 	if err != nil {
@@ -150,32 +154,6 @@ func (t *tree) add(h *tar.Header) error {
 	}
 	t.put(dir, name, n)
 	return nil
-}
-
-// split takes a path apart. It is the path of something in the root, whether it begins with a slash or not.
-func split(name string) ([]string, error) {
-	if len(name) > maxPath {
-		return nil, fmt.Errorf("a path of %d bytes, %d are allowed", len(name), maxPath)
-	}
-	if strings.IndexByte(name, 0) >= 0 {
-		return nil, fmt.Errorf("a path with a NUL byte: %s", base(name))
-	}
-	var parts []string
-	for _, p := range strings.Split(name, "/") {
-		switch {
-		case p == "" || p == ".":
-		case p == "..":
-			return nil, fmt.Errorf("a path that leads out of the root: %.200q", name)
-		case len(p) > maxName:
-			return nil, fmt.Errorf("a name of %d bytes, %d are allowed, that begins %.40q", len(p), maxName, p)
-		default:
-			parts = append(parts, p)
-		}
-	}
-	if len(parts) > maxDepth {
-		return nil, fmt.Errorf("a path of %d directories, %d are allowed, that begins %.40q", len(parts), maxDepth, name)
-	}
-	return parts, nil
 }
 
 // fill sets a node's attributes from an entry.
@@ -224,7 +202,7 @@ func (t *tree) fill(n *node, h *tar.Header) error {
 	return t.countText(total)
 }
 
-// hardLink gives a file that is there another name.
+// hardLink gives an existing file another name.
 func (t *tree) hardLink(dir *node, name string, h *tar.Header) error {
 	parts, err := split(h.Linkname)
 	if err != nil {
@@ -250,7 +228,7 @@ func (t *tree) hardLink(dir *node, name string, h *tar.Header) error {
 	return nil
 }
 
-// put gives a name to a node; what had it loses it.
+// put gives a name to a node, and takes it from the node that had it.
 func (t *tree) put(dir *node, name string, n *node) {
 	if old := dir.children[name]; old != nil {
 		drop(old)
@@ -258,7 +236,7 @@ func (t *tree) put(dir *node, name string, n *node) {
 	dir.children[name] = n
 }
 
-// drop takes a name from a node, and from all that is in it.
+// drop takes a name from a node and from all nodes in it.
 func drop(n *node) {
 	n.links--
 	for _, c := range n.children {
@@ -266,7 +244,7 @@ func drop(n *node) {
 	}
 }
 
-// white hides what the layers below this one have: a name, or all names of a directory.
+// white hides entries of lower layers: one name, or all names of a directory.
 func (t *tree) white(dir *node, hidden string) {
 	const opaque = ".wh..opq"
 	if hidden == opaque {
@@ -279,8 +257,9 @@ func (t *tree) white(dir *node, hidden string) {
 	}
 }
 
-// below removes what is in a node and not of this layer, and reports whether nothing of this layer is left, the node itself counted.
-// It looks at what is in a directory once for each layer, whatever the layer repeats.
+// below removes the entries of lower layers from a node. It reports whether the node and all in it
+// were of lower layers. It looks into a directory once for each layer, however often the layer
+// repeats the whiteout.
 func (t *tree) below(n *node) bool {
 	if n.cleared <= t.layer {
 		n.cleared = t.layer + 1
@@ -294,98 +273,7 @@ func (t *tree) below(n *node) bool {
 	return n.layer != t.layer && len(n.children) == 0
 }
 
-// dir finds a directory, which is made if it is not there. Symbolic links on the way lead where they would in a root that is this tree.
-func (t *tree) dir(parts []string) (*node, error) { return t.walk(parts, true) }
-
-// walk follows parts from the root. Without make it gives nil for what is not there.
-func (t *tree) walk(parts []string, make bool) (*node, error) {
-	at := []*node{t.root} // the way, for ..
-	rest := slices.Clone(parts)
-	follows := 0
-	for len(rest) > 0 {
-		name := rest[0]
-		rest = rest[1:]
-		here := at[len(at)-1]
-		switch name {
-		case "", ".":
-			continue
-		case "..": // of a symbolic link; the root's parent is the root
-			at = at[:max(1, len(at)-1)]
-			continue
-		}
-		n := here.children[name]
-		switch {
-		case n == nil && !make:
-			return nil, nil
-		case n == nil:
-			if len(name) > maxName || len(at) > maxDepth {
-				return nil, errors.New("a symbolic link leads to a path that is too long")
-			}
-			if err := errors.Join(t.count(1, blockSize), t.countText(len(name))); err != nil {
-				return nil, err
-			}
-			n = &node{mode: modeDir | 0o755, mtime: time.Unix(0, 0), children: map[string]*node{}, links: 1, layer: t.layer, index: -1}
-			here.children[name] = n
-			at = append(at, n)
-		case n.children != nil:
-			at = append(at, n)
-		case n.mode&modeType == modeLink:
-			if follows++; follows > maxFollow {
-				return nil, fmt.Errorf("symbolic links lead in a circle: %s", base(name))
-			}
-			if strings.HasPrefix(n.link, "/") {
-				at = at[:1]
-			}
-			rest = append(strings.Split(n.link, "/"), rest...)
-			if len(rest) > maxPath {
-				return nil, errors.New("symbolic links lead to a path that is too long")
-			}
-		case make:
-			return nil, fmt.Errorf("a file is in the place of a directory: %s", base(name))
-		default:
-			return nil, nil
-		}
-	}
-	return at[len(at)-1], nil
-}
-
-// follow gives what a path leads to in the tree, nil if that is nothing.
-func (t *tree) follow(name string) *node {
-	parts, err := split(name)
-	if err != nil {
-		return nil
-	}
-	for range maxFollow {
-		if len(parts) == 0 {
-			return t.root
-		}
-		dir, err := t.walk(parts[:len(parts)-1], false)
-		if err != nil || dir == nil {
-			return nil
-		}
-		n := dir.children[parts[len(parts)-1]]
-		if n == nil || n.mode&modeType != modeLink {
-			return n
-		}
-		if strings.HasPrefix(n.link, "/") {
-			parts = nil
-		} else {
-			parts = parts[:len(parts)-1]
-		}
-		for _, p := range strings.Split(n.link, "/") {
-			switch p {
-			case "", ".":
-			case "..": // by name: enough for links within directories that are none themselves
-				parts = parts[:max(0, len(parts)-1)]
-			default:
-				parts = append(slices.Clip(parts), p)
-			}
-		}
-	}
-	return nil
-}
-
-// measure counts the inodes and the blocks that the tree needs, generously.
+// measure returns how many inodes and, at most, blocks the tree needs.
 func (t *tree) measure() (inodes int, blocks int64) {
 	seen := map[*node]bool{}
 	var walk func(n *node)

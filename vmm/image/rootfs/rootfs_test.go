@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"archive/tar"
@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -48,10 +49,18 @@ func file(name, content string) tar.Header {
 	return tar.Header{Name: name, Typeflag: tar.TypeReg, Linkname: content}
 }
 
-func layersOf(tars ...[]byte) []*layer {
-	var layers []*layer
+func gzipped(b []byte) []byte {
+	var buf bytes.Buffer
+	w := gzip.NewWriter(&buf)
+	w.Write(b)
+	w.Close()
+	return buf.Bytes()
+}
+
+func layersOf(tars ...[]byte) []*Layer {
+	var layers []*Layer
 	for _, b := range tars {
-		layers = append(layers, &layer{size: int64(len(b)), open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }})
+		layers = append(layers, &Layer{Size: int64(len(b)), Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }})
 	}
 	return layers
 }
@@ -90,7 +99,7 @@ func TestLayers(t *testing.T) {
 		// Links and whiteouts that would lead out of the root end at it.
 		tar.Header{Name: "out", Typeflag: tar.TypeSymlink, Linkname: "../../.."}, file("out/out/inside", "d"),
 		file(".wh...", ""), file("data/.wh...", ""), file("data/.wh..", ""))
-	r, err := scan(context.Background(), layersOf(low, high), testLimits, nothing)
+	r, err := Read(context.Background(), layersOf(low, high), testLimits, nothing)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,8 +128,8 @@ func TestLayers(t *testing.T) {
 // What leads out of the root, or is too much, is refused with a sentence and before anything is written.
 func TestHostileLayers(t *testing.T) {
 	// One empty file's header, again and again.
-	many := func(n int) *layer {
-		return &layer{open: func() (io.ReadCloser, error) {
+	many := func(n int) *Layer {
+		return &Layer{Open: func() (io.ReadCloser, error) {
 			const chunk = 1000
 			heads := bytes.Repeat(tarHeader(t, 0), chunk)
 			var all []io.Reader
@@ -131,7 +140,7 @@ func TestHostileLayers(t *testing.T) {
 		}}
 	}
 	// 10 GB of zeros are 10 MB compressed; the gzip of 4 MiB, again and again, is one of them all.
-	zeros := func() *layer {
+	zeros := func() *Layer {
 		head := tarHeader(t, 10<<30)
 		var packed bytes.Buffer
 		z := gzip.NewWriter(&packed)
@@ -139,7 +148,7 @@ func TestHostileLayers(t *testing.T) {
 			t.Fatal(err)
 		}
 		z.Close()
-		return &layer{open: func() (io.ReadCloser, error) {
+		return &Layer{Open: func() (io.ReadCloser, error) {
 			all := []io.Reader{bytes.NewReader(gzipped(head))}
 			for range 2560 {
 				all = append(all, bytes.NewReader(packed.Bytes()))
@@ -154,11 +163,11 @@ func TestHostileLayers(t *testing.T) {
 	}
 	cycle := []tar.Header{{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "b"}, {Name: "b", Typeflag: tar.TypeSymlink, Linkname: "a"}, file("a/x", "x")}
 	// A name with a NUL is written by changing one: no tar.Writer does it.
-	nul := func(h tar.Header) []*layer {
+	nul := func(h tar.Header) []*Layer {
 		return layersOf(bytes.ReplaceAll(tarOf(t, h), []byte("§"), []byte{'/', 0}))
 	}
 	for name, c := range map[string]struct {
-		layers []*layer
+		layers []*Layer
 		want   string
 	}{
 		"a NUL":             {nul(file("etc/passwd§x", "x")), "invalid tar header"},
@@ -176,14 +185,14 @@ func TestHostileLayers(t *testing.T) {
 			PAXRecords: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("v", 4000)}})), "extended attributes"},
 		"a forest":         {layersOf(gzipped(tarOf(t, forest...))), "more than 500000 files"},
 		"sparse":           {layersOf(sparseTar(t, "x", 1<<40)), "sparse member"},
-		"a million files":  {[]*layer{many(1_000_000)}, "more than 500000 files"},
-		"10 GB of zeros":   {[]*layer{zeros()}, "more than 8589934592 bytes"},
+		"a million files":  {[]*Layer{many(1_000_000)}, "more than 500000 files"},
+		"10 GB of zeros":   {[]*Layer{zeros()}, "more than 8589934592 bytes"},
 		"cut":              {layersOf(tarOf(t, file("x", "0123456789"))[:514]), "EOF"},
-		"damaged":          {[]*layer{{digest: sum(nil), open: layersOf(tarOf(t, file("x", "x")))[0].open}}, "damaged"},
-		"unpacked damaged": {[]*layer{{diffID: sum(nil), open: layersOf(gzipped(tarOf(t, file("x", "x"))))[0].open}}, "damaged"},
+		"damaged":          {[]*Layer{{Digest: Sum(nil), Open: layersOf(tarOf(t, file("x", "x")))[0].Open}}, "damaged"},
+		"unpacked damaged": {[]*Layer{{DiffID: Sum(nil), Open: layersOf(gzipped(tarOf(t, file("x", "x"))))[0].Open}}, "damaged"},
 		"xz":               {layersOf([]byte("\xfd7zXZ\x00....")), "compressed with xz"},
 	} {
-		_, err := scan(context.Background(), c.layers, testLimits, nothing)
+		_, err := Read(context.Background(), c.layers, testLimits, nothing)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
 		}
@@ -268,7 +277,7 @@ func tarHeader(t *testing.T, size int64) []byte {
 // A file that claims little and unpacks to much is bounded, too.
 func TestBomb(t *testing.T) {
 	l := layersOf(gzipped(append(tarOf(t, file("x", "x")), make([]byte, 16<<20)...)))[0]
-	_, err := scan(context.Background(), []*layer{l}, Limits{Bytes: 1 << 20, Files: 10}, nothing)
+	_, err := Read(context.Background(), []*Layer{l}, Limits{Bytes: 1 << 20, Files: 10}, nothing)
 	if err == nil || !strings.Contains(err.Error(), "more than is allowed") {
 		t.Errorf("error %v", err)
 	}
@@ -293,15 +302,14 @@ func TestExt4(t *testing.T) {
 	for i := range 3000 {
 		entries = append(entries, file(fmt.Sprintf("many/a-name-that-is-not-short-%d", i), fmt.Sprint(i)))
 	}
-	dir := t.TempDir()
-	r, err := scan(context.Background(), layersOf(tarOf(t, entries...)), testLimits, nothing)
+	disk := filepath.Join(t.TempDir(), "root.img")
+	r, err := Read(context.Background(), layersOf(tarOf(t, entries...)), testLimits, nothing)
 	if err == nil {
-		err = r.write(context.Background(), dir, nothing)
+		err = r.Write(context.Background(), disk, nothing)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	disk := filepath.Join(dir, rootName)
 	if out, err := exec.Command("e2fsck", "-fn", disk).CombinedOutput(); err != nil {
 		t.Errorf("e2fsck: %v\n%s", err, out)
 	}
@@ -328,8 +336,8 @@ func TestExt4(t *testing.T) {
 		t.Errorf("large is another after %d bytes", len(got))
 	}
 	fi, err := os.Stat(disk)
-	if err != nil || fi.Size() < leastRoot || allocated(disk) > 64<<20 {
-		t.Errorf("size %d, %d allocated, error %v", fi.Size(), allocated(disk), err)
+	if err != nil || fi.Size() < leastDisk || fi.Sys().(*syscall.Stat_t).Blocks > 64<<20/512 {
+		t.Errorf("size %d, %+v, error %v", fi.Size(), fi.Sys(), err)
 	}
 	// It can be grown, as the guest's kernel does.
 	if err := os.Truncate(disk, 6<<30); err != nil {
@@ -343,10 +351,10 @@ func TestExt4(t *testing.T) {
 }
 
 // A build that is cancelled ends at once, with nothing but the error.
-func TestScanCancelled(t *testing.T) {
+func TestReadCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := scan(ctx, layersOf(tarOf(t, file("x", "x"))), testLimits, nothing); !errors.Is(err, context.Canceled) {
+	if _, err := Read(ctx, layersOf(tarOf(t, file("x", "x"))), testLimits, nothing); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }
