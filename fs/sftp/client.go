@@ -181,20 +181,20 @@ func ended(err error) error {
 
 func (c *Client) answered(kind byte, d decoder) error {
 	id := d.u32()
+	r := reply{kind: kind, d: d}
 	c.mu.Lock()
 	k := c.calls[id]
 	delete(c.calls, id)
 	left := k != nil && k.left
+	if k != nil && !left {
+		k.reply <- r // has room; under mu, so that leave finds it
+	}
 	c.mu.Unlock()
 	if k == nil || d.bad {
 		return ErrProtocol
 	}
 	<-c.slots
-	r := reply{kind: kind, d: d}
-	switch {
-	case !left:
-		k.reply <- r
-	case k.late != nil:
+	if left && k.late != nil {
 		k.late(r)
 	}
 	return nil

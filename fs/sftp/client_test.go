@@ -453,6 +453,42 @@ func TestLateHandle(t *testing.T) {
 	}
 }
 
+// TestHandleMeetsItsEnd has an answer that arrives in the same moment in which its waiter leaves: the
+// handle must be closed whichever comes first.
+func TestHandleMeetsItsEnd(t *testing.T) {
+	closed := make(chan struct{})
+	c := dial(t, answering(func(kind byte, id uint32) []byte {
+		if kind == kindClose {
+			close(closed)
+		}
+		return packet(kindStatus, id, 0, 0, 0, 0, 0, 0, 0, 0)
+	}))
+	k := &call{id: 1000, reply: make(chan reply, 1), late: c.closeLate}
+	c.mu.Lock()
+	c.calls[k.id] = k
+	c.mu.Unlock()
+	// The call has not taken its slot yet, which holds the answer up in the middle.
+	answered := make(chan error)
+	go func() {
+		answered <- c.answered(kindHandle, decoder{b: packet(0, k.id, 0, 0, 0, 1, '7')[5:]})
+	}()
+	for waits := true; waits; runtime.Gosched() {
+		c.mu.Lock()
+		waits = c.calls[k.id] != nil
+		c.mu.Unlock()
+	}
+	c.leave(k)
+	c.slots <- struct{}{}
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("the guest's handle stays open")
+	}
+}
+
 func TestGreeting(t *testing.T) {
 	for name, greeting := range map[string][]byte{
 		"silent":      nil,
