@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 
 	"banger/vmm"
 )
@@ -36,20 +37,36 @@ func handleStream(h StreamHandler) http.HandlerFunc {
 			http.Error(w, "it is a stream: upgrade to "+upgrade, http.StatusUpgradeRequired)
 			return
 		}
-		serve, err := h(request)
+		// Before h, which may keep something for the stream that serve would give back.
+		conn, buffered, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
-		conn, buffered, err := http.NewResponseController(w).Hijack()
+		serve, err := h(request)
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			refuseStream(conn, err)
 			return
 		}
 		// Should it fail, serve finds out by itself, and closes it.
 		_, _ = io.WriteString(conn, upgradeReply)
 		serve(&stream{Conn: conn, r: buffered.Reader, stop: func() bool { return true }})
 	}
+}
+
+// refuseStream answers with err in place of the stream, and closes conn.
+func refuseStream(conn net.Conn, err error) {
+	text := err.Error()
+	response := http.Response{
+		StatusCode: http.StatusInternalServerError,
+		ProtoMajor: 1, ProtoMinor: 1,
+		Header:        http.Header{"Content-Type": {"text/plain; charset=utf-8"}},
+		Body:          io.NopCloser(strings.NewReader(text)),
+		ContentLength: int64(len(text)),
+		Close:         true,
+	}
+	_ = response.Write(conn) // a host that has gone needs no reason
+	conn.Close()
 }
 
 // stream is a connection after its upgrade.
