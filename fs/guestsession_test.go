@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 // clock is one that only the test moves.
@@ -79,7 +79,7 @@ func (g *filesGuest) Stream(context.Context, string, any) (net.Conn, error) {
 	if g.refuses != nil {
 		return nil, g.refuses
 	}
-	serve, err := agent.Files(g.root)(nil)
+	serve, err := guest.Files(g.root)(nil)
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 // realCommandLine boots a VM once and gives QEMU's command line from its log.
@@ -39,7 +39,7 @@ func realCommandLine(t *testing.T, d *daemon, boot func()) string {
 type bareQEMU struct {
 	*exec.Cmd
 	dir    string
-	client *agent.Client
+	client *guest.Client
 }
 
 // newBareQEMU starts nothing yet. The caller ends it.
@@ -47,7 +47,7 @@ func newBareQEMU(t *testing.T, commandLine string) *bareQEMU {
 	dir := t.TempDir()
 	commandLine = regexp.MustCompile(`socket,id=(\w+),fd=\d+`).ReplaceAllString(commandLine, "socket,id=$1,path="+dir+"/$1")
 	commandLine = regexp.MustCompile(`logfile=[^ ,]*`).ReplaceAllString(commandLine, "logfile="+filepath.Join(dir, "console.log"))
-	return &bareQEMU{exec.Command("bash", "-c", "exec "+commandLine), dir, agent.New(func(ctx context.Context) (net.Conn, error) {
+	return &bareQEMU{exec.Command("bash", "-c", "exec "+commandLine), dir, guest.New(func(ctx context.Context) (net.Conn, error) {
 		var n net.Dialer
 		for {
 			c, err := n.DialContext(ctx, "unix", filepath.Join(dir, "agent"))

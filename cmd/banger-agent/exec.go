@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,7 +32,7 @@ const (
 )
 
 // startExec starts what the host asks for; each command is the leader of a session of its own.
-func (g *guest) startExec(r *vmm.ExecRequest) (agent.Command, error) {
+func (g *agent) startExec(r *vmm.ExecRequest) (guest.Command, error) {
 	if r.Dial != 0 {
 		return dialLoopback(r.Dial)
 	}
@@ -200,12 +200,12 @@ func (a *account) environment(terminal bool) []string {
 	return env
 }
 
-// started implements agent.Command.
+// started implements guest.Command.
 type started struct {
 	*child
 	proc      string // /proc
 	in        io.WriteCloser
-	out, errs agent.ExecPipe
+	out, errs guest.ExecPipe
 	terminal  *os.File // the master, which out is, too; nil without one
 }
 
@@ -231,7 +231,7 @@ func (c *started) connect(cmd *exec.Cmd, r *vmm.ExecRequest, uid int) (theirs []
 	theirs, c.in = append(theirs, stdin), in
 	cmd.Stdin = stdin
 	for _, output := range []struct {
-		ours   *agent.ExecPipe
+		ours   *guest.ExecPipe
 		theirs *io.Writer
 	}{{&c.out, &cmd.Stdout}, {&c.errs, &cmd.Stderr}} {
 		read, write, err := newOutPipe()
@@ -281,7 +281,7 @@ func (c *started) control(f func(fd int) error) error {
 }
 
 func (c *started) close() {
-	for _, f := range []agent.ExecPipe{c.out, c.errs} {
+	for _, f := range []guest.ExecPipe{c.out, c.errs} {
 		if f != nil {
 			f.Close()
 		}
@@ -293,8 +293,8 @@ func (c *started) close() {
 
 func (c *started) PID() int               { return c.pid }
 func (c *started) Input() io.WriteCloser  { return c.in }
-func (c *started) Output() agent.ExecPipe { return c.out }
-func (c *started) Errors() agent.ExecPipe { return c.errs }
+func (c *started) Output() guest.ExecPipe { return c.out }
+func (c *started) Errors() guest.ExecPipe { return c.errs }
 
 func (c *started) Signal(signal int) { c.signal(unix.Signal(signal)) }
 
@@ -340,7 +340,7 @@ func (c *started) Left() bool { return len(c.session()) > 0 }
 // session gives the processes of the command's session that run (proc(5), stat).
 func (c *started) session() []int {
 	var pids []int
-	for _, pid := range (&guest{proc: c.proc}).pids() {
+	for _, pid := range (&agent{proc: c.proc}).pids() {
 		stat := readFile(filepath.Join(c.proc, strconv.Itoa(pid), "stat"))
 		f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 		if len(f) > 3 && f[0] != "Z" && f[0] != "X" && f[3] == strconv.Itoa(c.pid) {
@@ -367,7 +367,7 @@ func (t *typist) Close() error {
 }
 
 // dialLoopback connects to a port of the guest itself, by IPv4 or else IPv6.
-func dialLoopback(port int) (agent.Command, error) {
+func dialLoopback(port int) (guest.Command, error) {
 	d := net.Dialer{Timeout: dialWait}
 	var errs []error
 	for _, host := range []string{"127.0.0.1", "::1"} {
@@ -380,7 +380,7 @@ func dialLoopback(port int) (agent.Command, error) {
 	return nil, fmt.Errorf("nothing in the guest can be reached on port %d: %v: %w", port, errs[0], vmm.ErrNotFound)
 }
 
-// connection implements agent.Command for a connection to the guest's loopback: it ends when the far end has said all.
+// connection implements guest.Command for a connection to the guest's loopback: it ends when the far end has said all.
 type connection struct {
 	conn  *net.TCPConn
 	ended chan struct{}
@@ -389,8 +389,8 @@ type connection struct {
 
 func (c *connection) PID() int               { return 0 }
 func (c *connection) Input() io.WriteCloser  { return halfInput{c.conn} }
-func (c *connection) Output() agent.ExecPipe { return c }
-func (c *connection) Errors() agent.ExecPipe { return nil }
+func (c *connection) Output() guest.ExecPipe { return c }
+func (c *connection) Errors() guest.ExecPipe { return nil }
 func (c *connection) Signal(int)             {}
 func (c *connection) Resize(int, int)        {}
 func (c *connection) HangUp()                { c.Kill() }

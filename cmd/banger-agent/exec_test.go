@@ -19,13 +19,13 @@ import (
 	"time"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 // piped is a guest whose agent is in this process: its streams are pipes.
 type piped struct {
 	vmm.Guest
-	streams map[string]agent.StreamHandler
+	streams map[string]guest.StreamHandler
 	serving sync.WaitGroup
 }
 
@@ -49,8 +49,8 @@ func (p *piped) Stream(_ context.Context, path string, request any) (net.Conn, e
 
 // newPiped serves commands of this machine; at its end nothing may be left of them.
 func newPiped(t *testing.T) *piped {
-	g := &guest{proc: "/proc", children: ownChildren{}}
-	p := &piped{streams: agent.NewExecs(g.startExec).Streams()}
+	g := &agent{proc: "/proc", children: ownChildren{}}
+	p := &piped{streams: guest.NewExecs(g.startExec).Streams()}
 	t.Cleanup(p.serving.Wait)
 	return p
 }
@@ -159,10 +159,10 @@ func TestExec(t *testing.T) {
 func TestExecInImage(t *testing.T) {
 	inImage, ask := t.TempDir(), t.TempDir()
 	who, group := fmt.Sprint(os.Getuid()), fmt.Sprint(os.Getgid())
-	g := &guest{proc: "/proc", children: ownChildren{}, program: &vmm.Program{
+	g := &agent{proc: "/proc", children: ownChildren{}, program: &vmm.Program{
 		Args: []string{"true"}, Env: []string{"A=image", "B=image", "HOME=/image"}, Dir: inImage, User: who + ":" + group,
 	}}
-	p := &piped{streams: agent.NewExecs(g.startExec).Streams()}
+	p := &piped{streams: guest.NewExecs(g.startExec).Streams()}
 	t.Cleanup(p.serving.Wait)
 	const line = `echo $A $B $HOME $(pwd) $(id -u) $(id -g) ${PATH:+path}`
 	for _, x := range []struct {

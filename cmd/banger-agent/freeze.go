@@ -42,13 +42,13 @@ type freezer struct {
 }
 
 // Freeze implements vmm.Freezer. It returns when all stand still, or with ctx; what it could not freeze it passes over.
-func (g *guest) Freeze(ctx context.Context, within time.Duration) (int, error) {
+func (g *agent) Freeze(ctx context.Context, within time.Duration) (int, error) {
 	points := freezable(readFile(filepath.Join(g.proc, "self", "mountinfo")))
 	return g.freezer.freeze(ctx, points, within)
 }
 
 // Thaw implements vmm.Freezer.
-func (g *guest) Thaw(context.Context) (bool, error) { return g.freezer.thaw(), nil }
+func (g *agent) Thaw(context.Context) (bool, error) { return g.freezer.thaw(), nil }
 
 func (f *freezer) freeze(ctx context.Context, points []string, within time.Duration) (int, error) {
 	f.thaw() // of a host that came back

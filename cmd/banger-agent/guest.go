@@ -23,8 +23,8 @@ import (
 // version is set by the build (-X main.version=...).
 var version = "dev"
 
-// guest answers the host's requests.
-type guest struct {
+// agent answers the host's requests.
+type agent struct {
 	proc     string // /proc
 	powerOff func()
 	freezer  freezer
@@ -36,7 +36,7 @@ type guest struct {
 	resolvers   resolvers
 }
 
-func (g *guest) Ping(context.Context) (vmm.GuestInfo, error) {
+func (g *agent) Ping(context.Context) (vmm.GuestInfo, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return vmm.GuestInfo{}, err
@@ -50,9 +50,9 @@ func (g *guest) Ping(context.Context) (vmm.GuestInfo, error) {
 	}, nil
 }
 
-func (g *guest) Listeners(context.Context) ([]vmm.Listener, error) { return g.listeners(), nil }
+func (g *agent) Listeners(context.Context) ([]vmm.Listener, error) { return g.listeners(), nil }
 
-func (g *guest) Stats(context.Context) (vmm.GuestStats, error) {
+func (g *agent) Stats(context.Context) (vmm.GuestStats, error) {
 	s := vmm.GuestStats{
 		Load1:  firstFloat(readFile(filepath.Join(g.proc, "loadavg"))),
 		Uptime: firstFloat(readFile(filepath.Join(g.proc, "uptime"))),
@@ -70,7 +70,7 @@ func (g *guest) Stats(context.Context) (vmm.GuestStats, error) {
 }
 
 // PowerOff begins the shutdown once the answer has had time to leave.
-func (g *guest) PowerOff(context.Context) error {
+func (g *agent) PowerOff(context.Context) error {
 	time.AfterFunc(20*time.Millisecond, g.powerOff)
 	return nil
 }
@@ -78,7 +78,7 @@ func (g *guest) PowerOff(context.Context) error {
 // maxClockError is how far the clock may be off before it is set.
 const maxClockError = 500 * time.Millisecond
 
-func (g *guest) Configure(ctx context.Context, c vmm.GuestConfig) error {
+func (g *agent) Configure(ctx context.Context, c vmm.GuestConfig) error {
 	g.work.wait(ctx) // who waits for `healthy` finds /work
 	g.configuring.Lock()
 	defer g.configuring.Unlock()

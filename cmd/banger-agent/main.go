@@ -1,4 +1,4 @@
-// Banger-agent is the guest's side of vmm/agent. As process 1 it is the init of
+// Banger-agent is the guest's side of vmm/guest. As process 1 it is the init of
 // the built-in image; otherwise a service of any Linux that only answers the host.
 package main
 
@@ -9,7 +9,7 @@ import (
 	"os/exec"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 func main() {
@@ -18,7 +18,7 @@ func main() {
 	if os.Getpid() == 1 {
 		runInit()
 	}
-	g := &guest{proc: "/proc", children: ownChildren{}, freezer: freezer{list: frozenList}, powerOff: askPowerOff}
+	g := &agent{proc: "/proc", children: ownChildren{}, freezer: freezer{list: frozenList}, powerOff: askPowerOff}
 	if err := serve(g); err != nil {
 		log.Fatal(err)
 	}
@@ -35,16 +35,16 @@ func askPowerOff() {
 }
 
 // serve answers the host on every channel that the guest has. It returns when the first of them breaks.
-func serve(g *guest) error {
+func serve(g *agent) error {
 	g.freezer.recover()
 	g.work = tendWorkDisk()
-	streams := agent.NewExecs(g.startExec).Streams()
-	streams[vmm.FilesStream] = agent.Files("/")
-	h := agent.Handler(g, streams)
-	gate := new(agent.Gate)
+	streams := guest.NewExecs(g.startExec).Streams()
+	streams[vmm.FilesStream] = guest.Files("/")
+	h := guest.Handler(g, streams)
+	gate := new(guest.Gate)
 	ended := make(chan error, 2)
 	channels := 0
-	if path := findPort("/sys", "/dev", agent.PortName); path != "" {
+	if path := findPort("/sys", "/dev", guest.PortName); path != "" {
 		p, err := openPort(path)
 		if err != nil {
 			return err
@@ -52,10 +52,10 @@ func serve(g *guest) error {
 		channels++
 		go func() {
 			defer p.Close()
-			ended <- agent.ServePort(p, gate.PortHandler(h))
+			ended <- guest.ServePort(p, gate.PortHandler(h))
 		}()
 	}
-	if l, err := listenVsock(agent.VsockPort); err == nil {
+	if l, err := listenVsock(guest.VsockPort); err == nil {
 		channels++
 		gate.Proved = widen
 		go func() { ended <- gate.Serve(hostOnly{l}, h) }()
@@ -63,7 +63,7 @@ func serve(g *guest) error {
 		log.Printf("cannot listen on vsock: %v", err)
 	}
 	if channels == 0 {
-		return errors.New("no channel to the host: neither a virtio-serial port " + agent.PortName + " nor vsock")
+		return errors.New("no channel to the host: neither a virtio-serial port " + guest.PortName + " nor vsock")
 	}
 	return <-ended
 }

@@ -120,7 +120,7 @@ func parseMounts(mountinfo []byte) []string {
 }
 
 // listeners joins the sockets with the processes that hold them.
-func (g *guest) listeners() []vmm.Listener {
+func (g *agent) listeners() []vmm.Listener {
 	var sockets []socket
 	for _, f := range []struct{ name, protocol, state string }{
 		{"tcp", "tcp", stateListen}, {"tcp6", "tcp", stateListen},
@@ -158,7 +158,7 @@ func command(b []byte) string {
 }
 
 // owners fills in the lowest pid that holds each wanted inode, as far as it gets in searchFor.
-func (g *guest) owners(wanted map[string]int) {
+func (g *agent) owners(wanted map[string]int) {
 	missing := len(wanted)
 	end := time.Now().Add(searchFor)
 	for _, pid := range g.pids() {
@@ -188,7 +188,7 @@ func (g *guest) owners(wanted map[string]int) {
 	}
 }
 
-func (g *guest) pids() []int {
+func (g *agent) pids() []int {
 	d, err := os.Open(g.proc)
 	if err != nil {
 		return nil

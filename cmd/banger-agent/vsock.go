@@ -4,7 +4,7 @@ import (
 	"net"
 	"os"
 
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
@@ -12,7 +12,7 @@ import (
 
 const (
 	// vsockBacklog is how many connections may wait to be accepted.
-	vsockBacklog = agent.MaxUnproved
+	vsockBacklog = guest.MaxUnproved
 	// narrow is how many unread bytes the kernel keeps of a peer that has not proved itself; wide,
 	// the kernel's default, is for the others.
 	narrow = 4 << 10

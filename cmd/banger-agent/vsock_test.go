@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
@@ -83,7 +83,7 @@ func TestLoopback(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A gate that has a secret challenges every connection that it accepts.
-	gate := new(agent.Gate)
+	gate := new(guest.Gate)
 	handed := httptest.NewRecorder()
 	body := `{"secret":"` + base64.StdEncoding.EncodeToString(make([]byte, 32)) + `"}`
 	handOver := httptest.NewRequest(http.MethodPost, "/vsock", strings.NewReader(body))

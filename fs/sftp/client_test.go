@@ -20,7 +20,7 @@ import (
 	pkgsftp "github.com/pkg/sftp"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 func within(t *testing.T, d time.Duration) context.Context {
@@ -60,11 +60,11 @@ func dial(t *testing.T, serve func(net.Conn)) *Client {
 	return c
 }
 
-// guest gives a session with an agent that serves a directory.
-func guest(t *testing.T) (*Client, string) {
+// served gives a session with an agent that serves a directory.
+func served(t *testing.T) (*Client, string) {
 	t.Helper()
 	root := t.TempDir()
-	serve, err := agent.Files(root)(nil)
+	serve, err := guest.Files(root)(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func put(t *testing.T, c *Client, path string, data []byte) {
 }
 
 func TestFiles(t *testing.T) {
-	c, root := guest(t)
+	c, root := served(t)
 	ctx := within(t, 30*time.Second)
 	data := bytes.Repeat([]byte("0123456789abcde\n"), 50_000)
 	put(t, c, "/a", data)
@@ -175,7 +175,7 @@ func TestFiles(t *testing.T) {
 func second[T any](_ T, err error) error { return err }
 
 func TestFifo(t *testing.T) {
-	c, root := guest(t)
+	c, root := served(t)
 	if err := syscall.Mkfifo(root+"/fifo", 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestFifo(t *testing.T) {
 }
 
 func TestMany(t *testing.T) {
-	c, root := guest(t)
+	c, root := served(t)
 	const n = 1000
 	for i := range n {
 		if err := os.WriteFile(filepath.Join(root, fmt.Sprint("file", i)), nil, 0o600); err != nil {

@@ -163,5 +163,5 @@ var (
 	_ vmm.Snapshotter = (*machine)(nil)
 	_ vmm.DiskGrower  = (*machine)(nil)
 	_ vmm.Fuller      = (*machine)(nil)
-	_ vmm.Freezer     = guest{}
+	_ vmm.Freezer     = agent{}
 )

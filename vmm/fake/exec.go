@@ -13,13 +13,13 @@ import (
 	"time"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 
 	"golang.org/x/sys/unix"
 )
 
 // Stream implements vmm.Streamer. The far end is the agent's own, in this process.
-func (g guest) Stream(ctx context.Context, path string, request any) (net.Conn, error) {
+func (g agent) Stream(ctx context.Context, path string, request any) (net.Conn, error) {
 	if err := g.answer(ctx); err != nil {
 		return nil, err
 	}
@@ -52,11 +52,11 @@ func (g guest) Stream(ctx context.Context, path string, request any) (net.Conn, 
 }
 
 // handlers are those of the agent, made when they are first needed: there may be ten thousand machines.
-func (m *machine) handlers() map[string]agent.StreamHandler {
+func (m *machine) handlers() map[string]guest.StreamHandler {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.streams == nil {
-		m.streams = agent.NewExecs(startExec).Streams()
+		m.streams = guest.NewExecs(startExec).Streams()
 		m.streams[vmm.FilesStream] = m.serveFiles
 	}
 	return m.streams
@@ -90,7 +90,7 @@ func (m *machine) breakConnsLocked() {
 }
 
 // startExec runs what a fake guest can: nothing but words that are built in.
-func startExec(r *vmm.ExecRequest) (agent.Command, error) {
+func startExec(r *vmm.ExecRequest) (guest.Command, error) {
 	switch {
 	case r.Dial != 0:
 		return nil, fmt.Errorf("nothing in the guest can be reached on port %d: %w", r.Dial, vmm.ErrNotFound)
@@ -130,7 +130,7 @@ func startExec(r *vmm.ExecRequest) (agent.Command, error) {
 	return p, nil
 }
 
-// process implements agent.Command.
+// process implements guest.Command.
 type process struct {
 	request               *vmm.ExecRequest
 	ctx                   context.Context // of its life: its cause says which signal ended it
@@ -164,16 +164,16 @@ func (p *process) Input() io.WriteCloser {
 	return p.in
 }
 
-func (p *process) Output() agent.ExecPipe { return pipe(p.out) }
+func (p *process) Output() guest.ExecPipe { return pipe(p.out) }
 
-func (p *process) Errors() agent.ExecPipe {
+func (p *process) Errors() guest.ExecPipe {
 	if p.request.Cols > 0 {
 		return nil
 	}
 	return pipe(p.errs)
 }
 
-func pipe(c net.Conn) agent.ExecPipe {
+func pipe(c net.Conn) guest.ExecPipe {
 	if c == nil {
 		return nil
 	}

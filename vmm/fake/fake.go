@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 const stateFile = "fake.json"
@@ -177,7 +177,7 @@ type machine struct {
 	kept    kept
 	timer   *time.Timer
 	resumed chan struct{} // closed while not paused
-	streams map[string]agent.StreamHandler
+	streams map[string]guest.StreamHandler
 	conns   map[net.Conn]struct{} // the host's ends of its streams
 	exit    vmm.Exit
 	over    bool // ended, or let go by Close
@@ -194,7 +194,7 @@ func (d *Driver) machine(spec *vmm.Spec, s script, k kept, notify func(vmm.Notic
 func (m *machine) Process() vmm.Process  { return m.driver.process }
 func (m *machine) Accel() string         { return "fake" }
 func (m *machine) Done() <-chan struct{} { return m.done }
-func (m *machine) Guest() vmm.Guest      { return guest{m} }
+func (m *machine) Guest() vmm.Guest      { return agent{m} }
 func (m *machine) Console() vmm.Console  { return terminal{m} }
 
 func (m *machine) Exit() vmm.Exit {

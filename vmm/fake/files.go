@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 // filesDir is where, in the VM's directory, the guest's files are. They are made when first asked for, and gone with the next start.
@@ -22,7 +22,7 @@ func (m *machine) serveFiles(request json.RawMessage) (func(net.Conn), error) {
 	if m.filesErr != nil {
 		return nil, m.filesErr
 	}
-	return agent.Files(root)(request)
+	return guest.Files(root)(request)
 }
 
 // makeFiles makes the file system of a machine that has none yet, with the directories that every Linux has.
@@ -43,7 +43,7 @@ func makeFiles(root string) error {
 }
 
 // still makes the ends of a stream of files, which stand still while the agent does not answer.
-func (g guest) still(host, far net.Conn) (net.Conn, net.Conn) {
+func (g agent) still(host, far net.Conn) (net.Conn, net.Conn) {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &ending{host, cancel}, &stalling{&ending{far, cancel}, g, ctx}
 }
@@ -62,7 +62,7 @@ func (c *ending) Close() error {
 // stalling is the guest's end.
 type stalling struct {
 	net.Conn
-	g   guest
+	g   agent
 	ctx context.Context // ends with either end
 }
 

@@ -8,11 +8,11 @@ import (
 	"banger/vmm"
 )
 
-// guest implements vmm.Guest and vmm.Freezer.
-type guest struct{ m *machine }
+// agent implements vmm.Guest and vmm.Freezer.
+type agent struct{ m *machine }
 
 // answer waits as the script says that the agent does.
-func (g guest) answer(ctx context.Context) error {
+func (g agent) answer(ctx context.Context) error {
 	if g.m.script.agent == "never" {
 		return vmm.ErrNoAgent
 	}
@@ -31,29 +31,29 @@ func (g guest) answer(ctx context.Context) error {
 	return g.m.wait(ctx, answered)
 }
 
-func (g guest) running() time.Duration {
+func (g agent) running() time.Duration {
 	g.m.mu.Lock()
 	defer g.m.mu.Unlock()
 	return g.m.age()
 }
 
-func (g guest) age() float64 { return g.running().Seconds() }
+func (g agent) age() float64 { return g.running().Seconds() }
 
-func (g guest) Ping(ctx context.Context) (vmm.GuestInfo, error) {
+func (g agent) Ping(ctx context.Context) (vmm.GuestInfo, error) {
 	if err := g.answer(ctx); err != nil {
 		return vmm.GuestInfo{}, err
 	}
 	return vmm.GuestInfo{Version: "fake", Kernel: "fake", Hostname: g.m.name, Uptime: g.age()}, nil
 }
 
-func (g guest) Listeners(ctx context.Context) ([]vmm.Listener, error) {
+func (g agent) Listeners(ctx context.Context) ([]vmm.Listener, error) {
 	if err := g.answer(ctx); err != nil {
 		return nil, err
 	}
 	return slices.Clone(g.m.script.listen), nil
 }
 
-func (g guest) Stats(ctx context.Context) (vmm.GuestStats, error) {
+func (g agent) Stats(ctx context.Context) (vmm.GuestStats, error) {
 	if err := g.answer(ctx); err != nil {
 		return vmm.GuestStats{}, err
 	}
@@ -63,23 +63,23 @@ func (g guest) Stats(ctx context.Context) (vmm.GuestStats, error) {
 	return vmm.GuestStats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10, Uptime: g.age(), DiskTotal: disk}, nil
 }
 
-func (g guest) Configure(ctx context.Context, _ vmm.GuestConfig) error {
+func (g agent) Configure(ctx context.Context, _ vmm.GuestConfig) error {
 	return g.answer(ctx)
 }
 
 // Freeze implements vmm.Freezer.
-func (g guest) Freeze(ctx context.Context, _ time.Duration) (int, error) {
+func (g agent) Freeze(ctx context.Context, _ time.Duration) (int, error) {
 	if g.m.script.freeze == "hang" {
 		return 0, g.m.wait(ctx, nil)
 	}
 	return 1, g.answer(ctx)
 }
 
-func (g guest) Thaw(ctx context.Context) (bool, error) {
+func (g agent) Thaw(ctx context.Context) (bool, error) {
 	return g.m.script.freeze != "hang", g.answer(ctx)
 }
 
-func (g guest) PowerOff(ctx context.Context) error {
+func (g agent) PowerOff(ctx context.Context) error {
 	if g.m.script.stop == "hang" {
 		return g.m.wait(ctx, nil)
 	}

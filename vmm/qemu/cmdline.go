@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 // Names of the sockets in a VM's directory.
@@ -164,7 +164,7 @@ func commandLine(spec *vmm.Spec, h platform) *invocation {
 		"-serial", "chardev:console",
 		"-chardev", "socket,id=agent,fd="+v.fd(fdAgent)+",server=on,wait=off",
 		"-device", "virtio-serial"+bus,
-		"-device", "virtserialport,chardev=agent,name="+agent.PortName,
+		"-device", "virtserialport,chardev=agent,name="+guest.PortName,
 		"-device", "virtio-rng"+bus,
 		"-device", "virtio-balloon"+bus)
 	for i, d := range spec.Disks {

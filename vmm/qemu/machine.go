@@ -14,7 +14,7 @@ import (
 
 	"banger/internal/host"
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,7 +35,7 @@ type Machine struct {
 	notify func(vmm.Notice)
 	qmp    *qmpClient
 	line   *console
-	guest  *agent.Client
+	guest  *guest.Client
 
 	firmware bool // the guest's kernel is its own
 
@@ -59,7 +59,7 @@ type Machine struct {
 
 // newMachine prepares a machine; it owns p only once serve was called.
 func newMachine(
-	spec *vmm.Spec, p *process, accel string, vsock *agent.Vsock, notify func(vmm.Notice),
+	spec *vmm.Spec, p *process, accel string, vsock *guest.Vsock, notify func(vmm.Notice),
 ) (*Machine, error) {
 	dir, err := host.OpenDir(spec.Dir)
 	if err != nil {
@@ -78,7 +78,7 @@ func newMachine(
 			}
 		}
 	}
-	m.guest = agent.New(m.dialAgent, vsock)
+	m.guest = guest.New(m.dialAgent, vsock)
 	return m, nil
 }
 

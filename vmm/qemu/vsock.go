@@ -13,7 +13,7 @@ import (
 	"unsafe"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
@@ -105,14 +105,14 @@ func guestCID(args []string) uint32 {
 }
 
 // toGuest returns the way to the guest at cid, nil for 0.
-func (d *Driver) toGuest(spec *vmm.Spec, cid uint32) *agent.Vsock {
+func (d *Driver) toGuest(spec *vmm.Spec, cid uint32) *guest.Vsock {
 	if cid == 0 {
 		return nil
 	}
 	name := spec.Name
-	return &agent.Vsock{
+	return &guest.Vsock{
 		Dial: func(ctx context.Context) (net.Conn, error) {
-			return dialVsock(ctx, cid, agent.VsockPort)
+			return dialVsock(ctx, cid, guest.VsockPort)
 		},
 		Note: func(err error) {
 			if err == nil {

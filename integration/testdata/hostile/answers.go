@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 const red = "\x1b[31mred\x1b[0m\r\n\x07"
@@ -27,8 +27,8 @@ const red = "\x1b[31mred\x1b[0m\r\n\x07"
 //	text     listeners with control characters
 //	elsewhere listeners that say that they are bound to other hosts
 //	servers  those of serveHTTP
-func handler(m *modes, g *guest) http.Handler {
-	honest := agent.Handler(g, map[string]agent.StreamHandler{vmm.FilesStream: serveFiles})
+func handler(m *modes, g *agent) http.Handler {
+	honest := guest.Handler(g, map[string]guest.StreamHandler{vmm.FilesStream: serveFiles})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mode, changed := m.watch()
 		if r.Method != http.MethodGet {
@@ -118,7 +118,7 @@ var text = `[
 {"protocol":"udp","port":4,"process":"` + strings.Repeat(`\u001b`, 5000) + `","command":"` + strings.Repeat(`\u001b]0;t\u0007`, 12500) + `","address":"\u001b[1m\n"}]`
 
 // elsewhere has a row for each address from elsewherePort on; only at the first does the guest listen.
-func elsewhere(g *guest) string {
+func elsewhere(g *agent) string {
 	gateway := g.gateway.Load().String()
 	var rows []string
 	for i, address := range []string{gateway, "127.0.0.1", "::1", "8.8.8.8", "localhost", gateway + ":80/", "[::ffff:127.0.0.1]", ""} {

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/vmm"
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 func main() {
@@ -32,12 +32,12 @@ func main() {
 	}
 	loadModules()
 	m := newModes(word("hostile"))
-	g := &guest{}
+	g := &agent{}
 	go obeyConsole(m)
 	go serveHTTP(&g.gateway)
 	p, err := openPort(m)
 	if err == nil {
-		err = agent.ServePort(p, handler(m, g))
+		err = guest.ServePort(p, handler(m, g))
 	}
 	log.Print(err)
 	select {} // a process 1 that exits is a kernel panic
@@ -87,22 +87,22 @@ func obeyConsole(m *modes) {
 	}
 }
 
-// guest gives the honest answers.
-type guest struct{ gateway atomic.Pointer[netip.Addr] }
+// agent gives the honest answers.
+type agent struct{ gateway atomic.Pointer[netip.Addr] }
 
-func (*guest) Ping(context.Context) (vmm.GuestInfo, error) {
+func (*agent) Ping(context.Context) (vmm.GuestInfo, error) {
 	return vmm.GuestInfo{Version: "hostile", Uptime: 1}, nil
 }
 
-func (*guest) Listeners(context.Context) ([]vmm.Listener, error) {
+func (*agent) Listeners(context.Context) ([]vmm.Listener, error) {
 	return []vmm.Listener{{Protocol: "tcp", Address: "0.0.0.0", Port: plainPort, PID: 1, Process: "honest", Command: "/honest"}}, nil
 }
 
-func (*guest) Stats(context.Context) (vmm.GuestStats, error) {
+func (*agent) Stats(context.Context) (vmm.GuestStats, error) {
 	return vmm.GuestStats{MemTotal: 2 << 20, MemAvailable: 1 << 20, Procs: 1, Uptime: 1}, nil
 }
 
-func (g *guest) Configure(_ context.Context, c vmm.GuestConfig) error {
+func (g *agent) Configure(_ context.Context, c vmm.GuestConfig) error {
 	if !c.Address.IsValid() {
 		return nil
 	}
@@ -120,4 +120,4 @@ func (g *guest) Configure(_ context.Context, c vmm.GuestConfig) error {
 	return nil
 }
 
-func (*guest) PowerOff(context.Context) error { return nil }
+func (*agent) PowerOff(context.Context) error { return nil }

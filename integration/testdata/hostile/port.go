@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"banger/vmm/agent"
+	"banger/vmm/guest"
 )
 
 // markerStart is how the reset of a connection begins.
@@ -35,7 +35,7 @@ type port struct {
 func openPort(m *modes) (*port, error) {
 	names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
 	for _, f := range names {
-		if name, _ := os.ReadFile(f); strings.TrimSpace(string(name)) != agent.PortName {
+		if name, _ := os.ReadFile(f); strings.TrimSpace(string(name)) != guest.PortName {
 			continue
 		}
 		f, err := os.OpenFile(filepath.Join("/dev", filepath.Base(filepath.Dir(f))), os.O_RDWR, 0)
@@ -46,7 +46,7 @@ func openPort(m *modes) (*port, error) {
 		go p.flood()
 		return p, nil
 	}
-	return nil, errors.New("no port " + agent.PortName)
+	return nil, errors.New("no port " + guest.PortName)
 }
 
 // Read waits while no host is connected.

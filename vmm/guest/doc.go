@@ -1,4 +1,4 @@
-// Package agent is the way between the host and the agent in a guest: the
+// Package guest is the way between the host and the agent in a guest: the
 // protocol, the host's [Client] and what the guest needs to serve it.
 //
 // A request is HTTP/1.1 with JSON: GET /ping, /listeners, /stats; POST
@@ -22,4 +22,4 @@
 // The host trusts nothing that it reads: answers are bounded in length, rows
 // and time. The client runs one goroutine while it opens a session and those of
 // yamux while it has one; [Client.Close] ends them all.
-package agent
+package guest
