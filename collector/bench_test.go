@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // BenchmarkWarm is what the poller does for one VM whose stats are read: a collection with figures of a real process and a guest that answers at once.
@@ -22,7 +23,7 @@ func BenchmarkWarm(b *testing.B) {
 	}
 	c := newCollector(Options{})
 	defer c.Close()
-	g := &testGuest{stats: func(context.Context) (vmm.GuestStats, error) { return vmm.GuestStats{Procs: 5}, nil }}
+	g := &testGuest{stats: func(context.Context) (guest.Stats, error) { return guest.Stats{Procs: 5}, nil }}
 	v := &testVM{changed: make(chan struct{}), snap: &vmm.Snapshot{
 		Record:  vmm.Record{Serial: 7, Name: "web", State: vmm.Running, Run: 1, Process: vmm.Process{PID: os.Getpid(), StartTime: self.startTime}},
 		Machine: guestMachine{guest: g},

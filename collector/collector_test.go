@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -38,17 +39,17 @@ func (k *testClock) advance(d time.Duration) {
 // testGuest answers as its functions say.
 type testGuest struct {
 	ping      func(context.Context) error
-	listeners func(context.Context) ([]vmm.Listener, error)
-	stats     func(context.Context) (vmm.GuestStats, error)
+	listeners func(context.Context) ([]guest.Listener, error)
+	stats     func(context.Context) (guest.Stats, error)
 }
 
-func (g *testGuest) Ping(ctx context.Context) (vmm.GuestInfo, error) {
-	return vmm.GuestInfo{}, g.ping(ctx)
+func (g *testGuest) Ping(ctx context.Context) (guest.Info, error) {
+	return guest.Info{}, g.ping(ctx)
 }
-func (g *testGuest) Listeners(ctx context.Context) ([]vmm.Listener, error) { return g.listeners(ctx) }
-func (g *testGuest) Stats(ctx context.Context) (vmm.GuestStats, error)     { return g.stats(ctx) }
-func (g *testGuest) Configure(context.Context, vmm.GuestConfig) error      { return nil }
-func (g *testGuest) PowerOff(context.Context) error                        { return nil }
+func (g *testGuest) Listeners(ctx context.Context) ([]guest.Listener, error) { return g.listeners(ctx) }
+func (g *testGuest) Stats(ctx context.Context) (guest.Stats, error)          { return g.stats(ctx) }
+func (g *testGuest) Configure(context.Context, guest.Config) error           { return nil }
+func (g *testGuest) PowerOff(context.Context) error                          { return nil }
 
 // hang is a guest's answer that does not come.
 func hang(ctx context.Context) error {
@@ -63,7 +64,7 @@ type guestMachine struct {
 	guest *testGuest
 }
 
-func (m guestMachine) Guest() vmm.Guest { return m.guest }
+func (m guestMachine) Guest() guest.Agent { return m.guest }
 
 // testVM is a VM whose snapshots the test publishes.
 type testVM struct {
@@ -118,8 +119,8 @@ func newTest(t *testing.T) (*Collector, *testClock, *testVM, *testGuest) {
 	c.now, c.began = clock.now, clock.now()
 	g := &testGuest{
 		ping:      func(context.Context) error { return nil },
-		listeners: func(context.Context) ([]vmm.Listener, error) { return nil, nil },
-		stats:     func(context.Context) (vmm.GuestStats, error) { return vmm.GuestStats{Procs: 5}, nil },
+		listeners: func(context.Context) ([]guest.Listener, error) { return nil, nil },
+		stats:     func(context.Context) (guest.Stats, error) { return guest.Stats{Procs: 5}, nil },
 	}
 	v := &testVM{changed: make(chan struct{}), snap: &vmm.Snapshot{
 		Record:  vmm.Record{Serial: 7, Name: "web", State: vmm.Running, Run: 1, Started: clock.t.Add(-time.Minute)},
@@ -159,10 +160,10 @@ func TestReadersShareOneCollection(t *testing.T) {
 	c, _, v, g := newTest(t)
 	var calls atomic.Int32
 	release := make(chan struct{})
-	g.stats = func(context.Context) (vmm.GuestStats, error) {
+	g.stats = func(context.Context) (guest.Stats, error) {
 		calls.Add(1)
 		<-release
-		return vmm.GuestStats{Procs: 9}, nil
+		return guest.Stats{Procs: 9}, nil
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	results := make(chan *Stats, 64)
@@ -201,7 +202,7 @@ func TestReadersShareOneCollection(t *testing.T) {
 func TestLastReaderToLeaveEndsTheCollection(t *testing.T) {
 	c, _, v, g := newTest(t)
 	ended := make(chan struct{})
-	g.listeners = func(ctx context.Context) ([]vmm.Listener, error) {
+	g.listeners = func(ctx context.Context) ([]guest.Listener, error) {
 		defer close(ended)
 		return nil, hang(ctx)
 	}
@@ -251,7 +252,7 @@ func TestErrorReachesAllAndIsNotKept(t *testing.T) {
 	c, _, v, g := newTest(t)
 	release := make(chan struct{})
 	broken := errors.New("broken")
-	g.listeners = func(context.Context) ([]vmm.Listener, error) { <-release; return nil, broken }
+	g.listeners = func(context.Context) ([]guest.Listener, error) { <-release; return nil, broken }
 	errs := make(chan error, 8)
 	for range 8 {
 		go func() { _, err := c.portsNow(context.Background(), v); errs <- err }()
@@ -264,7 +265,7 @@ func TestErrorReachesAllAndIsNotKept(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	g.listeners = func(context.Context) ([]vmm.Listener, error) { return nil, nil }
+	g.listeners = func(context.Context) ([]guest.Listener, error) { return nil, nil }
 	if _, err := c.portsNow(context.Background(), v); err != nil {
 		t.Fatalf("the error was kept: %v", err)
 	}
@@ -297,7 +298,7 @@ func TestRemovedVM(t *testing.T) {
 func TestKeepWarm(t *testing.T) {
 	c, clock, v, g := newTest(t)
 	var calls atomic.Int32
-	g.stats = func(context.Context) (vmm.GuestStats, error) { calls.Add(1); return vmm.GuestStats{}, nil }
+	g.stats = func(context.Context) (guest.Stats, error) { calls.Add(1); return guest.Stats{}, nil }
 	idle := func() bool { return len(c.warming) == 0 }
 	if c.keepWarm() {
 		t.Fatal("something is hot before any read")
@@ -431,14 +432,14 @@ func TestHungGuestCostsOneWait(t *testing.T) {
 	c.guestTimeout = 20 * time.Millisecond
 	var asked atomic.Int32
 	well := atomic.Bool{}
-	g.listeners = func(ctx context.Context) ([]vmm.Listener, error) {
+	g.listeners = func(ctx context.Context) ([]guest.Listener, error) {
 		if asked.Add(1); well.Load() {
 			return nil, nil
 		}
 		return nil, hang(ctx)
 	}
 	g.ping = func(ctx context.Context) error { asked.Add(1); return hang(ctx) }
-	g.stats = func(ctx context.Context) (vmm.GuestStats, error) { asked.Add(1); return vmm.GuestStats{}, hang(ctx) }
+	g.stats = func(ctx context.Context) (guest.Stats, error) { asked.Add(1); return guest.Stats{}, hang(ctx) }
 	ctx := context.Background()
 	for range 3 {
 		if _, err := c.portsNow(ctx, v); !errors.Is(err, vmm.ErrTimeout) {
@@ -464,7 +465,7 @@ func TestHungGuestCostsOneWait(t *testing.T) {
 func TestPortsErrors(t *testing.T) {
 	c, _, v, g := newTest(t)
 	c.guestTimeout = 20 * time.Millisecond
-	g.listeners = func(ctx context.Context) ([]vmm.Listener, error) { return nil, hang(ctx) }
+	g.listeners = func(ctx context.Context) ([]guest.Listener, error) { return nil, hang(ctx) }
 	is := func(want error) {
 		t.Helper()
 		if _, err := c.portsNow(context.Background(), v); !errors.Is(err, want) {
@@ -485,13 +486,13 @@ func TestWait(t *testing.T) {
 	c.now = time.Now // an answer must get older than the pace
 	var open atomic.Bool
 	asked := make(chan struct{}, 1)
-	g.listeners = func(context.Context) ([]vmm.Listener, error) {
+	g.listeners = func(context.Context) ([]guest.Listener, error) {
 		select {
 		case asked <- struct{}{}:
 		default:
 		}
 		if open.Load() {
-			return []vmm.Listener{{Protocol: "tcp", Port: 80}, {Protocol: "udp", Port: 81}}, nil
+			return []guest.Listener{{Protocol: "tcp", Port: 80}, {Protocol: "udp", Port: 81}}, nil
 		}
 		return nil, errors.New("not yet")
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // patience remembers that a guest did not answer. Otherwise a reader of many files of many VMs would
@@ -74,7 +75,7 @@ func (p *patience) rests(s *vmm.Snapshot, now time.Time) bool {
 }
 
 // ask calls the agent of the machine in s and bounds its time. vmm.ErrTimeout, vmm.ErrNoAgent, or what call returns.
-func (c *Collector) ask(ctx context.Context, e *entry, s *vmm.Snapshot, call func(context.Context, vmm.Guest) error) error {
+func (c *Collector) ask(ctx context.Context, e *entry, s *vmm.Snapshot, call func(context.Context, guest.Agent) error) error {
 	m, ok := s.Machine.(vmm.Guester)
 	if !ok {
 		return fmt.Errorf("cannot ask %s: %w", s.Name, vmm.ErrNoAgent)

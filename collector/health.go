@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // What Health.Status may be.
@@ -61,7 +62,7 @@ func passive(s *vmm.Snapshot) (status, reason string) {
 // healthOf asks the agent of the VM that s shows, and publishes what came out if that is still the VM's present.
 func (c *Collector) healthOf(e *entry, s *vmm.Snapshot) func(context.Context) (*Health, error) {
 	return func(ctx context.Context) (*Health, error) {
-		err := c.ask(ctx, e, s, func(ctx context.Context, g vmm.Guest) error {
+		err := c.ask(ctx, e, s, func(ctx context.Context, g guest.Agent) error {
 			_, err := g.Ping(ctx)
 			return err
 		})

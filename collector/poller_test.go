@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // settled waits until nothing is being collected for the poller.
@@ -51,8 +52,8 @@ func TestHungGuestRests(t *testing.T) {
 	c, clock, v, g := newTest(t)
 	c.guestTimeout = 5 * time.Millisecond
 	var asked atomic.Int32
-	g.stats = func(ctx context.Context) (vmm.GuestStats, error) { asked.Add(1); return vmm.GuestStats{}, hang(ctx) }
-	g.listeners = func(ctx context.Context) ([]vmm.Listener, error) { asked.Add(1); return nil, hang(ctx) }
+	g.stats = func(ctx context.Context) (guest.Stats, error) { asked.Add(1); return guest.Stats{}, hang(ctx) }
+	g.listeners = func(ctx context.Context) ([]guest.Listener, error) { asked.Add(1); return nil, hang(ctx) }
 	read := func() {
 		t.Helper()
 		if st, err := c.stats(context.Background(), v); err != nil || st.Guest != nil {
@@ -83,7 +84,7 @@ func TestHungGuestRests(t *testing.T) {
 		t.Error(err)
 	}
 	// It is well again: one answer is enough.
-	g.stats = func(context.Context) (vmm.GuestStats, error) { return vmm.GuestStats{Procs: 1}, nil }
+	g.stats = func(context.Context) (guest.Stats, error) { return guest.Stats{Procs: 1}, nil }
 	clock.advance(longestRest)
 	if st, err := c.stats(context.Background(), v); err != nil || st.Guest == nil {
 		t.Fatalf("%+v, %v", st, err)

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // Bounds of a guest's text, in bytes.
@@ -98,9 +99,9 @@ func (c *Collector) portsOf(e *entry, s *vmm.Snapshot) func(context.Context) (*P
 }
 
 // askListeners gives what the agent says, made canonical and bounded.
-func (c *Collector) askListeners(ctx context.Context, e *entry, s *vmm.Snapshot) ([]vmm.Listener, error) {
-	var ls []vmm.Listener
-	err := c.ask(ctx, e, s, func(ctx context.Context, g vmm.Guest) (err error) {
+func (c *Collector) askListeners(ctx context.Context, e *entry, s *vmm.Snapshot) ([]guest.Listener, error) {
+	var ls []guest.Listener
+	err := c.ask(ctx, e, s, func(ctx context.Context, g guest.Agent) (err error) {
 		ls, err = g.Listeners(ctx)
 		return err
 	})
@@ -111,9 +112,9 @@ func (c *Collector) askListeners(ctx context.Context, e *entry, s *vmm.Snapshot)
 }
 
 // canonical copies the listeners that make sense: ports of 1 to 65535, tcp or udp in lower case, no empty command, at most maxListeners.
-func canonical(in []vmm.Listener) []vmm.Listener {
+func canonical(in []guest.Listener) []guest.Listener {
 	in = in[:min(len(in), maxListeners)]
-	out := make([]vmm.Listener, 0, len(in))
+	out := make([]guest.Listener, 0, len(in))
 	for _, l := range in {
 		if l.Port <= 0 || l.Port > 65535 {
 			continue
@@ -161,7 +162,7 @@ func hostOf(s *vmm.Snapshot) string {
 
 // rows makes the table: sorted by scheme, port, pid, process and bind address, and of the same scheme and endpoint only the first.
 // Where the host finds the guest nowhere, an endpoint names the address that the listener is bound to.
-func rows(ls []vmm.Listener, guest string, schemes map[probeKey]string) []Port {
+func rows(ls []guest.Listener, guest string, schemes map[probeKey]string) []Port {
 	out := make([]Port, 0, len(ls))
 	for _, l := range ls {
 		host := cmp.Or(guest, l.Address)

@@ -5,10 +5,11 @@ import (
 	"testing"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 func TestPublishedRows(t *testing.T) {
-	ls := canonical([]vmm.Listener{
+	ls := canonical([]guest.Listener{
 		{Protocol: "tcp", Port: 80, Address: "0.0.0.0", PID: 3, Process: "httpd"},
 		{Protocol: "tcp6", Port: 80, Address: "::", PID: 3, Process: "httpd"},
 		{Protocol: "tcp", Port: 81, Address: "127.0.0.1", PID: 4, Process: "inner"},

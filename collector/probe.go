@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // How long the outcome of a probe is believed of the same listener, that it speaks no HTTP as well. One that did not answer in time,
@@ -28,7 +29,7 @@ type probeKey struct {
 	started   uint64
 }
 
-func keyOf(l vmm.Listener) probeKey { return probeKey{l.Port, l.PID, l.Started} }
+func keyOf(l guest.Listener) probeKey { return probeKey{l.Port, l.PID, l.Started} }
 
 // memory is what earlier probes of one VM found; at most maxListeners entries, as only present listeners are kept.
 type memory struct {
@@ -45,7 +46,7 @@ type outcome struct {
 }
 
 // recall gives the schemes that are still believed of the listeners at address, and forgets who listens no more.
-func (m *memory) recall(address netip.Addr, ls []vmm.Listener, now time.Time) map[probeKey]string {
+func (m *memory) recall(address netip.Addr, ls []guest.Listener, now time.Time) map[probeKey]string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	kept := make(map[probeKey]outcome)
@@ -96,12 +97,12 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return vmm.NewQuietConn(conn), nil
+	return guest.NewQuietConn(conn), nil
 }
 
 // probeAll finds which TCP listeners speak HTTP, at the guest's leased address, or without one at the sockets of the host that were published
 // for them, and nowhere else. Ports are probed side by side. What was not found out before ctx ends is left out.
-func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr, all []vmm.Publication, ls []vmm.Listener) map[probeKey]string {
+func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr, all []vmm.Publication, ls []guest.Listener) map[probeKey]string {
 	at := make(map[int]netip.AddrPort) // by the guest's port
 	for _, p := range all {
 		if !address.IsValid() && p.Protocol == "tcp" {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -156,11 +157,11 @@ func TestProbeOfSilentPortEnds(t *testing.T) {
 func TestProbesEndWithTheRequest(t *testing.T) {
 	c, _, v, g := newTest(t)
 	accepted := make(chan struct{}, 100)
-	var ls []vmm.Listener
+	var ls []guest.Listener
 	for range 20 {
-		ls = append(ls, vmm.Listener{Protocol: "tcp", Port: serve(t, func(conn net.Conn) { accepted <- struct{}{}; silent(conn) })})
+		ls = append(ls, guest.Listener{Protocol: "tcp", Port: serve(t, func(conn net.Conn) { accepted <- struct{}{}; silent(conn) })})
 	}
-	g.listeners = func(context.Context) ([]vmm.Listener, error) { return ls, nil }
+	g.listeners = func(context.Context) ([]guest.Listener, error) { return ls, nil }
 	v.update(func(s *vmm.Snapshot) { s.Config.Net, s.Address = vmm.NetBridge, netip.MustParseAddr("127.0.0.1") })
 	s := v.Snapshot()
 	e, _ := c.entry(v)
@@ -188,8 +189,8 @@ func TestPortsProbesAndRemembers(t *testing.T) {
 	var asked atomic.Int32
 	port := web(t, false, func(http.ResponseWriter, *http.Request) { asked.Add(1) })
 	started := uint64(100)
-	g.listeners = func(context.Context) ([]vmm.Listener, error) {
-		return []vmm.Listener{
+	g.listeners = func(context.Context) ([]guest.Listener, error) {
+		return []guest.Listener{
 			{Protocol: "TCP ", Port: port, Address: "::", PID: 3, Started: started, Process: "httpd"},
 			{Protocol: "tcp", Port: port, Address: "0.0.0.0", PID: 3, Started: started, Process: "httpd"},
 			{Protocol: "udp", Port: port, Address: "0.0.0.0"},
@@ -239,7 +240,7 @@ func TestPortsProbesAndRemembers(t *testing.T) {
 func TestDoubtfulOutcomesAreTriedLessAndLess(t *testing.T) {
 	var m memory
 	at, now := netip.MustParseAddr("172.30.0.2"), time.Unix(1790000000, 0)
-	ls := []vmm.Listener{{Protocol: "tcp", Port: 80, PID: 3}}
+	ls := []guest.Listener{{Protocol: "tcp", Port: 80, PID: 3}}
 	k := keyOf(ls[0])
 	m.recall(at, ls, now)
 	for _, want := range []time.Duration{1, 2, 4, 8, 16, 32, 60, 60} {
@@ -268,7 +269,7 @@ func TestDoubtfulOutcomesAreTriedLessAndLess(t *testing.T) {
 
 // TestRowsGolden compares the whole table of an unruly guest with testdata/ports.json.
 func TestRowsGolden(t *testing.T) {
-	ls := canonical([]vmm.Listener{
+	ls := canonical([]guest.Listener{
 		{Protocol: "udp", Port: 53, Address: "0.0.0.0", PID: 9, Process: "dns", Command: "dns -d"},
 		{Protocol: "tcp", Port: 443, Address: "::", PID: 2, Process: "nginx", Command: "nginx: master"},
 		{Protocol: "tcp", Port: 443, Address: "0.0.0.0", PID: 2, Process: "nginx", Command: "nginx: master"},
@@ -313,9 +314,9 @@ func TestRowsGolden(t *testing.T) {
 }
 
 func TestHostileListenersAreBounded(t *testing.T) {
-	var ls []vmm.Listener
+	var ls []guest.Listener
 	for i := range 100_000 {
-		ls = append(ls, vmm.Listener{Protocol: "udp", Port: i%65535 + 1, Process: strings.Repeat("x", 1000)})
+		ls = append(ls, guest.Listener{Protocol: "udp", Port: i%65535 + 1, Process: strings.Repeat("x", 1000)})
 	}
 	out := canonical(ls)
 	if len(out) != maxListeners || len(out[0].Process) != maxProcess || len(out[0].Command) != maxProcess {
@@ -330,7 +331,7 @@ func FuzzCanonical(f *testing.F) {
 	f.Add("tcp", "0.0.0.0", 80, 1, "httpd", "httpd -p 80")
 	f.Add(" UDP6", "::", -1, -1, "\xff", "")
 	f.Fuzz(func(t *testing.T, protocol, address string, port, pid int, process, command string) {
-		ls := canonical([]vmm.Listener{{Protocol: protocol, Address: address, Port: port, PID: pid, Process: process, Command: command}})
+		ls := canonical([]guest.Listener{{Protocol: protocol, Address: address, Port: port, PID: pid, Process: process, Command: command}})
 		for _, p := range rows(ls, "", nil) {
 			if p.Port < 1 || p.Port > 65535 || (p.Scheme != "tcp" && p.Scheme != "udp") || len(p.Command) > maxCommand {
 				t.Fatalf("%+v", p)
@@ -342,7 +343,7 @@ func FuzzCanonical(f *testing.F) {
 // TestEndpointsName has a guest that the host finds by its name, by its address only, and not at all.
 func TestEndpointsName(t *testing.T) {
 	s := &vmm.Snapshot{Named: true, Record: vmm.Record{Name: "web", State: vmm.Running, Address: netip.MustParseAddr("172.30.0.2"), Config: vmm.Config{Net: vmm.NetBridge}}}
-	ls := []vmm.Listener{{Protocol: "tcp", Port: 80, Address: "0.0.0.0"}, {Protocol: "udp", Port: 53, Address: "::1"}}
+	ls := []guest.Listener{{Protocol: "tcp", Port: 80, Address: "0.0.0.0"}, {Protocol: "udp", Port: 53, Address: "::1"}}
 	endpoints := func() (all []string) {
 		for _, p := range rows(ls, hostOf(s), map[probeKey]string{{port: 80}: "http"}) {
 			all = append(all, p.Endpoint)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // Stats are the figures of one VM. A nil pointer stands for a source that is missing.
@@ -21,10 +22,10 @@ type Stats struct {
 	OverlayBytes                                             *int64 // allocated
 	WorkBytes                                                *int64 // allocated
 	DiskReadBytes, DiskWriteBytes, DiskReadOps, DiskWriteOps *uint64
-	NetRxBytes, NetTxBytes, NetRxPackets, NetTxPackets       *uint64         // as the guest sees them: rx is what it received
-	GroupCPUUsec                                             *uint64         // of the cgroup, where the VM has one of its own
-	GroupMemoryBytes                                         *int64          // charged to it
-	Guest                                                    *vmm.GuestStats // nil if the agent did not answer
+	NetRxBytes, NetTxBytes, NetRxPackets, NetTxPackets       *uint64      // as the guest sees them: rx is what it received
+	GroupCPUUsec                                             *uint64      // of the cgroup, where the VM has one of its own
+	GroupMemoryBytes                                         *int64       // charged to it
+	Guest                                                    *guest.Stats // nil if the agent did not answer
 }
 
 // Stats, Ports and Health give an answer no older than the kind's max_age, collecting if need be. They wait at most
@@ -49,7 +50,7 @@ func (c *Collector) statsOf(e *entry, s *vmm.Snapshot, ask bool) func(context.Co
 		st := &Stats{State: s.State}
 		// The guest first: it may take seconds, and the others' figures are then of the same moment as Collected.
 		if ask && s.State == vmm.Running && s.Ready {
-			err := c.ask(ctx, e, s, func(ctx context.Context, g vmm.Guest) error {
+			err := c.ask(ctx, e, s, func(ctx context.Context, g guest.Agent) error {
 				gs, err := g.Stats(ctx)
 				if err == nil {
 					st.Guest = &gs

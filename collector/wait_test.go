@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // Who waited for a port finds it in `ports`, though what the cache held is young; it is collected once for all who waited.
@@ -16,11 +17,11 @@ func TestWaitedPortIsInPorts(t *testing.T) {
 	c, clock, v, g := newTest(t)
 	ctx := context.Background()
 	var open atomic.Bool
-	g.listeners = func(context.Context) ([]vmm.Listener, error) {
+	g.listeners = func(context.Context) ([]guest.Listener, error) {
 		if !open.Load() {
 			return nil, nil
 		}
-		return []vmm.Listener{{Protocol: "udp", Port: 53}, {Protocol: "tcp", Port: 80, Address: "0.0.0.0"}}, nil
+		return []guest.Listener{{Protocol: "udp", Port: 53}, {Protocol: "tcp", Port: 80, Address: "0.0.0.0"}}, nil
 	}
 	if p, err := c.portsNow(ctx, v); err != nil || len(p.Rows) != 0 {
 		t.Fatalf("before: %v, %v", p, err)

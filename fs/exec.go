@@ -13,13 +13,14 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // Commands in a guest, in the manner of Plan 9's clone files (net(3) of its manual): opening exec/clone makes a session, a
 // directory exec/N with the files of one command.
 
 const (
-	maxSessions = vmm.MaxExecs     // of one VM
+	maxSessions = guest.MaxExecs   // of one VM
 	maxNumber   = 1<<16 - 1        // of a session
 	maxControl  = 60 << 10         // bytes of a command to ctl, which an agent's stream can be asked for with
 	lingerFor   = 60 * time.Second // of a session of which nothing is open
@@ -53,9 +54,9 @@ type session struct {
 	over     chan struct{} // closed when the session is
 
 	mu       sync.Mutex // guards what follows
-	request  vmm.ExecRequest
+	request  guest.ExecRequest
 	starting bool
-	exec     *vmm.Exec
+	exec     *guest.Exec
 	users    int // open files
 	releases int // how often users became 0
 	timer    *time.Timer
@@ -229,7 +230,7 @@ func cloneOpen(r *request, readWrite bool) (handle, error) {
 }
 
 // guest is the agent in the request's VM.
-func (r *request) guest() (vmm.Guest, error) {
+func (r *request) guest() (guest.Agent, error) {
 	s := r.snap()
 	if s.Machine == nil {
 		return nil, fmt.Errorf("cannot run commands in %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
@@ -303,31 +304,34 @@ func (s *session) obey(r *request, word, rest string) error {
 		if rest == "" {
 			return fmt.Errorf("write run COMMAND LINE: %w", vmm.ErrInvalid)
 		}
-		return s.start(r, func(q *vmm.ExecRequest) error { q.Argv = []string{"/bin/sh", "-c", rest}; return nil })
+		return s.start(r, func(q *guest.ExecRequest) error { q.Argv = []string{"/bin/sh", "-c", rest}; return nil })
 	case "argv":
-		return s.start(r, func(q *vmm.ExecRequest) error { return parseArgv(q, rest) })
+		return s.start(r, func(q *guest.ExecRequest) error { return parseArgv(q, rest) })
 	case "dial":
 		port, err := strconv.ParseUint(rest, 10, 16)
 		if err != nil || port == 0 {
 			return fmt.Errorf("%.64q is not a port from 1 to 65535: %w", rest, vmm.ErrInvalid)
 		}
-		return s.start(r, func(q *vmm.ExecRequest) error { *q = vmm.ExecRequest{Dial: int(port), Timeout: q.Timeout}; return nil })
+		return s.start(r, func(q *guest.ExecRequest) error {
+			*q = guest.ExecRequest{Dial: int(port), Timeout: q.Timeout}
+			return nil
+		})
 	case "dir", "user", "env", "timeout", "tty", "detach":
 		return s.set(word, rest)
 	case "signal":
-		n, err := vmm.ParseSignal(rest)
+		n, err := guest.ParseSignal(rest)
 		if err != nil {
 			return err
 		}
-		return s.running(func(e *vmm.Exec) error { return e.Signal(r.ctx, n) })
+		return s.running(func(e *guest.Exec) error { return e.Signal(r.ctx, n) })
 	case "resize":
 		cols, rows, err := parseSize(rest)
 		if err != nil {
 			return err
 		}
-		return s.running(func(e *vmm.Exec) error { return e.Resize(r.ctx, cols, rows) })
+		return s.running(func(e *guest.Exec) error { return e.Resize(r.ctx, cols, rows) })
 	case "eof":
-		return s.running(func(e *vmm.Exec) error { return e.EndInput(r.ctx) })
+		return s.running(func(e *guest.Exec) error { return e.EndInput(r.ctx) })
 	case "close":
 		s.close()
 		return nil
@@ -336,7 +340,7 @@ func (s *session) obey(r *request, word, rest string) error {
 }
 
 // parseArgv reads a JSON list of strings.
-func parseArgv(q *vmm.ExecRequest, text string) error {
+func parseArgv(q *guest.ExecRequest, text string) error {
 	if err := json.Unmarshal([]byte(text), &q.Argv); err != nil || len(q.Argv) == 0 || q.Argv[0] == "" {
 		return fmt.Errorf("%.64q is not a list such as [\"uname\",\"-a\"]: %w", text, vmm.ErrInvalid)
 	}
@@ -414,7 +418,7 @@ func (s *session) set(word, value string) error {
 }
 
 // start runs the command, once for a session.
-func (s *session) start(r *request, what func(*vmm.ExecRequest) error) error {
+func (s *session) start(r *request, what func(*guest.ExecRequest) error) error {
 	s.mu.Lock()
 	if s.starting || s.exec != nil || s.closed {
 		s.mu.Unlock()
@@ -428,9 +432,9 @@ func (s *session) start(r *request, what func(*vmm.ExecRequest) error) error {
 	s.starting = true
 	s.mu.Unlock()
 	g, err := r.guest()
-	var e *vmm.Exec
+	var e *guest.Exec
 	if err == nil {
-		e, err = vmm.StartExec(r.ctx, g, q)
+		e, err = guest.StartExec(r.ctx, g, q)
 	}
 	s.mu.Lock()
 	s.starting = false
@@ -449,7 +453,7 @@ func (s *session) start(r *request, what func(*vmm.ExecRequest) error) error {
 }
 
 // running does something to a command that was started.
-func (s *session) running(do func(*vmm.Exec) error) error {
+func (s *session) running(do func(*guest.Exec) error) error {
 	select {
 	case <-s.started:
 		return do(s.exec)
@@ -459,7 +463,7 @@ func (s *session) running(do func(*vmm.Exec) error) error {
 }
 
 // wait gives the command as soon as it was started.
-func (s *session) wait(ctx context.Context) (*vmm.Exec, error) {
+func (s *session) wait(ctx context.Context) (*guest.Exec, error) {
 	select {
 	case <-s.started:
 		return s.exec, nil
@@ -478,14 +482,14 @@ func (s *session) wait(ctx context.Context) (*vmm.Exec, error) {
 // execOutput is an output of a session's command. Its offsets mean nothing.
 type execOutput struct {
 	session *session
-	from    func(*vmm.Exec, context.Context, []byte) (int, error)
+	from    func(*guest.Exec, context.Context, []byte) (int, error)
 }
 
 func dataOpen(r *request, _ bool) (handle, error) {
-	return execOutput{r.session, (*vmm.Exec).Read}, nil
+	return execOutput{r.session, (*guest.Exec).Read}, nil
 }
 func stderrOpen(r *request, _ bool) (handle, error) {
-	return execOutput{r.session, (*vmm.Exec).ReadErrors}, nil
+	return execOutput{r.session, (*guest.Exec).ReadErrors}, nil
 }
 
 func (o execOutput) read(r *request, n int, _ int64) ([]byte, error) {

@@ -10,6 +10,7 @@ import (
 
 	"banger/fs/sftp"
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 const (
@@ -189,11 +190,11 @@ func (t *guestSessions) begin(m vmm.Machine) (*sftp.Client, error) {
 	if !ok {
 		return nil, vmm.ErrNoAgent
 	}
-	streamer, ok := g.Guest().(vmm.Streamer)
+	streamer, ok := g.Guest().(guest.Streamer)
 	if !ok {
 		return nil, vmm.ErrNoAgent
 	}
-	conn, err := streamer.Stream(ctx, vmm.FilesStream, nil)
+	conn, err := streamer.Stream(ctx, guest.FilesStream, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -60,10 +60,10 @@ type filesMachine struct {
 }
 
 func (m *filesMachine) Done() <-chan struct{} { return m.gone }
-func (m *filesMachine) Guest() vmm.Guest      { return &m.guest }
+func (m *filesMachine) Guest() guest.Agent    { return &m.guest }
 
 type filesGuest struct {
-	vmm.Guest
+	guest.Agent
 	root string
 
 	mu      sync.Mutex // guards what follows

@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"banger/vmm"
 	"banger/vmm/guest"
 )
 
@@ -185,7 +184,7 @@ func reportQuiet(t *testing.T) []line {
 		defer q.end()
 	}
 	with.answers(t)
-	if err := with.client.Configure(context.Background(), vmm.GuestConfig{Hostname: "web", Time: time.Now()}); err != nil { // as a daemon does
+	if err := with.client.Configure(context.Background(), guest.Config{Hostname: "web", Time: time.Now()}); err != nil { // as a daemon does
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"os"
 	"time"
+
+	"banger/vmm/guest"
 )
 
 // Driver starts machines of one kind of VMM. Its methods may be called from many goroutines.
@@ -109,7 +111,7 @@ type Exit struct {
 	Orderly bool
 	Reason  string
 	// Status is how its process ended; nil if that is not known: the kernel tells it to the daemon that started it only.
-	Status *ExecStatus
+	Status *guest.ExecStatus
 }
 
 // String is what the event says: the status, or `unknown`, and the reason.
@@ -190,7 +192,7 @@ type PowerButton interface {
 
 // Guester is a Machine that has an agent inside. Guest is never nil and the same for the life of the Machine.
 type Guester interface {
-	Guest() Guest
+	Guest() guest.Agent
 }
 
 // Consoler is a Machine with a serial console. What the guest prints is also
@@ -245,7 +247,7 @@ type Images interface {
 type Seeder interface {
 	// Seed gives the content of the raw disk from which such a guest configures itself; equal arguments give equal bytes
 	// as long as the agent is the same. Of c, time and keys are not used: the agent is told them when it answers.
-	Seed(id string, mode NetMode, c GuestConfig) ([]byte, error)
+	Seed(id string, mode NetMode, c guest.Config) ([]byte, error)
 }
 
 // Network connects guests. Implemented by vmm/network; one without

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/netip"
 	"time"
+
+	"banger/vmm/guest"
 )
 
 const (
@@ -56,7 +58,7 @@ func (v *VM) greet(machine Machine) {
 }
 
 // introduce waits for the agent and sets host name, address and clock.
-func (v *VM) introduce(ctx context.Context, g Guest) error {
+func (v *VM) introduce(ctx context.Context, g guest.Agent) error {
 	if _, err := g.Ping(ctx); err != nil {
 		return err
 	}
@@ -75,9 +77,9 @@ func (v *VM) introduce(ctx context.Context, g Guest) error {
 }
 
 // guestConfig is who the guest is, also of one that is only starting; the time and the keys are left to the moment of telling.
-func (v *VM) guestConfig() GuestConfig {
+func (v *VM) guestConfig() guest.Config {
 	s := v.Snapshot()
-	c := GuestConfig{Hostname: s.Name, MAC: s.MAC}
+	c := guest.Config{Hostname: s.Name, MAC: s.MAC}
 	if s.Config.Net == NetBridge && s.Address.IsValid() {
 		c.Address = netip.PrefixFrom(s.Address, v.m.o.Network.Prefix().Bits())
 		c.Gateway = v.m.o.Network.Gateway()

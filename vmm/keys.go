@@ -19,6 +19,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"banger/internal/host"
+	"banger/vmm/guest"
 )
 
 // HostKeyFile is the private ssh host key in a VM's directory.
@@ -160,7 +161,7 @@ func (v *VM) tellKeys(ctx context.Context) {
 	if s.Ready {
 		ctx, cancel := context.WithTimeout(ctx, configureWait)
 		defer cancel()
-		err := g.Guest().Configure(ctx, GuestConfig{AuthorizedKeys: keysFor(&s.Config)})
+		err := g.Guest().Configure(ctx, guest.Config{AuthorizedKeys: keysFor(&s.Config)})
 		if err == nil {
 			return
 		}

@@ -5,10 +5,12 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"banger/vmm/guest"
 )
 
 // Zone is the domain of VMs' names.
-const Zone = "vm"
+const Zone = guest.Zone
 
 // DNS is the name by which the host's programs find the guest now: NAME.vm, empty while they would not.
 func (s *Snapshot) DNS() string {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"banger/vmm/guest"
 )
 
 const (
@@ -208,15 +210,15 @@ func (v *VM) take(ctx context.Context, name string) error {
 // frozen runs f while the guest's file systems stand still, if its agent can do that, and reports whether they did until the end.
 // A guest is never left so: the agent lets go by itself after frozenMost.
 func (v *VM) frozen(ctx context.Context, s *Snapshot, f func() error) (bool, error) {
-	var guest Freezer
+	var freezer guest.Freezer
 	if g, ok := s.Machine.(Guester); ok && s.State == Running && s.Ready {
-		guest, _ = g.Guest().(Freezer)
+		freezer, _ = g.Guest().(guest.Freezer)
 	}
-	if guest == nil {
+	if freezer == nil {
 		return false, f()
 	}
 	asked, cancel := context.WithTimeout(ctx, freezeWait)
-	_, err := guest.Freeze(asked, frozenMost)
+	_, err := freezer.Freeze(asked, frozenMost)
 	cancel()
 	if err != nil {
 		v.logf("the guest's file systems do not stand still for the snapshot: %v", err)
@@ -225,7 +227,7 @@ func (v *VM) frozen(ctx context.Context, s *Snapshot, f func() error) (bool, err
 	// Also after an error and for who gave up: the agent may have frozen some, or be about to.
 	asked, cancel = context.WithTimeout(context.WithoutCancel(ctx), thawWait)
 	defer cancel()
-	held, thawed := guest.Thaw(asked)
+	held, thawed := freezer.Thaw(asked)
 	if thawed != nil && err == nil {
 		v.logf("the agent did not answer that it let the file systems go; it does so by itself: %v", thawed)
 	}

@@ -1,11 +1,9 @@
 package vmm
 
 import (
-	"bytes"
 	"net/netip"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 )
 
@@ -119,16 +117,6 @@ type Record struct {
 type Process struct {
 	PID       int    // 0 if there is none
 	StartTime uint64 // clock ticks after boot, field 22 of /proc/PID/stat (proc(5))
-}
-
-// StartTime gives a process's start from its /proc/PID/stat: field 22 of proc(5), 0 if it is not there.
-func StartTime(stat []byte) uint64 {
-	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:]) // f[0] is field 3; field 2 may hold anything
-	if len(f) < 20 {
-		return 0
-	}
-	n, _ := strconv.ParseUint(string(f[19]), 10, 64) // 0 if it is no number
-	return n
 }
 
 // Snapshot is an immutable picture of a VM. Readers share it; nobody changes it.

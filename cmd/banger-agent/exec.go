@@ -18,7 +18,6 @@ import (
 	"syscall"
 	"time"
 
-	"banger/vmm"
 	"banger/vmm/guest"
 
 	"golang.org/x/sys/unix"
@@ -32,16 +31,16 @@ const (
 )
 
 // startExec starts what the host asks for; each command is the leader of a session of its own.
-func (g *agent) startExec(r *vmm.ExecRequest) (guest.Command, error) {
+func (g *agent) startExec(r *guest.ExecRequest) (guest.Command, error) {
 	if r.Dial != 0 {
 		return dialLoopback(r.Dial)
 	}
 	if len(r.Argv) == 0 {
-		return nil, fmt.Errorf("no command is given: %w", vmm.ErrInvalid)
+		return nil, fmt.Errorf("no command is given: %w", guest.ErrInvalid)
 	}
 	image := g.program
 	if image == nil {
-		image = new(vmm.Program)
+		image = new(guest.Program)
 	}
 	who, err := findAccount(cmp.Or(r.User, image.User))
 	if err != nil {
@@ -57,7 +56,7 @@ func (g *agent) startExec(r *vmm.ExecRequest) (guest.Command, error) {
 			}
 		}
 	} else if !isDir(cmd.Dir) {
-		return nil, fmt.Errorf("no directory %.128q is in the guest: %w", cmd.Dir, vmm.ErrInvalid)
+		return nil, fmt.Errorf("no directory %.128q is in the guest: %w", cmd.Dir, guest.ErrInvalid)
 	}
 	if cmd.Path, err = lookPath(r.Argv[0], cmd.Dir, lastValue(cmd.Env, "PATH")); err != nil {
 		return nil, err
@@ -80,14 +79,14 @@ func (g *agent) startExec(r *vmm.ExecRequest) (guest.Command, error) {
 
 // notStarted says what it means that fork or execve failed (execve(2)).
 func notStarted(name string, err error) error {
-	kind := vmm.ErrGone
+	kind := guest.ErrGone
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		kind = vmm.ErrNotFound
+		kind = guest.ErrNotFound
 	case errors.Is(err, fs.ErrPermission):
-		kind = vmm.ErrAccess
+		kind = guest.ErrAccess
 	case errors.Is(err, unix.ENOEXEC), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EINVAL):
-		kind = vmm.ErrInvalid
+		kind = guest.ErrInvalid
 	}
 	return fmt.Errorf("cannot start %.128q in the guest: %v: %w", name, err, kind)
 }
@@ -103,7 +102,7 @@ func lookPath(name, dir, path string) (string, error) {
 	if strings.Contains(name, "/") {
 		places = []string{""}
 	}
-	found := fmt.Errorf("no program %.128q is in the guest: %w", name, vmm.ErrNotFound)
+	found := fmt.Errorf("no program %.128q is in the guest: %w", name, guest.ErrNotFound)
 	for _, p := range places {
 		full := filepath.Join(p, name)
 		if !filepath.IsAbs(full) {
@@ -113,7 +112,7 @@ func lookPath(name, dir, path string) (string, error) {
 		switch {
 		case err != nil || info.IsDir():
 		case info.Mode()&0o111 == 0:
-			found = fmt.Errorf("%.128q in the guest is not executable: %w", full, vmm.ErrAccess)
+			found = fmt.Errorf("%.128q in the guest is not executable: %w", full, guest.ErrAccess)
 		default:
 			return full, nil
 		}
@@ -142,7 +141,7 @@ type account struct {
 // entry in /etc/passwd or /etc/group.
 func findAccount(text string) (*account, error) {
 	id, group, withGroup := strings.Cut(cmp.Or(text, "0"), ":")
-	bad := fmt.Errorf("no user %.64q is in the guest: %w", id, vmm.ErrInvalid)
+	bad := fmt.Errorf("no user %.64q is in the guest: %w", id, guest.ErrInvalid)
 	uid, err := strconv.ParseUint(id, 10, 32)
 	var u *user.User
 	if err == nil {
@@ -180,7 +179,7 @@ func findAccount(text string) (*account, error) {
 				gid, err = strconv.ParseUint(g.Gid, 10, 32)
 			}
 			if err != nil {
-				return nil, fmt.Errorf("no group %.64q is in the guest: %w", group, vmm.ErrInvalid)
+				return nil, fmt.Errorf("no group %.64q is in the guest: %w", group, guest.ErrInvalid)
 			}
 		}
 		a.gid = uint32(gid)
@@ -210,7 +209,7 @@ type started struct {
 }
 
 // connect makes the command's standard files and gives the ends that are its own, for the caller to close.
-func (c *started) connect(cmd *exec.Cmd, r *vmm.ExecRequest, uid int) (theirs []*os.File, err error) {
+func (c *started) connect(cmd *exec.Cmd, r *guest.ExecRequest, uid int) (theirs []*os.File, err error) {
 	if r.Cols > 0 {
 		tty, err := c.openTerminal(uid)
 		if err != nil {
@@ -308,12 +307,12 @@ func (c *started) Resize(cols, rows int) {
 	})
 }
 
-func (c *started) Wait() vmm.ExecStatus {
+func (c *started) Wait() guest.ExecStatus {
 	<-c.done
 	if c.status.Signaled() {
-		return vmm.ExecStatus{Signal: int(c.status.Signal())}
+		return guest.ExecStatus{Signal: int(c.status.Signal())}
 	}
-	return vmm.ExecStatus{Code: c.status.ExitStatus()}
+	return guest.ExecStatus{Code: c.status.ExitStatus()}
 }
 
 func (c *started) HangUp() {
@@ -377,7 +376,7 @@ func dialLoopback(port int) (guest.Command, error) {
 		}
 		errs = append(errs, err)
 	}
-	return nil, fmt.Errorf("nothing in the guest can be reached on port %d: %v: %w", port, errs[0], vmm.ErrNotFound)
+	return nil, fmt.Errorf("nothing in the guest can be reached on port %d: %v: %w", port, errs[0], guest.ErrNotFound)
 }
 
 // connection implements guest.Command for a connection to the guest's loopback: it ends when the far end has said all.
@@ -398,9 +397,9 @@ func (c *connection) Left() bool             { return false }
 
 func (c *connection) Kill() { c.conn.Close() }
 
-func (c *connection) Wait() vmm.ExecStatus {
+func (c *connection) Wait() guest.ExecStatus {
 	<-c.ended
-	return vmm.ExecStatus{}
+	return guest.ExecStatus{}
 }
 
 func (c *connection) Read(p []byte) (int, error) { return c.conn.Read(p) }

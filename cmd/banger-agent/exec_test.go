@@ -18,13 +18,12 @@ import (
 	"testing"
 	"time"
 
-	"banger/vmm"
 	"banger/vmm/guest"
 )
 
 // piped is a guest whose agent is in this process: its streams are pipes.
 type piped struct {
-	vmm.Guest
+	guest.Agent
 	streams map[string]guest.StreamHandler
 	serving sync.WaitGroup
 }
@@ -50,7 +49,7 @@ func (p *piped) Stream(_ context.Context, path string, request any) (net.Conn, e
 // newPiped serves commands of this machine; at its end nothing may be left of them.
 func newPiped(t *testing.T) *piped {
 	g := &agent{proc: "/proc", children: ownChildren{}}
-	p := &piped{streams: guest.NewExecs(g.startExec).Streams()}
+	p := &piped{streams: guest.NewExecServer(g.startExec).Streams()}
 	t.Cleanup(p.serving.Wait)
 	return p
 }
@@ -62,9 +61,9 @@ func patient(t *testing.T) context.Context {
 	return ctx
 }
 
-func start(t *testing.T, p *piped, r vmm.ExecRequest) *vmm.Exec {
+func start(t *testing.T, p *piped, r guest.ExecRequest) *guest.Exec {
 	t.Helper()
-	e, err := vmm.StartExec(patient(t), p, r)
+	e, err := guest.StartExec(patient(t), p, r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,8 +71,8 @@ func start(t *testing.T, p *piped, r vmm.ExecRequest) *vmm.Exec {
 	return e
 }
 
-func shell(line string) vmm.ExecRequest {
-	return vmm.ExecRequest{Argv: []string{"/bin/sh", "-c", line}}
+func shell(line string) guest.ExecRequest {
+	return guest.ExecRequest{Argv: []string{"/bin/sh", "-c", line}}
 }
 
 // readAll reads one of a command's outputs.
@@ -92,7 +91,7 @@ func readAll(t *testing.T, read func(context.Context, []byte) (int, error)) stri
 	}
 }
 
-func status(t *testing.T, e *vmm.Exec) string {
+func status(t *testing.T, e *guest.Exec) string {
 	t.Helper()
 	select {
 	case <-e.Done():
@@ -112,25 +111,25 @@ func TestExec(t *testing.T) {
 	who := fmt.Sprint(os.Getuid())
 	for _, x := range []struct {
 		name                string
-		request             vmm.ExecRequest
+		request             guest.ExecRequest
 		out, errs, finished string
 	}{
-		{"argv", vmm.ExecRequest{Argv: []string{"printf", "%s|", "a b", "", "*"}}, "a b||*|", "", "exited 0"},
+		{"argv", guest.ExecRequest{Argv: []string{"printf", "%s|", "a b", "", "*"}}, "a b||*|", "", "exited 0"},
 		{"both outputs", shell("echo out; echo err >&2; exit 3"), "out\n", "err\n", "exited 3"},
 		{"a signal", shell("kill -KILL $$"), "", "", "killed KILL"},
 		{"no input", shell("cat; echo end"), "end\n", "", "exited 0"},
-		{"a time limit", vmm.ExecRequest{Argv: []string{"sleep", "100"}, Timeout: 50 * time.Millisecond}, "", "", "timed out"},
-		{"deaf to its time limit", vmm.ExecRequest{Argv: []string{"/bin/sh", "-c", "trap '' TERM; echo on; while :; do sleep 0.05; done"}, Timeout: 300 * time.Millisecond}, "on\n", "", "timed out"},
-		{"a directory", vmm.ExecRequest{Argv: []string{"pwd"}, Dir: dir}, dir + "\n", "", "exited 0"},
-		{"the environment", vmm.ExecRequest{Argv: []string{"/bin/sh", "-c", "echo $A $HOME"}, Env: []string{"A=1", "A=b c", "HOME=/x"}}, "b c /x\n", "", "exited 0"},
-		{"a user", vmm.ExecRequest{Argv: []string{"id", "-u"}, User: who}, who + "\n", "", "exited 0"},
+		{"a time limit", guest.ExecRequest{Argv: []string{"sleep", "100"}, Timeout: 50 * time.Millisecond}, "", "", "timed out"},
+		{"deaf to its time limit", guest.ExecRequest{Argv: []string{"/bin/sh", "-c", "trap '' TERM; echo on; while :; do sleep 0.05; done"}, Timeout: 300 * time.Millisecond}, "on\n", "", "timed out"},
+		{"a directory", guest.ExecRequest{Argv: []string{"pwd"}, Dir: dir}, dir + "\n", "", "exited 0"},
+		{"the environment", guest.ExecRequest{Argv: []string{"/bin/sh", "-c", "echo $A $HOME"}, Env: []string{"A=1", "A=b c", "HOME=/x"}}, "b c /x\n", "", "exited 0"},
+		{"a user", guest.ExecRequest{Argv: []string{"id", "-u"}, User: who}, who + "\n", "", "exited 0"},
 		{"something in the background", shell("sleep 100 & echo $! >" + dir + "/pid; echo here"), "here\n", "", "exited 0"},
-		{"detached", vmm.ExecRequest{Argv: []string{"sh", "-c", "cat; echo to nobody"}, Detach: true}, "", "", "exited 0"},
-		{"a terminal", vmm.ExecRequest{Argv: []string{"/bin/sh", "-c", "tty >/dev/null && stty size; echo err >&2"}, Cols: 120, Rows: 40}, "40 120\r\nerr\r\n", "", "exited 0"},
+		{"detached", guest.ExecRequest{Argv: []string{"sh", "-c", "cat; echo to nobody"}, Detach: true}, "", "", "exited 0"},
+		{"a terminal", guest.ExecRequest{Argv: []string{"/bin/sh", "-c", "tty >/dev/null && stty size; echo err >&2"}, Cols: 120, Rows: 40}, "40 120\r\nerr\r\n", "", "exited 0"},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			e := start(t, p, x.request)
-			if err := e.EndInput(patient(t)); err != nil && !errors.Is(err, vmm.ErrGone) {
+			if err := e.EndInput(patient(t)); err != nil && !errors.Is(err, guest.ErrGone) {
 				t.Error(err)
 			}
 			out, errs := readAll(t, e.Read), readAll(t, e.ReadErrors)
@@ -159,29 +158,29 @@ func TestExec(t *testing.T) {
 func TestExecInImage(t *testing.T) {
 	inImage, ask := t.TempDir(), t.TempDir()
 	who, group := fmt.Sprint(os.Getuid()), fmt.Sprint(os.Getgid())
-	g := &agent{proc: "/proc", children: ownChildren{}, program: &vmm.Program{
+	g := &agent{proc: "/proc", children: ownChildren{}, program: &guest.Program{
 		Args: []string{"true"}, Env: []string{"A=image", "B=image", "HOME=/image"}, Dir: inImage, User: who + ":" + group,
 	}}
-	p := &piped{streams: guest.NewExecs(g.startExec).Streams()}
+	p := &piped{streams: guest.NewExecServer(g.startExec).Streams()}
 	t.Cleanup(p.serving.Wait)
 	const line = `echo $A $B $HOME $(pwd) $(id -u) $(id -g) ${PATH:+path}`
 	for _, x := range []struct {
-		request vmm.ExecRequest
+		request guest.ExecRequest
 		want    string
 	}{
 		{shell(line), "image image /image " + inImage + " " + who + " " + group + " path\n"},
-		{vmm.ExecRequest{Argv: shell(line).Argv, Env: []string{"B=asked"}, Dir: ask, User: who}, "image asked /image " + ask + " " + who + " " + group + " path\n"},
+		{guest.ExecRequest{Argv: shell(line).Argv, Env: []string{"B=asked"}, Dir: ask, User: who}, "image asked /image " + ask + " " + who + " " + group + " path\n"},
 	} {
 		e := start(t, p, x.request)
 		if out := readAll(t, e.Read); out != x.want {
 			t.Errorf("it printed %q, not %q", out, x.want)
 		}
 	}
-	g.program = &vmm.Program{Args: []string{"true"}, Env: []string{"PATH=/nowhere"}, Dir: "/no/such/directory"}
-	if _, err := vmm.StartExec(patient(t), p, vmm.ExecRequest{Argv: []string{"true"}}); !errors.Is(err, vmm.ErrNotFound) {
+	g.program = &guest.Program{Args: []string{"true"}, Env: []string{"PATH=/nowhere"}, Dir: "/no/such/directory"}
+	if _, err := guest.StartExec(patient(t), p, guest.ExecRequest{Argv: []string{"true"}}); !errors.Is(err, guest.ErrNotFound) {
 		t.Errorf("a program outside the image's PATH: %v", err)
 	}
-	e := start(t, p, vmm.ExecRequest{Argv: []string{"/bin/sh", "-c", "[ -d . ] && echo here"}})
+	e := start(t, p, guest.ExecRequest{Argv: []string{"/bin/sh", "-c", "[ -d . ] && echo here"}})
 	if out := readAll(t, e.Read); out != "here\n" {
 		t.Errorf("without the image's directory it printed %q", out)
 	}
@@ -203,7 +202,7 @@ func TestFindAccount(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"no-such-user", "no-such-user:0", "root:no-such-group", "-1", "4294967296", ":0"} {
-		if a, err := findAccount(text); !errors.Is(err, vmm.ErrInvalid) {
+		if a, err := findAccount(text); !errors.Is(err, guest.ErrInvalid) {
 			t.Errorf("%q is %+v, %v", text, a, err)
 		}
 	}
@@ -216,19 +215,19 @@ func TestExecRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, x := range []struct {
-		request vmm.ExecRequest
+		request guest.ExecRequest
 		want    error
 	}{
-		{vmm.ExecRequest{}, vmm.ErrInvalid},
-		{vmm.ExecRequest{Argv: []string{"no-such-program"}}, vmm.ErrNotFound},
-		{vmm.ExecRequest{Argv: []string{plain}}, vmm.ErrAccess},
-		{vmm.ExecRequest{Argv: []string{"true"}, Dir: plain}, vmm.ErrInvalid},
-		{vmm.ExecRequest{Argv: []string{"true"}, User: "no-such-user"}, vmm.ErrInvalid},
-		{vmm.ExecRequest{Argv: []string{"true"}, User: "0:no-such-group"}, vmm.ErrInvalid},
-		{vmm.ExecRequest{Argv: []string{strings.Repeat("x", vmm.MaxExecRequest)}}, vmm.ErrTooBig},
-		{vmm.ExecRequest{Dial: 1}, vmm.ErrNotFound},
+		{guest.ExecRequest{}, guest.ErrInvalid},
+		{guest.ExecRequest{Argv: []string{"no-such-program"}}, guest.ErrNotFound},
+		{guest.ExecRequest{Argv: []string{plain}}, guest.ErrAccess},
+		{guest.ExecRequest{Argv: []string{"true"}, Dir: plain}, guest.ErrInvalid},
+		{guest.ExecRequest{Argv: []string{"true"}, User: "no-such-user"}, guest.ErrInvalid},
+		{guest.ExecRequest{Argv: []string{"true"}, User: "0:no-such-group"}, guest.ErrInvalid},
+		{guest.ExecRequest{Argv: []string{strings.Repeat("x", guest.MaxExecRequest)}}, guest.ErrTooBig},
+		{guest.ExecRequest{Dial: 1}, guest.ErrNotFound},
 	} {
-		if e, err := vmm.StartExec(patient(t), p, x.request); !errors.Is(err, x.want) {
+		if e, err := guest.StartExec(patient(t), p, x.request); !errors.Is(err, x.want) {
 			t.Errorf("%.100v: %v, not %v", x.request, err, x.want)
 			if err == nil {
 				e.Close()
@@ -277,11 +276,11 @@ func TestExecSignals(t *testing.T) {
 	if out, s := readAll(t, e.Read), status(t, e); out != "got it\n" || s != "exited 7" {
 		t.Errorf("%q, %s", out, s)
 	}
-	if err := e.Signal(patient(t), int(syscall.SIGINT)); !errors.Is(err, vmm.ErrGone) {
+	if err := e.Signal(patient(t), int(syscall.SIGINT)); !errors.Is(err, guest.ErrGone) {
 		t.Errorf("a signal for what has ended: %v", err)
 	}
 
-	tty := start(t, p, vmm.ExecRequest{Argv: []string{"/bin/sh", "-c", "trap 'stty size' WINCH; echo ready; while :; do sleep 0.05; done"}, Cols: 80, Rows: 24})
+	tty := start(t, p, guest.ExecRequest{Argv: []string{"/bin/sh", "-c", "trap 'stty size' WINCH; echo ready; while :; do sleep 0.05; done"}, Cols: 80, Rows: 24})
 	n, err := tty.Read(patient(t), buf)
 	if err != nil || string(buf[:n]) != "ready\r\n" {
 		t.Fatalf("%q %v", buf[:n], err)
@@ -336,7 +335,7 @@ func TestExecClosed(t *testing.T) {
 		}
 	}
 	file := filepath.Join(dir, "detached")
-	e := start(t, p, vmm.ExecRequest{Argv: []string{"/bin/sh", "-c", "sleep 0.3; echo done >" + file}, Detach: true})
+	e := start(t, p, guest.ExecRequest{Argv: []string{"/bin/sh", "-c", "sleep 0.3; echo done >" + file}, Detach: true})
 	e.Close()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		if b, _ := os.ReadFile(file); string(b) == "done\n" {
@@ -350,11 +349,11 @@ func TestExecClosed(t *testing.T) {
 
 func TestExecMany(t *testing.T) {
 	p := newPiped(t)
-	var all []*vmm.Exec
-	for range vmm.MaxExecs {
-		all = append(all, start(t, p, vmm.ExecRequest{Argv: []string{"cat"}}))
+	var all []*guest.Exec
+	for range guest.MaxExecs {
+		all = append(all, start(t, p, guest.ExecRequest{Argv: []string{"cat"}}))
 	}
-	if _, err := vmm.StartExec(patient(t), p, vmm.ExecRequest{Argv: []string{"cat"}}); !errors.Is(err, vmm.ErrBusy) {
+	if _, err := guest.StartExec(patient(t), p, guest.ExecRequest{Argv: []string{"cat"}}); !errors.Is(err, guest.ErrBusy) {
 		t.Errorf("one more: %v", err)
 	}
 	for i, e := range all {
@@ -374,7 +373,7 @@ func TestExecMany(t *testing.T) {
 	}
 	// The places are free again once the guest has seen the end of its streams.
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		e, err := vmm.StartExec(patient(t), p, vmm.ExecRequest{Argv: []string{"true"}})
+		e, err := guest.StartExec(patient(t), p, guest.ExecRequest{Argv: []string{"true"}})
 		if err == nil {
 			e.Close()
 			return
@@ -403,7 +402,7 @@ func TestExecDial(t *testing.T) {
 		}
 		served <- err
 	}()
-	e := start(t, newPiped(t), vmm.ExecRequest{Dial: l.Addr().(*net.TCPAddr).Port})
+	e := start(t, newPiped(t), guest.ExecRequest{Dial: l.Addr().(*net.TCPAddr).Port})
 	if _, err := e.Write(patient(t), []byte("hello")); err != nil {
 		t.Fatal(err)
 	}

@@ -41,13 +41,13 @@ type freezer struct {
 	timer *time.Timer
 }
 
-// Freeze implements vmm.Freezer. It returns when all stand still, or with ctx; what it could not freeze it passes over.
+// Freeze implements guest.Freezer. It returns when all stand still, or with ctx; what it could not freeze it passes over.
 func (g *agent) Freeze(ctx context.Context, within time.Duration) (int, error) {
 	points := freezable(readFile(filepath.Join(g.proc, "self", "mountinfo")))
 	return g.freezer.freeze(ctx, points, within)
 }
 
-// Thaw implements vmm.Freezer.
+// Thaw implements guest.Freezer.
 func (g *agent) Thaw(context.Context) (bool, error) { return g.freezer.thaw(), nil }
 
 func (f *freezer) freeze(ctx context.Context, points []string, within time.Duration) (int, error) {

@@ -15,7 +15,7 @@ import (
 	"time"
 	"unsafe"
 
-	"banger/vmm"
+	"banger/vmm/guest"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,19 +30,19 @@ type agent struct {
 	freezer  freezer
 	work     *workDisk // nil in tests
 	children starter
-	program  *vmm.Program // what the image runs; nil for an image with an init of its own and for the built-in one
+	program  *guest.Program // what the image runs; nil for an image with an init of its own and for the built-in one
 
 	configuring sync.Mutex // one Configure at a time; guards resolvers
 	resolvers   resolvers
 }
 
-func (g *agent) Ping(context.Context) (vmm.GuestInfo, error) {
+func (g *agent) Ping(context.Context) (guest.Info, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
-		return vmm.GuestInfo{}, err
+		return guest.Info{}, err
 	}
 	host, _ := os.Hostname()
-	return vmm.GuestInfo{
+	return guest.Info{
 		Version:  version,
 		Kernel:   unix.ByteSliceToString(u.Release[:]),
 		Hostname: host,
@@ -50,10 +50,10 @@ func (g *agent) Ping(context.Context) (vmm.GuestInfo, error) {
 	}, nil
 }
 
-func (g *agent) Listeners(context.Context) ([]vmm.Listener, error) { return g.listeners(), nil }
+func (g *agent) Listeners(context.Context) ([]guest.Listener, error) { return g.listeners(), nil }
 
-func (g *agent) Stats(context.Context) (vmm.GuestStats, error) {
-	s := vmm.GuestStats{
+func (g *agent) Stats(context.Context) (guest.Stats, error) {
+	s := guest.Stats{
 		Load1:  firstFloat(readFile(filepath.Join(g.proc, "loadavg"))),
 		Uptime: firstFloat(readFile(filepath.Join(g.proc, "uptime"))),
 		Procs:  len(g.pids()),
@@ -78,7 +78,7 @@ func (g *agent) PowerOff(context.Context) error {
 // maxClockError is how far the clock may be off before it is set.
 const maxClockError = 500 * time.Millisecond
 
-func (g *agent) Configure(ctx context.Context, c vmm.GuestConfig) error {
+func (g *agent) Configure(ctx context.Context, c guest.Config) error {
 	g.work.wait(ctx) // who waits for `healthy` finds /work
 	g.configuring.Lock()
 	defer g.configuring.Unlock()
@@ -200,7 +200,7 @@ func linkUp(name string) error {
 }
 
 // connect gives the interface what the host says of the network. IPv6 that this kernel does not have is left out.
-func connect(name string, c *vmm.GuestConfig) error {
+func connect(name string, c *guest.Config) error {
 	if c.MTU > 0 {
 		if err := setMTU(name, c.MTU); err != nil {
 			return err

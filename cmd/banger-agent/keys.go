@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"banger/vmm"
+	"banger/vmm/guest"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,7 +22,7 @@ const (
 )
 
 // setKeys gives root's authorized keys and the host key to the guest whose files are below root; empty texts change nothing.
-func setKeys(root string, c *vmm.GuestConfig) error {
+func setKeys(root string, c *guest.Config) error {
 	if c.AuthorizedKeys != "" {
 		home := "/root"
 		if a, err := findAccount("0"); err == nil {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 
-	"banger/vmm"
 	"banger/vmm/guest"
 )
 
@@ -38,8 +37,8 @@ func askPowerOff() {
 func serve(g *agent) error {
 	g.freezer.recover()
 	g.work = tendWorkDisk()
-	streams := guest.NewExecs(g.startExec).Streams()
-	streams[vmm.FilesStream] = guest.Files("/")
+	streams := guest.NewExecServer(g.startExec).Streams()
+	streams[guest.FilesStream] = guest.Files("/")
 	h := guest.Handler(g, streams)
 	gate := new(guest.Gate)
 	ended := make(chan error, 2)

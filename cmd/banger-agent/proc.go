@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"banger/internal/host"
-	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 const (
@@ -120,7 +120,7 @@ func parseMounts(mountinfo []byte) []string {
 }
 
 // listeners joins the sockets with the processes that hold them.
-func (g *agent) listeners() []vmm.Listener {
+func (g *agent) listeners() []guest.Listener {
 	var sockets []socket
 	for _, f := range []struct{ name, protocol, state string }{
 		{"tcp", "tcp", stateListen}, {"tcp6", "tcp", stateListen},
@@ -136,12 +136,12 @@ func (g *agent) listeners() []vmm.Listener {
 		wanted[s.inode] = 0
 	}
 	g.owners(wanted)
-	all := make([]vmm.Listener, 0, len(sockets))
+	all := make([]guest.Listener, 0, len(sockets))
 	for _, s := range sockets {
-		l := vmm.Listener{Protocol: s.protocol, Address: s.address.String(), Port: s.port, PID: wanted[s.inode]}
+		l := guest.Listener{Protocol: s.protocol, Address: s.address.String(), Port: s.port, PID: wanted[s.inode]}
 		if l.PID != 0 {
 			dir := filepath.Join(g.proc, strconv.Itoa(l.PID))
-			l.Started = vmm.StartTime(readFile(dir + "/stat"))
+			l.Started = host.StartTime(readFile(dir + "/stat"))
 			l.Process = strings.TrimSpace(string(readFile(dir + "/comm")))
 			l.Command = command(readFile(dir + "/cmdline"))
 		}

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"banger/vmm"
+	"banger/internal/host"
 )
 
 const tcpFixture = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -39,7 +39,7 @@ func TestParseFigures(t *testing.T) {
 	if m := parseMounts([]byte(mounts)); len(m) != 1 || m[0] != "/my disk" {
 		t.Fatal(m)
 	}
-	if n := vmm.StartTime([]byte("7 (a b) c) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0\n")); n != 4711 {
+	if n := host.StartTime([]byte("7 (a b) c) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0\n")); n != 4711 {
 		t.Fatal(n)
 	}
 	if c := command([]byte("httpd\x00-p\x0080\x00")); c != "httpd -p 80" {
@@ -62,7 +62,7 @@ func FuzzProc(f *testing.F) {
 		if total, available := parseMeminfo(b); total%1024 != 0 || available%1024 != 0 {
 			t.Fatal(total, available)
 		}
-		vmm.StartTime(b) // does not panic
+		host.StartTime(b) // does not panic
 		if v := firstFloat(b); !(v >= 0 && v <= 1e15) {
 			t.Fatal(v)
 		}

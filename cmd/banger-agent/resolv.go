@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // resolvMark is the first line of a resolv.conf that the agent wrote.
@@ -28,7 +28,7 @@ func resolvConf(servers []netip.Addr, gateway netip.Addr) []byte {
 	var b strings.Builder
 	b.WriteString(resolvMark)
 	if len(servers) > 0 && servers[0] == gateway {
-		b.WriteString("search " + vmm.Zone + "\n")
+		b.WriteString("search " + guest.Zone + "\n")
 	}
 	for _, s := range servers {
 		fmt.Fprintf(&b, "nameserver %s\n", s)

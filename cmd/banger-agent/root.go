@@ -14,7 +14,7 @@ import (
 	"syscall"
 	"time"
 
-	"banger/vmm"
+	"banger/vmm/guest"
 
 	"golang.org/x/sys/unix"
 )
@@ -59,16 +59,16 @@ ExecStart=-/sbin/agetty -o '-p -f -- \\u' --autologin root --keep-baud 115200,57
 
 // enterRoot mounts the root disk, if the image has one, and makes it the root. It gives what the image says to run, nil where there is no
 // such disk; where the root has an init of its own it becomes that and does not return.
-func enterRoot() (*vmm.Program, error) {
+func enterRoot() (*guest.Program, error) {
 	device := rootDisk()
 	if device == "" {
 		return nil, nil
 	}
-	var program *vmm.Program
-	if b := readFile(vmm.ProgramFile); len(b) > 0 {
-		program = new(vmm.Program)
+	var program *guest.Program
+	if b := readFile(guest.ProgramFile); len(b) > 0 {
+		program = new(guest.Program)
 		if err := json.Unmarshal(b, program); err != nil || len(program.Args) == 0 {
-			return nil, fmt.Errorf("%s: %w", vmm.ProgramFile, errors.Join(err, vmm.ErrInvalid))
+			return nil, fmt.Errorf("%s: %w", guest.ProgramFile, errors.Join(err, guest.ErrInvalid))
 		}
 	}
 	if err := os.MkdirAll(newRoot, 0o755); err != nil {
@@ -102,7 +102,7 @@ func rootDisk() string {
 		if name := findDisk("/sys", rootSerial); name != "" {
 			return filepath.Join("/dev", name)
 		}
-		if _, err := os.Stat(vmm.RootFile); err != nil || time.Now().After(end) {
+		if _, err := os.Stat(guest.RootFile); err != nil || time.Now().After(end) {
 			return ""
 		}
 	}
@@ -244,7 +244,7 @@ func prepareRoot() error {
 }
 
 // runProgram starts what the image is there to run, on the console, and waits for its end.
-func runProgram(p *vmm.Program, r *reaper, began func(*child)) (unix.WaitStatus, error) {
+func runProgram(p *guest.Program, r *reaper, began func(*child)) (unix.WaitStatus, error) {
 	cmd, err := programCommand(p)
 	if err != nil {
 		return 0, err
@@ -269,7 +269,7 @@ func runProgram(p *vmm.Program, r *reaper, began func(*child)) (unix.WaitStatus,
 }
 
 // programCommand says how a program of an OCI image is run (image-spec, config.md).
-func programCommand(p *vmm.Program) (*exec.Cmd, error) {
+func programCommand(p *guest.Program) (*exec.Cmd, error) {
 	who, err := findAccount(p.User)
 	if err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 
 	"banger/collector"
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // vm is what is known of one VM at the moment of a scrape.
@@ -27,7 +28,7 @@ func (v *vm) alive() *collector.Stats {
 }
 
 // guest is what the agent said, nil where it was not asked.
-func (v *vm) guest() *vmm.GuestStats {
+func (v *vm) guest() *guest.Stats {
 	if s := v.alive(); s != nil {
 		return s.Guest
 	}
@@ -68,13 +69,13 @@ var families = []family{
 	figure("banger_vm_network_transmit_packets_total", "Packets that the guest sent.", true, func(s *collector.Stats) *uint64 { return s.NetTxPackets }),
 	figure("banger_vm_cgroup_memory_bytes", "Memory charged to the VM's own cgroup.", false, func(s *collector.Stats) *int64 { return s.GroupMemoryBytes }),
 	cpuTime("banger_vm_cgroup_cpu_seconds_total", "CPU time of the VM's own cgroup.", func(s *collector.Stats) *uint64 { return s.GroupCPUUsec }),
-	inside("banger_vm_guest_memory_size_bytes", "Memory as the guest counts it.", func(g *vmm.GuestStats) float64 { return float64(g.MemTotal) }),
-	inside("banger_vm_guest_memory_available_bytes", "Memory that the guest could give to programs.", func(g *vmm.GuestStats) float64 { return float64(g.MemAvailable) }),
-	inside("banger_vm_guest_load1", "The guest's load, averaged over a minute.", func(g *vmm.GuestStats) float64 { return g.Load1 }),
-	inside("banger_vm_guest_processes", "Processes in the guest.", func(g *vmm.GuestStats) float64 { return float64(g.Procs) }),
-	inside("banger_vm_guest_uptime_seconds", "Time since the guest's kernel started.", func(g *vmm.GuestStats) float64 { return g.Uptime }),
-	filesystem("banger_vm_guest_filesystem_used_bytes", "Used on the guest's file systems.", func(g *vmm.GuestStats) int64 { return g.DiskUsed }),
-	filesystem("banger_vm_guest_filesystem_size_bytes", "Size of the guest's file systems.", func(g *vmm.GuestStats) int64 { return g.DiskTotal }),
+	inside("banger_vm_guest_memory_size_bytes", "Memory as the guest counts it.", func(g *guest.Stats) float64 { return float64(g.MemTotal) }),
+	inside("banger_vm_guest_memory_available_bytes", "Memory that the guest could give to programs.", func(g *guest.Stats) float64 { return float64(g.MemAvailable) }),
+	inside("banger_vm_guest_load1", "The guest's load, averaged over a minute.", func(g *guest.Stats) float64 { return g.Load1 }),
+	inside("banger_vm_guest_processes", "Processes in the guest.", func(g *guest.Stats) float64 { return float64(g.Procs) }),
+	inside("banger_vm_guest_uptime_seconds", "Time since the guest's kernel started.", func(g *guest.Stats) float64 { return g.Uptime }),
+	filesystem("banger_vm_guest_filesystem_used_bytes", "Used on the guest's file systems.", func(g *guest.Stats) int64 { return g.DiskUsed }),
+	filesystem("banger_vm_guest_filesystem_size_bytes", "Size of the guest's file systems.", func(g *guest.Stats) int64 { return g.DiskTotal }),
 }
 
 func state(name, help string, want vmm.State) family {
@@ -125,7 +126,7 @@ func disk(device string, get func(*collector.Stats) *int64) family {
 }
 
 // inside is one of the guest's own figures, which it may have made up.
-func inside(name, help string, get func(*vmm.GuestStats) float64) family {
+func inside(name, help string, get func(*guest.Stats) float64) family {
 	return family{name: name, help: help, value: func(v *vm) (float64, bool) {
 		g := v.guest()
 		if g == nil || math.IsNaN(get(g)) || math.IsInf(get(g), 0) {
@@ -135,7 +136,7 @@ func inside(name, help string, get func(*vmm.GuestStats) float64) family {
 	}}
 }
 
-func filesystem(name, help string, get func(*vmm.GuestStats) int64) family {
+func filesystem(name, help string, get func(*guest.Stats) int64) family {
 	return family{name: name, help: help, value: func(v *vm) (float64, bool) {
 		g := v.guest()
 		if g == nil || g.DiskTotal <= 0 {

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"syscall"
 
-	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // status is a call whose answer says only whether it was done.
@@ -61,7 +61,7 @@ func notEOF(err error) error {
 
 // Set begins to change a file, no symbolic link followed; the function it gives waits and says what the file is then.
 func (c *Client) Set(ctx context.Context, path string, change Change) func() (Attr, error) {
-	k, err := c.begin(ctx, kindSetstat, nil, appendChange(appendString(nil, path), change, vmm.FilesAttrs))
+	k, err := c.begin(ctx, kindSetstat, nil, appendChange(appendString(nil, path), change, guest.FilesAttrs))
 	return func() (a Attr, _ error) {
 		if err != nil {
 			return a, err
@@ -197,7 +197,7 @@ const (
 func (c *Client) Open(ctx context.Context, path string, flags, mode uint32) func() (*Handle, error) {
 	change := unchanged
 	change.Mode = &mode
-	return c.handle(ctx, kindOpen, appendChange(binary.BigEndian.AppendUint32(appendString(nil, path), flags), change, vmm.FilesAttrs))
+	return c.handle(ctx, kindOpen, appendChange(binary.BigEndian.AppendUint32(appendString(nil, path), flags), change, guest.FilesAttrs))
 }
 
 // OpenDir opens a directory.

@@ -19,7 +19,6 @@ import (
 
 	pkgsftp "github.com/pkg/sftp"
 
-	"banger/vmm"
 	"banger/vmm/guest"
 )
 
@@ -109,7 +108,7 @@ func TestFiles(t *testing.T) {
 
 	mode, uid, size := uint32(0o4711), uint32(os.Getuid()), uint64(5)
 	when := time.Unix(1_000_000_000, 123_456_789)
-	told, err := c.Set(ctx, "/a", Change{Size: &size, Mode: &mode, UID: &uid, Atime: vmm.TimeNow, Mtime: when.UnixNano(), Sync: true})()
+	told, err := c.Set(ctx, "/a", Change{Size: &size, Mode: &mode, UID: &uid, Atime: guest.TimeNow, Mtime: when.UnixNano(), Sync: true})()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +156,7 @@ func TestFiles(t *testing.T) {
 		"rmdir of a file": {c.Rmdir(ctx, "/a"), syscall.ENOTDIR},
 		"rename over":     {c.Rename(ctx, "/a", "/d/other", false), syscall.EEXIST},
 		"list a file":     {second(c.OpenDir(ctx, "/a")), syscall.ENOTDIR},
-		"chmod of a link": {second(c.Set(ctx, "/d/link", Change{Mode: &mode, Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit})()), syscall.EOPNOTSUPP},
+		"chmod of a link": {second(c.Set(ctx, "/d/link", Change{Mode: &mode, Atime: guest.TimeOmit, Mtime: guest.TimeOmit})()), syscall.EOPNOTSUPP},
 		"out of the root": {second(c.Stat(ctx, "/../../../../etc/passwd")()), syscall.ENOENT},
 	} {
 		if x.got != x.want {
@@ -252,7 +251,7 @@ func TestOthersServer(t *testing.T) {
 		t.Errorf("%+v, %v", a, err)
 	}
 	size := uint64(2)
-	if a, err = c.Set(within(t, 10*time.Second), "/x", Change{Size: &size, Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit})(); err != nil || a.Size != 2 {
+	if a, err = c.Set(within(t, 10*time.Second), "/x", Change{Size: &size, Atime: guest.TimeOmit, Mtime: guest.TimeOmit})(); err != nil || a.Size != 2 {
 		t.Errorf("%+v, %v", a, err)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"syscall"
 	"time"
 
-	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // Kinds of packets.
@@ -61,7 +61,7 @@ type Attr struct {
 	Size     uint64 // at most math.MaxInt64
 	UID, GID uint32
 	Mode     uint32 // with the type, as in stat(2)
-	vmm.FileStat
+	guest.FileStat
 }
 
 // Change is what to change of a file; nil fields are left alone.
@@ -69,7 +69,7 @@ type Change struct {
 	Size         *uint64
 	UID, GID     *uint32
 	Mode         *uint32
-	Atime, Mtime int64 // nanoseconds after 1970, or vmm.TimeOmit or vmm.TimeNow
+	Atime, Mtime int64 // nanoseconds after 1970, or guest.TimeOmit or guest.TimeNow
 	Sync         bool  // fsync(2) it, last
 }
 
@@ -83,7 +83,7 @@ func appendString(b []byte, s string) []byte {
 }
 
 // unchanged changes nothing.
-var unchanged = Change{Atime: vmm.TimeOmit, Mtime: vmm.TimeOmit}
+var unchanged = Change{Atime: guest.TimeOmit, Mtime: guest.TimeOmit}
 
 // appendChange also appends extended attributes that say something by being there.
 func appendChange(b []byte, c Change, words ...string) []byte {
@@ -109,12 +109,12 @@ func appendChange(b []byte, c Change, words ...string) []byte {
 	}
 	var more []byte
 	count := uint32(0)
-	if c.Atime != vmm.TimeOmit || c.Mtime != vmm.TimeOmit {
-		more = appendString(appendString(more, vmm.FilesTimes), string(vmm.AppendFileInts(nil, c.Atime, c.Mtime)))
+	if c.Atime != guest.TimeOmit || c.Mtime != guest.TimeOmit {
+		more = appendString(appendString(more, guest.FilesTimes), string(guest.AppendFileInts(nil, c.Atime, c.Mtime)))
 		count++
 	}
 	if c.Sync {
-		words = append(words, vmm.FilesSync)
+		words = append(words, guest.FilesSync)
 	}
 	for _, word := range words {
 		more = appendString(appendString(more, word), "")
@@ -179,10 +179,10 @@ func (d *decoder) attr() Attr {
 	if flags&hasExtended != 0 {
 		for n := d.u32(); n > 0 && !d.bad; n-- {
 			key, value := string(d.bytes()), string(d.bytes())
-			if key != vmm.FilesStat {
+			if key != guest.FilesStat {
 				continue
 			}
-			if s, ok := vmm.ParseFileStat(value); ok {
+			if s, ok := guest.ParseFileStat(value); ok {
 				a.FileStat = s
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // savedDir is the directory of a snapshot, beside the disks.
@@ -163,5 +164,5 @@ var (
 	_ vmm.Snapshotter = (*machine)(nil)
 	_ vmm.DiskGrower  = (*machine)(nil)
 	_ vmm.Fuller      = (*machine)(nil)
-	_ vmm.Freezer     = agent{}
+	_ guest.Freezer   = agent{}
 )

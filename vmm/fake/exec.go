@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream implements vmm.Streamer. The far end is the agent's own, in this process.
+// Stream implements guest.Streamer. The far end is the agent's own, in this process.
 func (g agent) Stream(ctx context.Context, path string, request any) (net.Conn, error) {
 	if err := g.answer(ctx); err != nil {
 		return nil, err
@@ -36,7 +36,7 @@ func (g agent) Stream(ctx context.Context, path string, request any) (net.Conn, 
 		return nil, err
 	}
 	host, far := net.Pipe()
-	if path == vmm.FilesStream {
+	if path == guest.FilesStream {
 		host, far = g.still(host, far)
 	}
 	if !g.m.addConn(host) {
@@ -56,8 +56,8 @@ func (m *machine) handlers() map[string]guest.StreamHandler {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.streams == nil {
-		m.streams = guest.NewExecs(startExec).Streams()
-		m.streams[vmm.FilesStream] = m.serveFiles
+		m.streams = guest.NewExecServer(startExec).Streams()
+		m.streams[guest.FilesStream] = m.serveFiles
 	}
 	return m.streams
 }
@@ -90,7 +90,7 @@ func (m *machine) breakConnsLocked() {
 }
 
 // startExec runs what a fake guest can: nothing but words that are built in.
-func startExec(r *vmm.ExecRequest) (guest.Command, error) {
+func startExec(r *guest.ExecRequest) (guest.Command, error) {
 	switch {
 	case r.Dial != 0:
 		return nil, fmt.Errorf("nothing in the guest can be reached on port %d: %w", r.Dial, vmm.ErrNotFound)
@@ -132,13 +132,13 @@ func startExec(r *vmm.ExecRequest) (guest.Command, error) {
 
 // process implements guest.Command.
 type process struct {
-	request               *vmm.ExecRequest
+	request               *guest.ExecRequest
 	ctx                   context.Context // of its life: its cause says which signal ended it
 	cancel                context.CancelCauseFunc
 	in, out, errs         net.Conn // the agent's ends
 	stdin, stdout, stderr net.Conn
 	done                  sync.WaitGroup
-	status                vmm.ExecStatus
+	status                guest.ExecStatus
 
 	mu         sync.Mutex // guards what follows
 	cols, rows int
@@ -199,13 +199,13 @@ func (p *process) Resize(cols, rows int) {
 	p.cols, p.rows = cols, rows
 }
 
-func (p *process) Wait() vmm.ExecStatus {
+func (p *process) Wait() guest.ExecStatus {
 	p.done.Wait()
 	return p.status
 }
 
 // run does the lines one after the other.
-func (p *process) run(lines [][]string) vmm.ExecStatus {
+func (p *process) run(lines [][]string) guest.ExecStatus {
 	code := 0
 	for _, line := range lines {
 		if len(line) == 0 {
@@ -226,13 +226,13 @@ func (p *process) run(lines [][]string) vmm.ExecStatus {
 			io.WriteString(out, text) // nobody may read it any more
 		}
 		if k, ok := context.Cause(p.ctx).(killed); ok {
-			return vmm.ExecStatus{Signal: int(k)}
+			return guest.ExecStatus{Signal: int(k)}
 		}
 		if exits {
 			break
 		}
 	}
-	return vmm.ExecStatus{Code: code & 0xff}
+	return guest.ExecStatus{Code: code & 0xff}
 }
 
 func notFound(_ *process, line []string) (string, int) { return line[0] + ": not found\n", 127 }
@@ -306,7 +306,7 @@ func (p *process) kill(line []string) (string, int) {
 	if len(line) != 3 || line[2] != "$$" {
 		return "", 1
 	}
-	signal, err := vmm.ParseSignal(strings.TrimPrefix(line[1], "-"))
+	signal, err := guest.ParseSignal(strings.TrimPrefix(line[1], "-"))
 	if err != nil {
 		return "", 1
 	}

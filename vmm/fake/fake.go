@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/host"
 	"banger/vmm"
 	"banger/vmm/guest"
 )
@@ -36,7 +37,7 @@ func startTime() uint64 {
 	if err != nil {
 		return 0
 	}
-	return vmm.StartTime(stat)
+	return host.StartTime(stat)
 }
 
 // Name implements vmm.Driver.
@@ -194,7 +195,7 @@ func (d *Driver) machine(spec *vmm.Spec, s script, k kept, notify func(vmm.Notic
 func (m *machine) Process() vmm.Process  { return m.driver.process }
 func (m *machine) Accel() string         { return "fake" }
 func (m *machine) Done() <-chan struct{} { return m.done }
-func (m *machine) Guest() vmm.Guest      { return agent{m} }
+func (m *machine) Guest() guest.Agent    { return agent{m} }
 func (m *machine) Console() vmm.Console  { return terminal{m} }
 
 func (m *machine) Exit() vmm.Exit {

@@ -15,7 +15,7 @@ import (
 // filesDir is where, in the VM's directory, the guest's files are. They are made when first asked for, and gone with the next start.
 const filesDir = "files"
 
-// serveFiles is the agent's handler for vmm.FilesStream.
+// serveFiles is the agent's handler for guest.FilesStream.
 func (m *machine) serveFiles(request json.RawMessage) (func(net.Conn), error) {
 	root := filepath.Join(m.dir, filesDir)
 	m.files.Do(func() { m.filesErr = makeFiles(root) })

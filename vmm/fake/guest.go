@@ -6,9 +6,10 @@ import (
 	"time"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
-// agent implements vmm.Guest and vmm.Freezer.
+// agent implements guest.Agent and guest.Freezer.
 type agent struct{ m *machine }
 
 // answer waits as the script says that the agent does.
@@ -39,35 +40,35 @@ func (g agent) running() time.Duration {
 
 func (g agent) age() float64 { return g.running().Seconds() }
 
-func (g agent) Ping(ctx context.Context) (vmm.GuestInfo, error) {
+func (g agent) Ping(ctx context.Context) (guest.Info, error) {
 	if err := g.answer(ctx); err != nil {
-		return vmm.GuestInfo{}, err
+		return guest.Info{}, err
 	}
-	return vmm.GuestInfo{Version: "fake", Kernel: "fake", Hostname: g.m.name, Uptime: g.age()}, nil
+	return guest.Info{Version: "fake", Kernel: "fake", Hostname: g.m.name, Uptime: g.age()}, nil
 }
 
-func (g agent) Listeners(ctx context.Context) ([]vmm.Listener, error) {
+func (g agent) Listeners(ctx context.Context) ([]guest.Listener, error) {
 	if err := g.answer(ctx); err != nil {
 		return nil, err
 	}
 	return slices.Clone(g.m.script.listen), nil
 }
 
-func (g agent) Stats(ctx context.Context) (vmm.GuestStats, error) {
+func (g agent) Stats(ctx context.Context) (guest.Stats, error) {
 	if err := g.answer(ctx); err != nil {
-		return vmm.GuestStats{}, err
+		return guest.Stats{}, err
 	}
 	g.m.mu.Lock()
 	memory, disk := g.m.memory, g.m.disk
 	g.m.mu.Unlock()
-	return vmm.GuestStats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10, Uptime: g.age(), DiskTotal: disk}, nil
+	return guest.Stats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10, Uptime: g.age(), DiskTotal: disk}, nil
 }
 
-func (g agent) Configure(ctx context.Context, _ vmm.GuestConfig) error {
+func (g agent) Configure(ctx context.Context, _ guest.Config) error {
 	return g.answer(ctx)
 }
 
-// Freeze implements vmm.Freezer.
+// Freeze implements guest.Freezer.
 func (g agent) Freeze(ctx context.Context, _ time.Duration) (int, error) {
 	if g.m.script.freeze == "hang" {
 		return 0, g.m.wait(ctx, nil)

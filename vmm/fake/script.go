@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 const maxDisk = 1 << 30
@@ -23,7 +24,7 @@ type script struct {
 	deafFrom  time.Duration // the agent answers nothing at ages from this one
 	deafTo    time.Duration // to that one
 	stop      string        // "", hang or ignore
-	listen    []vmm.Listener
+	listen    []guest.Listener
 	disk      int64
 	ends      []end
 	slowSave  time.Duration
@@ -40,9 +41,9 @@ type end struct {
 }
 
 var (
-	poweredOff = vmm.Exit{Orderly: true, Reason: "the guest powered itself off", Status: &vmm.ExecStatus{}}
-	panicked   = vmm.Exit{Reason: "the guest's kernel panicked", Status: &vmm.ExecStatus{}}
-	wasKilled  = vmm.Exit{Reason: "killed", Status: &vmm.ExecStatus{Signal: int(unix.SIGKILL)}}
+	poweredOff = vmm.Exit{Orderly: true, Reason: "the guest powered itself off", Status: &guest.ExecStatus{}}
+	panicked   = vmm.Exit{Reason: "the guest's kernel panicked", Status: &guest.ExecStatus{}}
+	wasKilled  = vmm.Exit{Reason: "killed", Status: &guest.ExecStatus{Signal: int(unix.SIGKILL)}}
 )
 
 func parseScript(cmdline string) (script, error) {
@@ -100,7 +101,7 @@ func (s *script) apply(key, value string) (err error) {
 		if !found {
 			reason = "the machine died as its cmdline told it to"
 		}
-		err = s.endAfter(after, end{exit: vmm.Exit{Reason: reason, Status: &vmm.ExecStatus{Code: 1}}})
+		err = s.endAfter(after, end{exit: vmm.Exit{Reason: reason, Status: &guest.ExecStatus{Code: 1}}})
 	case "poweroff":
 		err = s.endAfter(value, end{exit: poweredOff})
 	case "panic":
@@ -126,15 +127,15 @@ func oneOf(value string, words ...string) error {
 	return fmt.Errorf("must be %s", strings.Join(words, " or "))
 }
 
-func parseListeners(list string) ([]vmm.Listener, error) {
-	var all []vmm.Listener
+func parseListeners(list string) ([]guest.Listener, error) {
+	var all []guest.Listener
 	for i, entry := range strings.Split(list, ",") {
 		parts := strings.SplitN(entry, "/", 4)
 		port, err := strconv.Atoi(parts[0])
 		if err != nil || len(parts) < 2 || port > 65535 {
 			return nil, fmt.Errorf("%q is not PORT/PROTOCOL/PROCESS/COMMAND", entry)
 		}
-		l := vmm.Listener{Protocol: parts[1], Address: "0.0.0.0", Port: port, PID: 100 + i}
+		l := guest.Listener{Protocol: parts[1], Address: "0.0.0.0", Port: port, PID: 100 + i}
 		for j, text := range []*string{&l.Process, &l.Command} {
 			if len(parts) > 2+j {
 				// A cmdline has no control characters, the text of a guest has any.

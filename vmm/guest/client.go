@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"banger/vmm"
-
 	"github.com/hashicorp/yamux"
 )
 
@@ -28,7 +26,7 @@ const (
 	echoWait = 15 * time.Second
 )
 
-// Client asks the agent of one guest. It implements [vmm.Guest]; all methods
+// Client asks the agent of one guest. It implements [Agent]; all methods
 // may be called from many goroutines.
 type Client struct {
 	dial  func(ctx context.Context) (net.Conn, error) // the port
@@ -59,7 +57,7 @@ func (s *hostSession) why(err error) error {
 	case s.conn.gone.Load():
 		return err
 	case s.silent.Load():
-		return vmm.ErrTimeout
+		return ErrTimeout
 	case s.conn.uninvited.Load():
 		err = errUninvited
 	}
@@ -118,7 +116,7 @@ func (c *Client) connect(ctx context.Context, _, _ string) (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return vmm.NewQuietConn(conn), nil
+		return NewQuietConn(conn), nil
 	}
 	s, ok := ctx.Value(sessionKey{}).(*hostSession)
 	if !ok {
@@ -128,7 +126,7 @@ func (c *Client) connect(ctx context.Context, _, _ string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return vmm.NewQuietConn(hostStream{stream}), nil
+	return NewQuietConn(hostStream{stream}), nil
 }
 
 // hostStream ends its reads when it is closed; yamux alone lets them go on, to hear what else the far end has to say, until
@@ -280,12 +278,12 @@ func explain(ctx context.Context, path string, err error) error {
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err()
-	case errors.Is(ctx.Err(), context.DeadlineExceeded), isTimeout(err), errors.Is(err, vmm.ErrTimeout):
-		return fmt.Errorf("cannot ask the agent for %s: %w", path, vmm.ErrTimeout)
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), isTimeout(err), errors.Is(err, ErrTimeout):
+		return fmt.Errorf("cannot ask the agent for %s: %w", path, ErrTimeout)
 	case errors.As(err, &refused):
 		return fmt.Errorf("cannot ask the agent for %s: %w", path, err)
 	}
-	return fmt.Errorf("cannot ask the agent for %s: %w: %v", path, vmm.ErrNotRunning, err)
+	return fmt.Errorf("cannot ask the agent for %s: %w: %v", path, ErrNotRunning, err)
 }
 
 func isTimeout(err error) bool {
@@ -376,17 +374,17 @@ func refused(status int, text []byte) error {
 	return &refusal{fmt.Sprintf("status %d: %s", status, said), status}
 }
 
-// Ping implements [vmm.Guest]. While the guest boots it waits for the agent's first answer.
-func (c *Client) Ping(ctx context.Context) (vmm.GuestInfo, error) {
+// Ping implements [Agent]. While the guest boots it waits for the agent's first answer.
+func (c *Client) Ping(ctx context.Context) (Info, error) {
 	b, err := c.do(ctx, http.MethodGet, "/ping", nil)
 	if err != nil {
-		return vmm.GuestInfo{}, err
+		return Info{}, err
 	}
 	return parseInfo(b)
 }
 
-// Listeners implements [vmm.Guest]; at most 4,096 rows are given.
-func (c *Client) Listeners(ctx context.Context) ([]vmm.Listener, error) {
+// Listeners implements [Agent]; at most 4,096 rows are given.
+func (c *Client) Listeners(ctx context.Context) ([]Listener, error) {
 	b, err := c.do(ctx, http.MethodGet, "/listeners", nil)
 	if err != nil {
 		return nil, err
@@ -394,22 +392,22 @@ func (c *Client) Listeners(ctx context.Context) ([]vmm.Listener, error) {
 	return parseListeners(b)
 }
 
-// Stats implements [vmm.Guest].
-func (c *Client) Stats(ctx context.Context) (vmm.GuestStats, error) {
+// Stats implements [Agent].
+func (c *Client) Stats(ctx context.Context) (Stats, error) {
 	b, err := c.do(ctx, http.MethodGet, "/stats", nil)
 	if err != nil {
-		return vmm.GuestStats{}, err
+		return Stats{}, err
 	}
 	return parseStats(b)
 }
 
-// Configure implements [vmm.Guest].
-func (c *Client) Configure(ctx context.Context, g vmm.GuestConfig) error {
+// Configure implements [Agent].
+func (c *Client) Configure(ctx context.Context, g Config) error {
 	_, err := c.do(ctx, http.MethodPost, "/configure", g)
 	return err
 }
 
-// Freeze implements [vmm.Freezer].
+// Freeze implements [Freezer].
 func (c *Client) Freeze(ctx context.Context, within time.Duration) (int, error) {
 	var got frozen
 	b, err := c.do(ctx, http.MethodPost, "/freeze", freeze{within.Milliseconds()})
@@ -419,7 +417,7 @@ func (c *Client) Freeze(ctx context.Context, within time.Duration) (int, error) 
 	return got.Count, err
 }
 
-// Thaw implements [vmm.Freezer].
+// Thaw implements [Freezer].
 func (c *Client) Thaw(ctx context.Context) (bool, error) {
 	var got frozen
 	b, err := c.do(ctx, http.MethodPost, "/thaw", nil)
@@ -429,7 +427,7 @@ func (c *Client) Thaw(ctx context.Context) (bool, error) {
 	return got.Held, err
 }
 
-// PowerOff implements [vmm.Guest].
+// PowerOff implements [Agent].
 func (c *Client) PowerOff(ctx context.Context) error {
 	_, err := c.do(ctx, http.MethodPost, "/poweroff", nil)
 	return err

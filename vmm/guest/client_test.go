@@ -17,28 +17,26 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"banger/vmm"
-
 	"github.com/hashicorp/yamux"
 )
 
 // answers is a guest that says what it is told to.
 type answers struct {
-	vmm.Guest
-	listeners []vmm.Listener
+	Agent
+	listeners []Listener
 	hang      chan struct{}
 }
 
-func (a *answers) Ping(context.Context) (vmm.GuestInfo, error) {
-	return vmm.GuestInfo{Version: "1", Hostname: "web"}, nil
+func (a *answers) Ping(context.Context) (Info, error) {
+	return Info{Version: "1", Hostname: "web"}, nil
 }
-func (a *answers) Listeners(context.Context) ([]vmm.Listener, error) { return a.listeners, nil }
-func (a *answers) Stats(ctx context.Context) (vmm.GuestStats, error) {
+func (a *answers) Listeners(context.Context) ([]Listener, error) { return a.listeners, nil }
+func (a *answers) Stats(ctx context.Context) (Stats, error) {
 	select {
 	case <-a.hang:
 	case <-ctx.Done():
 	}
-	return vmm.GuestStats{MemTotal: 7}, nil
+	return Stats{MemTotal: 7}, nil
 }
 func (a *answers) PowerOff(context.Context) error { return nil }
 
@@ -85,7 +83,7 @@ func (w *wire) Write(p []byte) (int, error) {
 
 // serveGuest makes a guest behind a unix socket, as QEMU's chardev does. With
 // quiet the guest is not told that the host went.
-func serveGuest(t *testing.T, g vmm.Guest, quiet bool) (path string, w *wire) {
+func serveGuest(t *testing.T, g Agent, quiet bool) (path string, w *wire) {
 	t.Helper()
 	return servePort(t, Handler(g, streams), quiet)
 }
@@ -182,7 +180,7 @@ func TestReconnects(t *testing.T) {
 	for _, quiet := range []bool{false, true} {
 		t.Run(fmt.Sprintf("quiet=%v", quiet), func(t *testing.T) {
 			noLeak(t)
-			g := &answers{hang: make(chan struct{}), listeners: []vmm.Listener{{Protocol: "tcp", Port: 80, Command: strings.Repeat("x", 5000)}}}
+			g := &answers{hang: make(chan struct{}), listeners: []Listener{{Protocol: "tcp", Port: 80, Command: strings.Repeat("x", 5000)}}}
 			path, w := serveGuest(t, g, quiet)
 			w.mu.Lock()
 			w.stale = bytes.Repeat([]byte("HTTP/1.1 200 OK\xff\xfebanger-"), 5000)
@@ -291,8 +289,8 @@ func TestHostile(t *testing.T) {
 		f      func(net.Conn)
 		want   error
 	}{
-		{"silent", true, silent, vmm.ErrTimeout},
-		{"silent port", false, silent, vmm.ErrTimeout},
+		{"silent", true, silent, ErrTimeout},
+		{"silent port", false, silent, ErrTimeout},
 		{"endless", true, endless, nil},
 		{"headers", true, headers, nil},
 		{"broken", true, body(`[{"port":`), nil},
@@ -355,8 +353,8 @@ func TestBrokenSession(t *testing.T) {
 		{"pings", request(endless(0, framePing, 0, flagSYN, 0, 0, 0, 0, 0, 0, 0, 1)), nil},
 		{"streams", request(endless(0, frameData, 0, flagSYN, 0, 0, 0, 2, 0, 0, 0, 1, 'x')), nil},
 		{"garbage", request(endless('g')), nil},
-		{"gone", request(func(net.Conn) {}), vmm.ErrNotRunning},
-		{"drip", drip, vmm.ErrTimeout},
+		{"gone", request(func(net.Conn) {}), ErrNotRunning},
+		{"drip", drip, ErrTimeout},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			noLeak(t)
@@ -369,7 +367,7 @@ func TestBrokenSession(t *testing.T) {
 			}), nil)
 			t.Cleanup(func() { c.Close() })
 			limit := 10 * time.Second
-			if tc.want == vmm.ErrTimeout {
+			if tc.want == ErrTimeout {
 				limit = 200 * time.Millisecond
 			}
 			began := time.Now()
@@ -439,7 +437,7 @@ func TestFindMarker(t *testing.T) {
 func TestGone(t *testing.T) {
 	c := New(dialUnix(filepath.Join(t.TempDir(), "none")), nil)
 	defer c.Close()
-	if _, err := c.Ping(within(t, 10*time.Second)); !errors.Is(err, vmm.ErrNotRunning) {
+	if _, err := c.Ping(within(t, 10*time.Second)); !errors.Is(err, ErrNotRunning) {
 		t.Fatal(err)
 	}
 }

@@ -2,7 +2,7 @@
 // protocol, the host's [Client] and what the guest needs to serve it.
 //
 // A request is HTTP/1.1 with JSON: GET /ping, /listeners, /stats; POST
-// /configure, /poweroff; the types are those of vmm/guest.go. A POST that
+// /configure, /poweroff; the types are those of agent.go. A POST that
 // upgrades becomes a stream of bytes both ways ([Client.Stream]).
 //
 // A virtio-serial port is one byte stream for the guest's whole life, on which the

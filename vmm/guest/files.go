@@ -6,8 +6,6 @@ import (
 	"path"
 
 	"golang.org/x/sys/unix"
-
-	"banger/vmm"
 )
 
 // files are those below a root, of which it is an open descriptor.
@@ -234,9 +232,9 @@ func setstat(dir int, base string, c *change) error {
 
 func timespec(n int64) unix.Timespec {
 	switch n {
-	case vmm.TimeOmit:
+	case TimeOmit:
 		return unix.Timespec{Nsec: unix.UTIME_OMIT}
-	case vmm.TimeNow:
+	case TimeNow:
 		return unix.Timespec{Nsec: unix.UTIME_NOW}
 	}
 	return unix.NsecToTimespec(n)

@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"banger/vmm"
 )
 
 // Kinds of packets, bits of attributes, flags of SSH_FXP_OPEN and codes of a status (draft-ietf-secsh-filexfer-02, sections 3, 5, 6.3 and 7).
@@ -66,7 +64,7 @@ const (
 	maxUnsent = maxData + maxData/2 // bytes of answers that wait for the next request to be answered too
 )
 
-// Files serves what is below root, as [vmm.FilesStream] says.
+// Files serves what is below root, as [FilesStream] says.
 func Files(root string) StreamHandler {
 	return func(json.RawMessage) (func(net.Conn), error) {
 		return func(conn net.Conn) {
@@ -220,9 +218,9 @@ func appendAttrs(b []byte, st *unix.Stat_t) []byte {
 	for _, n := range []uint32{st.Uid, st.Gid, st.Mode, uint32(st.Atim.Sec), uint32(st.Mtim.Sec), 1} {
 		b = binary.BigEndian.AppendUint32(b, n)
 	}
-	b = appendText(b, vmm.FilesStat)
+	b = appendText(b, FilesStat)
 	at := len(b)
-	b = vmm.FileStat{
+	b = FileStat{
 		Nlink: uint64(st.Nlink), Blocks: uint64(st.Blocks), Rdev: st.Rdev,
 		Atime: time.Unix(st.Atim.Unix()), Mtime: time.Unix(st.Mtim.Unix()), Ctime: time.Unix(st.Ctim.Unix()),
 	}.Append(append(b, 0, 0, 0, 0))
@@ -292,14 +290,14 @@ func (f *fields) attrs() *change {
 	if flags&attrExtended != 0 {
 		for n := f.u32(); n > 0 && !f.bad; n-- {
 			switch key, value := f.text(), f.text(); key {
-			case vmm.FilesTimes:
+			case FilesTimes:
 				var times [2]int64
-				if vmm.ParseFileInts(value, times[:]) {
+				if ParseFileInts(value, times[:]) {
 					c.times = times[:]
 				}
-			case vmm.FilesSync:
+			case FilesSync:
 				c.sync = true
-			case vmm.FilesAttrs:
+			case FilesAttrs:
 				c.tell = true
 			}
 		}

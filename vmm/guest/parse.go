@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-
-	"banger/vmm"
 )
 
 // cut bounds s to n bytes and makes it valid UTF-8.
@@ -22,10 +20,10 @@ const maxFloat = 1e12
 
 func bounded(f float64) float64 { return min(max(f, 0), maxFloat) }
 
-func parseInfo(b []byte) (vmm.GuestInfo, error) {
-	var i vmm.GuestInfo
+func parseInfo(b []byte) (Info, error) {
+	var i Info
 	if err := json.Unmarshal(b, &i); err != nil {
-		return vmm.GuestInfo{}, fmt.Errorf("cannot read the agent's answer: %w", err)
+		return Info{}, fmt.Errorf("cannot read the agent's answer: %w", err)
 	}
 	i.Version, i.Kernel, i.Hostname = cut(i.Version, maxString), cut(i.Kernel, maxString), cut(i.Hostname, maxString)
 	i.Uptime = bounded(i.Uptime)
@@ -33,15 +31,15 @@ func parseInfo(b []byte) (vmm.GuestInfo, error) {
 }
 
 // parseListeners reads at most maxListeners rows; what follows them is not looked at.
-func parseListeners(b []byte) ([]vmm.Listener, error) {
+func parseListeners(b []byte) ([]Listener, error) {
 	d := json.NewDecoder(bytes.NewReader(b))
 	t, err := d.Token()
 	if err != nil || t != json.Delim('[') {
 		return nil, fmt.Errorf("cannot read the agent's answer: not a list of listeners")
 	}
-	var all []vmm.Listener
+	var all []Listener
 	for d.More() && len(all) < maxListeners {
-		var l vmm.Listener
+		var l Listener
 		if err := d.Decode(&l); err != nil {
 			return nil, fmt.Errorf("cannot read the agent's answer: %w", err)
 		}
@@ -57,10 +55,10 @@ func parseListeners(b []byte) ([]vmm.Listener, error) {
 	return all, nil
 }
 
-func parseStats(b []byte) (vmm.GuestStats, error) {
-	var s vmm.GuestStats
+func parseStats(b []byte) (Stats, error) {
+	var s Stats
 	if err := json.Unmarshal(b, &s); err != nil {
-		return vmm.GuestStats{}, fmt.Errorf("cannot read the agent's answer: %w", err)
+		return Stats{}, fmt.Errorf("cannot read the agent's answer: %w", err)
 	}
 	s.MemTotal, s.MemAvailable = max(s.MemTotal, 0), max(s.MemAvailable, 0)
 	s.Load1, s.Uptime, s.Procs = bounded(s.Load1), bounded(s.Uptime), max(s.Procs, 0)

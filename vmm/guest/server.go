@@ -6,8 +6,6 @@ import (
 	"log"
 	"net/http"
 	"time"
-
-	"banger/vmm"
 )
 
 // maxBody bounds what either side reads of one message.
@@ -26,7 +24,7 @@ func newServer(h http.Handler) *http.Server {
 }
 
 // Handler makes the requests of the protocol calls of g, and of the streams by their paths.
-func Handler(g vmm.Guest, streams map[string]StreamHandler) http.Handler {
+func Handler(g Agent, streams map[string]StreamHandler) http.Handler {
 	mux := http.NewServeMux()
 	for path, h := range streams {
 		mux.Handle("POST "+path, handleStream(h))
@@ -38,7 +36,7 @@ func Handler(g vmm.Guest, streams map[string]StreamHandler) http.Handler {
 	mux.HandleFunc("GET /listeners", func(w http.ResponseWriter, r *http.Request) {
 		v, err := g.Listeners(r.Context())
 		if v == nil {
-			v = []vmm.Listener{}
+			v = []Listener{}
 		}
 		answer(w, v, err)
 	})
@@ -47,7 +45,7 @@ func Handler(g vmm.Guest, streams map[string]StreamHandler) http.Handler {
 		answer(w, v, err)
 	})
 	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, r *http.Request) {
-		var c vmm.GuestConfig
+		var c Config
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&c); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
@@ -57,7 +55,7 @@ func Handler(g vmm.Guest, streams map[string]StreamHandler) http.Handler {
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, struct{}{}, g.PowerOff(r.Context()))
 	})
-	if f, ok := g.(vmm.Freezer); ok {
+	if f, ok := g.(Freezer); ok {
 		handleFreezer(mux, f)
 	}
 	return mux
@@ -76,7 +74,7 @@ type frozen struct {
 // maxFreeze bounds how long a guest may stand still, whatever is asked.
 const maxFreeze = time.Minute
 
-func handleFreezer(mux *http.ServeMux, f vmm.Freezer) {
+func handleFreezer(mux *http.ServeMux, f Freezer) {
 	mux.HandleFunc("POST /freeze", func(w http.ResponseWriter, r *http.Request) {
 		var asked freeze
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&asked); err != nil {

@@ -9,8 +9,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-
-	"banger/vmm"
 )
 
 const (
@@ -83,9 +81,9 @@ func (s *stream) Close() error {
 	return s.Conn.Close()
 }
 
-var _ vmm.Streamer = (*Client)(nil)
+var _ Streamer = (*Client)(nil)
 
-// Stream implements [vmm.Streamer]. Closing the client ends the stream.
+// Stream implements [Streamer]. Closing the client ends the stream.
 func (c *Client) Stream(ctx context.Context, path string, request any) (net.Conn, error) {
 	var opened net.Conn
 	err := c.ask(ctx, path, request, func(ctx context.Context, in io.Reader) error {

@@ -5,15 +5,13 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-
-	"banger/vmm"
 )
 
 // TestNoMeetingLeft asks for the streams of a command on connections that cannot become streams.
 func TestNoMeetingLeft(t *testing.T) {
-	x := NewExecs(func(*vmm.ExecRequest) (Command, error) {
+	x := NewExecServer(func(*ExecRequest) (Command, error) {
 		t.Error("a command was started")
-		return nil, vmm.ErrBusy
+		return nil, ErrBusy
 	})
 	for path, handler := range x.Streams() {
 		request := httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"id":"`+path+`"}`))

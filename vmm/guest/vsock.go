@@ -10,8 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"banger/vmm"
 )
 
 const (
@@ -104,7 +102,7 @@ func (v *vsockWay) ready(ctx context.Context, useless int, handOver secretSender
 		return handed
 	}
 	if err := handOver(ctx, v.secret); err != nil {
-		if ctx.Err() == nil && !errors.Is(err, vmm.ErrNotRunning) {
+		if ctx.Err() == nil && !errors.Is(err, ErrNotRunning) {
 			v.note(err)
 		}
 		return 0
@@ -164,7 +162,7 @@ func (v *vsockWay) connect(ctx context.Context) (net.Conn, error) {
 // handOver is the secretSender of c. While the guest boots it waits for the agent.
 func (c *Client) handOver(ctx context.Context, s secret) error {
 	err := c.sendSecret(ctx, s)
-	if errors.Is(err, vmm.ErrTimeout) && ctx.Err() == nil {
+	if errors.Is(err, ErrTimeout) && ctx.Err() == nil {
 		err = c.sendSecret(ctx, s) // in a new session: a restarted agent has lost the first
 	}
 	return err

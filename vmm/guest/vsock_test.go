@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"banger/vmm"
 )
 
 // vsockGuest is a guest with a port and, in place of vsock, a unix socket.
@@ -27,7 +25,7 @@ type vsockGuest struct {
 	calls atomic.Int64 // connections over vsock that were admitted
 }
 
-func serveVsock(t *testing.T, g vmm.Guest) *vsockGuest {
+func serveVsock(t *testing.T, g Agent) *vsockGuest {
 	t.Helper()
 	v := &vsockGuest{gate: new(Gate), vsock: filepath.Join(t.TempDir(), "v")}
 	v.gate.Proved = func(net.Conn) { v.calls.Add(1) }
@@ -285,7 +283,7 @@ func TestVsockAtBoot(t *testing.T) {
 		Note: func(err error) { t.Errorf("noted: %v", err) },
 	})
 	defer c.Close()
-	if _, err := c.Ping(within(t, 200*time.Millisecond)); !errors.Is(err, vmm.ErrTimeout) {
+	if _, err := c.Ping(within(t, 200*time.Millisecond)); !errors.Is(err, ErrTimeout) {
 		t.Error(err)
 	}
 }

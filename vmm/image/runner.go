@@ -15,6 +15,7 @@ import (
 
 	"banger/internal/host"
 	"banger/vmm"
+	"banger/vmm/guest"
 	"banger/vmm/image/boot"
 	"banger/vmm/image/rootfs"
 
@@ -36,7 +37,7 @@ const rootName = "root.img"
 // makeRoot makes in dir the root disk of layers and the files that boot it. program is nil where the
 // root's own init runs. The progress goes from begin to 1.
 func (j *job) makeRoot(ctx context.Context, dir string, layers []*rootfs.Layer,
-	program *vmm.Program, begin float64) (_ *manifest, err error) {
+	program *guest.Program, begin float64) (_ *manifest, err error) {
 	user, err := j.set.o.Jobs.Begin()
 	if err != nil {
 		return nil, err
@@ -85,7 +86,7 @@ func (j *job) makeRoot(ctx context.Context, dir string, layers []*rootfs.Layer,
 
 // runWorker runs a worker to its end.
 func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers []*rootfs.Layer,
-	program *vmm.Program, progress func(float64)) (*outcome, error) {
+	program *guest.Program, progress func(float64)) (*outcome, error) {
 	o := order{Limits: j.set.o.Limits, Program: program, OwnUID: user.UID >= 0}
 	out, err := os.Open(work)
 	if err != nil {

@@ -4,13 +4,14 @@ import (
 	"fmt"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 	"banger/vmm/image/boot"
 )
 
 var _ vmm.Seeder = (*Set)(nil)
 
 // Seed implements vmm.Seeder. The agent comes from the built-in image.
-func (s *Set) Seed(id string, mode vmm.NetMode, c vmm.GuestConfig) ([]byte, error) {
+func (s *Set) Seed(id string, mode vmm.NetMode, c guest.Config) ([]byte, error) {
 	img, err := s.Image(Builtin)
 	if err != nil {
 		return nil, fmt.Errorf("cannot find the agent for the guest: %w", err)

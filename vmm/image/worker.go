@@ -13,7 +13,7 @@ import (
 	"strconv"
 
 	"banger/internal/host"
-	"banger/vmm"
+	"banger/vmm/guest"
 	"banger/vmm/image/boot"
 	"banger/vmm/image/rootfs"
 
@@ -41,10 +41,10 @@ const (
 
 // order is what a worker reads from its stdin.
 type order struct {
-	Limits  Limits       `json:"limits"`
-	Layers  []orderLayer `json:"layers"` // lowest first
-	Program *vmm.Program `json:"program,omitempty"`
-	OwnUID  bool         `json:"own_uid"` // the worker's processes alone have its uid
+	Limits  Limits         `json:"limits"`
+	Layers  []orderLayer   `json:"layers"` // lowest first
+	Program *guest.Program `json:"program,omitempty"`
+	OwnUID  bool           `json:"own_uid"` // the worker's processes alone have its uid
 }
 
 // orderLayer is a part of one of the worker's files.

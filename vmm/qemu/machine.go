@@ -223,11 +223,11 @@ func (m *Machine) verdict(ws unix.WaitStatus, child bool) vmm.Exit {
 	e := m.judge(ws, child)
 	switch {
 	case child && ws.Signaled():
-		e.Status = &vmm.ExecStatus{Signal: int(ws.Signal())}
+		e.Status = &guest.ExecStatus{Signal: int(ws.Signal())}
 	case child:
-		e.Status = &vmm.ExecStatus{Code: ws.ExitStatus()}
+		e.Status = &guest.ExecStatus{Code: ws.ExitStatus()}
 	case m.killed.Load():
-		e.Status = &vmm.ExecStatus{Signal: int(unix.SIGKILL)}
+		e.Status = &guest.ExecStatus{Signal: int(unix.SIGKILL)}
 	}
 	return e
 }
@@ -454,7 +454,7 @@ func (m *Machine) PressPower(ctx context.Context) error {
 }
 
 // Guest implements vmm.Guester.
-func (m *Machine) Guest() vmm.Guest { return m.guest }
+func (m *Machine) Guest() guest.Agent { return m.guest }
 
 // Console implements vmm.Consoler.
 func (m *Machine) Console() vmm.Console { return m.line }

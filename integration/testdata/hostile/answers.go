@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"banger/vmm"
 	"banger/vmm/guest"
 )
 
@@ -28,7 +27,7 @@ const red = "\x1b[31mred\x1b[0m\r\n\x07"
 //	elsewhere listeners that say that they are bound to other hosts
 //	servers  those of serveHTTP
 func handler(m *modes, g *agent) http.Handler {
-	honest := guest.Handler(g, map[string]guest.StreamHandler{vmm.FilesStream: serveFiles})
+	honest := guest.Handler(g, map[string]guest.StreamHandler{guest.FilesStream: serveFiles})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mode, changed := m.watch()
 		if r.Method != http.MethodGet {

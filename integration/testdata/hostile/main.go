@@ -19,7 +19,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"banger/vmm"
 	"banger/vmm/guest"
 )
 
@@ -90,19 +89,19 @@ func obeyConsole(m *modes) {
 // agent gives the honest answers.
 type agent struct{ gateway atomic.Pointer[netip.Addr] }
 
-func (*agent) Ping(context.Context) (vmm.GuestInfo, error) {
-	return vmm.GuestInfo{Version: "hostile", Uptime: 1}, nil
+func (*agent) Ping(context.Context) (guest.Info, error) {
+	return guest.Info{Version: "hostile", Uptime: 1}, nil
 }
 
-func (*agent) Listeners(context.Context) ([]vmm.Listener, error) {
-	return []vmm.Listener{{Protocol: "tcp", Address: "0.0.0.0", Port: plainPort, PID: 1, Process: "honest", Command: "/honest"}}, nil
+func (*agent) Listeners(context.Context) ([]guest.Listener, error) {
+	return []guest.Listener{{Protocol: "tcp", Address: "0.0.0.0", Port: plainPort, PID: 1, Process: "honest", Command: "/honest"}}, nil
 }
 
-func (*agent) Stats(context.Context) (vmm.GuestStats, error) {
-	return vmm.GuestStats{MemTotal: 2 << 20, MemAvailable: 1 << 20, Procs: 1, Uptime: 1}, nil
+func (*agent) Stats(context.Context) (guest.Stats, error) {
+	return guest.Stats{MemTotal: 2 << 20, MemAvailable: 1 << 20, Procs: 1, Uptime: 1}, nil
 }
 
-func (g *agent) Configure(_ context.Context, c vmm.GuestConfig) error {
+func (g *agent) Configure(_ context.Context, c guest.Config) error {
 	if !c.Address.IsValid() {
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 
 	"github.com/cavaliergopher/cpio"
 )
@@ -85,7 +86,7 @@ WantedBy=sysinit.target
 
 // Seed returns an ISO 9660 disk for cloud-init's NoCloud, which configures the network of a VM and
 // installs the agent. id identifies the VM: cloud-init configures a guest anew when it changes.
-func Seed(agent []byte, id string, mode vmm.NetMode, c vmm.GuestConfig) ([]byte, error) {
+func Seed(agent []byte, id string, mode vmm.NetMode, c guest.Config) ([]byte, error) {
 	// JSON is YAML.
 	meta, err := json.Marshal(map[string]string{"instance-id": id, "local-hostname": c.Hostname})
 	if err != nil {
@@ -154,7 +155,7 @@ type (
 
 // networkConfig returns the configuration that the agent will apply as well. With it the guest's own
 // network manager counts the guest as online at once.
-func networkConfig(mode vmm.NetMode, c vmm.GuestConfig) netConfig {
+func networkConfig(mode vmm.NetMode, c guest.Config) netConfig {
 	if mode == vmm.NetNone {
 		return netConfig{Config: "disabled"}
 	}

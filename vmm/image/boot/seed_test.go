@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // readISO gives the files of a disk by the means of ECMA-119, the other way round than packISO.
@@ -49,21 +50,21 @@ func TestSeed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := vmm.GuestConfig{Hostname: "web", MAC: "02:00:00:00:00:07", MTU: 1400,
+	c := guest.Config{Hostname: "web", MAC: "02:00:00:00:00:07", MTU: 1400,
 		Address: netip.MustParsePrefix("172.30.0.2/16"), Gateway: netip.MustParseAddr("172.30.0.1"),
 		Address6: netip.MustParsePrefix("fd00::2/64"), Gateway6: netip.MustParseAddr("fd00::1"),
 		DNS: []netip.Addr{netip.MustParseAddr("172.30.0.1")}}
 	for _, x := range []struct {
 		mode    vmm.NetMode
-		config  vmm.GuestConfig
+		config  guest.Config
 		network string
 	}{
 		{vmm.NetBridge, c, `{"version":2,"ethernets":{"eth0":{"match":{"macaddress":"02:00:00:00:00:07"},"set-name":"eth0","dhcp4":false,` +
 			`"addresses":["172.30.0.2/16","fd00::2/64"],"routes":[{"to":"0.0.0.0/0","via":"172.30.0.1"},{"to":"::/0","via":"fd00::1"}],` +
 			`"nameservers":{"addresses":["172.30.0.1"]},"mtu":1400}}}` + "\n"},
-		{vmm.NetUser, vmm.GuestConfig{Hostname: "web", MAC: "02:00:00:00:00:07"},
+		{vmm.NetUser, guest.Config{Hostname: "web", MAC: "02:00:00:00:00:07"},
 			`{"version":2,"ethernets":{"eth0":{"match":{"macaddress":"02:00:00:00:00:07"},"set-name":"eth0","dhcp4":true}}}` + "\n"},
-		{vmm.NetNone, vmm.GuestConfig{Hostname: "web"}, `{"config":"disabled"}` + "\n"},
+		{vmm.NetNone, guest.Config{Hostname: "web"}, `{"config":"disabled"}` + "\n"},
 	} {
 		seed, err := Seed(agent, "6a2f", x.mode, x.config)
 		if err != nil {

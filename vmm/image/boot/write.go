@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"banger/internal/host"
-	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // The files that a machine with a root disk boots, beside the disk.
@@ -42,9 +42,9 @@ func (m Made) KernelName() string {
 // Write writes into dir the files that a machine with a root disk boots and that come from its own
 // image: the kernel, if k can be used, and ExtraName with its modules. k is nil for a root without a
 // kernel, program for one whose own init runs.
-func Write(dir string, k *Kernel, program *vmm.Program) (Made, error) {
+func Write(dir string, k *Kernel, program *guest.Program) (Made, error) {
 	var made Made
-	extra := []entry{fileEntry(strings.TrimPrefix(vmm.RootFile, "/"), 0o644, nil)}
+	extra := []entry{fileEntry(strings.TrimPrefix(guest.RootFile, "/"), 0o644, nil)}
 	if k != nil {
 		if modules, err := k.entries(); err != nil {
 			made.Warning = host.OneLine([]byte(err.Error()))
@@ -60,7 +60,7 @@ func Write(dir string, k *Kernel, program *vmm.Program) (Made, error) {
 		if err != nil {
 			return Made{}, err
 		}
-		name := strings.TrimPrefix(vmm.ProgramFile, "/")
+		name := strings.TrimPrefix(guest.ProgramFile, "/")
 		extra = append(extra, fileEntry(name, 0o644, text))
 	}
 	archive, err := packInitramfs(extra)

@@ -9,7 +9,7 @@ import (
 	"runtime"
 	"strings"
 
-	"banger/vmm"
+	"banger/vmm/guest"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -35,9 +35,9 @@ type Image struct {
 }
 
 // Program returns the program that the image runs.
-func (i *Image) Program() *vmm.Program {
+func (i *Image) Program() *guest.Program {
 	c := &i.Config.Config
-	return &vmm.Program{
+	return &guest.Program{
 		Args: append(append([]string(nil), c.Entrypoint...), c.Cmd...),
 		Env:  c.Env, Dir: c.WorkingDir, User: c.User, StopSignal: c.StopSignal,
 	}

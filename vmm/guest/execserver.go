@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"banger/vmm"
-
 	"golang.org/x/sys/unix"
 )
 
@@ -36,7 +34,7 @@ type Command interface {
 	Left() bool
 	Resize(cols, rows int)
 	// Wait returns when it has ended; called once.
-	Wait() vmm.ExecStatus
+	Wait() ExecStatus
 }
 
 // ExecPipe is an output.
@@ -45,9 +43,9 @@ type ExecPipe interface {
 	SetReadDeadline(time.Time) error
 }
 
-// Execs serves the streams of commands in a guest (vmm/exec.go has the protocol), vmm.MaxExecs of them at once.
-type Execs struct {
-	start func(*vmm.ExecRequest) (Command, error) // ends with ErrInvalid, ErrNotFound, ErrAccess or another error
+// ExecServer serves the streams of commands in a guest (vmm/exec.go has the protocol), MaxExecs of them at once.
+type ExecServer struct {
+	start func(*ExecRequest) (Command, error) // ends with ErrInvalid, ErrNotFound, ErrAccess or another error
 
 	mu       sync.Mutex // guards what follows
 	running  int
@@ -60,28 +58,28 @@ type meeting struct {
 	over    chan struct{}            // closed when nobody will take them any more
 }
 
-// NewExecs serves commands that start starts.
-func NewExecs(start func(*vmm.ExecRequest) (Command, error)) *Execs {
-	return &Execs{start: start, meetings: make(map[string]*meeting)}
+// NewExecServer serves commands that start starts.
+func NewExecServer(start func(*ExecRequest) (Command, error)) *ExecServer {
+	return &ExecServer{start: start, meetings: make(map[string]*meeting)}
 }
 
 // Streams are for Handler.
-func (x *Execs) Streams() map[string]StreamHandler {
-	all := map[string]StreamHandler{vmm.ExecControl: x.control}
-	for _, path := range []string{vmm.ExecInput, vmm.ExecOutput, vmm.ExecErrors} {
+func (x *ExecServer) Streams() map[string]StreamHandler {
+	all := map[string]StreamHandler{ExecControl: x.control}
+	for _, path := range []string{ExecInput, ExecOutput, ExecErrors} {
 		all[path] = func(request json.RawMessage) (func(net.Conn), error) { return x.data(path, request) }
 	}
 	return all
 }
 
 // meet gives the meeting of that ID. Whoever comes first makes it; it is over when the command is, or after a while without one.
-func (x *Execs) meet(id string) *meeting {
+func (x *ExecServer) meet(id string) *meeting {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	m := x.meetings[id]
 	if m == nil {
 		m = &meeting{streams: make(map[string]chan net.Conn), over: make(chan struct{})}
-		for _, path := range []string{vmm.ExecInput, vmm.ExecOutput, vmm.ExecErrors} {
+		for _, path := range []string{ExecInput, ExecOutput, ExecErrors} {
 			m.streams[path] = make(chan net.Conn)
 		}
 		x.meetings[id] = m
@@ -90,14 +88,14 @@ func (x *Execs) meet(id string) *meeting {
 }
 
 // data hands a stream over to its command.
-func (x *Execs) data(path string, request json.RawMessage) (func(net.Conn), error) {
-	var r vmm.ExecRequest
+func (x *ExecServer) data(path string, request json.RawMessage) (func(net.Conn), error) {
+	var r ExecRequest
 	if err := json.Unmarshal(request, &r); err != nil {
 		return nil, err
 	}
 	m := x.meet(r.ID)
 	return func(conn net.Conn) {
-		late := time.NewTimer(vmm.ExecStartWait)
+		late := time.NewTimer(ExecStartWait)
 		defer late.Stop()
 		select {
 		case m.streams[path] <- conn:
@@ -111,7 +109,7 @@ func (x *Execs) data(path string, request json.RawMessage) (func(net.Conn), erro
 }
 
 // forget ends a meeting; again, it does nothing.
-func (x *Execs) forget(id string, m *meeting) {
+func (x *ExecServer) forget(id string, m *meeting) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.meetings[id] == m {
@@ -120,8 +118,8 @@ func (x *Execs) forget(id string, m *meeting) {
 	}
 }
 
-func (x *Execs) control(request json.RawMessage) (func(net.Conn), error) {
-	var r vmm.ExecRequest
+func (x *ExecServer) control(request json.RawMessage) (func(net.Conn), error) {
+	var r ExecRequest
 	if err := json.Unmarshal(request, &r); err != nil {
 		return nil, err
 	}
@@ -132,7 +130,7 @@ func (x *Execs) control(request json.RawMessage) (func(net.Conn), error) {
 		c := &controlled{control: conn, request: &r, meeting: m, inputEnd: make(chan int64, 1), gone: make(chan struct{}), exited: make(chan struct{})}
 		command, err := x.begin(&r)
 		if err != nil {
-			c.tell(vmm.ExecRefusal(err))
+			c.tell(ExecRefusal(err))
 			return
 		}
 		defer x.end()
@@ -142,11 +140,11 @@ func (x *Execs) control(request json.RawMessage) (func(net.Conn), error) {
 }
 
 // begin starts a command unless too many run.
-func (x *Execs) begin(r *vmm.ExecRequest) (Command, error) {
+func (x *ExecServer) begin(r *ExecRequest) (Command, error) {
 	x.mu.Lock()
-	if x.running >= vmm.MaxExecs {
+	if x.running >= MaxExecs {
 		x.mu.Unlock()
-		return nil, fmt.Errorf("%d commands run in the guest, no more at once: %w", vmm.MaxExecs, vmm.ErrBusy)
+		return nil, fmt.Errorf("%d commands run in the guest, no more at once: %w", MaxExecs, ErrBusy)
 	}
 	x.running++
 	x.mu.Unlock()
@@ -157,7 +155,7 @@ func (x *Execs) begin(r *vmm.ExecRequest) (Command, error) {
 	return command, err
 }
 
-func (x *Execs) end() {
+func (x *ExecServer) end() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.running--
@@ -167,7 +165,7 @@ func (x *Execs) end() {
 type controlled struct {
 	Command
 	control  net.Conn
-	request  *vmm.ExecRequest
+	request  *ExecRequest
 	meeting  *meeting
 	inputEnd chan int64    // where the host says that the input ends
 	gone     chan struct{} // closed when the host has let go
@@ -177,7 +175,7 @@ type controlled struct {
 }
 
 // tell sends an event; that the host has gone is found out by who reads.
-func (c *controlled) tell(e vmm.ExecEvent) {
+func (c *controlled) tell(e ExecEvent) {
 	b, err := json.Marshal(&e)
 	if err != nil {
 		return // only of a type that JSON does not know
@@ -189,7 +187,7 @@ func (c *controlled) tell(e vmm.ExecEvent) {
 
 // run sees the command to its end, and returns when nothing of it is left here.
 func (c *controlled) run() {
-	c.tell(vmm.ExecEvent{PID: c.PID()})
+	c.tell(ExecEvent{PID: c.PID()})
 	var hearing, watching, streams sync.WaitGroup
 	start := func(group *sync.WaitGroup, f func()) {
 		group.Add(1)
@@ -202,14 +200,14 @@ func (c *controlled) run() {
 	timedOut := false
 	start(&watching, func() { timedOut = c.watch() })
 	start(&streams, c.feed)
-	start(&streams, func() { c.drain(vmm.ExecOutput, c.Output()) })
-	start(&streams, func() { c.drain(vmm.ExecErrors, c.Errors()) })
+	start(&streams, func() { c.drain(ExecOutput, c.Output()) })
+	start(&streams, func() { c.drain(ExecErrors, c.Errors()) })
 
 	status := c.Wait()
 	close(c.exited)
 	watching.Wait()
 	status.TimedOut = timedOut
-	c.tell(vmm.ExecEvent{Exit: &status})
+	c.tell(ExecEvent{Exit: &status})
 	for _, pipe := range []ExecPipe{c.Output(), c.Errors()} {
 		if pipe != nil {
 			_ = pipe.SetReadDeadline(time.Now().Add(drainWait)) // closed already, perhaps
@@ -223,13 +221,13 @@ func (c *controlled) run() {
 // hear obeys the host until that lets go.
 func (c *controlled) hear() {
 	defer close(c.gone)
-	r := bufio.NewReaderSize(c.control, vmm.MaxExecEvent)
+	r := bufio.NewReaderSize(c.control, MaxExecEvent)
 	for {
 		line, err := r.ReadSlice('\n')
 		if err != nil {
 			return
 		}
-		var e vmm.ExecEvent
+		var e ExecEvent
 		if json.Unmarshal(line, &e) != nil {
 			return
 		}
@@ -317,7 +315,7 @@ func (c *controlled) feed() {
 		close(closed)
 	}()
 	defer func() { <-closed }()
-	conn := c.stream(vmm.ExecInput, c.exited)
+	conn := c.stream(ExecInput, c.exited)
 	if conn == nil {
 		return
 	}
@@ -327,7 +325,7 @@ func (c *controlled) feed() {
 		k, err := conn.Read(buf)
 		if k > 0 {
 			if _, err := in.Write(buf[:k]); err != nil {
-				c.tell(vmm.ExecEvent{Ended: vmm.ExecInput, Bytes: n})
+				c.tell(ExecEvent{Ended: ExecInput, Bytes: n})
 				return
 			}
 			n += int64(k)
@@ -378,5 +376,5 @@ func (c *controlled) drain(path string, pipe ExecPipe) {
 		}
 	}
 	conn.Close()
-	c.tell(vmm.ExecEvent{Ended: path, Bytes: n})
+	c.tell(ExecEvent{Ended: path, Bytes: n})
 }

@@ -1,4 +1,4 @@
-package vmm
+package guest
 
 // ProgramFile is where the initramfs of an image says what its root file system is there to run; absent where that is an init.
 const ProgramFile = "/etc/banger/program.json"

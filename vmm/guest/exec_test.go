@@ -1,4 +1,4 @@
-package vmm
+package guest
 
 import (
 	"context"
@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// liar is a guest whose agent says what it is told to on each stream, and closes it then unless it is to stay.
-type liar struct {
-	Guest
+// scripted is a guest whose agent says what it is told to on each stream, and closes it then unless it is to stay.
+type scripted struct {
+	Agent
 	says map[string]string
 	stay bool
 }
 
-func (l *liar) Stream(_ context.Context, path string, _ any) (net.Conn, error) {
+func (l *scripted) Stream(_ context.Context, path string, _ any) (net.Conn, error) {
 	host, far := net.Pipe()
 	go io.Copy(io.Discard, far) // ends with the stream
 	go func() {
@@ -71,7 +71,7 @@ func TestExecHostile(t *testing.T) {
 			t.Run(fmt.Sprint(x.name, stay), func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 				defer cancel()
-				g := &liar{says: map[string]string{ExecControl: x.control, ExecOutput: "out"}, stay: stay}
+				g := &scripted{says: map[string]string{ExecControl: x.control, ExecOutput: "out"}, stay: stay}
 				e, err := StartExec(ctx, g, ExecRequest{Argv: []string{"x"}})
 				if !x.starts {
 					if err == nil {
@@ -109,7 +109,7 @@ func TestExecHostile(t *testing.T) {
 // TestExecCut finds an output that ends before the guest says so told from one that is whole.
 func TestExecCut(t *testing.T) {
 	for bytes, want := range map[int]error{3: io.EOF, 4: ErrGone, 2: ErrGone} {
-		g := &liar{says: map[string]string{
+		g := &scripted{says: map[string]string{
 			ExecControl: fmt.Sprintf(`{"pid":1}`+"\n"+`{"ended":"/exec/out","bytes":%d}`+"\n"+`{"exit":{"code":0}}`+"\n", bytes),
 			ExecOutput:  "out",
 		}}

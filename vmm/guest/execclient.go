@@ -1,4 +1,4 @@
-package vmm
+package guest
 
 import (
 	"bufio"
@@ -182,7 +182,7 @@ type execEnd struct {
 
 // StartExec starts what r says in the guest and returns when it runs there. Errors: ErrUnsupported for an agent without streams, those of Streamer, and
 // as the guest refuses: ErrInvalid (no such user or directory), ErrNotFound (no such command or listener), ErrAccess, ErrBusy (MaxExecs).
-func StartExec(ctx context.Context, g Guest, r ExecRequest) (*Exec, error) {
+func StartExec(ctx context.Context, g Agent, r ExecRequest) (*Exec, error) {
 	s, ok := g.(Streamer)
 	if !ok {
 		return nil, fmt.Errorf("its agent runs no commands: %w", ErrUnsupported)
