@@ -9,7 +9,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"banger/fs/sftp"
+	"banger/vmm/guest/sftp"
 )
 
 // guestDir is an open directory of a guest. What is kept of it is what the guest said last.

@@ -10,8 +10,8 @@ import (
 	"testing"
 	"time"
 
-	"banger/fs/sftp"
 	"banger/vmm"
+	"banger/vmm/guest/sftp"
 )
 
 // endlessDir serves a directory without end.

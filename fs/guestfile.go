@@ -8,9 +8,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"banger/fs/sftp"
 	"banger/vmm"
-	"banger/vmm/guest"
+	"banger/vmm/guest/sftp"
 )
 
 // maxIO is how many bytes the kernel reads or writes at once at most, and the st_blksize of guests' files, which programs go by: the more at
@@ -116,7 +115,7 @@ func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, 
 	a := h.File
 	if now := time.Now(); !h.Told {
 		// What a new file is need not be asked for; the kernel asks when somebody wants to know.
-		a = sftp.Attr{Mode: syscall.S_IFREG | in.Mode&0o7777, FileStat: guest.FileStat{Nlink: 1, Atime: now, Mtime: now, Ctime: now}}
+		a = sftp.Attr{Mode: syscall.S_IFREG | in.Mode&0o7777, FileStat: sftp.FileStat{Nlink: 1, Atime: now, Mtime: now, Ctime: now}}
 	}
 	if a.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		h.Close()
@@ -235,7 +234,7 @@ func (s guestFS) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return errno(err)
 	}
 	return s.ask(r, dataWait, func(ctx context.Context, g *guestSession) error {
-		_, err := g.client.Set(ctx, path, sftp.Change{Atime: guest.TimeOmit, Mtime: guest.TimeOmit, Sync: true})()
+		_, err := g.client.Set(ctx, path, sftp.Change{Atime: sftp.TimeOmit, Mtime: sftp.TimeOmit, Sync: true})()
 		return err
 	})
 }

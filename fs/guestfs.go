@@ -10,9 +10,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"banger/fs/sftp"
 	"banger/vmm"
-	"banger/vmm/guest"
+	"banger/vmm/guest/sftp"
 )
 
 // guestFS serves what is below vms/NAME/fs: the guest's files, over its agent's file transfer. tree.go brings the kernel's requests here.
@@ -170,7 +169,7 @@ func (s guestFS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.A
 	if errors.Is(err, vmm.ErrNotFound) && n.kind == syscall.S_IFREG {
 		// It is open and has no name any more; the protocol asks by name.
 		size, mode := s.guestNodes.last(n)
-		s.attr(r, n, sftp.Attr{Size: size, Mode: mode, FileStat: guest.FileStat{Blocks: (size + 511) / 512, Mtime: time.Now()}}, &out.Attr)
+		s.attr(r, n, sftp.Attr{Size: size, Mode: mode, FileStat: sftp.FileStat{Blocks: (size + 511) / 512, Mtime: time.Now()}}, &out.Attr)
 		out.Nlink = 0
 		return fuse.OK
 	}
@@ -233,11 +232,11 @@ func (s guestFS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.A
 func setTime(in *fuse.SetAttrIn, set, now uint32, sec uint64, nsec uint32) int64 {
 	switch {
 	case in.Valid&now != 0:
-		return guest.TimeNow
+		return sftp.TimeNow
 	case in.Valid&set != 0:
 		return time.Unix(int64(sec), int64(nsec)).UnixNano()
 	}
-	return guest.TimeOmit
+	return sftp.TimeOmit
 }
 
 // make makes a name in a directory with what begin begins, and tells the kernel of it.

@@ -7,8 +7,8 @@ import (
 	"syscall"
 	"time"
 
-	"banger/fs/sftp"
 	"banger/vmm"
+	"banger/vmm/guest/sftp"
 )
 
 // Files of guests have numbers of their own: bit 63 and a count. Unlike those that are computed (nodeid.go) they are kept in a table, while

@@ -8,9 +8,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"banger/fs/sftp"
 	"banger/vmm"
 	"banger/vmm/guest"
+	"banger/vmm/guest/sftp"
 )
 
 const (
@@ -194,7 +194,7 @@ func (t *guestSessions) begin(m vmm.Machine) (*sftp.Client, error) {
 	if !ok {
 		return nil, vmm.ErrNoAgent
 	}
-	conn, err := streamer.Stream(ctx, guest.FilesStream, nil)
+	conn, err := streamer.Stream(ctx, sftp.Stream, nil)
 	if err != nil {
 		return nil, err
 	}

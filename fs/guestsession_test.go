@@ -11,6 +11,7 @@ import (
 
 	"banger/vmm"
 	"banger/vmm/guest"
+	"banger/vmm/guest/sftp"
 )
 
 // clock is one that only the test moves.
@@ -79,7 +80,7 @@ func (g *filesGuest) Stream(context.Context, string, any) (net.Conn, error) {
 	if g.refuses != nil {
 		return nil, g.refuses
 	}
-	serve, err := guest.Files(g.root)(nil)
+	serve, err := sftp.Handler(g.root)(nil)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 
 	"banger/vmm/guest"
+	"banger/vmm/guest/sftp"
 )
 
 func main() {
@@ -38,7 +39,7 @@ func serve(g *agent) error {
 	g.freezer.recover()
 	g.work = tendWorkDisk()
 	streams := guest.NewExecServer(g.startExec).Streams()
-	streams[guest.FilesStream] = guest.Files("/")
+	streams[sftp.Stream] = sftp.Handler("/")
 	h := guest.Handler(g, streams)
 	gate := new(guest.Gate)
 	ended := make(chan error, 2)

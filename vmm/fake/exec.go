@@ -14,6 +14,7 @@ import (
 
 	"banger/vmm"
 	"banger/vmm/guest"
+	"banger/vmm/guest/sftp"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,7 +37,7 @@ func (g agent) Stream(ctx context.Context, path string, request any) (net.Conn, 
 		return nil, err
 	}
 	host, far := net.Pipe()
-	if path == guest.FilesStream {
+	if path == sftp.Stream {
 		host, far = g.still(host, far)
 	}
 	if !g.m.addConn(host) {
@@ -57,7 +58,7 @@ func (m *machine) handlers() map[string]guest.StreamHandler {
 	defer m.mu.Unlock()
 	if m.streams == nil {
 		m.streams = guest.NewExecServer(startExec).Streams()
-		m.streams[guest.FilesStream] = m.serveFiles
+		m.streams[sftp.Stream] = m.serveFiles
 	}
 	return m.streams
 }

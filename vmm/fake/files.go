@@ -9,20 +9,20 @@ import (
 	"os"
 	"path/filepath"
 
-	"banger/vmm/guest"
+	"banger/vmm/guest/sftp"
 )
 
 // filesDir is where, in the VM's directory, the guest's files are. They are made when first asked for, and gone with the next start.
 const filesDir = "files"
 
-// serveFiles is the agent's handler for guest.FilesStream.
+// serveFiles is the agent's handler for sftp.Stream.
 func (m *machine) serveFiles(request json.RawMessage) (func(net.Conn), error) {
 	root := filepath.Join(m.dir, filesDir)
 	m.files.Do(func() { m.filesErr = makeFiles(root) })
 	if m.filesErr != nil {
 		return nil, m.filesErr
 	}
-	return guest.Files(root)(request)
+	return sftp.Handler(root)(request)
 }
 
 // makeFiles makes the file system of a machine that has none yet, with the directories that every Linux has.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"banger/vmm/guest"
+	"banger/vmm/guest/sftp"
 )
 
 const red = "\x1b[31mred\x1b[0m\r\n\x07"
@@ -27,7 +28,7 @@ const red = "\x1b[31mred\x1b[0m\r\n\x07"
 //	elsewhere listeners that say that they are bound to other hosts
 //	servers  those of serveHTTP
 func handler(m *modes, g *agent) http.Handler {
-	honest := guest.Handler(g, map[string]guest.StreamHandler{guest.FilesStream: serveFiles})
+	honest := guest.Handler(g, map[string]guest.StreamHandler{sftp.Stream: serveFiles})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mode, changed := m.watch()
 		if r.Method != http.MethodGet {

@@ -1,8 +1,7 @@
-package guest
+package sftp
 
 import (
 	"bytes"
-	"encoding/binary"
 	"io"
 	"net"
 	"os"
@@ -10,15 +9,12 @@ import (
 )
 
 // asked is a request with that body.
-func asked(kind byte, body ...byte) []byte {
-	b := binary.BigEndian.AppendUint32(nil, uint32(5+len(body)))
-	return append(append(b, kind, 0, 0, 0, 7), body...)
-}
+func asked(kind byte, body ...byte) []byte { return packet(kind, 7, body...) }
 
 // serveFiles gives all that a session answers to what is sent at once.
 func serveFiles(t *testing.T, root string, sent []byte) []byte {
 	t.Helper()
-	serve, err := Files(root)(nil)
+	serve, err := Handler(root)(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,8 +29,8 @@ func serveFiles(t *testing.T, root string, sent []byte) []byte {
 		all, _ := io.ReadAll(here) // until the end of the session
 		got <- all
 	}()
-	here.Write(append(sent, asked(fxpInit, 0, 0, 0, 3)...)) // fails when the session has ended
-	here.Write([]byte{0})                                   // is taken when all that came before was answered
+	here.Write(append(sent, asked(kindInit, 0, 0, 0, 3)...)) // fails when the session has ended
+	here.Write([]byte{0})                                    // is taken when all that came before was answered
 	here.Close()
 	<-ended
 	return <-got
@@ -44,21 +40,21 @@ func TestFilesTogether(t *testing.T) {
 	root := t.TempDir()
 	var sent []byte
 	for range 100 {
-		sent = append(sent, asked(fxpStat, 0, 0, 0, 1, '/')...)
+		sent = append(sent, asked(kindStat, 0, 0, 0, 1, '/')...)
 	}
 	got := serveFiles(t, root, append(sent, asked(99)...))
-	st := bytes.Count(got, []byte{fxpAttrs, 0, 0, 0, 7})
+	st := bytes.Count(got, []byte{kindAttrs, 0, 0, 0, 7})
 	if st != 100 || !bytes.Contains(got, []byte("not supported")) {
 		t.Errorf("%d of 100 were answered, and %q", st, got[max(0, len(got)-60):])
 	}
 }
 
 func FuzzFileServer(f *testing.F) {
-	f.Add(asked(fxpStat, 0, 0, 0, 1, '/'))
-	f.Add(append(asked(fxpOpendir, 0, 0, 0, 1, '/'), asked(fxpReaddir, 0, 0, 0, 4, 0, 0, 0, 1)...))
-	f.Add(append(asked(fxpOpen, 0, 0, 0, 2, '/', 'x', 0, 0, 0, 10, 0, 0, 0, 0), asked(fxpWrite, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 'x')...))
-	f.Add(asked(fxpSetstat, 0, 0, 0, 2, '/', 'x', 0x80, 0, 0, 0, 255, 255, 255, 255))
-	f.Add(asked(fxpSymlink, 0, 0, 0, 1, 'x', 0, 0, 0, 2, '/', 'y'))
+	f.Add(asked(kindStat, 0, 0, 0, 1, '/'))
+	f.Add(append(asked(kindOpendir, 0, 0, 0, 1, '/'), asked(kindReaddir, 0, 0, 0, 4, 0, 0, 0, 1)...))
+	f.Add(append(asked(kindOpen, 0, 0, 0, 2, '/', 'x', 0, 0, 0, 10, 0, 0, 0, 0), asked(kindWrite, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 'x')...))
+	f.Add(asked(kindSetstat, 0, 0, 0, 2, '/', 'x', 0x80, 0, 0, 0, 255, 255, 255, 255))
+	f.Add(asked(kindSymlink, 0, 0, 0, 1, 'x', 0, 0, 0, 2, '/', 'y'))
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		root := t.TempDir()
 		if err := os.Mkdir(root+"/guest", 0o700); err != nil {

@@ -6,8 +6,6 @@ import (
 	"io"
 	"strings"
 	"syscall"
-
-	"banger/vmm/guest"
 )
 
 // status is a call whose answer says only whether it was done.
@@ -61,7 +59,7 @@ func notEOF(err error) error {
 
 // Set begins to change a file, no symbolic link followed; the function it gives waits and says what the file is then.
 func (c *Client) Set(ctx context.Context, path string, change Change) func() (Attr, error) {
-	k, err := c.begin(ctx, kindSetstat, nil, appendChange(appendString(nil, path), change, guest.FilesAttrs))
+	k, err := c.begin(ctx, kindSetstat, nil, appendChange(appendString(nil, path), change, extAttrs))
 	return func() (a Attr, _ error) {
 		if err != nil {
 			return a, err
@@ -109,7 +107,7 @@ func (c *Client) Symlink(ctx context.Context, target, path string) func() error 
 
 // Link begins to make a hard link.
 func (c *Client) Link(ctx context.Context, old, path string) func() error {
-	return c.later(ctx, kindExtended, appendString(appendString(appendString(nil, "hardlink@openssh.com"), old), path))
+	return c.later(ctx, kindExtended, appendString(appendString(appendString(nil, hardLink), old), path))
 }
 
 // Rmdir removes an empty directory.
@@ -126,7 +124,7 @@ func (c *Client) Remove(ctx context.Context, path string) error {
 func (c *Client) Rename(ctx context.Context, old, path string, replace bool) error {
 	body := appendString(appendString(nil, old), path)
 	if replace {
-		return c.status(ctx, kindExtended, append(appendString(nil, "posix-rename@openssh.com"), body...))
+		return c.status(ctx, kindExtended, append(appendString(nil, posixRename), body...))
 	}
 	return c.status(ctx, kindRename, body)
 }
@@ -141,11 +139,11 @@ func (c *Client) Readlink(ctx context.Context, path string) (string, error) {
 	if err != nil {
 		return "", notEOF(err)
 	}
-	count, target := d.u32(), string(d.bytes())
+	count, target := d.u32(), d.text()
 	if d.bad || count != 1 {
 		return "", c.broken()
 	}
-	if target == "" || len(target) > maxTarget || strings.IndexByte(target, 0) >= 0 {
+	if target == "" || len(target) > targetMost || strings.IndexByte(target, 0) >= 0 {
 		return "", syscall.EIO
 	}
 	return target, nil
@@ -154,7 +152,7 @@ func (c *Client) Readlink(ctx context.Context, path string) (string, error) {
 // StatVFS asks for the file system of a path.
 func (c *Client) StatVFS(ctx context.Context, path string) (StatVFS, error) {
 	var s StatVFS
-	k, err := c.begin(ctx, kindExtended, nil, appendString(appendString(nil, "statvfs@openssh.com"), path))
+	k, err := c.begin(ctx, kindExtended, nil, appendString(appendString(nil, statVFS), path))
 	if err != nil {
 		return s, err
 	}
@@ -162,7 +160,7 @@ func (c *Client) StatVFS(ctx context.Context, path string) (StatVFS, error) {
 	if err != nil {
 		return s, notEOF(err)
 	}
-	for _, n := range []*uint64{&s.Bsize, &s.Frsize, &s.Blocks, &s.Bfree, &s.Bavail, &s.Files, &s.Ffree, &s.Favail, &s.ID, &s.Flag, &s.Namemax} {
+	for _, n := range s.fields() {
 		*n = d.u64()
 	}
 	if d.bad {
@@ -183,21 +181,11 @@ type Handle struct {
 // Client is the session of the handle.
 func (h *Handle) Client() *Client { return h.c }
 
-// Flags of Open.
-const (
-	Read      = 1
-	Write     = 2
-	Append    = 4
-	Create    = 8
-	Truncate  = 16
-	Exclusive = 32
-)
-
 // Open begins to open a regular file; mode is that of a new one.
 func (c *Client) Open(ctx context.Context, path string, flags, mode uint32) func() (*Handle, error) {
 	change := unchanged
 	change.Mode = &mode
-	return c.handle(ctx, kindOpen, appendChange(binary.BigEndian.AppendUint32(appendString(nil, path), flags), change, guest.FilesAttrs))
+	return c.handle(ctx, kindOpen, appendChange(binary.BigEndian.AppendUint32(appendString(nil, path), flags), change, extAttrs))
 }
 
 // OpenDir opens a directory.
@@ -215,11 +203,11 @@ func (c *Client) handle(ctx context.Context, kind byte, body []byte) func() (*Ha
 		if err != nil {
 			return nil, notEOF(err)
 		}
-		h := &Handle{c: c, id: string(d.bytes())}
+		h := &Handle{c: c, id: d.text()}
 		if h.Told = len(d.b) > 0; h.Told {
 			h.File, h.Dir = d.attr(), d.attr()
 		}
-		if d.bad || len(h.id) > maxHandle {
+		if d.bad || len(h.id) > handleMost {
 			return nil, c.broken()
 		}
 		return h, nil
@@ -229,7 +217,7 @@ func (c *Client) handle(ctx context.Context, kind byte, body []byte) func() (*Ha
 // closeLate closes what was opened for nobody.
 func (c *Client) closeLate(r reply) {
 	if r.kind == kindHandle {
-		if id := string(r.d.bytes()); !r.d.bad && len(id) <= maxHandle {
+		if id := r.d.text(); !r.d.bad && len(id) <= handleMost {
 			(&Handle{c: c, id: id}).Close()
 		}
 	}
@@ -304,7 +292,7 @@ func (h *Handle) Write(ctx context.Context, data []byte, off int64) (int, error)
 	var parts []func() error
 	for done := 0; done < len(data); done += MaxData {
 		part := data[done:min(len(data), done+MaxData)]
-		body := make([]byte, 0, len(part)+maxHandle+16)
+		body := make([]byte, 0, len(part)+handleMost+16)
 		body = binary.BigEndian.AppendUint64(appendString(body, h.id), uint64(off)+uint64(done))
 		body = binary.BigEndian.AppendUint32(body, uint32(len(part)))
 		parts = append(parts, h.c.later(ctx, kindWrite, append(body, part...)))
@@ -315,12 +303,6 @@ func (h *Handle) Write(ctx context.Context, data []byte, off int64) (int, error)
 		}
 	}
 	return len(data), nil
-}
-
-// Name is a name in a directory.
-type Name struct {
-	Name string
-	Attr Attr
 }
 
 // ReadDir gives what comes next, io.EOF after the last. What cannot be a name is left out, so that there may be none.
@@ -336,7 +318,7 @@ func (h *Handle) ReadDir(ctx context.Context) ([]Name, error) {
 	}
 	var names []Name
 	for n := d.u32(); n > 0 && !d.bad; n-- {
-		name := string(d.bytes())
+		name := d.text()
 		d.bytes() // as ls -l would show it
 		if a := d.attr(); !d.bad && validName(name) {
 			names = append(names, Name{name, a})
@@ -349,5 +331,5 @@ func (h *Handle) ReadDir(ctx context.Context) ([]Name, error) {
 }
 
 func validName(name string) bool {
-	return name != "" && name != "." && name != ".." && len(name) <= maxName && !strings.ContainsAny(name, "/\x00")
+	return name != "" && name != "." && name != ".." && len(name) <= nameMost && !strings.ContainsAny(name, "/\x00")
 }

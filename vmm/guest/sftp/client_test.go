@@ -18,8 +18,6 @@ import (
 	"time"
 
 	pkgsftp "github.com/pkg/sftp"
-
-	"banger/vmm/guest"
 )
 
 func within(t *testing.T, d time.Duration) context.Context {
@@ -63,7 +61,7 @@ func dial(t *testing.T, serve func(net.Conn)) *Client {
 func served(t *testing.T) (*Client, string) {
 	t.Helper()
 	root := t.TempDir()
-	serve, err := guest.Files(root)(nil)
+	serve, err := Handler(root)(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +106,7 @@ func TestFiles(t *testing.T) {
 
 	mode, uid, size := uint32(0o4711), uint32(os.Getuid()), uint64(5)
 	when := time.Unix(1_000_000_000, 123_456_789)
-	told, err := c.Set(ctx, "/a", Change{Size: &size, Mode: &mode, UID: &uid, Atime: guest.TimeNow, Mtime: when.UnixNano(), Sync: true})()
+	told, err := c.Set(ctx, "/a", Change{Size: &size, Mode: &mode, UID: &uid, Atime: TimeNow, Mtime: when.UnixNano(), Sync: true})()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,7 +154,7 @@ func TestFiles(t *testing.T) {
 		"rmdir of a file": {c.Rmdir(ctx, "/a"), syscall.ENOTDIR},
 		"rename over":     {c.Rename(ctx, "/a", "/d/other", false), syscall.EEXIST},
 		"list a file":     {second(c.OpenDir(ctx, "/a")), syscall.ENOTDIR},
-		"chmod of a link": {second(c.Set(ctx, "/d/link", Change{Mode: &mode, Atime: guest.TimeOmit, Mtime: guest.TimeOmit})()), syscall.EOPNOTSUPP},
+		"chmod of a link": {second(c.Set(ctx, "/d/link", Change{Mode: &mode, Atime: TimeOmit, Mtime: TimeOmit})()), syscall.EOPNOTSUPP},
 		"out of the root": {second(c.Stat(ctx, "/../../../../etc/passwd")()), syscall.ENOENT},
 	} {
 		if x.got != x.want {
@@ -251,7 +249,7 @@ func TestOthersServer(t *testing.T) {
 		t.Errorf("%+v, %v", a, err)
 	}
 	size := uint64(2)
-	if a, err = c.Set(within(t, 10*time.Second), "/x", Change{Size: &size, Atime: guest.TimeOmit, Mtime: guest.TimeOmit})(); err != nil || a.Size != 2 {
+	if a, err = c.Set(within(t, 10*time.Second), "/x", Change{Size: &size, Atime: TimeOmit, Mtime: TimeOmit})(); err != nil || a.Size != 2 {
 		t.Errorf("%+v, %v", a, err)
 	}
 }
@@ -267,7 +265,7 @@ func answering(answer func(kind byte, id uint32) []byte) func(net.Conn) {
 	return func(conn net.Conn) {
 		defer conn.Close()
 		readPacket(conn)
-		conn.Write([]byte{0, 0, 0, 5, kindVersion, 0, 0, 0, 3})
+		conn.Write(greeting(kindVersion))
 		for {
 			kind, d, err := readPacket(conn)
 			if err != nil {
@@ -355,7 +353,7 @@ func TestHostile(t *testing.T) {
 func TestCutOff(t *testing.T) {
 	c := dial(t, func(conn net.Conn) {
 		readPacket(conn)
-		conn.Write([]byte{0, 0, 0, 5, kindVersion, 0, 0, 0, 3})
+		conn.Write(greeting(kindVersion))
 		readPacket(conn)
 		conn.Write(packet(kindAttrs, 1)[:6])
 		conn.Close()
@@ -373,7 +371,7 @@ func TestHang(t *testing.T) {
 	c := dial(t, func(conn net.Conn) {
 		defer conn.Close()
 		readPacket(conn)
-		conn.Write([]byte{0, 0, 0, 5, kindVersion, 0, 0, 0, 3})
+		conn.Write(greeting(kindVersion))
 		io.Copy(io.Discard, conn)
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -386,12 +384,12 @@ func TestHang(t *testing.T) {
 	if err := <-cancelled; err != context.Canceled {
 		t.Error(err)
 	}
-	for range maxCalls {
+	for range pendingCalls {
 		c.Stat(ctx, "/z") // nobody waits for it
 	}
 	all := within(t, 20*time.Millisecond)
 	var err error
-	for range maxCalls {
+	for range pendingCalls {
 		if k, e := c.begin(all, kindLstat, nil, nil); e != nil {
 			err = e
 		} else {
@@ -399,7 +397,7 @@ func TestHang(t *testing.T) {
 		}
 	}
 	if err != context.DeadlineExceeded {
-		t.Errorf("more than %d calls are without an answer: %v", maxCalls, err)
+		t.Errorf("more than %d calls are without an answer: %v", pendingCalls, err)
 	}
 	why := errors.New("why")
 	c.Close(why)
@@ -413,7 +411,7 @@ func TestDeaf(t *testing.T) {
 	ended := make(chan struct{})
 	c := dial(t, func(conn net.Conn) {
 		readPacket(conn)
-		conn.Write([]byte{0, 0, 0, 5, kindVersion, 0, 0, 0, 3})
+		conn.Write(greeting(kindVersion))
 		<-ended
 	})
 	defer close(ended)

@@ -13,15 +13,11 @@ import (
 )
 
 const (
-	// MaxData is how many bytes one packet carries at most.
-	MaxData = 128 << 10
-
-	maxPacket = MaxData + 128<<10 // bytes of an answer
-	maxSent   = 64 << 10          // bytes of requests that are sent at once, the last aside
-	maxHandle = 256
-	maxName   = 255
-	maxTarget = 4095
-	maxCalls  = 256 // without an answer, those that nobody waits for any more among them
+	sentAtOnce   = 64 << 10 // bytes of requests, the last one aside
+	handleMost   = 256      // bytes
+	nameMost     = 255
+	targetMost   = 4095
+	pendingCalls = 256 // without an answer, abandoned ones among them
 )
 
 // ErrProtocol ends a session whose server does not keep to the protocol.
@@ -68,7 +64,7 @@ func New(ctx context.Context, conn net.Conn) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		conn: conn, out: make(chan []byte), slots: make(chan struct{}, maxCalls), done: make(chan struct{}), calls: make(map[uint32]*call),
+		conn: conn, out: make(chan []byte), slots: make(chan struct{}, pendingCalls), done: make(chan struct{}), calls: make(map[uint32]*call),
 	}
 	c.work.Add(2)
 	go c.send()
@@ -77,14 +73,14 @@ func New(ctx context.Context, conn net.Conn) (*Client, error) {
 }
 
 func greet(conn net.Conn) error {
-	if _, err := conn.Write([]byte{0, 0, 0, 5, kindInit, 0, 0, 0, 3}); err != nil {
+	if _, err := conn.Write(greeting(kindInit)); err != nil {
 		return err
 	}
 	kind, d, err := readPacket(conn)
 	if err != nil {
 		return err
 	}
-	if version := d.u32(); kind != kindVersion || d.bad || version != 3 {
+	if version := d.u32(); kind != kindVersion || d.bad || version != protocolVersion {
 		return ErrProtocol
 	}
 	return nil
@@ -96,7 +92,7 @@ func readPacket(r io.Reader) (kind byte, d decoder, err error) {
 		return 0, d, err
 	}
 	n := binary.BigEndian.Uint32(head[:])
-	if n < 1 || n > maxPacket {
+	if n < 1 || n > maxAnswer {
 		return 0, d, ErrProtocol
 	}
 	d.b = make([]byte, n-1)
@@ -138,7 +134,7 @@ func (c *Client) send() {
 	for {
 		select {
 		case p := <-c.out:
-			for more := true; more && len(p) < maxSent; { // each write is an interrupt of a virtual machine
+			for more := true; more && len(p) < sentAtOnce; { // each write is an interrupt of a virtual machine
 				select {
 				case q := <-c.out:
 					p = append(p, q...)
@@ -219,12 +215,11 @@ func (c *Client) begin(ctx context.Context, kind byte, late func(reply), body []
 	k.id = c.last
 	c.calls[k.id] = k
 	c.mu.Unlock()
-	p := make([]byte, 9, 9+len(body))
-	binary.BigEndian.PutUint32(p, uint32(5+len(body)))
-	p[4] = kind
-	binary.BigEndian.PutUint32(p[5:], k.id)
+	const headLen = 9
+	p := append(beginPacket(make([]byte, 0, headLen+len(body)), k.id), body...)
+	endPacket(p, 0, kind)
 	select {
-	case c.out <- append(p, body...):
+	case c.out <- p:
 		return k, nil
 	case <-c.done:
 		return nil, c.why()

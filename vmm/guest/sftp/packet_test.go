@@ -1,0 +1,54 @@
+package sftp
+
+import (
+	"io"
+	"reflect"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestRoundTrip reads what the other side writes.
+func TestRoundTrip(t *testing.T) {
+	attr := Attr{
+		Size: 1 << 40, UID: 7, GID: 8, Mode: syscall.S_IFREG | 0o4711,
+		FileStat: FileStat{
+			Nlink: 3, Blocks: 5, Rdev: 1 << 33,
+			Atime: time.Unix(1, 2), Mtime: time.Unix(-3, 4), Ctime: time.Unix(1<<33, 6),
+		},
+	}
+	d := decoder{b: appendAttr(nil, &attr)}
+	if got := d.attr(); d.bad || len(d.b) != 0 || !reflect.DeepEqual(got, attr) {
+		t.Errorf("attributes %+v are read as %+v", attr, got)
+	}
+
+	size, id, mode := uint64(9), uint32(10), uint32(0o600)
+	left := uint32(nobody)
+	for _, x := range []struct{ sent, want Change }{
+		{unchanged, unchanged},
+		{Change{Size: &size, Mode: &mode, Atime: TimeNow, Mtime: -5}, Change{Size: &size, Mode: &mode, Atime: TimeNow, Mtime: -5}},
+		{Change{UID: &id, Atime: TimeOmit, Mtime: 7, Sync: true}, Change{UID: &id, GID: &left, Atime: TimeOmit, Mtime: 7, Sync: true}},
+	} {
+		for _, words := range [][]string{nil, {extAttrs}} {
+			d := decoder{b: appendChange(nil, x.sent, words...)}
+			got, wantAttrs := d.change()
+			if d.bad || len(d.b) != 0 || wantAttrs != (words != nil) || !reflect.DeepEqual(got, x.want) {
+				t.Errorf("change %+v with %v is read as %+v, %v", x.want, words, got, wantAttrs)
+			}
+		}
+	}
+
+	for _, want := range append([]error{nil, io.EOF}, asErrors(errnos)...) {
+		d := decoder{b: appendStatus(nil, want)}
+		if got := statusError(&d); d.bad || got != want {
+			t.Errorf("status %v is read as %v", want, got)
+		}
+	}
+}
+
+func asErrors(all []syscall.Errno) (errs []error) {
+	for _, e := range all {
+		errs = append(errs, e)
+	}
+	return errs
+}
