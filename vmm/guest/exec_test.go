@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// scripted is a guest whose agent says what it is told to on each stream, and closes it then unless it is to stay.
+// scripted is a guest whose agent says what it is told to on each stream, and closes it then unless
+// it is to stay.
 type scripted struct {
 	Agent
 	says map[string]string

@@ -13,27 +13,31 @@ import (
 )
 
 const (
-	killAfter = 2 * time.Second        // between asking a command to end and killing it
-	drainWait = 500 * time.Millisecond // how long an output may be silent once its command has ended: something in the background may hold it
-	leftLook  = 50 * time.Millisecond  // between looks whether what was asked to end has done so
-	copySize  = 32<<10 - frameHeader   // what goes to the host in one buffer of the driver (drivers/char/virtio_console.c, port_fops_write)
+	killAfter = 2 * time.Second // between asking a command to end and killing it
+	// drainWait is how long an output may be silent once its command has ended. Processes in the
+	// background may keep it open.
+	drainWait = 500 * time.Millisecond
+	leftPause = 50 * time.Millisecond // between looks whether processes are left
+	// copySize, with its header, fills one buffer of the driver (drivers/char/virtio_console.c,
+	// port_fops_write).
+	copySize = 32<<10 - frameHeader
 )
 
-// Command is a command that runs, or what behaves like one. Its methods may be called from many goroutines.
+// Command is a running command, or a connection that behaves like one. Many goroutines may use it.
 type Command interface {
 	PID() int
 	Input() io.WriteCloser // nil for none, as are the next two
 	Output() ExecPipe
 	Errors() ExecPipe
-	// Signal sends it to the command and what belongs to it; once it has ended, nothing happens.
+	// Signal sends a signal to the command and its processes. After the end it does nothing.
 	Signal(signal int)
-	// HangUp tells all that the command has started that the host is gone; Kill ends them.
+	// HangUp sends SIGHUP to everything that the command has started, and Kill SIGKILL.
 	HangUp()
 	Kill()
-	// Left reports whether any of it, or of what it has started, still runs.
+	// Left reports whether any of these processes still runs.
 	Left() bool
 	Resize(cols, rows int)
-	// Wait returns when it has ended; called once.
+	// Wait returns when the command has ended. It is called once.
 	Wait() ExecStatus
 }
 
@@ -43,27 +47,29 @@ type ExecPipe interface {
 	SetReadDeadline(time.Time) error
 }
 
-// ExecServer serves the streams of commands in a guest (vmm/exec.go has the protocol), MaxExecs of them at once.
+// ExecServer is the agent's side of commands, up to MaxExecs at once (exec.go has the protocol).
 type ExecServer struct {
-	start func(*ExecRequest) (Command, error) // ends with ErrInvalid, ErrNotFound, ErrAccess or another error
+	start func(*ExecRequest) (Command, error)
 
-	mu       sync.Mutex // guards what follows
+	// Guarded by mu.
+	mu       sync.Mutex
 	running  int
 	meetings map[string]*meeting // by the request's ID
 }
 
-// meeting is where the streams of a command come together, in whichever order.
+// meeting brings together the streams of a command, which arrive in any order.
 type meeting struct {
-	streams map[string]chan net.Conn // by path; one each
-	over    chan struct{}            // closed when nobody will take them any more
+	streams map[string]chan net.Conn // by path; each receives one
+	over    chan struct{}            // closed when no more streams are received
 }
 
-// NewExecServer serves commands that start starts.
+// NewExecServer returns a server of the commands that start starts. Errors of start that wrap
+// ErrInvalid, ErrNotFound, ErrAccess or ErrBusy do so on the host, too.
 func NewExecServer(start func(*ExecRequest) (Command, error)) *ExecServer {
 	return &ExecServer{start: start, meetings: make(map[string]*meeting)}
 }
 
-// Streams are for Handler.
+// Streams returns the handlers of the streams, for [Handler].
 func (x *ExecServer) Streams() map[string]StreamHandler {
 	all := map[string]StreamHandler{ExecControl: x.control}
 	for _, path := range []string{ExecInput, ExecOutput, ExecErrors} {
@@ -72,7 +78,8 @@ func (x *ExecServer) Streams() map[string]StreamHandler {
 	return all
 }
 
-// meet gives the meeting of that ID. Whoever comes first makes it; it is over when the command is, or after a while without one.
+// meet returns the meeting of an ID, which the first stream makes. The meeting ends with its
+// command, or after ExecStartWait without one.
 func (x *ExecServer) meet(id string) *meeting {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -87,7 +94,7 @@ func (x *ExecServer) meet(id string) *meeting {
 	return m
 }
 
-// data hands a stream over to its command.
+// data hands a stream to its command.
 func (x *ExecServer) data(path string, request json.RawMessage) (func(net.Conn), error) {
 	var r ExecRequest
 	if err := json.Unmarshal(request, &r); err != nil {
@@ -108,7 +115,7 @@ func (x *ExecServer) data(path string, request json.RawMessage) (func(net.Conn),
 	}, nil
 }
 
-// forget ends a meeting; again, it does nothing.
+// forget ends a meeting. Further calls do nothing.
 func (x *ExecServer) forget(id string, m *meeting) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -127,10 +134,13 @@ func (x *ExecServer) control(request json.RawMessage) (func(net.Conn), error) {
 	return func(conn net.Conn) {
 		defer conn.Close()
 		defer x.forget(r.ID, m)
-		c := &controlled{control: conn, request: &r, meeting: m, inputEnd: make(chan int64, 1), gone: make(chan struct{}), exited: make(chan struct{})}
+		c := &servedCommand{
+			control: conn, request: &r, meeting: m,
+			inputEnd: make(chan int64, 1), gone: make(chan struct{}), exited: make(chan struct{}),
+		}
 		command, err := x.begin(&r)
 		if err != nil {
-			c.tell(ExecRefusal(err))
+			c.send(ExecRefusal(err))
 			return
 		}
 		defer x.end()
@@ -161,53 +171,46 @@ func (x *ExecServer) end() {
 	x.running--
 }
 
-// controlled is a command with its streams.
-type controlled struct {
+// servedCommand is a command with its streams.
+type servedCommand struct {
 	Command
 	control  net.Conn
 	request  *ExecRequest
 	meeting  *meeting
-	inputEnd chan int64    // where the host says that the input ends
-	gone     chan struct{} // closed when the host has let go
+	inputEnd chan int64    // how long the input is, once the host has said so
+	gone     chan struct{} // closed when the control stream has ended
 	exited   chan struct{}
 
-	telling sync.Mutex // held for each event, so that they do not mix
+	sending sync.Mutex // held for each event, so that they do not mix
 }
 
-// tell sends an event; that the host has gone is found out by who reads.
-func (c *controlled) tell(e ExecEvent) {
+// send sends an event. Its errors are found by receive.
+func (c *servedCommand) send(e ExecEvent) {
 	b, err := json.Marshal(&e)
 	if err != nil {
-		return // only of a type that JSON does not know
+		return // never: JSON knows the type
 	}
-	c.telling.Lock()
-	defer c.telling.Unlock()
+	c.sending.Lock()
+	defer c.sending.Unlock()
 	_, _ = c.control.Write(append(b, '\n'))
 }
 
-// run sees the command to its end, and returns when nothing of it is left here.
-func (c *controlled) run() {
-	c.tell(ExecEvent{PID: c.PID()})
-	var hearing, watching, streams sync.WaitGroup
-	start := func(group *sync.WaitGroup, f func()) {
-		group.Add(1)
-		go func() {
-			defer group.Done()
-			f()
-		}()
-	}
-	start(&hearing, c.hear)
+// run serves the command until it and its streams have ended.
+func (c *servedCommand) run() {
+	c.send(ExecEvent{PID: c.PID()})
+	var receiving, watching, streams sync.WaitGroup
+	receiving.Go(c.receive)
 	timedOut := false
-	start(&watching, func() { timedOut = c.watch() })
-	start(&streams, c.feed)
-	start(&streams, func() { c.drain(ExecOutput, c.Output()) })
-	start(&streams, func() { c.drain(ExecErrors, c.Errors()) })
+	watching.Go(func() { timedOut = c.watch() })
+	streams.Go(c.feed)
+	streams.Go(func() { c.drain(ExecOutput, c.Output()) })
+	streams.Go(func() { c.drain(ExecErrors, c.Errors()) })
 
 	status := c.Wait()
 	close(c.exited)
 	watching.Wait()
 	status.TimedOut = timedOut
-	c.tell(ExecEvent{Exit: &status})
+	c.send(ExecEvent{Exit: &status})
 	for _, pipe := range []ExecPipe{c.Output(), c.Errors()} {
 		if pipe != nil {
 			_ = pipe.SetReadDeadline(time.Now().Add(drainWait)) // closed already, perhaps
@@ -215,11 +218,11 @@ func (c *controlled) run() {
 	}
 	streams.Wait()
 	c.control.Close()
-	hearing.Wait()
+	receiving.Wait()
 }
 
-// hear obeys the host until that lets go.
-func (c *controlled) hear() {
+// receive carries out the host's events until the control stream ends.
+func (c *servedCommand) receive() {
 	defer close(c.gone)
 	r := bufio.NewReaderSize(c.control, MaxExecEvent)
 	for {
@@ -239,14 +242,14 @@ func (c *controlled) hear() {
 		case e.EOF != nil:
 			select {
 			case c.inputEnd <- *e.EOF:
-			default: // said already
+			default: // the host has said so before
 			}
 		}
 	}
 }
 
-// watch ends the command when its time is over, which it reports, or the host has let go of it.
-func (c *controlled) watch() (timedOut bool) {
+// watch ends the command after its timeout, which it reports, or with the control stream.
+func (c *servedCommand) watch() (timedOut bool) {
 	var over <-chan time.Time
 	if c.request.Timeout > 0 {
 		t := time.NewTimer(c.request.Timeout)
@@ -276,7 +279,7 @@ func (c *controlled) watch() (timedOut bool) {
 		case <-kill.C:
 			c.Kill()
 			return timedOut
-		case <-time.After(leftLook):
+		case <-time.After(leftPause):
 		}
 		if exited == nil && !c.Left() {
 			return timedOut
@@ -284,8 +287,9 @@ func (c *controlled) watch() (timedOut bool) {
 	}
 }
 
-// stream waits for the stream of that path, nil if the host has let go. It is closed when the host does, or until stop is closed.
-func (c *controlled) stream(path string, stop <-chan struct{}) net.Conn {
+// stream waits for the stream of that path, and returns nil when stop is closed or the control
+// stream ends before. Both close the stream, too.
+func (c *servedCommand) stream(path string, stop <-chan struct{}) net.Conn {
 	select {
 	case conn := <-c.meeting.streams[path]:
 		go func() { // ends with stop, at the latest with the control stream
@@ -302,14 +306,15 @@ func (c *controlled) stream(path string, stop <-chan struct{}) net.Conn {
 	return nil
 }
 
-// feed passes the input on. What ends before the host said that it does is no end of the input: the command waits for the rest until it is hung up.
-func (c *controlled) feed() {
+// feed copies the input to the command. A stream that ends early does not end the input: the
+// command waits for the rest until SIGHUP.
+func (c *servedCommand) feed() {
 	in := c.Input()
 	if in == nil {
 		return
 	}
 	closed := make(chan struct{})
-	go func() { // ends with the command; frees a write that nobody reads
+	go func() { // ends with the command, and a write that is not read with it
 		<-c.exited
 		in.Close()
 		close(closed)
@@ -325,7 +330,7 @@ func (c *controlled) feed() {
 		k, err := conn.Read(buf)
 		if k > 0 {
 			if _, err := in.Write(buf[:k]); err != nil {
-				c.tell(ExecEvent{Ended: ExecInput, Bytes: n})
+				c.send(ExecEvent{Ended: ExecInput, Bytes: n})
 				return
 			}
 			n += int64(k)
@@ -344,8 +349,8 @@ func (c *controlled) feed() {
 	}
 }
 
-// drain passes an output on until its end.
-func (c *controlled) drain(path string, pipe ExecPipe) {
+// drain copies an output to the host until its end.
+func (c *servedCommand) drain(path string, pipe ExecPipe) {
 	if pipe == nil {
 		return
 	}
@@ -376,5 +381,5 @@ func (c *controlled) drain(path string, pipe ExecPipe) {
 		}
 	}
 	conn.Close()
-	c.tell(ExecEvent{Ended: path, Bytes: n})
+	c.send(ExecEvent{Ended: path, Bytes: n})
 }

@@ -1,0 +1,151 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Paths of the agent's streams of a command. ExecControl carries ExecEvents both ways, a line of
+// JSON each, and begins with the guest's: PID or Error. The three others carry bytes one way, each
+// at its own pace, so that an unread output delays nothing else. A control stream that ends before
+// the command does ends the command, unless it was started detached.
+const (
+	ExecControl = "/exec"
+	ExecInput   = "/exec/in"
+	ExecOutput  = "/exec/out"
+	ExecErrors  = "/exec/err"
+)
+
+const (
+	// MaxExecs is how many commands run at once in a guest.
+	MaxExecs = 64
+	// MaxExecRequest bounds a request as JSON, MaxExecEvent an event with its end of line, in
+	// bytes.
+	MaxExecRequest = 64 << 10
+	MaxExecEvent   = 4 << 10
+	// ExecStartWait bounds the start of a command and the wait for its streams.
+	ExecStartWait = 10 * time.Second
+)
+
+// ExecRequest is the request of ExecControl: a command to run, or a port to connect to. The
+// requests of the other streams have the ID only.
+type ExecRequest struct {
+	ID   string   `json:"id"` // the same for all streams of one command; StartExec chooses it
+	Argv []string `json:"argv,omitempty"`
+	// Dial, in place of Argv, is a TCP port of the guest's loopback to connect to.
+	Dial    int           `json:"dial,omitempty"`
+	Dir     string        `json:"dir,omitempty"`  // if empty, the image's, or the user's home
+	User    string        `json:"user,omitempty"` // NAME or UID, with :GROUP or :GID; if empty, the image's
+	Env     []string      `json:"env,omitempty"`  // K=V, in place of what the image and the agent set
+	Timeout time.Duration `json:"timeout,omitempty"`
+	Cols    int           `json:"cols,omitempty"` // of a terminal; Cols and Rows are 0 without one
+	Rows    int           `json:"rows,omitempty"`
+	Detach  bool          `json:"detach,omitempty"` // without streams; it outlives its connection
+}
+
+// ExecEvent is a line on ExecControl. One field, or a pair, is set.
+type ExecEvent struct {
+	// From the host.
+	Signal int    `json:"signal,omitempty"` // as Linux numbers them
+	Cols   int    `json:"cols,omitempty"`
+	Rows   int    `json:"rows,omitempty"`
+	EOF    *int64 `json:"eof,omitempty"` // the input ends after that many bytes
+
+	// From the guest.
+	PID   int         `json:"pid,omitempty"`   // it was started; 0 for a connection
+	Error string      `json:"error,omitempty"` // it was not started
+	Kind  string      `json:"kind,omitempty"`  // of Error: one of execKinds
+	Ended string      `json:"ended,omitempty"` // the path of a stream that has ended, after Bytes
+	Bytes int64       `json:"bytes,omitempty"`
+	Exit  *ExecStatus `json:"exit,omitempty"`
+}
+
+// ExecStatus is how a command ended.
+type ExecStatus struct {
+	Code     int  `json:"code"`
+	Signal   int  `json:"signal,omitempty"` // that ended it, else 0
+	TimedOut bool `json:"timed_out,omitempty"`
+}
+
+// String returns the text of the file `status`.
+func (s ExecStatus) String() string {
+	switch {
+	case s.TimedOut:
+		return "timed out"
+	case s.Signal != 0:
+		return "killed " + SignalName(s.Signal)
+	}
+	return "exited " + strconv.Itoa(s.Code)
+}
+
+// SignalName returns INT for 2, and the number itself for a signal without a name (signal(7)).
+func SignalName(signal int) string {
+	if name := unix.SignalName(syscall.Signal(signal)); name != "" {
+		return strings.TrimPrefix(name, "SIG")
+	}
+	return strconv.Itoa(signal)
+}
+
+// ParseSignal returns 2 for INT, SIGINT and 2. It fails with ErrInvalid.
+func ParseSignal(text string) (int, error) {
+	if n, err := strconv.Atoi(text); err == nil && n >= 1 && n <= 64 {
+		return n, nil
+	}
+	if n := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(text), "SIG")); n != 0 {
+		return int(n), nil
+	}
+	return 0, fmt.Errorf("%.64q is not a signal, such as INT, TERM or 9: %w", text, ErrInvalid)
+}
+
+// execKinds are the kinds of failed starts.
+var execKinds = []struct {
+	kind string
+	err  error
+}{
+	{"invalid", ErrInvalid},
+	{"notfound", ErrNotFound},
+	{"access", ErrAccess},
+	{"busy", ErrBusy},
+}
+
+// ExecRefusal returns the event of a command that could not be started.
+func ExecRefusal(err error) ExecEvent {
+	e := ExecEvent{Error: err.Error()}
+	for _, k := range execKinds {
+		if errors.Is(err, k.err) {
+			e.Kind = k.kind
+			e.Error = strings.TrimSuffix(e.Error, ": "+k.err.Error()) // Kind says that
+			break
+		}
+	}
+	if len(e.Error) > MaxExecEvent/8 { // JSON may need six bytes for one
+		e.Error = e.Error[:MaxExecEvent/8]
+	}
+	return e
+}
+
+// startError undoes ExecRefusal. Its text is the guest's own.
+func (e *ExecEvent) startError() error {
+	err := ErrGone
+	for _, k := range execKinds {
+		if k.kind == e.Kind {
+			err = k.err
+		}
+	}
+	return &startFailure{e.Error, err}
+}
+
+// startFailure is a guest's sentence, which needs no other to say what kind of error it is.
+type startFailure struct {
+	text string
+	kind error
+}
+
+func (f *startFailure) Error() string { return f.text }
+func (f *startFailure) Unwrap() error { return f.kind }
