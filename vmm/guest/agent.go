@@ -7,39 +7,40 @@ import (
 	"time"
 )
 
-// Agent asks the agent inside a machine. Every answer comes from the guest
-// and is untrusted: implementations bound it in size, and its text is escaped where it is shown.
-// Errors: ErrTimeout when ctx's deadline ends first, ErrNoAgent when the
-// machine has no channel to one, ErrNotRunning when it is gone.
+// Agent is the agent of a guest. Its answers are not trusted: implementations bound their size, and
+// their text is escaped where it is shown. Methods return ErrTimeout when ctx's deadline ends
+// first, ErrNoAgent for a machine without a channel to an agent, and ErrNotRunning when the machine
+// is gone.
 type Agent interface {
-	// Ping returns as soon as the agent answers, and waits for it until ctx ends
-	// without waking the guest: calling it while the guest still boots is how one waits for the boot.
+	// Ping returns as soon as the agent answers. While the guest boots it waits until ctx ends,
+	// without waking the guest.
 	Ping(ctx context.Context) (Info, error)
 	Listeners(ctx context.Context) ([]Listener, error)
 	Stats(ctx context.Context) (Stats, error)
 	Configure(ctx context.Context, c Config) error
-	// PowerOff asks for an orderly shutdown; it returns when the agent has accepted it.
+	// PowerOff asks for an orderly shutdown. It returns when the agent has accepted.
 	PowerOff(ctx context.Context) error
 }
 
-// Streamer is an Agent whose agent also serves streams of bytes: a command's, a file transfer's.
+// Streamer is an Agent that also serves streams of bytes, for commands and files.
 type Streamer interface {
-	// Stream begins the stream of that path, told what it is for by request, as JSON. It blocks until the agent has taken it or ctx ends;
-	// the errors are those of Agent's methods. Reads and writes of what it gives block by the far end's pace, and end when the machine
-	// or the agent's connection is gone. Closing ends both directions: an end of what is written is for the protocol above to tell. The caller closes it.
+	// Stream begins the stream of a path, with a request as JSON. It blocks until the agent accepts
+	// or ctx ends, and returns the errors of Agent's methods. The stream ends with the machine and
+	// with the agent's connection. The caller closes it. Close ends both directions: a protocol
+	// that needs to end one alone does so itself.
 	Stream(ctx context.Context, path string, request any) (net.Conn, error)
 }
 
-// Freezer is an Agent whose agent can hold the guest's file systems still.
+// Freezer is an Agent that can freeze the guest's file systems.
 type Freezer interface {
-	// Freeze writes out and holds the file systems on disks, and gives their number. The agent lets them go by itself after within,
-	// whatever becomes of the host, and when one does not come to rest.
+	// Freeze writes out and freezes the file systems on disks, and returns their number. The agent
+	// thaws them after the time given, and when one cannot be frozen.
 	Freeze(ctx context.Context, within time.Duration) (int, error)
-	// Thaw lets them go. held reports whether they have stood still until now.
+	// Thaw thaws them. held reports whether they were frozen until now.
 	Thaw(ctx context.Context) (held bool, err error)
 }
 
-// Info is what the agent says of itself.
+// Info is the answer to a ping.
 type Info struct {
 	Version  string  `json:"version"`
 	Kernel   string  `json:"kernel"`
@@ -47,15 +48,15 @@ type Info struct {
 	Uptime   float64 `json:"uptime"` // seconds
 }
 
-// Listener is a socket in the guest that listens (TCP) or is bound and unconnected (UDP).
+// Listener is a socket in the guest that listens (TCP), or is bound and unconnected (UDP).
 type Listener struct {
-	Protocol string `json:"protocol"` // tcp, udp (tcp6 and udp6 are told by Address)
+	Protocol string `json:"protocol"` // tcp or udp, whatever the family of Address
 	Address  string `json:"address"`  // bind address
 	Port     int    `json:"port"`
-	PID      int    `json:"pid"`     // 0 if not known
-	Started  uint64 `json:"started"` // when the process was, in clock ticks after the guest's boot; 0 if not known
+	PID      int    `json:"pid"`     // 0 if unknown
+	Started  uint64 `json:"started"` // of the process, in clock ticks after the boot; 0 if unknown
 	Process  string `json:"process"`
-	Command  string `json:"command"` // command line, arguments joined by spaces
+	Command  string `json:"command"` // arguments joined by spaces
 }
 
 // Stats are the guest's own figures.
@@ -72,10 +73,10 @@ type Stats struct {
 // Zone is the domain of VMs' names. Resolvers in guests search it.
 const Zone = "vm"
 
-// Config is what the agent sets in the guest. Zero fields are left alone.
+// Config is what the agent sets in the guest. It leaves zero fields alone.
 type Config struct {
 	Hostname string       `json:"hostname,omitempty"`
-	MAC      string       `json:"mac,omitempty"` // which interface Address is for
+	MAC      string       `json:"mac,omitempty"` // of the interface that gets the addresses
 	Address  netip.Prefix `json:"address"`       // with the subnet's length
 	Gateway  netip.Addr   `json:"gateway"`
 	Address6 netip.Prefix `json:"address6"`

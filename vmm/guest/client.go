@@ -11,23 +11,16 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 const (
 	maxListeners = 4096
 	maxString    = 4 << 10
-	maxDiscard   = 16 << 20 // bytes of an earlier session before the nonce comes back
-	// echoWait is how long an unanswered marker stands before the channel is
-	// dialled anew: an agent that was restarted has lost it.
-	echoWait = 15 * time.Second
 )
 
-// Client asks the agent of one guest. It implements [Agent]; all methods
-// may be called from many goroutines.
+// Client asks the agent of one guest. It implements [Agent], [Streamer] and [Freezer]. Many
+// goroutines may use it.
 type Client struct {
 	dial  func(ctx context.Context) (net.Conn, error) // the port
 	vsock *vsockWay                                   // nil where there is none
@@ -36,44 +29,15 @@ type Client struct {
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 
+	// Guarded by mu.
 	mu      sync.Mutex
 	closed  bool
 	session *hostSession
 	opening *opening
 }
 
-// hostSession is a session after its reset.
-type hostSession struct {
-	*yamux.Session
-	conn     *hostConn
-	answered atomic.Int64 // when an answer last came, UnixNano
-	silent   atomic.Bool  // dropped because no answer came
-}
-
-// why says what it means that a request failed before its time was over: the machine is gone (err as it is), another
-// request had waited in vain and gave the session up, or the agent broke it.
-func (s *hostSession) why(err error) error {
-	switch {
-	case s.conn.gone.Load():
-		return err
-	case s.silent.Load():
-		return ErrTimeout
-	case s.conn.uninvited.Load():
-		err = errUninvited
-	}
-	return &refusal{text: "it does not keep to the protocol: " + err.Error()}
-}
-
-// opening is one attempt at a session, shared by all who wait for it.
-type opening struct {
-	done    chan struct{}
-	session *hostSession
-	err     error
-}
-
-// New makes a client of the agent whose virtio-serial port dial reaches. It keeps one connection
-// there for all requests, except those that go over vsock, if that is not nil. It dials at the
-// first request.
+// New returns a client of the agent whose virtio-serial port dial reaches. Requests share one
+// connection there, which the first one opens, or have one each over vsock, unless that is nil.
 func New(dial func(ctx context.Context) (net.Conn, error), vsock *Vsock) *Client {
 	c := &Client{dial: dial}
 	if vsock != nil {
@@ -94,7 +58,7 @@ func New(dial func(ctx context.Context) (net.Conn, error), vsock *Vsock) *Client
 	return c
 }
 
-// Close ends the session and every request under way, and returns when the client's goroutines have ended.
+// Close ends the session and all requests. It returns when the client's goroutines have ended.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
@@ -129,158 +93,43 @@ func (c *Client) connect(ctx context.Context, _, _ string) (net.Conn, error) {
 	return NewQuietConn(hostStream{stream}), nil
 }
 
-// hostStream ends its reads when it is closed; yamux alone lets them go on, to hear what else the far end has to say, until
-// StreamCloseTimeout: with an agent that sends a byte now and then nobody's wait would end in time.
-type hostStream struct{ *yamux.Stream }
-
-func (s hostStream) Close() error {
-	return errors.Join(s.SetReadDeadline(time.Now()), s.Stream.Close())
-}
-
-// sessionKey and provedKey carry the session or connection of a request to connect.
+// sessionKey and provedKey are the keys of a context's session and connection, which connect uses.
 type (
 	sessionKey struct{}
 	provedKey  struct{}
 )
 
-// acquire gives the session, opening one if there is none. ctx bounds the waiting only.
-func (c *Client) acquire(ctx context.Context) (*hostSession, error) {
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return nil, net.ErrClosed
-	}
-	if c.session != nil && !c.session.IsClosed() {
-		s := c.session
-		c.mu.Unlock()
-		return s, nil
-	}
-	o := c.opening
-	if o == nil {
-		o = &opening{done: make(chan struct{})}
-		c.opening = o
-		c.wg.Add(1)
-		go c.open(o)
-	}
-	c.mu.Unlock()
-	select {
-	case <-o.done:
-		return o.session, o.err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (c *Client) open(o *opening) {
-	defer c.wg.Done()
-	for {
-		o.session, o.err = c.reset()
-		if !errors.Is(o.err, context.DeadlineExceeded) || c.ctx.Err() != nil {
-			break
-		}
-	}
-	c.mu.Lock()
-	c.opening = nil
-	if o.err == nil && c.closed {
-		o.session.Close()
-		o.session, o.err = nil, net.ErrClosed
-	}
-	c.session = o.session
-	c.mu.Unlock()
-	close(o.done)
-}
-
-// reset dials and waits until the agent echoes the marker. context.DeadlineExceeded after echoWait.
-func (c *Client) reset() (*hostSession, error) {
-	ctx, cancel := context.WithTimeout(c.ctx, echoWait)
-	defer cancel()
-	conn, err := c.dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	rest, err := exchange(conn)
-	if !stop() {
-		return nil, ctx.Err()
-	}
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	h := &hostConn{Conn: conn, rest: rest}
-	s, err := yamux.Client(h, muxConfig())
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return &hostSession{Session: s, conn: h}, nil
-}
-
-// exchange sends a marker and discards what comes before its echo. It gives what came after.
-func exchange(conn net.Conn) ([]byte, error) {
-	marker, err := newMarker()
-	if err != nil {
-		return nil, err
-	}
-	if _, err := conn.Write(marker); err != nil {
-		return nil, err
-	}
-	buf := make([]byte, 32<<10)
-	var tail []byte
-	for total := 0; total < maxDiscard; {
-		n, err := conn.Read(buf)
-		total += n
-		tail = append(tail, buf[:n]...)
-		if i := bytes.Index(tail, marker); i >= 0 {
-			return tail[i+len(marker):], nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if len(tail) >= markerLen {
-			tail = append(tail[:0], tail[len(tail)-markerLen+1:]...)
-		}
-	}
-	return nil, &refusal{text: "it does not answer the reset"}
-}
-
-// drop forgets a session that is broken.
-func (c *Client) drop(s *hostSession) {
-	c.mu.Lock()
-	if c.session == s {
-		c.session = nil
-	}
-	c.mu.Unlock()
-	s.Close()
-}
-
-// do sends one request and gives the answer's body, bounded.
-func (c *Client) do(ctx context.Context, method, path string, in any) (body []byte, err error) {
-	err = c.ask(ctx, path, in, func(ctx context.Context, in io.Reader) (err error) {
-		body, err = c.exchangeHTTP(ctx, method, path, in)
+// do sends one request and returns the answer's body, bounded.
+func (c *Client) do(
+	ctx context.Context, method, path string, request any,
+) (answer []byte, err error) {
+	err = c.ask(ctx, path, request, func(ctx context.Context, body io.Reader) (err error) {
+		answer, err = c.roundTrip(ctx, method, path, body)
 		return err
 	})
-	return body, err
+	return answer, err
 }
 
-// ask calls f with in as JSON and with a context that carries the connection or session to use, and
-// explains its error.
-func (c *Client) ask(ctx context.Context, path string, in any, f func(context.Context, io.Reader) error) error {
-	return explain(ctx, path, c.try(ctx, in, f))
+// sender sends a request, whose body it gets, on the connection or session in its context.
+type sender func(ctx context.Context, body io.Reader) error
+
+// ask calls send with a request as JSON, and explains its error.
+func (c *Client) ask(ctx context.Context, path string, request any, send sender) error {
+	return explain(ctx, path, c.route(ctx, request, send))
 }
 
-// explain returns the error of a request for path in words of package vmm.
+// explain turns the error of a request into one of errors.go.
 func explain(ctx context.Context, path string, err error) error {
 	if err == nil {
 		return nil
 	}
-	var refused *refusal
+	var bad *badAnswer
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		return ctx.Err()
 	case errors.Is(ctx.Err(), context.DeadlineExceeded), isTimeout(err), errors.Is(err, ErrTimeout):
 		return fmt.Errorf("cannot ask the agent for %s: %w", path, ErrTimeout)
-	case errors.As(err, &refused):
+	case errors.As(err, &bad):
 		return fmt.Errorf("cannot ask the agent for %s: %w", path, err)
 	}
 	return fmt.Errorf("cannot ask the agent for %s: %w: %v", path, ErrNotRunning, err)
@@ -291,18 +140,19 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// refusal is an answer that came and is not what was asked for.
-type refusal struct {
+// badAnswer is an answer that refuses the request or breaks the protocol.
+type badAnswer struct {
 	text   string
-	status int // of HTTP, 0 if it is no such answer
+	status int // of HTTP, or 0
 }
 
-func (r *refusal) Error() string { return r.text }
+func (r *badAnswer) Error() string { return r.text }
 
-func (c *Client) try(ctx context.Context, in any, f func(context.Context, io.Reader) error) error {
+// route calls send with a connection over vsock, or without one with the port's session.
+func (c *Client) route(ctx context.Context, request any, send sender) error {
 	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
+	if request != nil {
+		b, err := json.Marshal(request)
 		if err != nil {
 			return err
 		}
@@ -315,38 +165,15 @@ func (c *Client) try(ctx context.Context, in any, f func(context.Context, io.Rea
 		if conn := c.vsock.open(ctx, c.handOver); conn != nil {
 			proved := &provedConn{Conn: conn}
 			defer proved.end()
-			return f(context.WithValue(ctx, provedKey{}, proved), body)
+			return send(context.WithValue(ctx, provedKey{}, proved), body)
 		}
 	}
-	return c.overPort(ctx, func(ctx context.Context) error { return f(ctx, body) })
+	return c.overPort(ctx, func(ctx context.Context) error { return send(ctx, body) })
 }
 
-// overPort calls f with a context that carries the port's session.
-func (c *Client) overPort(ctx context.Context, f func(context.Context) error) error {
-	s, err := c.acquire(ctx)
-	if err != nil {
-		return err
-	}
-	began := time.Now().UnixNano()
-	err = f(context.WithValue(ctx, sessionKey{}, s))
-	var refused *refusal
-	switch {
-	case err == nil, errors.As(err, &refused):
-		s.answered.Store(time.Now().UnixNano())
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		// Others may be served well by a session in which one request hangs.
-		if s.answered.Load() < began {
-			s.silent.Store(true)
-			c.drop(s)
-		}
-	case ctx.Err() == nil:
-		c.drop(s)
-		err = s.why(err)
-	}
-	return err
-}
-
-func (c *Client) exchangeHTTP(ctx context.Context, method, path string, body io.Reader) ([]byte, error) {
+func (c *Client) roundTrip(
+	ctx context.Context, method, path string, body io.Reader,
+) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
 	if err != nil {
 		return nil, err
@@ -361,17 +188,17 @@ func (c *Client) exchangeHTTP(ctx context.Context, method, path string, body io.
 		return nil, err
 	}
 	if len(b) > maxBody {
-		return nil, &refusal{text: "the answer is too long"}
+		return nil, &badAnswer{text: "the answer is too long"}
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, refused(resp.StatusCode, b)
+		return nil, httpFailure(resp.StatusCode, b)
 	}
 	return b, nil
 }
 
-func refused(status int, text []byte) error {
+func httpFailure(status int, text []byte) error {
 	said := cut(strings.TrimSpace(string(text)), 256)
-	return &refusal{fmt.Sprintf("status %d: %s", status, said), status}
+	return &badAnswer{fmt.Sprintf("status %d: %s", status, said), status}
 }
 
 // Ping implements [Agent]. While the guest boots it waits for the agent's first answer.
@@ -383,7 +210,7 @@ func (c *Client) Ping(ctx context.Context) (Info, error) {
 	return parseInfo(b)
 }
 
-// Listeners implements [Agent]; at most 4,096 rows are given.
+// Listeners implements [Agent]. It returns at most 4,096 rows.
 func (c *Client) Listeners(ctx context.Context) ([]Listener, error) {
 	b, err := c.do(ctx, http.MethodGet, "/listeners", nil)
 	if err != nil {
@@ -409,8 +236,8 @@ func (c *Client) Configure(ctx context.Context, g Config) error {
 
 // Freeze implements [Freezer].
 func (c *Client) Freeze(ctx context.Context, within time.Duration) (int, error) {
-	var got frozen
-	b, err := c.do(ctx, http.MethodPost, "/freeze", freeze{within.Milliseconds()})
+	var got freezeAnswer
+	b, err := c.do(ctx, http.MethodPost, "/freeze", freezeRequest{within.Milliseconds()})
 	if err == nil {
 		err = json.Unmarshal(b, &got)
 	}
@@ -419,7 +246,7 @@ func (c *Client) Freeze(ctx context.Context, within time.Duration) (int, error) 
 
 // Thaw implements [Freezer].
 func (c *Client) Thaw(ctx context.Context) (bool, error) {
-	var got frozen
+	var got freezeAnswer
 	b, err := c.do(ctx, http.MethodPost, "/thaw", nil)
 	if err == nil {
 		err = json.Unmarshal(b, &got)

@@ -372,8 +372,8 @@ func TestBrokenSession(t *testing.T) {
 			}
 			began := time.Now()
 			_, err := c.Listeners(within(t, limit))
-			var refused *refusal
-			if tc.want == nil && !errors.As(err, &refused) || tc.want != nil && !errors.Is(err, tc.want) {
+			var bad *badAnswer
+			if tc.want == nil && !errors.As(err, &bad) || tc.want != nil && !errors.Is(err, tc.want) {
 				t.Errorf("error %v, want %v", err, tc.want)
 			}
 			if needed := time.Since(began); needed > 5*time.Second {
@@ -383,7 +383,8 @@ func TestBrokenSession(t *testing.T) {
 	}
 }
 
-// TestFrames cuts what an agent sends at every place: whether it is allowed does not depend on how it arrives.
+// TestFrames cuts what an agent sends at every place: whether it is allowed does not depend on how
+// it arrives.
 func TestFrames(t *testing.T) {
 	// Data that looks like a ping, in a frame of its own length.
 	data := []byte{0, frameData, 0, 0, 0, 0, 0, 1, 0, 0, 0, 12, 0, framePing, 0, flagSYN, 0, 0, 0, 0, 0, 0, 0, 1}
@@ -493,11 +494,11 @@ func TestStream(t *testing.T) {
 	noLeak(t)
 	path, _ := serveGuest(t, &answers{}, true)
 	c := New(dialUnix(path), nil)
-	var refused *refusal
-	if _, err := c.Stream(within(t, 10*time.Second), "/echo", "no"); !errors.As(err, &refused) || !strings.Contains(err.Error(), "there is no echo") {
+	var bad *badAnswer
+	if _, err := c.Stream(within(t, 10*time.Second), "/echo", "no"); !errors.As(err, &bad) || !strings.Contains(err.Error(), "there is no echo") {
 		t.Errorf("a refused stream: %v", err)
 	}
-	if _, err := c.Stream(within(t, 10*time.Second), "/none", nil); !errors.As(err, &refused) {
+	if _, err := c.Stream(within(t, 10*time.Second), "/none", nil); !errors.As(err, &bad) {
 		t.Errorf("a stream that is not served: %v", err)
 	}
 	var open []net.Conn

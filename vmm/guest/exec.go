@@ -41,8 +41,8 @@ type ExecRequest struct {
 	// Dial, in place of Argv, is a TCP port of the guest's loopback to connect to.
 	Dial    int           `json:"dial,omitempty"`
 	Dir     string        `json:"dir,omitempty"`  // if empty, the image's, or the user's home
-	User    string        `json:"user,omitempty"` // NAME or UID, with :GROUP or :GID; if empty, the image's
-	Env     []string      `json:"env,omitempty"`  // K=V, in place of what the image and the agent set
+	User    string        `json:"user,omitempty"` // NAME or UID, and :GROUP or :GID; or the image's
+	Env     []string      `json:"env,omitempty"`  // K=V, before those of the image and the agent
 	Timeout time.Duration `json:"timeout,omitempty"`
 	Cols    int           `json:"cols,omitempty"` // of a terminal; Cols and Rows are 0 without one
 	Rows    int           `json:"rows,omitempty"`

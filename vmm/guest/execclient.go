@@ -158,8 +158,8 @@ func (e *Exec) follow(events *bufio.Reader) {
 	select {
 	case <-e.done:
 	default:
-		e.failure = fmt.Errorf("how it ended is not known: the connection to the guest's agent broke: %w",
-			ErrGone)
+		const text = "how it ended is not known: the connection to the guest's agent broke: %w"
+		e.failure = fmt.Errorf(text, ErrGone)
 		close(e.done)
 		e.closeStreams() // a guest that breaks the protocol may hold them open
 	}
@@ -242,8 +242,8 @@ func (e *Exec) read(ctx context.Context, s *execStream, end *outputEnd, p []byte
 		}
 	default:
 	}
-	return 0, fmt.Errorf("its output is not complete: the connection to the guest's agent broke: %w",
-		ErrGone)
+	const text = "its output is not complete: the connection to the guest's agent broke: %w"
+	return 0, fmt.Errorf(text, ErrGone)
 }
 
 // Write writes to the standard input. It blocks while the command does not read it, until ctx ends:

@@ -73,7 +73,9 @@ func NewExecServer(start func(*ExecRequest) (Command, error)) *ExecServer {
 func (x *ExecServer) Streams() map[string]StreamHandler {
 	all := map[string]StreamHandler{ExecControl: x.control}
 	for _, path := range []string{ExecInput, ExecOutput, ExecErrors} {
-		all[path] = func(request json.RawMessage) (func(net.Conn), error) { return x.data(path, request) }
+		all[path] = func(request json.RawMessage) (func(net.Conn), error) {
+			return x.data(path, request)
+		}
 	}
 	return all
 }
@@ -154,7 +156,7 @@ func (x *ExecServer) begin(r *ExecRequest) (Command, error) {
 	x.mu.Lock()
 	if x.running >= MaxExecs {
 		x.mu.Unlock()
-		return nil, fmt.Errorf("%d commands run in the guest, no more at once: %w", MaxExecs, ErrBusy)
+		return nil, fmt.Errorf("%d commands run in the guest already: %w", MaxExecs, ErrBusy)
 	}
 	x.running++
 	x.mu.Unlock()

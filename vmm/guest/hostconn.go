@@ -8,7 +8,8 @@ import (
 	"sync/atomic"
 )
 
-// What is used of a yamux frame's header (spec.md of github.com/hashicorp/yamux): type at 1, flags at 2, length at 8.
+// Parts of a yamux frame's header (spec.md of github.com/hashicorp/yamux): type at 1, flags at 2,
+// length at 8.
 const (
 	frameHeader = 12
 	frameData   = 0
@@ -16,21 +17,22 @@ const (
 	flagSYN     = 1
 )
 
-// errUninvited ends a session in which the agent asks. Each ping would cost the host a goroutine until its answer is read, and each
-// stream that nobody takes a window of memory, as many as the guest cares to send.
+// errUninvited ends a session in which the agent sends requests. Each ping would cost the host a
+// goroutine until its answer is read, and each stream a window of memory.
 var errUninvited = errors.New("it begins streams or pings of its own")
 
-// hostConn is the host's end of a channel after its reset. It lets pass only what an agent may send.
+// hostConn is the host's end of the port after a reset. It passes only frames that an agent may
+// send.
 type hostConn struct {
 	net.Conn
 	gone      atomic.Bool // the machine has ended the connection
-	closed    atomic.Bool // we have
-	uninvited atomic.Bool // errUninvited was given
+	closed    atomic.Bool // by Close
+	uninvited atomic.Bool // errUninvited was returned
 
-	frames frames // of the goroutine that writes
+	frames frames // for the goroutine that writes
 
-	// Of the goroutine that reads.
-	rest []byte // read already, with the echo of the marker
+	// For the goroutine that reads.
+	rest []byte // was read with the marker's echo
 	head [frameHeader]byte
 	have int    // of head
 	body uint32 // bytes of the frame that are still to come
@@ -65,17 +67,17 @@ func (c *hostConn) Close() error {
 	return c.Conn.Close()
 }
 
-// note takes note of an error of the connection.
+// note records that the connection broke.
 func (c *hostConn) note() {
 	if !c.closed.Load() {
 		c.gone.Store(true)
 	}
 }
 
-// frames writes a frame of data at once, which yamux writes in two parts: each write is an interrupt of a virtual machine.
+// frames joins the two writes of a yamux data frame: each write interrupts a virtual machine.
 type frames struct {
-	head bool   // buf has the header of a frame whose body comes next
-	buf  []byte // used again and again, as large as the largest frame was
+	head bool   // buf has a header; the next write is its body
+	buf  []byte // is reused, and as large as the largest frame
 }
 
 func (f *frames) write(w io.Writer, p []byte) (int, error) {
@@ -94,7 +96,8 @@ func (f *frames) write(w io.Writer, p []byte) (int, error) {
 	return max(0, n-had), err
 }
 
-// invited follows the frames in b, which continues what it was given before, and reports whether the agent keeps to answering.
+// invited parses the next bytes of the frames. It returns false if the agent sends requests of its
+// own.
 func (c *hostConn) invited(b []byte) bool {
 	for len(b) > 0 {
 		if c.body > 0 {

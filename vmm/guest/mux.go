@@ -13,19 +13,19 @@ import (
 	"github.com/hashicorp/yamux"
 )
 
-// PortName is the virtio-serial port that the agent serves, VsockPort the AF_VSOCK port. Ports below
-// 1024 are root's to listen on.
+// PortName is the virtio-serial port that the agent serves, VsockPort the AF_VSOCK port. Ports
+// below 1024 are root's to listen on.
 const (
 	PortName  = "banger.agent"
 	VsockPort = 1023
 )
 
-// magic begins a marker. JSON, HTTP and the header of a yamux frame never contain it.
+// magic begins a marker. It occurs in no JSON, HTTP or header of a yamux frame.
 const magic = "\xff\xfebanger-reset "
 
 const markerLen = len(magic) + 32 + 1
 
-// newMarker gives a reset line with a fresh nonce.
+// newMarker returns a marker with a fresh nonce.
 func newMarker() ([]byte, error) {
 	var nonce [16]byte
 	if _, err := rand.Read(nonce[:]); err != nil {
@@ -34,15 +34,16 @@ func newMarker() ([]byte, error) {
 	return append(hex.AppendEncode([]byte(magic), nonce[:]), '\n'), nil
 }
 
-// findMarker gives the last whole marker in b and where it ends, or nil. It looks from the front, where bytes.Index is fast and bytes.LastIndex is not.
+// findMarker returns the last whole marker in b and the offset after it, or nil. It searches
+// forwards, because bytes.Index is fast and bytes.LastIndex is not.
 func findMarker(b []byte) (marker []byte, after int) {
-	for at := 0; ; {
-		i := bytes.Index(b[at:], []byte(magic))
-		if i < 0 || at+i+markerLen > len(b) {
+	for from := 0; ; {
+		i := bytes.Index(b[from:], []byte(magic))
+		if i < 0 || from+i+markerLen > len(b) {
 			return marker, after
 		}
-		begin := at + i
-		at = begin + len(magic)
+		begin := from + i
+		from = begin + len(magic)
 		if end := begin + markerLen; b[end-1] == '\n' {
 			marker, after = b[begin:end], end
 		}
@@ -60,13 +61,13 @@ func muxConfig() *yamux.Config {
 	return c
 }
 
-// ServePort serves h on port, a byte stream whose far end comes and goes. Read
-// may give io.EOF when the host has certainly gone, and blocks in the next call until
-// it is back; a port that cannot be sure just waits. ServePort returns the first other error of Read, after its
-// goroutines have ended; it does not close port.
+// ServePort serves h on port, a byte stream that outlives the host's connections. Its Read may
+// return io.EOF when the host has certainly gone; the next call then blocks until the host is back.
+// ServePort returns the first other error of Read, after its goroutines have ended. It does not
+// close port.
 func ServePort(port io.ReadWriter, h http.Handler) error {
 	var (
-		writing sync.Mutex // held for each write to port, so that an echo never lands inside a stale frame's bytes
+		writing sync.Mutex // held for each write to port, so that no echo is written inside a frame
 		current *portSession
 	)
 	end := func() {
@@ -77,7 +78,7 @@ func ServePort(port io.ReadWriter, h http.Handler) error {
 	}
 	defer end()
 	buf := make([]byte, markerLen-1+32<<10)
-	kept := 0 // bytes at the beginning of buf that were read before, too few for a marker
+	kept := 0 // bytes at the start of buf that may begin a marker
 	for {
 		n, err := port.Read(buf[kept:])
 		if err == io.EOF {
@@ -111,9 +112,9 @@ func ServePort(port io.ReadWriter, h http.Handler) error {
 	}
 }
 
-// portSession is one yamux session on a port, from a marker to the next.
+// portSession is one yamux session on a port, between two markers.
 type portSession struct {
-	feed    *io.PipeWriter // what the host sends
+	feed    *io.PipeWriter // takes the bytes from the host
 	conn    *portConn
 	session *yamux.Session
 	server  *http.Server
@@ -122,10 +123,11 @@ type portSession struct {
 
 func newPortSession(port io.Writer, writing *sync.Mutex, h http.Handler) *portSession {
 	r, w := io.Pipe()
-	s := &portSession{feed: w, conn: &portConn{PipeReader: r, port: port, writing: writing}, done: make(chan struct{})}
+	conn := &portConn{PipeReader: r, port: port, writing: writing}
+	s := &portSession{feed: w, conn: conn, done: make(chan struct{})}
 	session, err := yamux.Server(s.conn, muxConfig())
 	if err != nil {
-		panic(err) // only of a configuration that is wrong in itself
+		panic(err) // muxConfig is wrong
 	}
 	s.session = session
 	s.server = newServer(h)
@@ -138,7 +140,7 @@ func newPortSession(port io.Writer, writing *sync.Mutex, h http.Handler) *portSe
 	return s
 }
 
-// end drops the session. It does not wait for a write that the host does not take.
+// end ends the session. It does not wait for a write to the port that blocks.
 func (s *portSession) end() {
 	s.conn.Close()
 	s.server.Close()

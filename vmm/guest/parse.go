@@ -15,7 +15,8 @@ func cut(s string, n int) string {
 	return strings.ToValidUTF8(s, "")
 }
 
-// maxFloat is more than any guest's load or uptime, and leaves room to reckon with: what overflows is no number in JSON.
+// maxFloat is more than any guest's load or uptime. Sums of such numbers do not overflow, as JSON
+// has no number for infinity.
 const maxFloat = 1e12
 
 func bounded(f float64) float64 { return min(max(f, 0), maxFloat) }
@@ -25,12 +26,14 @@ func parseInfo(b []byte) (Info, error) {
 	if err := json.Unmarshal(b, &i); err != nil {
 		return Info{}, fmt.Errorf("cannot read the agent's answer: %w", err)
 	}
-	i.Version, i.Kernel, i.Hostname = cut(i.Version, maxString), cut(i.Kernel, maxString), cut(i.Hostname, maxString)
+	for _, s := range []*string{&i.Version, &i.Kernel, &i.Hostname} {
+		*s = cut(*s, maxString)
+	}
 	i.Uptime = bounded(i.Uptime)
 	return i, nil
 }
 
-// parseListeners reads at most maxListeners rows; what follows them is not looked at.
+// parseListeners reads at most maxListeners rows and ignores the rest.
 func parseListeners(b []byte) ([]Listener, error) {
 	d := json.NewDecoder(bytes.NewReader(b))
 	t, err := d.Token()

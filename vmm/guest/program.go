@@ -1,12 +1,13 @@
 package guest
 
-// ProgramFile is where the initramfs of an image says what its root file system is there to run; absent where that is an init.
+// ProgramFile is in the initramfs of an image whose root file system runs a program, not an init.
 const ProgramFile = "/etc/banger/program.json"
 
-// RootFile is in the initramfs of an image with a root disk: the agent waits for that disk.
+// RootFile is in the initramfs of an image with a root disk. The agent waits for that disk.
 const RootFile = "/etc/banger/root"
 
-// Program is what an OCI image runs (image-spec, config.md), as JSON in ProgramFile. It comes from whoever made the image.
+// Program is the program of an OCI image (image-spec, config.md), as JSON in ProgramFile. The
+// image's author wrote it.
 type Program struct {
 	Args       []string `json:"args"` // entrypoint and command; never empty
 	Env        []string `json:"env,omitempty"`

@@ -5,22 +5,23 @@ import (
 	"sync"
 )
 
-// QuietConn is a connection to a guest for net/http's client: it gives nothing to read before something was written. A guest that speaks first
-// would else make net/http write the guest's text to the daemon's standard log, and fail the request before its time.
+// QuietConn is a connection to a guest for net/http's client. Its reads wait for the first write:
+// if a guest speaks first, net/http writes the guest's text to the standard log and fails the
+// request.
 type QuietConn struct {
 	net.Conn
 	once    sync.Once
-	written chan struct{} // closed by the first Write, or by Close
+	written chan struct{} // closed by the first Write or by Close
 }
 
-// NewQuietConn wraps conn, which is the caller's to close through it.
+// NewQuietConn wraps conn. The caller closes the result in place of conn.
 func NewQuietConn(conn net.Conn) *QuietConn {
 	return &QuietConn{Conn: conn, written: make(chan struct{})}
 }
 
 func (q *QuietConn) open() { q.once.Do(func() { close(q.written) }) }
 
-// Read implements net.Conn; it blocks until something was written.
+// Read implements net.Conn. It blocks until the first Write.
 func (q *QuietConn) Read(p []byte) (int, error) {
 	<-q.written
 	return q.Conn.Read(p)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// maxBody bounds what either side reads of one message.
+// maxBody bounds the bytes that either side reads of one message.
 const maxBody = 4 << 20
 
 func newServer(h http.Handler) *http.Server {
@@ -23,25 +23,26 @@ func newServer(h http.Handler) *http.Server {
 	return s
 }
 
-// Handler makes the requests of the protocol calls of g, and of the streams by their paths.
-func Handler(g Agent, streams map[string]StreamHandler) http.Handler {
+// Handler serves the protocol: requests become calls of agent, and streams have their handlers by
+// path.
+func Handler(agent Agent, streams map[string]StreamHandler) http.Handler {
 	mux := http.NewServeMux()
 	for path, h := range streams {
 		mux.Handle("POST "+path, handleStream(h))
 	}
 	mux.HandleFunc("GET /ping", func(w http.ResponseWriter, r *http.Request) {
-		v, err := g.Ping(r.Context())
+		v, err := agent.Ping(r.Context())
 		answer(w, v, err)
 	})
 	mux.HandleFunc("GET /listeners", func(w http.ResponseWriter, r *http.Request) {
-		v, err := g.Listeners(r.Context())
+		v, err := agent.Listeners(r.Context())
 		if v == nil {
 			v = []Listener{}
 		}
 		answer(w, v, err)
 	})
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) {
-		v, err := g.Stats(r.Context())
+		v, err := agent.Stats(r.Context())
 		answer(w, v, err)
 	})
 	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, r *http.Request) {
@@ -50,44 +51,45 @@ func Handler(g Agent, streams map[string]StreamHandler) http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		answer(w, struct{}{}, g.Configure(r.Context(), c))
+		answer(w, struct{}{}, agent.Configure(r.Context(), c))
 	})
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, struct{}{}, g.PowerOff(r.Context()))
+		answer(w, struct{}{}, agent.PowerOff(r.Context()))
 	})
-	if f, ok := g.(Freezer); ok {
+	if f, ok := agent.(Freezer); ok {
 		handleFreezer(mux, f)
 	}
 	return mux
 }
 
-// freeze and frozen are what is asked and answered of the guest's file systems.
-type freeze struct {
+// freezeRequest and freezeAnswer are the bodies of /freeze and /thaw.
+type freezeRequest struct {
 	Within int64 `json:"within_ms"`
 }
 
-type frozen struct {
+type freezeAnswer struct {
 	Count int  `json:"count"`
 	Held  bool `json:"held"`
 }
 
-// maxFreeze bounds how long a guest may stand still, whatever is asked.
+// maxFreeze bounds how long file systems stand still, whatever the request says.
 const maxFreeze = time.Minute
 
 func handleFreezer(mux *http.ServeMux, f Freezer) {
 	mux.HandleFunc("POST /freeze", func(w http.ResponseWriter, r *http.Request) {
-		var asked freeze
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&asked); err != nil {
+		var asked freezeRequest
+		body := http.MaxBytesReader(w, r.Body, 4<<10)
+		if err := json.NewDecoder(body).Decode(&asked); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
 		within := min(max(0, time.Duration(asked.Within)*time.Millisecond), maxFreeze)
 		n, err := f.Freeze(r.Context(), within)
-		answer(w, frozen{Count: n}, err)
+		answer(w, freezeAnswer{Count: n}, err)
 	})
 	mux.HandleFunc("POST /thaw", func(w http.ResponseWriter, r *http.Request) {
 		held, err := f.Thaw(r.Context())
-		answer(w, frozen{Held: held}, err)
+		answer(w, freezeAnswer{Held: held}, err)
 	})
 }
 

@@ -13,17 +13,18 @@ import (
 
 const (
 	upgrade      = "banger"
-	maxRequest   = 64 << 10 // bytes of what a stream is asked for with
+	maxRequest   = 64 << 10 // bytes of a stream's request
 	maxUpgrade   = 16 << 10 // bytes of the answer's header
 	maxRefusal   = 4 << 10
-	upgradeReply = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + upgrade + "\r\n\r\n"
+	upgradeReply = "HTTP/1.1 101 Switching Protocols\r\n" +
+		"Connection: Upgrade\r\nUpgrade: " + upgrade + "\r\n\r\n"
 )
 
-// StreamHandler prepares a stream that the host asks for with request. Its error refuses the stream and goes to the host;
-// otherwise serve is called with the stream, which it closes, and may block for as long as the stream lives.
+// StreamHandler prepares a stream for a request of the host. Its error refuses the stream, and is
+// sent to the host. Otherwise serve is called with the stream, closes it, and may block until then.
 type StreamHandler func(request json.RawMessage) (serve func(net.Conn), err error)
 
-// handleStream makes an upgrade of HTTP/1.1 (RFC 9110, section 7.8) the way to h.
+// handleStream serves h to requests that upgrade HTTP/1.1 (RFC 9110, section 7.8).
 func handleStream(h StreamHandler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		request, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
@@ -32,7 +33,7 @@ func handleStream(h StreamHandler) http.HandlerFunc {
 			return
 		}
 		if r.Header.Get("Upgrade") != upgrade {
-			http.Error(w, "it is a stream: upgrade to "+upgrade, http.StatusUpgradeRequired)
+			http.Error(w, "this path is a stream: upgrade to "+upgrade, http.StatusUpgradeRequired)
 			return
 		}
 		// Before h, which may keep something for the stream that serve would give back.
@@ -46,7 +47,7 @@ func handleStream(h StreamHandler) http.HandlerFunc {
 			refuseStream(conn, err)
 			return
 		}
-		// Should it fail, serve finds out by itself, and closes it.
+		// A write that fails is noticed, and the stream closed, by serve.
 		_, _ = io.WriteString(conn, upgradeReply)
 		serve(&stream{Conn: conn, r: buffered.Reader, stop: func() bool { return true }})
 	}
@@ -70,8 +71,8 @@ func refuseStream(conn net.Conn, err error) {
 // stream is a connection after its upgrade.
 type stream struct {
 	net.Conn
-	r    *bufio.Reader // holds what came with the upgrade
-	stop func() bool   // the far end's life is no longer watched
+	r    *bufio.Reader // may hold data that arrived with the upgrade
+	stop func() bool   // ends the watch over the client's life
 }
 
 func (s *stream) Read(p []byte) (int, error) { return s.r.Read(p) }
@@ -86,13 +87,13 @@ var _ Streamer = (*Client)(nil)
 // Stream implements [Streamer]. Closing the client ends the stream.
 func (c *Client) Stream(ctx context.Context, path string, request any) (net.Conn, error) {
 	var opened net.Conn
-	err := c.ask(ctx, path, request, func(ctx context.Context, in io.Reader) error {
+	err := c.ask(ctx, path, request, func(ctx context.Context, body io.Reader) error {
 		conn, err := c.connect(ctx, "", "")
 		if err != nil {
 			return err
 		}
 		abort := context.AfterFunc(ctx, func() { conn.Close() })
-		r, err := requestUpgrade(ctx, conn, path, in)
+		r, err := requestUpgrade(ctx, conn, path, body)
 		if !abort() && err == nil {
 			err = ctx.Err()
 		}
@@ -106,9 +107,11 @@ func (c *Client) Stream(ctx context.Context, path string, request any) (net.Conn
 	return opened, err
 }
 
-// requestUpgrade asks for the stream and gives what is to be read from then on.
-func requestUpgrade(ctx context.Context, conn net.Conn, path string, in io.Reader) (*bufio.Reader, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://agent"+path, in)
+// requestUpgrade asks for a stream and returns its reader.
+func requestUpgrade(
+	ctx context.Context, conn net.Conn, path string, body io.Reader,
+) (*bufio.Reader, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://agent"+path, body)
 	if err != nil {
 		return nil, err
 	}
@@ -122,14 +125,15 @@ func requestUpgrade(ctx context.Context, conn net.Conn, path string, in io.Reade
 	resp, err := http.ReadResponse(r, req)
 	if err != nil {
 		if bounded.N <= 0 {
-			err = &refusal{text: fmt.Sprintf("its answer has a header of over %d bytes", maxUpgrade)}
+			text := fmt.Sprintf("its answer has a header of over %d bytes", maxUpgrade)
+			err = &badAnswer{text: text}
 		}
 		return nil, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusSwitchingProtocols {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal)) // what came of it will do
-		return nil, refused(resp.StatusCode, text)
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal)) // a part of it will do
+		return nil, httpFailure(resp.StatusCode, text)
 	}
 	bounded.N = 1<<63 - 1 // the stream itself may be of any length
 	return r, nil

@@ -179,12 +179,12 @@ func (c *Client) sendSecret(ctx context.Context, s secret) error {
 		ctx, cancel = context.WithTimeout(ctx, handOverWait)
 		defer cancel()
 		err = c.overPort(ctx, func(ctx context.Context) error {
-			_, err := c.exchangeHTTP(ctx, http.MethodPost, path, bytes.NewReader(b))
+			_, err := c.roundTrip(ctx, http.MethodPost, path, bytes.NewReader(b))
 			return err
 		})
 	}
-	var refused *refusal
-	if errors.As(err, &refused) && refused.status == http.StatusNotFound {
+	var bad *badAnswer
+	if errors.As(err, &bad) && bad.status == http.StatusNotFound {
 		return errOldAgent
 	}
 	return explain(ctx, path, err)

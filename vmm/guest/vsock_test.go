@@ -158,8 +158,8 @@ func TestOverVsock(t *testing.T) {
 	// The agent receives the secret on the port alone.
 	other := handedSecret{make([]byte, 32)}
 	_, err = c.do(within(t, 20*time.Second), http.MethodPost, "/vsock", other)
-	var refused *refusal
-	if !errors.As(err, &refused) || refused.status != http.StatusNotFound {
+	var bad *badAnswer
+	if !errors.As(err, &bad) || bad.status != http.StatusNotFound {
 		t.Errorf("a secret over vsock: %v", err)
 	}
 }
@@ -361,14 +361,14 @@ func TestBadSecrets(t *testing.T) {
 	v := serveVsock(t, &answers{})
 	c := New(dialUnix(v.port), nil)
 	defer c.Close()
-	for _, bad := range []any{
+	for _, secret := range []any{
 		nil, "x", handedSecret{}, handedSecret{make([]byte, 31)}, handedSecret{make([]byte, 33)},
 		map[string]string{"secret": "%"}, map[string]string{"secret": strings.Repeat("A", 8<<10)},
 	} {
-		var refused *refusal
-		_, err := c.do(within(t, 20*time.Second), http.MethodPost, "/vsock", bad)
-		if !errors.As(err, &refused) || refused.status != http.StatusBadRequest {
-			t.Errorf("%v: %v", bad, err)
+		var bad *badAnswer
+		_, err := c.do(within(t, 20*time.Second), http.MethodPost, "/vsock", secret)
+		if !errors.As(err, &bad) || bad.status != http.StatusBadRequest {
+			t.Errorf("%v: %v", secret, err)
 		}
 	}
 	if got := stranger(t, v.vsock, ""); len(got) > 0 {
