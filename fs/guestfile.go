@@ -113,7 +113,7 @@ func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, 
 	}
 	s.guestNodes.removed(dir, name)
 	a := h.File
-	if now := time.Now(); !h.Told {
+	if now := time.Now(); !h.HasAttrs {
 		// What a new file is need not be asked for; the kernel asks when somebody wants to know.
 		a = sftp.Attr{Mode: syscall.S_IFREG | in.Mode&0o7777, FileStat: sftp.FileStat{Nlink: 1, Atime: now, Mtime: now, Ctime: now}}
 	}
@@ -125,11 +125,11 @@ func (s guestFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, 
 		h.Close()
 		return code
 	}
-	if h.Told && h.Dir.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+	if h.HasAttrs && h.Dir.Mode&syscall.S_IFMT == syscall.S_IFDIR {
 		// To permit the next file to be made in it the kernel asks what the directory is: each change of it makes it forget that.
 		s.guestNodes.heard(dir, h.Dir, guestValid)
 	}
-	if !h.Told {
+	if !h.HasAttrs {
 		out.SetAttrTimeout(notKept)
 	}
 	s.opened(o, s.guestNodes.get(out.NodeId), in.Flags, h, session, &out.OpenOut)

@@ -1,25 +1,28 @@
-// Package guest is the way between the host and the agent in a guest: the
-// protocol, the host's [Client] and what the guest needs to serve it.
+// Package guest holds everything that the host and the agent in a guest say to each other, for both
+// sides. It is a leaf: the daemon, its drivers and the agent's program import it. Package sftp
+// below it has the guest's files.
 //
-// A request is HTTP/1.1 with JSON: GET /ping, /listeners, /stats; POST
-// /configure, /poweroff; the types are those of agent.go. A POST that
-// upgrades becomes a stream of bytes both ways ([Client.Stream]).
+// [Agent], [Streamer] and [Freezer] are what a host asks of an agent; agent.go has the types of
+// requests and answers. [Client] implements them over a guest's channels, and [Handler] with
+// [ServePort] and [Gate] serves them in the guest. [StartExec] and [ExecServer] are the two sides
+// of commands.
 //
-// A virtio-serial port is one byte stream for the guest's whole life, on which the
-// guest does not notice a quick reconnect of the host, so every connection begins
-// with a reset: the host sends a marker with a random nonce and discards everything
-// until the same marker comes back; the guest drops its session wherever the marker
-// appears and echoes it. What follows is a yamux session without keepalive (an
-// idle guest must sleep), one request per stream.
+// A request is HTTP/1.1 with JSON: GET /ping, /listeners and /stats; POST /configure, /freeze,
+// /thaw and /poweroff. A POST that upgrades becomes a stream of bytes both ways ([Client.Stream]).
 //
-// Where there is vsock each request has a connection of its own on it. Any user of
-// the host can connect there, so both sides first prove that they know a secret
-// (handshake.go). The host makes it and sends it over the port with POST /vsock, which
-// only root of the guest reads. The guest's [Gate] admits no other peer. When a
-// handshake fails the host sends the secret again, and if that does not help the port
-// serves alone for a while.
+// A virtio-serial port is one byte stream for the guest's whole life, on which the guest does not
+// notice a quick reconnect of the host. So every connection begins with a reset: the host sends a
+// marker with a random nonce and discards everything until the same marker comes back. The guest
+// ends its session wherever a marker appears, and echoes it. Then follows a yamux session without
+// keepalive (an idle guest must sleep), with one request per stream.
 //
-// The host trusts nothing that it reads: answers are bounded in length, rows
-// and time. The client runs one goroutine while it opens a session and those of
-// yamux while it has one; [Client.Close] ends them all.
+// Where there is vsock, each request has a connection of its own on it. Any user of the host can
+// connect there, so both sides first prove that they know a secret (handshake.go). The host makes
+// it and sends it over the port, which only root of the guest reads, with POST /vsock. The guest's
+// [Gate] admits no other peer. When a handshake fails the host sends the secret again. If that does
+// not help, the port serves alone for a while.
+//
+// The host does not trust the guest: answers are bounded in length, rows and time. A client has one
+// goroutine while it opens a session, and those of yamux while it has one. [Client.Close] ends them
+// all.
 package guest

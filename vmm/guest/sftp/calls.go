@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// status is a call whose answer says only whether it was done.
+// status makes a call that is answered by a status alone.
 func (c *Client) status(ctx context.Context, kind byte, body []byte) error {
 	k, err := c.begin(ctx, kind, nil, body)
 	if err != nil {
@@ -31,7 +31,8 @@ func (c *Client) waitStatus(ctx context.Context, k *call) error {
 	return err
 }
 
-// Stat begins to ask what a path is, no symbolic link followed; the function it gives waits for the answer. What was begun before is done before.
+// Stat begins to read the attributes of a path, without following symbolic links. The function that
+// it returns waits for the answer. The server does what was begun before first.
 func (c *Client) Stat(ctx context.Context, path string) func() (Attr, error) {
 	k, err := c.begin(ctx, kindLstat, nil, appendString(nil, path))
 	return func() (a Attr, _ error) {
@@ -49,7 +50,7 @@ func (c *Client) Stat(ctx context.Context, path string) func() (Attr, error) {
 	}
 }
 
-// notEOF is for answers that cannot be at an end.
+// notEOF turns io.EOF into EIO, for calls that have no end.
 func notEOF(err error) error {
 	if err == io.EOF {
 		return syscall.EIO
@@ -57,9 +58,11 @@ func notEOF(err error) error {
 	return err
 }
 
-// Set begins to change a file, no symbolic link followed; the function it gives waits and says what the file is then.
+// Set begins to change a file, without following symbolic links. The function that it returns
+// waits, and returns the new attributes.
 func (c *Client) Set(ctx context.Context, path string, change Change) func() (Attr, error) {
-	k, err := c.begin(ctx, kindSetstat, nil, appendChange(appendString(nil, path), change, extAttrs))
+	body := appendChange(appendString(nil, path), change, extAttrs)
+	k, err := c.begin(ctx, kindSetstat, nil, body)
 	return func() (a Attr, _ error) {
 		if err != nil {
 			return a, err
@@ -71,7 +74,8 @@ func (c *Client) Set(ctx context.Context, path string, change Change) func() (At
 		case r.kind == kindAttrs:
 			a = r.d.attr()
 		case r.kind == kindStatus:
-			if err = statusError(&r.d); err == nil && !r.d.bad { // it does not know what it was asked for
+			err = statusError(&r.d)
+			if err == nil && !r.d.bad { // the server does not know extAttrs
 				return c.Stat(ctx, path)()
 			}
 		default:
@@ -84,7 +88,7 @@ func (c *Client) Set(ctx context.Context, path string, change Change) func() (At
 	}
 }
 
-// later begins a call whose answer says only whether it was done.
+// later begins a call that is answered by a status alone.
 func (c *Client) later(ctx context.Context, kind byte, body []byte) func() error {
 	k, err := c.begin(ctx, kind, nil, body)
 	return func() error {
@@ -102,12 +106,14 @@ func (c *Client) Mkdir(ctx context.Context, path string) func() error {
 
 // Symlink begins to make a symbolic link.
 func (c *Client) Symlink(ctx context.Context, target, path string) func() error {
-	return c.later(ctx, kindSymlink, appendString(appendString(nil, target), path)) // in the order of OpenSSH, not of the draft
+	// In OpenSSH's order, not the draft's.
+	return c.later(ctx, kindSymlink, appendString(appendString(nil, target), path))
 }
 
 // Link begins to make a hard link.
 func (c *Client) Link(ctx context.Context, old, path string) func() error {
-	return c.later(ctx, kindExtended, appendString(appendString(appendString(nil, hardLink), old), path))
+	body := appendString(appendString(appendString(nil, hardLink), old), path)
+	return c.later(ctx, kindExtended, body)
 }
 
 // Rmdir removes an empty directory.
@@ -115,12 +121,13 @@ func (c *Client) Rmdir(ctx context.Context, path string) error {
 	return c.status(ctx, kindRmdir, appendString(nil, path))
 }
 
-// Remove removes what is no directory.
+// Remove removes anything but a directory.
 func (c *Client) Remove(ctx context.Context, path string) error {
 	return c.status(ctx, kindRemove, appendString(nil, path))
 }
 
-// Rename renames; what has the new name is replaced if replace says so, else the error is EEXIST.
+// Rename renames a file or directory. If the new name exists, it is replaced or the error is
+// EEXIST.
 func (c *Client) Rename(ctx context.Context, old, path string, replace bool) error {
 	body := appendString(appendString(nil, old), path)
 	if replace {
@@ -129,7 +136,7 @@ func (c *Client) Rename(ctx context.Context, old, path string, replace bool) err
 	return c.status(ctx, kindRename, body)
 }
 
-// Readlink gives what a symbolic link says.
+// Readlink returns the target of a symbolic link.
 func (c *Client) Readlink(ctx context.Context, path string) (string, error) {
 	k, err := c.begin(ctx, kindReadlink, nil, appendString(nil, path))
 	if err != nil {
@@ -173,19 +180,23 @@ func (c *Client) StatVFS(ctx context.Context, path string) (StatVFS, error) {
 type Handle struct {
 	c  *Client
 	id string
-	// What the server said of the file and of its directory when it had opened the one in the other, if it did.
-	Told      bool
+	// File and Dir are the attributes of the file and its directory after the open, if HasAttrs is
+	// set.
+	HasAttrs  bool
 	File, Dir Attr
 }
 
-// Client is the session of the handle.
+// Client returns the session of the handle.
 func (h *Handle) Client() *Client { return h.c }
 
-// Open begins to open a regular file; mode is that of a new one.
-func (c *Client) Open(ctx context.Context, path string, flags, mode uint32) func() (*Handle, error) {
+// Open begins to open a regular file. A new one gets the mode.
+func (c *Client) Open(
+	ctx context.Context, path string, flags, mode uint32,
+) func() (*Handle, error) {
 	change := unchanged
 	change.Mode = &mode
-	return c.handle(ctx, kindOpen, appendChange(binary.BigEndian.AppendUint32(appendString(nil, path), flags), change, extAttrs))
+	body := binary.BigEndian.AppendUint32(appendString(nil, path), flags)
+	return c.handle(ctx, kindOpen, appendChange(body, change, extAttrs))
 }
 
 // OpenDir opens a directory.
@@ -204,7 +215,7 @@ func (c *Client) handle(ctx context.Context, kind byte, body []byte) func() (*Ha
 			return nil, notEOF(err)
 		}
 		h := &Handle{c: c, id: d.text()}
-		if h.Told = len(d.b) > 0; h.Told {
+		if h.HasAttrs = len(d.b) > 0; h.HasAttrs {
 			h.File, h.Dir = d.attr(), d.attr()
 		}
 		if d.bad || len(h.id) > handleMost {
@@ -214,7 +225,7 @@ func (c *Client) handle(ctx context.Context, kind byte, body []byte) func() (*Ha
 	}
 }
 
-// closeLate closes what was opened for nobody.
+// closeLate closes a handle whose opener has left.
 func (c *Client) closeLate(r reply) {
 	if r.kind == kindHandle {
 		if id := r.d.text(); !r.d.bad && len(id) <= handleMost {
@@ -223,7 +234,7 @@ func (c *Client) closeLate(r reply) {
 	}
 }
 
-// Close lets the server close it and waits for nothing.
+// Close asks the server to close the handle, and does not wait.
 func (h *Handle) Close() {
 	c := h.c
 	c.mu.Lock()
@@ -232,22 +243,24 @@ func (h *Handle) Close() {
 		return
 	}
 	c.work.Add(1)
-	go func() { // ends when the server takes it, at the latest with the session
+	go func() { // ends when the request is sent, at the latest with the session
 		defer c.work.Done()
-		if k, err := c.begin(context.Background(), kindClose, nil, appendString(nil, h.id)); err == nil {
+		k, err := c.begin(context.Background(), kindClose, nil, appendString(nil, h.id))
+		if err == nil {
 			c.leave(k)
 		}
 	}()
 }
 
-// Read gives at most n bytes from off, nothing at the end. More than MaxData are asked for in parts, all at once.
+// Read returns at most n bytes from off, and none at the end. It requests more than MaxData in
+// parts, all at once.
 func (h *Handle) Read(ctx context.Context, n int, off int64) ([]byte, error) {
 	if n <= MaxData {
-		return h.begun(ctx, n, off)()
+		return h.beginRead(ctx, n, off)()
 	}
 	var parts []func() ([]byte, error)
 	for done := 0; done < n; done += MaxData {
-		parts = append(parts, h.begun(ctx, min(n-done, MaxData), off+int64(done)))
+		parts = append(parts, h.beginRead(ctx, min(n-done, MaxData), off+int64(done)))
 	}
 	all := make([]byte, 0, n)
 	for i, part := range parts {
@@ -257,14 +270,14 @@ func (h *Handle) Read(ctx context.Context, n int, off int64) ([]byte, error) {
 		}
 		all = append(all, data...)
 		if err != nil || len(data) < MaxData {
-			break // the next read tells why
+			break // the next read returns the error
 		}
 	}
 	return all, nil
 }
 
-// begun begins one read.
-func (h *Handle) begun(ctx context.Context, n int, off int64) func() ([]byte, error) {
+// beginRead begins one read.
+func (h *Handle) beginRead(ctx context.Context, n int, off int64) func() ([]byte, error) {
 	c := h.c
 	body := binary.BigEndian.AppendUint64(appendString(nil, h.id), uint64(off))
 	k, err := c.begin(ctx, kindRead, nil, binary.BigEndian.AppendUint32(body, uint32(n)))
@@ -287,7 +300,8 @@ func (h *Handle) begun(ctx context.Context, n int, off int64) func() ([]byte, er
 	}
 }
 
-// Write writes data at off, in parts if it is more than MaxData, and gives how much of it was written before an error. It keeps nothing of data.
+// Write writes data at off, in parts if it is more than MaxData. It returns how much was written
+// before an error, and keeps no reference to data.
 func (h *Handle) Write(ctx context.Context, data []byte, off int64) (int, error) {
 	var parts []func() error
 	for done := 0; done < len(data); done += MaxData {
@@ -305,7 +319,8 @@ func (h *Handle) Write(ctx context.Context, data []byte, off int64) (int, error)
 	return len(data), nil
 }
 
-// ReadDir gives what comes next, io.EOF after the last. What cannot be a name is left out, so that there may be none.
+// ReadDir returns the next names, and io.EOF after the last. It leaves out impossible names, so
+// that there may be none.
 func (h *Handle) ReadDir(ctx context.Context) ([]Name, error) {
 	c := h.c
 	k, err := c.begin(ctx, kindReaddir, nil, appendString(nil, h.id))
@@ -319,7 +334,7 @@ func (h *Handle) ReadDir(ctx context.Context) ([]Name, error) {
 	var names []Name
 	for n := d.u32(); n > 0 && !d.bad; n-- {
 		name := d.text()
-		d.bytes() // as ls -l would show it
+		d.bytes() // the row of `ls -l`
 		if a := d.attr(); !d.bad && validName(name) {
 			names = append(names, Name{name, a})
 		}
@@ -331,5 +346,6 @@ func (h *Handle) ReadDir(ctx context.Context) ([]Name, error) {
 }
 
 func validName(name string) bool {
-	return name != "" && name != "." && name != ".." && len(name) <= nameMost && !strings.ContainsAny(name, "/\x00")
+	return name != "" && name != "." && name != ".." && len(name) <= nameMost &&
+		!strings.ContainsAny(name, "/\x00")
 }

@@ -23,27 +23,29 @@ const (
 // ErrProtocol ends a session whose server does not keep to the protocol.
 var ErrProtocol = errors.New("the guest's agent does not keep to the file transfer protocol")
 
-// Client is one session. Errors of its calls: what the server reports, as a syscall.Errno; the context's; why the session has ended.
+// Client is one session. Its calls return the server's errors as a syscall.Errno, those of their
+// context, and the error with which the session has ended.
 type Client struct {
-	conn  net.Conn
-	out   chan []byte
-	slots chan struct{} // one is taken by each call until its answer comes
-	done  chan struct{} // closed when the session has ended
-	work  sync.WaitGroup
-	heard atomic.Int64 // when a packet last came, UnixNano
+	conn     net.Conn
+	requests chan []byte
+	slots    chan struct{} // each call holds one until its answer arrives
+	done     chan struct{} // closed when the session has ended
+	work     sync.WaitGroup
+	heard    atomic.Int64 // when the last packet arrived, UnixNano
 
-	mu    sync.Mutex // guards what follows
-	calls map[uint32]*call
-	last  uint32
-	err   error // why it has ended
+	// Guarded by mu.
+	mu    sync.Mutex
+	calls map[uint32]*call // without an answer, by ID
+	last  uint32           // ID
+	err   error            // with which the session has ended
 }
 
-// call is a request that was sent, or will be.
+// call is a request and its answer.
 type call struct {
 	id    uint32
-	reply chan reply
-	late  func(reply) // nil, or what to do with an answer that nobody waits for; must not block
-	left  bool        // nobody waits; guarded by Client.mu
+	reply chan reply  // has room for one
+	late  func(reply) // if set, takes an answer that arrives after the caller left; must not block
+	left  bool        // by the caller; guarded by Client.mu
 }
 
 type reply struct {
@@ -52,7 +54,8 @@ type reply struct {
 	err  error // the session has ended
 }
 
-// New begins a session on conn, which is closed with it, also when New fails. ctx bounds the beginning only.
+// New begins a session on conn, which ends with the session, and when New fails. ctx bounds only
+// New.
 func New(ctx context.Context, conn net.Conn) (*Client, error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	err := greet(conn)
@@ -64,11 +67,14 @@ func New(ctx context.Context, conn net.Conn) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		conn: conn, out: make(chan []byte), slots: make(chan struct{}, pendingCalls), done: make(chan struct{}), calls: make(map[uint32]*call),
+		conn:     conn,
+		requests: make(chan []byte),
+		slots:    make(chan struct{}, pendingCalls),
+		done:     make(chan struct{}),
+		calls:    make(map[uint32]*call),
 	}
-	c.work.Add(2)
-	go c.send()
-	go c.receive()
+	c.work.Go(c.send)
+	c.work.Go(c.receive)
 	return c, nil
 }
 
@@ -100,7 +106,8 @@ func readPacket(r io.Reader) (kind byte, d decoder, err error) {
 	return head[4], d, err
 }
 
-// Close ends the session with that error for every call, and returns when its goroutines have ended.
+// Close ends the session, with that error for every call. It returns when its goroutines have
+// ended.
 func (c *Client) Close(why error) {
 	c.end(why)
 	c.work.Wait()
@@ -109,7 +116,7 @@ func (c *Client) Close(why error) {
 // Done is closed when the session has ended.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Heard is when the server last sent something.
+// Heard returns when the last packet arrived.
 func (c *Client) Heard() time.Time { return time.Unix(0, c.heard.Load()) }
 
 func (c *Client) end(why error) {
@@ -130,13 +137,13 @@ func (c *Client) end(why error) {
 }
 
 func (c *Client) send() {
-	defer c.work.Done()
 	for {
 		select {
-		case p := <-c.out:
-			for more := true; more && len(p) < sentAtOnce; { // each write is an interrupt of a virtual machine
+		case p := <-c.requests:
+			// Together, because each write interrupts a virtual machine.
+			for more := true; more && len(p) < sentAtOnce; {
 				select {
-				case q := <-c.out:
+				case q := <-c.requests:
 					p = append(p, q...)
 				default:
 					more = false
@@ -153,7 +160,6 @@ func (c *Client) send() {
 }
 
 func (c *Client) receive() {
-	defer c.work.Done()
 	for {
 		kind, d, err := readPacket(c.conn)
 		if err != nil && err != ErrProtocol {
@@ -161,7 +167,7 @@ func (c *Client) receive() {
 		}
 		if err == nil {
 			c.heard.Store(time.Now().UnixNano())
-			err = c.answered(kind, d)
+			err = c.deliver(kind, d)
 		}
 		if err != nil {
 			c.end(err)
@@ -170,12 +176,13 @@ func (c *Client) receive() {
 	}
 }
 
-// ended makes the end of a connection no error of a system call's: those are what the server reports.
+// ended hides the errno of a broken connection, since an errno means the server's answer.
 func ended(err error) error {
 	return fmt.Errorf("the connection to the guest's agent ended: %v", err)
 }
 
-func (c *Client) answered(kind byte, d decoder) error {
+// deliver hands an answer to its call.
+func (c *Client) deliver(kind byte, d decoder) error {
 	id := d.u32()
 	r := reply{kind: kind, d: d}
 	c.mu.Lock()
@@ -196,8 +203,10 @@ func (c *Client) answered(kind byte, d decoder) error {
 	return nil
 }
 
-// begin sends a request; its answer comes to wait.
-func (c *Client) begin(ctx context.Context, kind byte, late func(reply), body []byte) (*call, error) {
+// begin sends a request. answer or wait return what it is answered with.
+func (c *Client) begin(
+	ctx context.Context, kind byte, late func(reply), body []byte,
+) (*call, error) {
 	select {
 	case c.slots <- struct{}{}:
 	case <-c.done:
@@ -219,16 +228,16 @@ func (c *Client) begin(ctx context.Context, kind byte, late func(reply), body []
 	p := append(beginPacket(make([]byte, 0, headLen+len(body)), k.id), body...)
 	endPacket(p, 0, kind)
 	select {
-	case c.out <- p:
+	case c.requests <- p:
 		return k, nil
 	case <-c.done:
 		return nil, c.why()
-	case <-ctx.Done(): // it was not sent
+	case <-ctx.Done(): // the request was not sent
 		c.mu.Lock()
 		_, unanswered := c.calls[k.id]
 		delete(c.calls, k.id)
 		c.mu.Unlock()
-		if unanswered { // a server that guesses may have answered all the same
+		if unanswered { // otherwise a server that guesses IDs has answered
 			<-c.slots
 		}
 		return nil, ctx.Err()
@@ -241,7 +250,7 @@ func (c *Client) why() error {
 	return c.err
 }
 
-// answer gives the answer, of whatever kind.
+// answer waits for an answer of any kind.
 func (c *Client) answer(ctx context.Context, k *call) (reply, error) {
 	var r reply
 	select {
@@ -257,7 +266,8 @@ func (c *Client) answer(ctx context.Context, k *call) (reply, error) {
 	return r, r.err
 }
 
-// wait gives the answer; of a kind other than a status or the one wanted, it ends the session.
+// wait waits for an answer of the kind wanted, or the error of a status. Another kind ends the
+// session.
 func (c *Client) wait(ctx context.Context, k *call, want byte) (decoder, error) {
 	r, err := c.answer(ctx, k)
 	switch {
@@ -278,13 +288,14 @@ func (c *Client) broken() error {
 	return ErrProtocol
 }
 
-// leave notes that nobody waits any more for a call's answer.
+// leave records that the caller no longer waits. An answer that has arrived already is given to
+// late.
 func (c *Client) leave(k *call) {
 	c.mu.Lock()
 	k.left = true
 	c.mu.Unlock()
 	select {
-	case r := <-k.reply: // it came just now
+	case r := <-k.reply:
 		if k.late != nil && r.err == nil {
 			k.late(r)
 		}

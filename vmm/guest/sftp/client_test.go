@@ -93,7 +93,7 @@ func TestFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if dir, err := c.Stat(ctx, "/")(); err != nil || !h.Told || h.File.Size != uint64(len(data)) || h.File.Mode != syscall.S_IFREG|0o640 || h.Dir != dir {
+	if dir, err := c.Stat(ctx, "/")(); err != nil || !h.HasAttrs || h.File.Size != uint64(len(data)) || h.File.Mode != syscall.S_IFREG|0o640 || h.Dir != dir {
 		t.Errorf("it opens %+v in %+v, which is %+v, %v", h.File, h.Dir, dir, err)
 	}
 	if got, err := h.Read(ctx, 1<<20, 16); err != nil || !bytes.Equal(got, data[16:]) {
@@ -366,7 +366,8 @@ func TestCutOff(t *testing.T) {
 	<-c.Done()
 }
 
-// TestHang has a server that answers nothing: calls end with their contexts, and their number is bounded.
+// TestHang has a server that answers nothing: calls end with their contexts, and their number is
+// bounded.
 func TestHang(t *testing.T) {
 	c := dial(t, func(conn net.Conn) {
 		defer conn.Close()
@@ -450,8 +451,7 @@ func TestLateHandle(t *testing.T) {
 	}
 }
 
-// TestHandleMeetsItsEnd has an answer that arrives in the same moment in which its waiter leaves: the
-// handle must be closed whichever comes first.
+// TestHandleMeetsItsEnd has an answer arrive in the moment in which its caller leaves.
 func TestHandleMeetsItsEnd(t *testing.T) {
 	closed := make(chan struct{})
 	c := dial(t, answering(func(kind byte, id uint32) []byte {
@@ -467,7 +467,7 @@ func TestHandleMeetsItsEnd(t *testing.T) {
 	// The call has not taken its slot yet, which holds the answer up in the middle.
 	answered := make(chan error)
 	go func() {
-		answered <- c.answered(kindHandle, decoder{b: packet(0, k.id, 0, 0, 0, 1, '7')[5:]})
+		answered <- c.deliver(kindHandle, decoder{b: packet(0, k.id, 0, 0, 0, 1, '7')[5:]})
 	}()
 	for waits := true; waits; runtime.Gosched() {
 		c.mu.Lock()

@@ -85,7 +85,8 @@ const (
 	maxRequest      = MaxData + 64<<10  // bytes
 )
 
-// Times that Change has in place of nanoseconds after 1970: UTIME_OMIT and UTIME_NOW of utimensat(2).
+// Times that Change has in place of nanoseconds after 1970: UTIME_OMIT and UTIME_NOW of
+// utimensat(2).
 const (
 	TimeOmit = -1 << 63
 	TimeNow  = 1<<63 - 1

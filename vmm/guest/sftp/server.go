@@ -218,14 +218,15 @@ func (d *decoder) handle() uint32 {
 
 // openBits are the flags of open(2) for those of OPEN.
 var openBits = []struct{ asked, flag uint32 }{
-	{Append, unix.O_APPEND}, {Create, unix.O_CREAT}, {Truncate, unix.O_TRUNC}, {Exclusive, unix.O_EXCL},
+	{Append, unix.O_APPEND}, {Create, unix.O_CREAT},
+	{Truncate, unix.O_TRUNC}, {Exclusive, unix.O_EXCL},
 }
 
 func (s *server) open(d *decoder, b []byte) (byte, []byte, error) {
 	name, asked := d.text(), d.u32()
 	change, wantAttrs := d.change()
-	access := [...]int{0: unix.O_RDONLY, Read: unix.O_RDONLY, Write: unix.O_WRONLY, Read | Write: unix.O_RDWR}
-	flags := access[asked&(Read|Write)]
+	access := [4]int{Write: unix.O_WRONLY, Read | Write: unix.O_RDWR}
+	flags := access[asked&(Read|Write)] // else O_RDONLY
 	for _, x := range openBits {
 		if asked&x.asked != 0 {
 			flags |= int(x.flag)

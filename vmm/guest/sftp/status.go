@@ -18,8 +18,8 @@ const (
 	statusUnsupported = 8
 )
 
-// errnos are the failures that a server may report; the client reads others as EIO. ENOTCONN, ESTALE
-// and EINTR are not among them: they would speak of the host's mount or of the caller.
+// errnos are the failures that a server may report; the client reads others as EIO. ENOTCONN,
+// ESTALE and EINTR are not among them: they would speak of the host's mount or of the caller.
 var errnos = []syscall.Errno{
 	syscall.ENOENT, syscall.EACCES, syscall.EPERM, syscall.EEXIST, syscall.ENOTEMPTY,
 	syscall.ENOTDIR, syscall.EISDIR, syscall.EINVAL, syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS,
@@ -29,7 +29,8 @@ var errnos = []syscall.Errno{
 	syscall.ENODATA, syscall.ESRCH, syscall.ESPIPE, syscall.ENOLCK, syscall.EIO,
 }
 
-// appendStatus appends what err is. Its text, which ends in that of its errno, says more than the code.
+// appendStatus appends what err is. Its text, which ends in that of its errno, says more than the
+// code.
 func appendStatus(b []byte, err error) []byte {
 	code, text := uint32(statusFailure), ""
 	switch {

@@ -43,7 +43,9 @@ func (t tree) with(name string, f func(dir int, base string) error) error {
 }
 
 // withBoth calls f with the open directories of both names.
-func (t tree) withBoth(old, name string, f func(oldDir int, old string, dir int, base string) error) error {
+func (t tree) withBoth(
+	old, name string, f func(oldDir int, old string, dir int, base string) error,
+) error {
 	return t.with(old, func(oldDir int, old string) error {
 		return t.with(name, func(dir int, base string) error { return f(oldDir, old, dir, base) })
 	})
