@@ -62,7 +62,7 @@ func TestGuestDirWithoutEnd(t *testing.T) {
 		defer work.Done()
 		endlessDir(there)
 	}()
-	client, err := sftp.New(ctx, here)
+	client, err := sftp.NewClient(ctx, here)
 	if err != nil {
 		t.Fatal(err)
 	}

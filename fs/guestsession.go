@@ -198,7 +198,7 @@ func (t *guestSessions) begin(m vmm.Machine) (*sftp.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := sftp.New(ctx, conn)
+	c, err := sftp.NewClient(ctx, conn)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = errSilent
 	}

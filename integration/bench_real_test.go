@@ -46,7 +46,7 @@ func newBareQEMU(t *testing.T, commandLine string) *bareQEMU {
 	dir := t.TempDir()
 	commandLine = regexp.MustCompile(`socket,id=(\w+),fd=\d+`).ReplaceAllString(commandLine, "socket,id=$1,path="+dir+"/$1")
 	commandLine = regexp.MustCompile(`logfile=[^ ,]*`).ReplaceAllString(commandLine, "logfile="+filepath.Join(dir, "console.log"))
-	return &bareQEMU{exec.Command("bash", "-c", "exec "+commandLine), dir, guest.New(func(ctx context.Context) (net.Conn, error) {
+	return &bareQEMU{exec.Command("bash", "-c", "exec "+commandLine), dir, guest.NewClient(func(ctx context.Context) (net.Conn, error) {
 		var n net.Dialer
 		for {
 			c, err := n.DialContext(ctx, "unix", filepath.Join(dir, "agent"))

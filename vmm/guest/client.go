@@ -36,9 +36,9 @@ type Client struct {
 	opening *opening
 }
 
-// New returns a client of the agent whose virtio-serial port dial reaches. Requests share one
+// NewClient returns a client of the agent whose virtio-serial port dial reaches. Requests share one
 // connection there, which the first one opens, or have one each over vsock, unless that is nil.
-func New(dial func(ctx context.Context) (net.Conn, error), vsock *Vsock) *Client {
+func NewClient(dial func(ctx context.Context) (net.Conn, error), vsock *Vsock) *Client {
 	c := &Client{dial: dial}
 	if vsock != nil {
 		way, err := newVsockWay(vsock)

@@ -167,7 +167,8 @@ func within(t *testing.T, d time.Duration) context.Context {
 func noLeak(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Cleanup(func() {
-		for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+		end := time.Now().Add(10 * time.Second)
+		for ; runtime.NumGoroutine() > before; runtime.Gosched() {
 			if time.Now().After(end) {
 				b := make([]byte, 1<<20)
 				t.Fatalf("goroutines left:\n%s", b[:runtime.Stack(b, true)])
@@ -180,13 +181,14 @@ func TestReconnects(t *testing.T) {
 	for _, quiet := range []bool{false, true} {
 		t.Run(fmt.Sprintf("quiet=%v", quiet), func(t *testing.T) {
 			noLeak(t)
-			g := &answers{hang: make(chan struct{}), listeners: []Listener{{Protocol: "tcp", Port: 80, Command: strings.Repeat("x", 5000)}}}
+			long := Listener{Protocol: "tcp", Port: 80, Command: strings.Repeat("x", 5000)}
+			g := &answers{hang: make(chan struct{}), listeners: []Listener{long}}
 			path, w := serveGuest(t, g, quiet)
 			w.mu.Lock()
 			w.stale = bytes.Repeat([]byte("HTTP/1.1 200 OK\xff\xfebanger-"), 5000)
 			w.mu.Unlock()
 			for range 10 {
-				c := New(dialUnix(path), nil)
+				c := NewClient(dialUnix(path), nil)
 				if _, err := c.Ping(within(t, 10*time.Second)); err != nil {
 					t.Fatal(err)
 				}
@@ -215,7 +217,7 @@ func TestTimeoutSparesOthers(t *testing.T) {
 	noLeak(t)
 	g := &answers{hang: make(chan struct{})}
 	path, _ := serveGuest(t, g, false)
-	c := New(dialUnix(path), nil)
+	c := NewClient(dialUnix(path), nil)
 	defer c.Close()
 	if _, err := c.Ping(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
@@ -298,7 +300,7 @@ func TestHostile(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			noLeak(t)
-			c := New(hostile(t, tc.f), nil)
+			c := NewClient(hostile(t, tc.f), nil)
 			if tc.proved {
 				c = provedLiar(t, tc.f)
 			}
@@ -358,7 +360,7 @@ func TestBrokenSession(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			noLeak(t)
-			c := New(hostile(t, func(conn net.Conn) {
+			c := NewClient(hostile(t, func(conn net.Conn) {
 				marker := make([]byte, markerLen)
 				if _, err := io.ReadFull(conn, marker); err == nil {
 					conn.Write(marker)
@@ -373,7 +375,11 @@ func TestBrokenSession(t *testing.T) {
 			began := time.Now()
 			_, err := c.Listeners(within(t, limit))
 			var bad *badAnswer
-			if tc.want == nil && !errors.As(err, &bad) || tc.want != nil && !errors.Is(err, tc.want) {
+			ok := errors.Is(err, tc.want)
+			if tc.want == nil {
+				ok = errors.As(err, &bad)
+			}
+			if !ok {
 				t.Errorf("error %v, want %v", err, tc.want)
 			}
 			if needed := time.Since(began); needed > 5*time.Second {
@@ -387,8 +393,8 @@ func TestBrokenSession(t *testing.T) {
 // it arrives.
 func TestFrames(t *testing.T) {
 	// Data that looks like a ping, in a frame of its own length.
-	data := []byte{0, frameData, 0, 0, 0, 0, 0, 1, 0, 0, 0, 12, 0, framePing, 0, flagSYN, 0, 0, 0, 0, 0, 0, 0, 1}
-	ping := data[12:]
+	ping := []byte{0, framePing, 0, flagSYN, 0, 0, 0, 0, 0, 0, 0, 1}
+	data := append([]byte{0, frameData, 0, 0, 0, 0, 0, 1, 0, 0, 0, 12}, ping...)
 	for cut := range len(data) + len(ping) {
 		var c hostConn
 		all := append(bytes.Clone(data), ping...)
@@ -429,14 +435,16 @@ func TestFindMarker(t *testing.T) {
 		{a[:20] + b, b, 20 + markerLen},
 		{magic + magic + b + magic, b, 2*len(magic) + markerLen},
 	} {
-		if marker, after := findMarker([]byte(x.text)); string(marker) != x.marker || after != x.after {
-			t.Errorf("in %q it finds %q to %d, not %q to %d", x.text, marker, after, x.marker, x.after)
+		marker, after := findMarker([]byte(x.text))
+		if string(marker) != x.marker || after != x.after {
+			t.Errorf("in %q it finds %q to %d, not %q to %d",
+				x.text, marker, after, x.marker, x.after)
 		}
 	}
 }
 
 func TestGone(t *testing.T) {
-	c := New(dialUnix(filepath.Join(t.TempDir(), "none")), nil)
+	c := NewClient(dialUnix(filepath.Join(t.TempDir(), "none")), nil)
 	defer c.Close()
 	if _, err := c.Ping(within(t, 10*time.Second)); !errors.Is(err, ErrNotRunning) {
 		t.Fatal(err)
@@ -457,7 +465,8 @@ func FuzzAnswers(f *testing.F) {
 		i, _ := parseInfo(b)
 		texts := []string{i.Version, i.Kernel, i.Hostname}
 		s, err := parseStats(b)
-		if min(s.MemTotal, s.MemAvailable, s.DiskUsed, s.DiskTotal, int64(s.Procs)) < 0 || min(s.Load1, s.Uptime, i.Uptime) < 0 || max(s.Load1, s.Uptime, i.Uptime) > maxFloat {
+		if min(s.MemTotal, s.MemAvailable, s.DiskUsed, s.DiskTotal, int64(s.Procs)) < 0 ||
+			min(s.Load1, s.Uptime, i.Uptime) < 0 || max(s.Load1, s.Uptime, i.Uptime) > maxFloat {
 			t.Fatalf("%+v, %v", s, err)
 		}
 		ls, _ := parseListeners(b)
@@ -493,9 +502,10 @@ var streams = map[string]StreamHandler{
 func TestStream(t *testing.T) {
 	noLeak(t)
 	path, _ := serveGuest(t, &answers{}, true)
-	c := New(dialUnix(path), nil)
+	c := NewClient(dialUnix(path), nil)
 	var bad *badAnswer
-	if _, err := c.Stream(within(t, 10*time.Second), "/echo", "no"); !errors.As(err, &bad) || !strings.Contains(err.Error(), "there is no echo") {
+	_, err := c.Stream(within(t, 10*time.Second), "/echo", "no")
+	if !errors.As(err, &bad) || !strings.Contains(err.Error(), "there is no echo") {
 		t.Errorf("a refused stream: %v", err)
 	}
 	if _, err := c.Stream(within(t, 10*time.Second), "/none", nil); !errors.As(err, &bad) {

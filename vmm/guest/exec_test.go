@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// scripted is a guest whose agent says what it is told to on each stream, and closes it then unless
-// it is to stay.
+// scripted is a guest whose agent sends these texts on its streams, and then closes them unless stay
+// is set.
 type scripted struct {
 	Agent
 	says map[string]string
@@ -33,20 +33,25 @@ func (l *scripted) Stream(_ context.Context, path string, _ any) (net.Conn, erro
 
 func TestExecStatus(t *testing.T) {
 	for want, s := range map[string]ExecStatus{
-		"exited 0": {}, "exited 255": {Code: 255}, "killed TERM": {Signal: 15}, "killed 64": {Signal: 64}, "timed out": {Code: 143, TimedOut: true},
+		"exited 0": {}, "exited 255": {Code: 255},
+		"killed TERM": {Signal: 15}, "killed 64": {Signal: 64},
+		"timed out": {Code: 143, TimedOut: true},
 	} {
 		if got := s.String(); got != want {
 			t.Errorf("%+v is %q, not %q", s, got, want)
 		}
 	}
-	for text, want := range map[string]int{"INT": 2, "SIGINT": 2, "int": 2, "64": 64, "0": 0, "65": 0, "-1": 0, "": 0, "NOPE": 0, "SIG": 0} {
+	for text, want := range map[string]int{
+		"INT": 2, "SIGINT": 2, "int": 2, "64": 64,
+		"0": 0, "65": 0, "-1": 0, "": 0, "NOPE": 0, "SIG": 0,
+	} {
 		if got, err := ParseSignal(text); got != want || (err == nil) != (want != 0) {
 			t.Errorf("%q is signal %d (%v), not %d", text, got, err, want)
 		}
 	}
 }
 
-// TestExecHostile starts commands in guests that lie, and finds each told within its time.
+// TestExecHostile starts commands in guests that lie. Each lie ends its command within its time.
 func TestExecHostile(t *testing.T) {
 	const started = `{"pid":1}` + "\n"
 	for _, x := range []struct {
@@ -72,7 +77,8 @@ func TestExecHostile(t *testing.T) {
 			t.Run(fmt.Sprint(x.name, stay), func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 				defer cancel()
-				g := &scripted{says: map[string]string{ExecControl: x.control, ExecOutput: "out"}, stay: stay}
+				says := map[string]string{ExecControl: x.control, ExecOutput: "out"}
+				g := &scripted{says: says, stay: stay}
 				e, err := StartExec(ctx, g, ExecRequest{Argv: []string{"x"}})
 				if !x.starts {
 					if err == nil {
@@ -107,12 +113,14 @@ func TestExecHostile(t *testing.T) {
 	}
 }
 
-// TestExecCut finds an output that ends before the guest says so told from one that is whole.
+// TestExecCut has outputs of another length than the guest reports.
 func TestExecCut(t *testing.T) {
 	for bytes, want := range map[int]error{3: io.EOF, 4: ErrGone, 2: ErrGone} {
 		g := &scripted{says: map[string]string{
-			ExecControl: fmt.Sprintf(`{"pid":1}`+"\n"+`{"ended":"/exec/out","bytes":%d}`+"\n"+`{"exit":{"code":0}}`+"\n", bytes),
-			ExecOutput:  "out",
+			ExecControl: `{"pid":1}` + "\n" +
+				fmt.Sprintf(`{"ended":"/exec/out","bytes":%d}`, bytes) + "\n" +
+				`{"exit":{"code":0}}` + "\n",
+			ExecOutput: "out",
 		}}
 		e, err := StartExec(context.Background(), g, ExecRequest{Argv: []string{"x"}})
 		if err != nil {

@@ -14,7 +14,8 @@ func TestNoMeetingLeft(t *testing.T) {
 		return nil, ErrBusy
 	})
 	for path, handler := range x.Streams() {
-		request := httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"id":"`+path+`"}`))
+		body := strings.NewReader(`{"id":"` + path + `"}`)
+		request := httptest.NewRequest(http.MethodPost, path, body)
 		request.Header.Set("Upgrade", upgrade)
 		response := httptest.NewRecorder() // has no Hijack
 		handleStream(handler).ServeHTTP(response, request)

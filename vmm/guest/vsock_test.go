@@ -78,7 +78,7 @@ type dialer func(context.Context) (net.Conn, error)
 func (v *vsockGuest) client(t *testing.T, dial dialer) (*Client, *notes) {
 	t.Helper()
 	var n notes
-	c := New(dialUnix(v.port), &Vsock{Dial: dial, Note: n.note})
+	c := NewClient(dialUnix(v.port), &Vsock{Dial: dial, Note: n.note})
 	t.Cleanup(func() { c.Close() })
 	return c, &n
 }
@@ -275,7 +275,7 @@ func TestOldAgent(t *testing.T) {
 // TestVsockAtBoot: while the guest boots, a request waits as long as its caller.
 func TestVsockAtBoot(t *testing.T) {
 	noLeak(t)
-	c := New(hostile(t, func(conn net.Conn) { io.Copy(io.Discard, conn) }), &Vsock{
+	c := NewClient(hostile(t, func(conn net.Conn) { io.Copy(io.Discard, conn) }), &Vsock{
 		Dial: func(context.Context) (net.Conn, error) {
 			t.Error("dialled")
 			return nil, net.ErrClosed
@@ -359,7 +359,7 @@ func TestSlowStranger(t *testing.T) {
 func TestBadSecrets(t *testing.T) {
 	noLeak(t)
 	v := serveVsock(t, &answers{})
-	c := New(dialUnix(v.port), nil)
+	c := NewClient(dialUnix(v.port), nil)
 	defer c.Close()
 	for _, secret := range []any{
 		nil, "x", handedSecret{}, handedSecret{make([]byte, 31)}, handedSecret{make([]byte, 33)},

@@ -78,7 +78,7 @@ func newMachine(
 			}
 		}
 	}
-	m.guest = guest.New(m.dialAgent, vsock)
+	m.guest = guest.NewClient(m.dialAgent, vsock)
 	return m, nil
 }
 

@@ -54,9 +54,9 @@ type reply struct {
 	err  error // the session has ended
 }
 
-// New begins a session on conn, which ends with the session, and when New fails. ctx bounds only
-// New.
-func New(ctx context.Context, conn net.Conn) (*Client, error) {
+// NewClient begins a session on conn, and closes conn with it or when it fails. ctx bounds only
+// this call.
+func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	err := greet(conn)
 	if !stop() {

@@ -31,7 +31,8 @@ func within(t *testing.T, d time.Duration) context.Context {
 func noLeak(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Cleanup(func() {
-		for end := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+		end := time.Now().Add(10 * time.Second)
+		for ; runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				b := make([]byte, 1<<20)
 				t.Fatalf("goroutines left:\n%s", b[:runtime.Stack(b, true)])
@@ -49,7 +50,7 @@ func dial(t *testing.T, serve func(net.Conn)) *Client {
 	work.Add(1)
 	go func() { defer work.Done(); serve(there) }()
 	t.Cleanup(work.Wait)
-	c, err := New(within(t, 10*time.Second), here)
+	c, err := NewClient(within(t, 10*time.Second), here)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +94,9 @@ func TestFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if dir, err := c.Stat(ctx, "/")(); err != nil || !h.HasAttrs || h.File.Size != uint64(len(data)) || h.File.Mode != syscall.S_IFREG|0o640 || h.Dir != dir {
+	dir, err := c.Stat(ctx, "/")()
+	if err != nil || !h.HasAttrs || h.Dir != dir ||
+		h.File.Size != uint64(len(data)) || h.File.Mode != syscall.S_IFREG|0o640 {
 		t.Errorf("it opens %+v in %+v, which is %+v, %v", h.File, h.Dir, dir, err)
 	}
 	if got, err := h.Read(ctx, 1<<20, 16); err != nil || !bytes.Equal(got, data[16:]) {
@@ -106,12 +109,15 @@ func TestFiles(t *testing.T) {
 
 	mode, uid, size := uint32(0o4711), uint32(os.Getuid()), uint64(5)
 	when := time.Unix(1_000_000_000, 123_456_789)
-	told, err := c.Set(ctx, "/a", Change{Size: &size, Mode: &mode, UID: &uid, Atime: TimeNow, Mtime: when.UnixNano(), Sync: true})()
+	changed, err := c.Set(ctx, "/a", Change{
+		Size: &size, Mode: &mode, UID: &uid, Atime: TimeNow, Mtime: when.UnixNano(), Sync: true,
+	})()
 	if err != nil {
 		t.Fatal(err)
 	}
 	a, err := c.Stat(ctx, "/a")()
-	if err != nil || a != told || a.Size != 5 || a.Mode != syscall.S_IFREG|0o4711 || !a.Mtime.Equal(when) || time.Since(a.Atime) > time.Minute || a.Nlink != 1 || a.Blocks != 8 {
+	if err != nil || a != changed || a.Size != 5 || a.Mode != syscall.S_IFREG|0o4711 ||
+		!a.Mtime.Equal(when) || time.Since(a.Atime) > time.Minute || a.Nlink != 1 || a.Blocks != 8 {
 		t.Errorf("%+v, %v", a, err)
 	}
 
@@ -138,6 +144,8 @@ func TestFiles(t *testing.T) {
 		t.Errorf("%+v, %v", s, err)
 	}
 
+	onlyMode := unchanged
+	onlyMode.Mode = &mode
 	for name, x := range map[string]struct {
 		got  error
 		want syscall.Errno
@@ -154,7 +162,7 @@ func TestFiles(t *testing.T) {
 		"rmdir of a file": {c.Rmdir(ctx, "/a"), syscall.ENOTDIR},
 		"rename over":     {c.Rename(ctx, "/a", "/d/other", false), syscall.EEXIST},
 		"list a file":     {second(c.OpenDir(ctx, "/a")), syscall.ENOTDIR},
-		"chmod of a link": {second(c.Set(ctx, "/d/link", Change{Mode: &mode, Atime: TimeOmit, Mtime: TimeOmit})()), syscall.EOPNOTSUPP},
+		"chmod of a link": {second(c.Set(ctx, "/d/link", onlyMode)()), syscall.EOPNOTSUPP},
 		"out of the root": {second(c.Stat(ctx, "/../../../../etc/passwd")()), syscall.ENOENT},
 	} {
 		if x.got != x.want {
@@ -164,7 +172,8 @@ func TestFiles(t *testing.T) {
 	if err := c.Rename(ctx, "/a", "/d/other", true); err != nil {
 		t.Error(err)
 	}
-	if err := errors.Join(c.Remove(ctx, "/d/other"), c.Remove(ctx, "/d/link"), c.Rmdir(ctx, "/d")); err != nil {
+	err = errors.Join(c.Remove(ctx, "/d/other"), c.Remove(ctx, "/d/link"), c.Rmdir(ctx, "/d"))
+	if err != nil {
 		t.Error(err)
 	}
 }
@@ -248,8 +257,10 @@ func TestOthersServer(t *testing.T) {
 	if err != nil || a.Size != 5 || a.Mode != syscall.S_IFREG|0o644 {
 		t.Errorf("%+v, %v", a, err)
 	}
-	size := uint64(2)
-	if a, err = c.Set(within(t, 10*time.Second), "/x", Change{Size: &size, Atime: TimeOmit, Mtime: TimeOmit})(); err != nil || a.Size != 2 {
+	shorter, size := unchanged, uint64(2)
+	shorter.Size = &size
+	a, err = c.Set(within(t, 10*time.Second), "/x", shorter)()
+	if err != nil || a.Size != 2 {
 		t.Errorf("%+v, %v", a, err)
 	}
 }
@@ -279,7 +290,9 @@ func answering(answer func(kind byte, id uint32) []byte) func(net.Conn) {
 }
 
 func TestHostile(t *testing.T) {
-	long := func(n uint32, s string) []byte { return append(binary.BigEndian.AppendUint32(nil, n), s...) }
+	long := func(n uint32, s string) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, n), s...)
+	}
 	names := func(list ...string) []byte {
 		b := binary.BigEndian.AppendUint32(nil, uint32(len(list)))
 		for _, s := range list {
@@ -299,7 +312,21 @@ func TestHostile(t *testing.T) {
 		return second((&Handle{c: c, id: "1"}).Read(ctx, 10, 0))
 	}
 	links := func(c *Client, ctx context.Context) error { return second(c.Readlink(ctx, "/x")) }
-	opens := func(c *Client, ctx context.Context) error { return second(c.Open(ctx, "/x", Read, 0)()) }
+	opens := func(c *Client, ctx context.Context) error {
+		return second(c.Open(ctx, "/x", Read, 0)())
+	}
+	all := func(kind byte, body ...byte) func(byte, uint32) []byte {
+		return func(_ byte, id uint32) []byte { return packet(kind, id, body...) }
+	}
+	raw := func(b ...byte) func(byte, uint32) []byte {
+		return func(byte, uint32) []byte { return b }
+	}
+	badNames := names(
+		"..", ".", "", "a/b", "/etc/passwd", "nul\x00", strings.Repeat("x", 256), "good",
+	)
+	hostErrno := append(
+		[]byte{0, 0, 0, statusFailure}, long(33, "transport endpoint is not connected")...,
+	)
 	vfs := func(c *Client, ctx context.Context) error { return second(c.StatVFS(ctx, "/x")) }
 	for _, x := range []struct {
 		name   string
@@ -307,39 +334,32 @@ func TestHostile(t *testing.T) {
 		do     func(*Client, context.Context) error
 		want   error
 	}{
-		{"names", func(_ byte, id uint32) []byte {
-			return packet(kindName, id, names("..", ".", "", "a/b", "/etc/passwd", "nul\x00", strings.Repeat("x", 256), "good")...)
-		}, lists, nil},
-		{"a lie about names", func(_ byte, id uint32) []byte { return packet(kindName, id, 255, 255, 255, 255) }, lists, ErrProtocol},
-		{"a lie about a name", func(_ byte, id uint32) []byte {
-			return packet(kindName, id, append([]byte{0, 0, 0, 1}, long(1<<31, "x")...)...)
-		}, lists, ErrProtocol},
-		{"a lie about extended attributes", func(_ byte, id uint32) []byte {
-			return packet(kindAttrs, id, 0x80, 0, 0, 0, 255, 255, 255, 255)
+		{"names", all(kindName, badNames...), lists, nil},
+		{"a lie about names", all(kindName, 255, 255, 255, 255), lists, ErrProtocol},
+		{"a lie about a name", all(kindName, append([]byte{0, 0, 0, 1}, long(1<<31, "x")...)...),
+			lists, ErrProtocol},
+		{"a lie about extended attributes", all(kindAttrs, 0x80, 0, 0, 0, 255, 255, 255, 255),
+			stats, ErrProtocol},
+		{"an endless packet", raw(255, 255, 255, 255, kindAttrs), stats, ErrProtocol},
+		{"an empty packet", raw(0, 0, 0, 0, kindAttrs), stats, ErrProtocol},
+		{"a short packet", raw(0, 0, 0, 3, kindAttrs, 0, 0), stats, ErrProtocol},
+		{"no attributes", all(kindAttrs), stats, ErrProtocol},
+		{"a short status", all(kindStatus, 0), stats, ErrProtocol},
+		{"success without an answer", all(kindStatus, 0, 0, 0, 0), stats, ErrProtocol},
+		{"an end without an answer", all(kindStatus, 0, 0, 0, 1), stats, syscall.EIO},
+		{"an errno of the host's mount", all(kindStatus, hostErrno...), stats, syscall.EIO},
+		{"another kind", all(kindHandle, 0, 0, 0, 0), stats, ErrProtocol},
+		{"nobody's answer", func(_ byte, id uint32) []byte {
+			return packet(kindAttrs, id+1, 0, 0, 0, 0)
 		}, stats, ErrProtocol},
-		{"an endless packet", func(byte, uint32) []byte { return []byte{255, 255, 255, 255, kindAttrs} }, stats, ErrProtocol},
-		{"an empty packet", func(byte, uint32) []byte { return []byte{0, 0, 0, 0, kindAttrs} }, stats, ErrProtocol},
-		{"a short packet", func(byte, uint32) []byte { return []byte{0, 0, 0, 3, kindAttrs, 0, 0} }, stats, ErrProtocol},
-		{"no attributes", func(_ byte, id uint32) []byte { return packet(kindAttrs, id) }, stats, ErrProtocol},
-		{"a short status", func(_ byte, id uint32) []byte { return packet(kindStatus, id, 0) }, stats, ErrProtocol},
-		{"success without an answer", func(_ byte, id uint32) []byte { return packet(kindStatus, id, 0, 0, 0, 0) }, stats, ErrProtocol},
-		{"an end without an answer", func(_ byte, id uint32) []byte { return packet(kindStatus, id, 0, 0, 0, 1) }, stats, syscall.EIO},
-		{"an errno of the host's mount", func(_ byte, id uint32) []byte {
-			return packet(kindStatus, id, append([]byte{0, 0, 0, 4}, long(33, "transport endpoint is not connected")...)...)
-		}, stats, syscall.EIO},
-		{"another kind", func(_ byte, id uint32) []byte { return packet(kindHandle, id, 0, 0, 0, 0) }, stats, ErrProtocol},
-		{"nobody's answer", func(_ byte, id uint32) []byte { return packet(kindAttrs, id+1, 0, 0, 0, 0) }, stats, ErrProtocol},
-		{"more than asked for", func(_ byte, id uint32) []byte { return packet(kindData, id, long(11, "hello world")...) }, reads, ErrProtocol},
-		{"a long link", func(_ byte, id uint32) []byte {
-			return packet(kindName, id, names(strings.Repeat("x", 5000))...)
-		}, links, syscall.EIO},
-		{"an empty link", func(_ byte, id uint32) []byte { return packet(kindName, id, names("")...) }, links, syscall.EIO},
-		{"a cut link", func(_ byte, id uint32) []byte { return packet(kindName, id, names("a\x00b")...) }, links, syscall.EIO},
-		{"two links", func(_ byte, id uint32) []byte { return packet(kindName, id, names("a", "b")...) }, links, ErrProtocol},
-		{"a long handle", func(_ byte, id uint32) []byte {
-			return packet(kindHandle, id, long(300, strings.Repeat("h", 300))...)
-		}, opens, ErrProtocol},
-		{"half a file system", func(_ byte, id uint32) []byte { return packet(kindReply, id, 1, 2, 3) }, vfs, ErrProtocol},
+		{"more than asked for", all(kindData, long(11, "hello world")...), reads, ErrProtocol},
+		{"a long link", all(kindName, names(strings.Repeat("x", 5000))...), links, syscall.EIO},
+		{"an empty link", all(kindName, names("")...), links, syscall.EIO},
+		{"a cut link", all(kindName, names("a\x00b")...), links, syscall.EIO},
+		{"two links", all(kindName, names("a", "b")...), links, ErrProtocol},
+		{"a long handle", all(kindHandle, long(300, strings.Repeat("h", 300))...),
+			opens, ErrProtocol},
+		{"half a file system", all(kindReply, 1, 2, 3), vfs, ErrProtocol},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			c := dial(t, answering(x.answer))
@@ -378,7 +398,8 @@ func TestHang(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancelled := make(chan error)
 	go func() { cancelled <- second(c.Stat(ctx, "/x")()) }()
-	if err := second(c.Stat(within(t, 20*time.Millisecond), "/y")()); err != context.DeadlineExceeded {
+	err := second(c.Stat(within(t, 20*time.Millisecond), "/y")())
+	if err != context.DeadlineExceeded {
 		t.Error(err)
 	}
 	cancel()
@@ -389,7 +410,7 @@ func TestHang(t *testing.T) {
 		c.Stat(ctx, "/z") // nobody waits for it
 	}
 	all := within(t, 20*time.Millisecond)
-	var err error
+	err = nil
 	for range pendingCalls {
 		if k, e := c.begin(all, kindLstat, nil, nil); e != nil {
 			err = e
@@ -417,7 +438,9 @@ func TestDeaf(t *testing.T) {
 	})
 	defer close(ended)
 	for range 3 {
-		if _, err := (&Handle{c: c, id: "1"}).Write(within(t, 20*time.Millisecond), make([]byte, 3*MaxData), 0); err != context.DeadlineExceeded {
+		h := &Handle{c: c, id: "1"}
+		_, err := h.Write(within(t, 20*time.Millisecond), make([]byte, 3*MaxData), 0)
+		if err != context.DeadlineExceeded {
 			t.Error(err)
 		}
 	}
@@ -502,12 +525,12 @@ func TestGreeting(t *testing.T) {
 				there.Write(greeting)
 				io.Copy(io.Discard, there)
 			}()
-			limit := 10 * time.Second
+			limit, want := 10*time.Second, ErrProtocol
 			if greeting == nil {
-				limit = 20 * time.Millisecond
+				limit, want = 20*time.Millisecond, context.DeadlineExceeded
 			}
-			_, err := New(within(t, limit), here)
-			if want := map[bool]error{true: context.DeadlineExceeded, false: ErrProtocol}[greeting == nil]; err != want {
+			_, err := NewClient(within(t, limit), here)
+			if err != want {
 				t.Errorf("%v, want %v", err, want)
 			}
 		})

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"testing"
 )
 
@@ -30,7 +31,8 @@ func serveFiles(t *testing.T, root string, sent []byte) []byte {
 		got <- all
 	}()
 	here.Write(append(sent, asked(kindInit, 0, 0, 0, 3)...)) // fails when the session has ended
-	here.Write([]byte{0})                                    // is taken when all that came before was answered
+	// This is taken when everything before it was answered.
+	here.Write([]byte{0})
 	here.Close()
 	<-ended
 	return <-got
@@ -51,8 +53,14 @@ func TestFilesTogether(t *testing.T) {
 
 func FuzzFileServer(f *testing.F) {
 	f.Add(asked(kindStat, 0, 0, 0, 1, '/'))
-	f.Add(append(asked(kindOpendir, 0, 0, 0, 1, '/'), asked(kindReaddir, 0, 0, 0, 4, 0, 0, 0, 1)...))
-	f.Add(append(asked(kindOpen, 0, 0, 0, 2, '/', 'x', 0, 0, 0, 10, 0, 0, 0, 0), asked(kindWrite, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 'x')...))
+	f.Add(slices.Concat(
+		asked(kindOpendir, 0, 0, 0, 1, '/'),
+		asked(kindReaddir, 0, 0, 0, 4, 0, 0, 0, 1),
+	))
+	f.Add(slices.Concat(
+		asked(kindOpen, 0, 0, 0, 2, '/', 'x', 0, 0, 0, Write|Create, 0, 0, 0, 0),
+		asked(kindWrite, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 'x'),
+	))
 	f.Add(asked(kindSetstat, 0, 0, 0, 2, '/', 'x', 0x80, 0, 0, 0, 255, 255, 255, 255))
 	f.Add(asked(kindSymlink, 0, 0, 0, 1, 'x', 0, 0, 0, 2, '/', 'y'))
 	f.Fuzz(func(t *testing.T, sent []byte) {
