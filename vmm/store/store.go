@@ -44,7 +44,8 @@ type Store struct {
 // Counts gives how many transactions were made since Open, and how many calls they answered: those made at the same time share one.
 func (s *Store) Counts() (commits, calls uint64) { return s.commits.Load(), s.calls.Load() }
 
-// op is one call on its way through the writer. Its run writes with one statement at most that takes effect.
+// op is one call on its way through the writer. Its run writes with one statement at most that takes effect,
+// and runs again when its group was undone because of another's.
 type op struct {
 	run  func(context.Context, *writer) error
 	err  error
@@ -351,16 +352,25 @@ func (w *writer) commit(group []*op) {
 		group[0].err = group[0].run(ctx, w)
 		return
 	}
-	if err := w.together(ctx, group); err != nil {
-		// Nothing of the group was kept: those already refused keep their own error.
-		_, _ = w.undo.ExecContext(ctx) // SQLite has rolled back by itself after some errors, and then this fails
-		for _, o := range group {
-			if o.err == nil {
-				o.err = err
-			}
+	err := w.together(ctx, group)
+	if err == nil {
+		return
+	}
+	// Nothing of the group was kept: those already refused keep their own error.
+	_, _ = w.undo.ExecContext(ctx) // SQLite has rolled back by itself after some errors, and then this fails
+	for _, o := range group {
+		switch {
+		case o.err != nil:
+		case errors.Is(err, errNoSavepoint):
+			o.err = o.run(ctx, w)
+		default:
+			o.err = err
 		}
 	}
 }
+
+// errNoSavepoint says that the refusal of one op has undone the others of its group.
+var errNoSavepoint = errors.New("the transaction of the group is lost")
 
 // together runs the ops in one transaction, each in a savepoint.
 func (w *writer) together(ctx context.Context, group []*op) error {
@@ -374,7 +384,7 @@ func (w *writer) together(ctx context.Context, group []*op) error {
 		if o.err = o.run(ctx, w); o.err != nil {
 			// A full disk makes SQLite roll back everything, and then there is no savepoint to return to.
 			if _, err := w.rollbackTo.ExecContext(ctx); err != nil {
-				return o.err
+				return errNoSavepoint
 			}
 		}
 		if _, err := w.release.ExecContext(ctx); err != nil {

@@ -341,6 +341,46 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// TestFailedRollback refuses one call of a group in a way that takes the others' savepoints with it.
+func TestFailedRollback(t *testing.T) {
+	s := opened(t, filepath.Join(t.TempDir(), "db"))
+	defer s.Close()
+	hold, held := make(chan struct{}), make(chan struct{})
+	go func() { _ = s.do(bg, func(context.Context, *writer) error { close(held); <-hold; return nil }) }()
+	<-held
+	waiting := func(n int, call func() error) <-chan error {
+		result := make(chan error, 1)
+		go func() { result <- call() }()
+		for len(s.ops) < n {
+			time.Sleep(time.Millisecond)
+		}
+		return result
+	}
+	insert := func(name string) func() error { return func() error { return s.Insert(bg, record(name)) } }
+	before := waiting(1, insert("before"))
+	again := waiting(2, insert("before"))
+	refused := waiting(3, func() error {
+		return s.do(bg, func(ctx context.Context, w *writer) error {
+			_, err := w.undo.ExecContext(ctx) // as SQLite does by itself when the disk is full
+			return errors.Join(errors.New("refused"), err)
+		})
+	})
+	after := waiting(4, insert("after"))
+	close(hold)
+	if err := <-refused; err == nil || err.Error() != "refused" {
+		t.Errorf("the refused call: %v", err)
+	}
+	if err := <-again; !errors.Is(err, vmm.ErrExists) {
+		t.Errorf("the call refused before: %v", err)
+	}
+	if err := errors.Join(<-before, <-after); err != nil {
+		t.Errorf("the others: %v", err)
+	}
+	if got, err := s.Load(bg); err != nil || len(got) != 2 {
+		t.Errorf("%d records are kept, %v", len(got), err)
+	}
+}
+
 func TestDurableAfterKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
 	acked := map[string]bool{}
