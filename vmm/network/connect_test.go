@@ -329,6 +329,29 @@ func TestForward(t *testing.T) {
 	}
 }
 
+// TestManyClients lets no more clients to a port than it says, whether they have a connection to the guest or not.
+func TestManyClients(t *testing.T) {
+	f := &forward{flows: make(map[net.Conn]net.Conn)}
+	all := make([]net.Conn, maxClients)
+	for i := range all {
+		client, guest := net.Pipe()
+		if all[i] = client; !f.enter(client) || i%2 == 0 && !f.join(client, guest) {
+			t.Fatalf("client %d is refused", i)
+		}
+	}
+	late, _ := net.Pipe()
+	if f.enter(late) {
+		t.Error("one more is let in")
+	}
+	f.leave(all[0])
+	if _, err := all[0].Write(nil); err == nil {
+		t.Error("the connection of a client that has left is open")
+	}
+	if !f.enter(late) {
+		t.Error("the place of one that has left stays taken")
+	}
+}
+
 // TestForwardUnreachable closes a port while a client of it waits for a guest that does not answer.
 func TestForwardUnreachable(t *testing.T) {
 	privileged(t)

@@ -13,10 +13,11 @@ import (
 )
 
 const (
-	maxFlows    = 512              // connections or UDP clients of one published port at once
+	maxClients  = 512              // connections or UDP clients of one published port at once
 	dialGuest   = 5 * time.Second  // for a guest to take a connection
 	udpIdle     = 60 * time.Second // until a UDP client is forgotten
 	udpDatagram = 64 << 10
+	errorPause  = 10 * time.Millisecond // after an error of a socket, which may stay
 )
 
 // forward holds a published port of the host, so that nobody else takes it, and serves the clients on the host itself: those of other
@@ -31,12 +32,12 @@ type forward struct {
 
 	mu     sync.Mutex
 	closed bool
-	flows  map[net.Conn]struct{} // guarded by mu
+	flows  map[net.Conn]net.Conn // each client's connection, and that to the guest; guarded by mu
 }
 
 // openForward binds p. The caller closes what it gives.
 func openForward(p vmm.Publication, guest netip.Addr, refused func(netip.Addr) bool) (*forward, error) {
-	f := &forward{Publication: p, to: netip.AddrPortFrom(guest, p.Guest), refused: refused, flows: make(map[net.Conn]struct{})}
+	f := &forward{Publication: p, to: netip.AddrPortFrom(guest, p.Guest), refused: refused, flows: make(map[net.Conn]net.Conn)}
 	family := "6"
 	if p.Host.Addr().Is4() {
 		family = "4"
@@ -68,8 +69,8 @@ func (f *forward) Close() {
 	f.cancel()
 	f.mu.Lock()
 	f.closed = true
-	for c := range f.flows {
-		_ = c.Close()
+	for c, guest := range f.flows {
+		closeBoth(c, guest)
 	}
 	f.mu.Unlock()
 	_ = f.socket.Close()
@@ -90,25 +91,39 @@ func (f *forward) spawn(run func()) {
 	}()
 }
 
-// enter counts connections as flows of this port, all or none; false when there are too many, or it is closed.
-func (f *forward) enter(conns ...net.Conn) bool {
+// enter admits a client by its connection. It returns false if the port has too many clients, or is closed.
+func (f *forward) enter(c net.Conn) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed || len(f.flows)+len(conns) > 2*maxFlows {
+	if f.closed || len(f.flows) >= maxClients {
 		return false
 	}
-	for _, c := range conns {
-		f.flows[c] = struct{}{}
-	}
+	f.flows[c] = nil
 	return true
 }
 
-func (f *forward) leave(conns ...net.Conn) {
+// join notes the connection to the guest of a client that has entered; false if the port is closed.
+func (f *forward) join(c, guest net.Conn) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, c := range conns {
-		delete(f.flows, c)
-		_ = c.Close()
+	if f.closed {
+		return false
+	}
+	f.flows[c] = guest
+	return true
+}
+
+func (f *forward) leave(c net.Conn) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	closeBoth(c, f.flows[c])
+	delete(f.flows, c)
+}
+
+func closeBoth(c, guest net.Conn) {
+	_ = c.Close()
+	if guest != nil {
+		_ = guest.Close()
 	}
 }
 
@@ -119,7 +134,7 @@ func (f *forward) serveTCP(ctx context.Context, l *net.TCPListener) {
 			return
 		}
 		if err != nil {
-			time.Sleep(10 * time.Millisecond) // no descriptor is free: that passes, or the next attempt says so again
+			time.Sleep(errorPause) // no descriptor is free: that passes, or the next attempt says so again
 			continue
 		}
 		if from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); f.refused(from.Unmap()) || !f.enter(c) {
@@ -139,11 +154,10 @@ func (f *forward) pass(ctx context.Context, client *net.TCPConn) {
 	if err != nil {
 		return
 	}
-	if !f.enter(conn) {
+	if !f.join(client, conn) {
 		_ = conn.Close()
 		return
 	}
-	defer f.leave(conn)
 	guest := conn.(*net.TCPConn)
 	back := make(chan struct{})
 	go func() { // ends with the connection: pass waits for it
@@ -172,8 +186,12 @@ func (f *forward) serveUDP(c *net.UDPConn) {
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil || f.refused(from.Addr().Unmap()) {
-			continue // an ICMP error of an earlier answer
+		if err != nil {
+			time.Sleep(errorPause)
+			continue
+		}
+		if f.refused(from.Addr().Unmap()) {
+			continue
 		}
 		mu.Lock()
 		guest := clients[from]
@@ -214,6 +232,8 @@ func answers(c, guest *net.UDPConn, to netip.AddrPort) {
 			_, _ = c.WriteToUDPAddrPort(b[:n], to)
 		case errors.Is(err, net.ErrClosed), errors.As(err, &timeout) && timeout.Timeout():
 			return
+		default: // no service listens in the guest, or the guest is not reached
+			time.Sleep(errorPause)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/google/nftables"
@@ -13,66 +14,140 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What somebody takes from our tables is put back at once, and when he takes it again soon only after a pause, which grows: two who fight cost little.
+// Deleted rules are restored at once, and when they are deleted again soon after a pause that grows:
+// two programs that fight cost little.
 const (
 	leastPause = time.Second
 	mostPause  = 10 * time.Second
 )
+
+// pauses grow with each that follows soon on another.
+type pauses struct {
+	length time.Duration
+	last   time.Time
+}
+
+func (p *pauses) next() time.Duration {
+	p.length = min(2*p.length, mostPause)
+	if time.Since(p.last) > 2*mostPause {
+		p.length = leastPause
+	}
+	p.last = time.Now()
+	return p.length
+}
+
+// notifications are a socket on which the kernel reports changes of nftables tables.
+type notifications interface {
+	Receive() ([]syscall.NetlinkMessage, *unix.SockaddrNetlink, error)
+	Close()
+}
+
+func subscribe() (notifications, error) {
+	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		return nil, fmt.Errorf("cannot be told of changes of the nftables tables: %w", err)
+	}
+	return s, nil
+}
 
 // watch begins to look after the tables until unwatch; n.mu is held.
 func (n *Network) watch() error {
 	if n.unwatch != nil {
 		return nil
 	}
-	s, err := nl.Subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	s, err := subscribe()
 	if err != nil {
-		return fmt.Errorf("cannot be told of changes of the nftables tables: %w", err)
+		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	n.unwatch = func() {
 		cancel()
-		s.Close()
 		<-done
 	}
 	go func() {
 		defer close(done)
-		n.keep(ctx, s)
+		n.keep(ctx, s, subscribe)
 	}()
 	return nil
 }
 
-// keep sleeps until the kernel tells of a change, which costs nothing while nobody changes any table.
-func (n *Network) keep(ctx context.Context, s *nl.NetlinkSocket) {
-	pause := leastPause
-	var last time.Time
+// keep restores the tables until ctx ends. A socket that fails is replaced after a pause, since
+// its error may stay.
+func (n *Network) keep(ctx context.Context, s notifications, again func() (notifications, error)) {
+	pause := &pauses{}
+	for {
+		err := n.restoreOn(ctx, s, pause)
+		for s = nil; s == nil; {
+			if ctx.Err() != nil {
+				return
+			}
+			length := pause.next()
+			n.unguarded(length, err)
+			if !sleep(ctx, length) {
+				return
+			}
+			s, err = again()
+		}
+		n.restore(ctx, pause) // what was changed meanwhile
+	}
+}
+
+// restoreOn restores the tables on the kernel's notifications, which costs nothing while nobody
+// changes any table. It returns the socket's error, with the socket closed.
+func (n *Network) restoreOn(ctx context.Context, s notifications, pause *pauses) error {
+	stop := context.AfterFunc(ctx, s.Close)
+	defer func() {
+		if stop() {
+			s.Close()
+		}
+	}()
 	for {
 		messages, _, err := s.Receive()
-		if ctx.Err() != nil {
-			return
+		look := errors.Is(err, unix.ENOBUFS) // there were more than the socket holds
+		if err != nil && !look {
+			return err
 		}
-		look := err != nil // ENOBUFS: there were more than the socket holds
 		for _, m := range messages {
 			look = look || n.concerns(m.Header.Type, m.Data)
 		}
-		for look {
-			put, err := n.putBack()
-			if !put && err == nil {
-				break
-			}
-			if pause = min(2*pause, mostPause); time.Since(last) > 2*mostPause {
-				pause = leastPause
-			}
-			last = time.Now()
-			if err != nil {
-				n.o.Log.Error("what guests send may not be filtered: our nftables tables cannot be looked after", "table", tablePrefix+n.o.Bridge, "again in", pause, "err", err)
-			}
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-				return
-			}
+		if look {
+			n.restore(ctx, pause)
 		}
+	}
+}
+
+// restore puts the tables back until they stay.
+func (n *Network) restore(ctx context.Context, pause *pauses) {
+	for {
+		put, err := n.putBack()
+		if !put && err == nil {
+			return
+		}
+		length := pause.next()
+		if err != nil {
+			n.unguarded(length, err)
+		}
+		if !sleep(ctx, length) {
+			return
+		}
+	}
+}
+
+func (n *Network) unguarded(pause time.Duration, err error) {
+	n.o.Log.Error("what guests send may not be filtered: our nftables tables cannot be looked after",
+		"table", tablePrefix+n.o.Bridge, "again in", pause, "err", err)
+}
+
+// sleep reports whether the time has passed before ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
