@@ -25,11 +25,9 @@ func BenchmarkWarm(b *testing.B) {
 	defer c.Close()
 	g := &testGuest{stats: func(context.Context) (guest.Stats, error) { return guest.Stats{Procs: 5}, nil }}
 	v := &testVM{changed: make(chan struct{}), snap: &vmm.Snapshot{
-		Record:  vmm.Record{Serial: 7, Name: "web", State: vmm.Running, Run: 1, Process: vmm.Process{PID: os.Getpid(), StartTime: self.startTime}},
-		Machine: guestMachine{guest: g},
-		Ready:   true,
-		Since:   time.Now(),
-		Dir:     b.TempDir(),
+		Record:     vmm.Record{Serial: 7, Name: "web", State: vmm.Running, Run: 1, Process: vmm.Process{PID: os.Getpid(), StartTime: self.startTime}},
+		CurrentRun: vmm.CurrentRun{Machine: guestMachine{guest: g}, Ready: true, Since: time.Now()},
+		Dir:        b.TempDir(),
 	}}
 	e, err := c.entry(v)
 	if err != nil {

@@ -123,12 +123,10 @@ func newTest(t *testing.T) (*Collector, *testClock, *testVM, *testGuest) {
 		stats:     func(context.Context) (guest.Stats, error) { return guest.Stats{Procs: 5}, nil },
 	}
 	v := &testVM{changed: make(chan struct{}), snap: &vmm.Snapshot{
-		Record:  vmm.Record{Serial: 7, Name: "web", State: vmm.Running, Run: 1, Started: clock.t.Add(-time.Minute)},
-		Machine: guestMachine{guest: g},
-		Ready:   true,
-		ReadyIn: 2 * time.Second,
-		Since:   clock.t.Add(-time.Minute),
-		Dir:     t.TempDir(),
+		Record: vmm.Record{Serial: 7, Name: "web", State: vmm.Running, Run: 1, Started: clock.t.Add(-time.Minute)},
+		CurrentRun: vmm.CurrentRun{Machine: guestMachine{guest: g}, Ready: true, ReadyIn: 2 * time.Second,
+			Since: clock.t.Add(-time.Minute)},
+		Dir: t.TempDir(),
 	}}
 	c.each = func(visit func(subject)) { visit(v) }
 	t.Cleanup(func() {
@@ -395,7 +393,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestPatience(t *testing.T) {
-	s := &vmm.Snapshot{Record: vmm.Record{Run: 1}, Ready: true}
+	s := &vmm.Snapshot{Record: vmm.Record{Run: 1}, CurrentRun: vmm.CurrentRun{Ready: true}}
 	now := time.Unix(1790000000, 0)
 	var p patience
 	full := 3 * time.Second

@@ -116,7 +116,7 @@ func (f *filesTest) Touch()                  { f.touched.Add(1) }
 // run makes the VM run anew.
 func (f *filesTest) run() *filesGuest {
 	m := &filesMachine{gone: make(chan struct{}), guest: filesGuest{root: f.TempDir()}}
-	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Running}, Machine: m})
+	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Running}, CurrentRun: vmm.CurrentRun{Machine: m}})
 	return &m.guest
 }
 
@@ -305,6 +305,7 @@ func TestSessionAnew(t *testing.T) {
 	<-g.client.Done()
 	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Stopped}})
 	f.stat(vmm.ErrNotRunning)
-	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Running}, Machine: struct{ vmm.Machine }{}})
+	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Running},
+		CurrentRun: vmm.CurrentRun{Machine: struct{ vmm.Machine }{}}})
 	f.stat(vmm.ErrNoAgent)
 }

@@ -172,30 +172,31 @@ func (v *VM) recover(ctx context.Context) error {
 	if p, ok := machine.(interface{ Paused() bool }); ok && p.Paused() {
 		state = Paused
 	}
-	v.publish(func(now *Snapshot) {
-		now.Machine = machine
-		if _, unwired := driver.(Unwired); !unwired && s.Address.IsValid() {
-			now.Address6 = v.m.o.Network.Address6(s.Address).Addr()
-		}
-	})
+	run := CurrentRun{Machine: machine}
+	if _, unwired := driver.(Unwired); !unwired && s.Address.IsValid() {
+		run.Address6 = v.m.o.Network.Address6(s.Address).Addr()
+	}
+	v.publish(func(now *Snapshot) { now.CurrentRun = run })
 	if s.State == Stopping {
 		return v.finish(machine, "the daemon that was stopping it has gone")
 	}
 	complaint := v.reconnect(ctx)
-	err = v.enter(state, func(now *Snapshot) {
-		now.Machine, now.Process = machine, machine.Process()
+	// From here on by the monotonic clock, what the record knows by the wall's as well.
+	at := time.Now()
+	monotonic := func(wall time.Time) time.Time { return at.Add(-at.Sub(wall)) }
+	if !s.Touched.IsZero() {
+		v.SetTouched(monotonic(s.Touched))
+	}
+	err = v.enter(state, func(d *draft) {
+		d.Process = machine.Process()
 		if complaint != nil {
-			now.Error = complaint.Error()
+			d.fail(complaint.Error())
 		}
-		if now.Started.IsZero() || s.State == Starting {
-			now.Started = time.Now()
+		if d.Started.IsZero() || s.State == Starting {
+			d.Started = at
 		}
-		// From here on by the monotonic clock, what the record knows by the wall's as well.
-		at := time.Now()
-		now.Since = at.Add(-at.Sub(now.Started))
-		if !now.Touched.IsZero() {
-			now.Touched = at.Add(-at.Sub(now.Touched))
-		}
+		run.Since = monotonic(d.Started)
+		d.run = &run
 	})
 	if err != nil {
 		return err

@@ -248,8 +248,8 @@ func (m *Manager) importTo(ctx context.Context, dir, id, name string, owner Owne
 		return nil, err
 	}
 	v := m.newVM(record)
-	v.own <- struct{}{}
-	defer func() { <-v.own }()
+	t, _ := v.tryAcquire() // nobody else knows the VM
+	defer t.release()
 	m.insert(v)
 	v.emit(EventCreate, "imported")
 	return v, nil

@@ -148,64 +148,83 @@ func (v *VM) replaced(s *Snapshot) bool {
 }
 
 func (v *VM) configure(ctx context.Context, change func(*Config) error, takesImage bool) error {
-	var changed []string
-	var before *Snapshot // set when what it says of the network was replaced
-	err := v.updateThen(ctx, func(s *Snapshot) error {
-		old := s.Config
-		if err := change(&s.Config); err != nil {
-			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
-		}
-		all, err := ParsePublications(s.Config.Publish)
-		if err != nil {
-			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
-		}
-		s.Config.Publish = formatPublications(all)
-		takes := takesImage && s.Config.Image == old.Image && v.replaced(s)
-		if s.Config == old && !takes {
-			return errUnchanged
-		}
-		if err := v.m.checkConfig(&old, &s.Config); err != nil {
-			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
-		}
-		names, live := changedSettings(&old, &s.Config)
-		if takes {
-			names, live = append(names, "image"), false
-		}
-		if !live && s.State != Stopped && s.State != Failed {
-			return fmt.Errorf("cannot change %s of %s while it is %s: stop it first: %w", strings.Join(names, ", "), s.Name, s.State, ErrBusy)
-		}
-		if s.Config.Image != old.Image && s.hasOverlay() {
-			if image, err := v.m.o.Images.Image(s.Config.Image); err != nil || image.Digest != s.Base {
-				return fmt.Errorf("cannot change image of %s: its system disk holds what was done over %s: make a new VM, or write %s to its file restore, which discards that: %w",
-					s.Name, old.Image, resetWord, ErrBusy)
-			}
-		}
-		if takes || s.Config.Image != old.Image && !s.hasOverlay() {
-			s.Base = "" // the next start remembers it
-		}
-		if err := v.admit(&old, s); err != nil {
-			return fmt.Errorf("cannot configure %s: %w", s.Name, err)
-		}
-		before = v.Snapshot()
-		if s.Config.Disk != old.Disk && s.State != Stopped && s.State != Failed {
-			if err := growDisk(ctx, s); err != nil {
-				return fmt.Errorf("cannot grow the disk of %s: %w", s.Name, err)
-			}
-		}
-		changed = names
-		return nil
-	}, func(err error) {
-		if before != nil {
-			v.admitted(before, err)
-		}
-	})
-	if err == nil && changed != nil {
-		v.emit(EventConfig, strings.Join(changed, " "))
-		if slices.Contains(changed, "authorized_keys") {
-			v.tellKeys(ctx)
+	changed, err := v.reconfigure(ctx, change, takesImage)
+	if err != nil || len(changed) == 0 {
+		return err
+	}
+	v.emit(EventConfig, strings.Join(changed, " "))
+	if slices.Contains(changed, "authorized_keys") {
+		v.tellKeys(ctx)
+	}
+	return nil
+}
+
+// reconfigure returns the names of the settings that it changed.
+func (v *VM) reconfigure(ctx context.Context, change func(*Config) error, takesImage bool) ([]string, error) {
+	t, err := v.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer t.release()
+	before := v.Snapshot()
+	s := *before // with the new settings
+	if err := change(&s.Config); err != nil {
+		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
+	}
+	changed, err := v.checkChange(before, &s, takesImage)
+	if err != nil || len(changed) == 0 {
+		return nil, err
+	}
+	if err := v.admit(&before.Config, &s); err != nil {
+		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
+	}
+	if s.Config.Disk != before.Config.Disk && s.State != Stopped && s.State != Failed {
+		if err = growDisk(ctx, &s); err != nil {
+			err = fmt.Errorf("cannot grow the disk of %s: %w", s.Name, err)
 		}
 	}
-	return err
+	if err == nil {
+		err = t.commit(ctx, &draft{Record: s.Record})
+	}
+	v.admitted(before, err)
+	return changed, err
+}
+
+// checkChange reports whether the VM may have the settings of s, and what it changes by them. It
+// completes what follows from them: the canonical text of publish, and the image of the next start.
+func (v *VM) checkChange(before, s *Snapshot, takesImage bool) ([]string, error) {
+	old := &before.Config
+	all, err := ParsePublications(s.Config.Publish)
+	if err != nil {
+		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
+	}
+	s.Config.Publish = formatPublications(all)
+	takes := takesImage && s.Config.Image == old.Image && v.replaced(s)
+	if s.Config == *old && !takes {
+		return nil, nil
+	}
+	if err := v.m.checkConfig(old, &s.Config); err != nil {
+		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
+	}
+	names, live := changedSettings(old, &s.Config)
+	if takes {
+		names, live = append(names, "image"), false
+	}
+	if !live && s.State != Stopped && s.State != Failed {
+		return nil, fmt.Errorf("cannot change %s of %s while it is %s: stop it first: %w",
+			strings.Join(names, ", "), s.Name, s.State, ErrBusy)
+	}
+	if s.Config.Image != old.Image && s.hasOverlay() {
+		if image, err := v.m.o.Images.Image(s.Config.Image); err != nil || image.Digest != s.Base {
+			return nil, fmt.Errorf("cannot change image of %s: its system disk holds what was done over %s: "+
+				"make a new VM, or write %s to its file restore, which discards that: %w",
+				s.Name, old.Image, resetWord, ErrBusy)
+		}
+	}
+	if takes || s.Config.Image != old.Image && !s.hasOverlay() {
+		s.Base = "" // the next start remembers it
+	}
+	return names, nil
 }
 
 // growDisk makes the disk of a VM that runs as long as its settings say. Where that is not recorded afterwards the disk is longer than it

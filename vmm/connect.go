@@ -14,14 +14,14 @@ func (v *VM) wired(s *Snapshot) bool {
 	return s.Config.Net == NetBridge && !unwired && s.Address.IsValid()
 }
 
-func (v *VM) connect(s *Snapshot, all []Publication) error {
-	return v.m.o.Network.Connect(Connection{Serial: v.serial, MAC: s.MAC, Address: s.Address, Isolate: s.Config.Isolate, Publish: all})
+func (v *VM) connect(r *Record, all []Publication) error {
+	return v.m.o.Network.Connect(Connection{Serial: v.serial, MAC: r.MAC, Address: r.Address, Isolate: r.Config.Isolate, Publish: all})
 }
 
 // enforce puts in force what s says of a VM that runs, or is about to.
 func (v *VM) enforce(ctx context.Context, s *Snapshot) error {
 	if v.wired(s) {
-		return v.connect(s, s.Config.Publications())
+		return v.connect(&s.Record, s.Config.Publications())
 	}
 	if f, ok := s.Machine.(Forwarder); ok && s.Config.Net == NetUser {
 		if err := f.Forward(ctx, s.Config.Publications()); !errors.Is(err, ErrNotRunning) {
@@ -33,14 +33,15 @@ func (v *VM) enforce(ctx context.Context, s *Snapshot) error {
 
 // forward puts in force what needs the machine that has just been started.
 func (v *VM) forward(ctx context.Context) error {
-	return v.update(ctx, func(s *Snapshot) error {
-		if s.Config.Net == NetUser {
-			if err := v.enforce(ctx, s); err != nil {
-				return err
-			}
-		}
-		return errUnchanged
-	})
+	t, err := v.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer t.release()
+	if s := v.Snapshot(); s.Config.Net == NetUser {
+		return v.enforce(ctx, s)
+	}
+	return nil
 }
 
 // admit takes the ports of changed settings and, where the VM runs, puts them in force; after an error all is as before.

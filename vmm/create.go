@@ -39,8 +39,8 @@ func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, er
 		return nil, fmt.Errorf("cannot create %s: %w", name, err)
 	}
 	v := m.newVM(r)
-	v.own <- struct{}{} // nothing of it happens before its create is told
-	defer func() { <-v.own }()
+	t, _ := v.tryAcquire() // nobody else knows the VM; nothing of it happens before its create event
+	defer t.release()
 	m.insert(v)
 	v.emit(EventCreate, "")
 	return v, nil
@@ -68,16 +68,14 @@ func (m *Manager) Rename(ctx context.Context, from, to string, may Permit) error
 
 // rename gives the VM a name that the caller has taken.
 func (v *VM) rename(ctx context.Context, from, to string, may Permit) error {
-	err := v.ownDown(ctx, func(s *Snapshot) error { return s.named(from, may) })
+	t, err := v.acquireDown(ctx, func(s *Snapshot) error { return s.named(from, may) })
 	if err != nil {
 		return err
 	}
-	defer func() { <-v.own }()
-	err = v.updateOwned(ctx, func(s *Snapshot) error {
-		s.Name = to
-		return nil
-	})
-	if err != nil {
+	defer t.release()
+	d := t.draft()
+	d.Name = to
+	if err := t.commit(ctx, d); err != nil {
 		return err
 	}
 	v.m.renamed(v, from, to)
@@ -111,7 +109,7 @@ func (m *Manager) Remove(ctx context.Context, name string, may Permit) error {
 // remove destroys the VM: first its record, durably, then what belongs to it; a
 // crash in between leaves a directory without a record, which Open removes.
 func (v *VM) remove(ctx context.Context, name string, may Permit) error {
-	err := v.ownDown(ctx, func(s *Snapshot) error {
+	t, err := v.acquireDown(ctx, func(s *Snapshot) error {
 		if err := s.named(name, may); err != nil {
 			return err
 		}
@@ -124,7 +122,7 @@ func (v *VM) remove(ctx context.Context, name string, may Permit) error {
 	if err != nil {
 		return err
 	}
-	defer func() { <-v.own }()
+	defer t.release()
 	if err := v.m.o.Store.Delete(context.WithoutCancel(ctx), v.serial); err != nil {
 		v.mu.Lock()
 		v.removed = false

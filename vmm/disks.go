@@ -88,7 +88,7 @@ func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error
 	}
 	if base := spec.Image.Digest; spec.Image.Root != "" && v.Snapshot().Base != base {
 		// Before there is an overlay, so that there never is one of which it is not known.
-		if err := v.update(context.WithoutCancel(ctx), func(s *Snapshot) error { s.Base = base; return nil }); err != nil {
+		if err := v.update(context.WithoutCancel(ctx), func(d *draft) error { d.Base = base; return nil }); err != nil {
 			return err
 		}
 	}

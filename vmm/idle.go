@@ -1,10 +1,6 @@
 package vmm
 
-import (
-	"context"
-	"errors"
-	"time"
-)
+import "time"
 
 // persistEvery bounds how old the durable time of the last use may be.
 const persistEvery = time.Minute
@@ -60,30 +56,6 @@ func (v *VM) idle(s *Snapshot) bool {
 		used = s.Since
 	}
 	return time.Since(used) >= s.Config.IdleTimeout
-}
-
-// saveTouched records the last use. It does not wait for whoever writes the record: that is
-// recorded a minute later then.
-func (v *VM) saveTouched(ctx context.Context) {
-	select {
-	case v.own <- struct{}{}:
-		defer func() { <-v.own }()
-	default:
-		return
-	}
-	if v.gone() {
-		return
-	}
-	err := v.updateOwned(ctx, func(s *Snapshot) error {
-		if s.Touched.Equal(v.saved) {
-			return errUnchanged
-		}
-		v.saved = s.Touched
-		return nil
-	})
-	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, context.Canceled) {
-		v.m.o.Log.Error("cannot record the last use", "vm", v.Snapshot().Name, "err", err)
-	}
 }
 
 // sweep stops what nobody has used for its idle_timeout, lets what found no space go on, and

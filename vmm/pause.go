@@ -23,7 +23,7 @@ func (v *VM) halt(ctx context.Context, to State, do func(Pauser) error) error {
 	if err := do(p); err != nil {
 		return fmt.Errorf("cannot make %s %s: %w", s.Name, to, err)
 	}
-	return v.enter(to, func(s *Snapshot) { s.Error = "" })
+	return v.enter(to, func(d *draft) { d.fail("") })
 }
 
 // halted records that the VMM stopped the CPUs by itself.
@@ -35,7 +35,7 @@ func (v *VM) halted(why error) {
 				return nil, nil // it ended, or somebody let it go on
 			}
 			return func(context.Context) error {
-				return v.enter(Paused, func(s *Snapshot) { s.Error = why.Error() })
+				return v.enter(Paused, func(d *draft) { d.fail(why.Error()) })
 			}, nil
 		})
 		if t != nil {

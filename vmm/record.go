@@ -2,8 +2,6 @@ package vmm
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -14,7 +12,8 @@ import (
 type VM struct {
 	m      *Manager // immutable, as are serial and own
 	serial uint64
-	own    chan struct{} // held by whoever writes the record; never by a reader
+	own    chan struct{} // full while somebody has the turn
+	saved  time.Time     // the last use that is durable; changed by the turn's holder only
 
 	snap   atomic.Pointer[Snapshot]
 	events eventLog
@@ -27,7 +26,6 @@ type VM struct {
 	busy    *transition
 	removed bool
 	health  string
-	saved   time.Time // the time of use that is durable
 }
 
 func (m *Manager) newVM(r Record) *VM {
@@ -107,130 +105,10 @@ func (s *Snapshot) stamp(old *Snapshot) {
 	}
 }
 
-var errUnchanged = errors.New("nothing to change")
-
-// update changes the record, durably, and publishes the result. change works on
-// a copy; its error refuses everything, errUnchanged is success. One at a time
-// for each VM; ctx bounds the wait for the turn, not the write.
-func (v *VM) update(ctx context.Context, change func(*Snapshot) error) error {
-	return v.updateThen(ctx, change, func(error) {})
-}
-
-// updateThen is update that calls then with its result, still in its turn.
-func (v *VM) updateThen(ctx context.Context, change func(*Snapshot) error, then func(error)) (err error) {
-	select {
-	case v.own <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-v.own }()
-	if v.gone() {
-		return ErrNotFound
-	}
-	err = v.updateOwned(ctx, change)
-	then(err)
-	return err
-}
-
-// updateOwned is update for who has the turn.
-func (v *VM) updateOwned(ctx context.Context, change func(*Snapshot) error) error {
-	s := *v.Snapshot()
-	if err := change(&s); err != nil {
-		if errors.Is(err, errUnchanged) {
-			return nil
-		}
-		return err
-	}
-	if err := v.m.o.Store.Update(context.WithoutCancel(ctx), &s.Record); err != nil {
-		return fmt.Errorf("cannot record it: %w", err)
-	}
-	v.publish(func(now *Snapshot) {
-		touched := now.Touched // renewed without waiting for the turn
-		failure := now.Error
-		was := v.snap.Load().Record
-		now.Record = s.Record
-		now.Machine, now.Ready, now.ReadyIn, now.Since = s.Machine, s.Ready, s.ReadyIn, s.Since
-		now.Address6 = s.Address6
-		if touched.After(s.Touched) {
-			now.Touched = touched
-		}
-		if s.Error == was.Error {
-			now.Error = failure
-		}
-	})
-	return nil
-}
-
-// shownWait bounds the wait for the end of a transition whose result is shown already.
-const shownWait = 100 * time.Millisecond
-
-// turnWait bounds the wait for the turn to write the record, which is held over a commit.
-const turnWait = 2 * time.Second
-
-// ownDown takes the turn to write the record of a VM that is stopped or failed and about which no
-// command is under way. ErrBusy otherwise, at once: who calls it holds a lock of the kernel for
-// which others wait. A transition that has stopped the VM, and has nothing left to do, is waited
-// for a moment. claim runs before any other command can begin. Without an error the caller gives
-// the turn back.
-func (v *VM) ownDown(ctx context.Context, claim func(*Snapshot) error) error {
-	late := fmt.Errorf("a change of it takes long, try again: %w", ErrBusy)
-	ctx, cancel := context.WithTimeoutCause(ctx, turnWait, late)
-	defer cancel()
-	for {
-		busy, err := v.claimDown(func(*Snapshot) error { return nil })
-		if err == nil && busy == nil {
-			select {
-			case v.own <- struct{}{}:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-			if busy, err = v.claimDown(claim); err == nil && busy == nil {
-				return nil
-			}
-			<-v.own
-		}
-		if err != nil {
-			return err
-		}
-		select {
-		case <-busy.done:
-		case <-time.After(shownWait):
-			return fmt.Errorf("its %s is under way, wait for its end: %w", busy.command, ErrBusy)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// claimDown calls claim if the VM is stopped or failed and no command is under way. Otherwise it
-// returns an error, or the transition that has just stopped the VM.
-func (v *VM) claimDown(claim func(*Snapshot) error) (*transition, error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	s, busy := v.Snapshot(), v.busy
-	switch {
-	case v.removed:
-		return nil, ErrNotFound
-	case s.State != Stopped && s.State != Failed:
-		return nil, fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
-	case busy == nil:
-		return nil, claim(s)
-	case busy.shown:
-		return busy, nil
-	}
-	return nil, fmt.Errorf("its %s is under way, wait for its end: %w", busy.command, ErrBusy)
-}
-
-func (v *VM) gone() bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.removed
-}
-
 // Chown changes the owner. change makes the new one of that at the moment, or refuses.
 func (v *VM) Chown(ctx context.Context, change func(Owner) (Owner, error)) error {
-	return v.update(ctx, func(s *Snapshot) (err error) {
-		s.Owner, err = change(s.Owner)
+	return v.update(ctx, func(d *draft) (err error) {
+		d.Owner, err = change(d.Owner)
 		return err
 	})
 }

@@ -334,5 +334,5 @@ func (v *VM) reset(ctx context.Context) error {
 		return err
 	}
 	v.emit(EventSnapshot, resetWord)
-	return v.update(ctx, func(s *Snapshot) error { s.Base = ""; return nil })
+	return v.update(ctx, func(d *draft) error { d.Base = ""; return nil })
 }

@@ -29,9 +29,10 @@ func (v *VM) start(ctx context.Context) error {
 		}
 		return err
 	}
-	err = v.enter(Running, func(s *Snapshot) {
-		s.Machine, s.Process, s.Error = machine, machine.Process(), ""
-		s.Started, s.Since = began, began
+	err = v.enter(Running, func(d *draft) {
+		d.Process, d.Started = machine.Process(), began
+		d.run = &CurrentRun{Machine: machine, Since: began, Address6: v.Snapshot().Address6}
+		d.fail("")
 	})
 	if err != nil {
 		// Not recorded, so not begun: nothing may run that a restart would not find.
@@ -82,17 +83,18 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	if err := s.checkBase(&image); err != nil {
 		return nil, &refusal{err}
 	}
-	err = v.enterWith(Starting, func(s *Snapshot) error {
-		s.Run++
-		s.BootID, s.Process = v.m.bootID, Process{}
+	err = v.enterWith(Starting, func(d *draft) error {
+		d.Run++
+		d.BootID, d.Process = v.m.bootID, Process{}
 		if image.Name != BuiltinImage {
-			s.Base = image.Digest
+			d.Base = image.Digest
 		}
 		if bridged {
-			s.Address, s.Address6 = address, v.m.o.Network.Address6(address).Addr()
-			return v.connect(s, s.Config.Publications())
+			d.Address = address
+			d.run = &CurrentRun{Address6: v.m.o.Network.Address6(address).Addr()}
+			return v.connect(&d.Record, d.Config.Publications())
 		}
-		return probe(s.Config.Publications())
+		return probe(d.Config.Publications())
 	})
 	if err != nil {
 		v.m.o.Network.Disconnect(v.serial)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 )
 
 // transition is a command under way. err is valid once done is closed.
@@ -199,23 +198,23 @@ func (v *VM) plan(c Command, state State) (func(context.Context) error, error) {
 }
 
 // enter records and shows a new state.
-func (v *VM) enter(state State, change func(*Snapshot)) error {
-	return v.enterWith(state, func(s *Snapshot) error {
+func (v *VM) enter(state State, change func(*draft)) error {
+	return v.enterWith(state, func(d *draft) error {
 		if state == Stopped || state == Failed {
 			v.m.o.Network.Disconnect(v.serial)
 		}
 		if change != nil {
-			change(s)
+			change(d)
 		}
 		return nil
 	})
 }
 
 // enterWith is enter with a change that may refuse.
-func (v *VM) enterWith(state State, change func(*Snapshot) error) error {
-	err := v.update(context.Background(), func(s *Snapshot) error {
-		s.State = state
-		return change(s)
+func (v *VM) enterWith(state State, change func(*draft) error) error {
+	err := v.update(context.Background(), func(d *draft) error {
+		d.State = state
+		return change(d)
 	})
 	if err != nil {
 		return fmt.Errorf("cannot record that %s is %s: %w", v.Snapshot().Name, state, err)
@@ -227,10 +226,10 @@ func (v *VM) enterWith(state State, change func(*Snapshot) error) error {
 }
 
 // ended is what enter changes when a machine is gone.
-func ended(reason string) func(*Snapshot) {
-	return func(s *Snapshot) {
-		s.Machine, s.Ready, s.Process, s.Since = nil, false, Process{}, time.Time{}
-		s.Error = reason
+func ended(reason string) func(*draft) {
+	return func(d *draft) {
+		d.Process, d.run = Process{}, &CurrentRun{}
+		d.fail(reason)
 	}
 }
 

@@ -122,10 +122,23 @@ type Process struct {
 // Snapshot is an immutable picture of a VM. Readers share it; nobody changes it.
 type Snapshot struct {
 	Record
+	CurrentRun
 	// Changed tells when each setting or fact last changed, by file name
 	// ("state", "memory", "config", ...); Created for what is not in it.
 	Changed Changes
-	// Machine is what runs, nil unless State.Alive() or while starting.
+	// Saved are the snapshots of the disks, oldest first, also those half made or half removed; Kept gives those that are there.
+	Saved []DiskSnapshot
+	// Named is true while the host finds guests by their names; see DNS.
+	Named bool
+	// Dir is the VM's directory on the host, which only the daemon enters. It holds the console,
+	// the log and, in DisksDir, the disks.
+	Dir string
+}
+
+// CurrentRun is what the daemon knows of a VM from its start until its machine is gone. A start, an
+// adoption and an end replace the whole of it; the zero value stands for a VM that does not run.
+type CurrentRun struct {
+	// Machine is what runs, nil unless State.Alive().
 	Machine Machine
 	// Ready is true once the guest's agent of this run has answered and was
 	// told its address, host name and time.
@@ -136,13 +149,6 @@ type Snapshot struct {
 	// Since is when the machine of this run was started or adopted, by the
 	// monotonic clock; zero while nothing runs.
 	Since time.Time
-	// Saved are the snapshots of the disks, oldest first, also those half made or half removed; Kept gives those that are there.
-	Saved []DiskSnapshot
-	// Named is true while the host finds guests by their names; see DNS.
-	Named bool
-	// Dir is the VM's directory on the host, which only the daemon enters. It holds the console,
-	// the log and, in DisksDir, the disks.
-	Dir string
 }
 
 // Changes are the times at which things last changed, by their names. Immutable: a list is a tenth of a map, and there are as many as VMs.
