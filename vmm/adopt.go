@@ -72,46 +72,32 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 // for it, or are refused.
 func (m *Manager) adopt(ctx context.Context) error {
 	slots := make(chan struct{}, adoptionsAtOnce)
-	var under []*transition
+	var under []<-chan error
 	for _, v := range m.VMs() {
 		if s := v.Snapshot().State; s == Stopped || s == Failed {
 			continue
 		}
-		v.mu.Lock()
-		t, err := v.launchLocked(adopt, func(context.Context) error { // a kill waits: what it is to kill is not known yet
-			select {
-			case slots <- struct{}{}:
-				defer func() { <-slots }()
-			case <-m.ctx.Done():
-				return m.ctx.Err()
-			}
-			if err := v.recover(m.ctx); err != nil {
-				return fmt.Errorf("cannot recover %s: %w", v.Snapshot().Name, err)
-			}
-			return nil
-		})
-		v.mu.Unlock()
+		recovered, err := v.adopt(slots)
 		if err != nil {
 			return err
 		}
-		under = append(under, t)
+		under = append(under, recovered)
 	}
 	timer := time.NewTimer(recoverWait)
 	defer timer.Stop()
 	var errs []error
-	for i, t := range under {
+	for i, recovered := range under {
 		select {
-		case <-t.done:
-			errs = append(errs, t.err)
+		case err := <-recovered:
+			errs = append(errs, err)
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timer.C:
 			m.o.Log.Error("VMs take long to recover, going on without them", "vms", len(under)-i)
 			m.spawn(func() {
-				for _, t := range under[i:] {
-					<-t.done
-					if t.err != nil {
-						m.o.Log.Error("a VM was not recovered", "err", t.err)
+				for _, recovered := range under[i:] {
+					if err := <-recovered; err != nil {
+						m.o.Log.Error("a VM was not recovered", "err", err)
 					}
 				}
 			})
@@ -121,10 +107,52 @@ func (m *Manager) adopt(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// adopt begins the recovery of a VM, whose result it gives, and then goes on with a stop that was
+// under way.
+func (v *VM) adopt(slots chan struct{}) (<-chan error, error) {
+	recovered := make(chan error, 1)
+	command := adopt
+	if v.Snapshot().State == Stopping {
+		command = Stop
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	_, err := v.launchLocked(command, func(ctx context.Context) error { // a kill waits: what it is to kill is not known yet
+		err := v.recoverIn(slots)
+		recovered <- err
+		if err != nil || v.Snapshot().State != Stopping {
+			return err
+		}
+		if err = v.resumeStop(ctx); err != nil && !errors.Is(err, ErrGone) {
+			v.m.o.Log.Error("cannot end a stop that an earlier daemon began", "err", err)
+		}
+		return err
+	})
+	return recovered, err
+}
+
+// recoverIn is recover that waits for a slot.
+func (v *VM) recoverIn(slots chan struct{}) error {
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-v.m.ctx.Done():
+		return v.m.ctx.Err()
+	}
+	if err := v.recover(v.m.ctx); err != nil {
+		return fmt.Errorf("cannot recover %s: %w", v.Snapshot().Name, err)
+	}
+	return nil
+}
+
 // recoverAgain is the work of every command to a VM that was not recovered, of which nothing
 // else is known.
-func (v *VM) recoverAgain(context.Context) error {
-	if err := v.recover(v.m.ctx); err != nil {
+func (v *VM) recoverAgain(ctx context.Context) error {
+	err := v.recover(v.m.ctx)
+	if err == nil && v.Snapshot().State == Stopping {
+		err = v.resumeStop(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	s := v.Snapshot()
@@ -169,7 +197,10 @@ func (v *VM) recover(ctx context.Context) error {
 		return v.enter(Failed, ended(fmt.Sprintf("cannot take over its VMM: %v", err)))
 	}
 	state := Running
-	if p, ok := machine.(interface{ Paused() bool }); ok && p.Paused() {
+	switch {
+	case s.State == Stopping:
+		state = Stopping
+	case isPaused(machine):
 		state = Paused
 	}
 	run := CurrentRun{Machine: machine}
@@ -177,9 +208,6 @@ func (v *VM) recover(ctx context.Context) error {
 		run.Address6 = v.m.o.Network.Address6(s.Address).Addr()
 	}
 	v.publish(func(now *Snapshot) { now.CurrentRun = run })
-	if s.State == Stopping {
-		return v.finish(machine, "the daemon that was stopping it has gone")
-	}
 	complaint := v.reconnect(ctx)
 	// From here on by the monotonic clock, what the record knows by the wall's as well.
 	at := time.Now()
@@ -188,7 +216,7 @@ func (v *VM) recover(ctx context.Context) error {
 		v.SetTouched(monotonic(s.Touched))
 	}
 	err = v.enter(state, func(d *draft) {
-		d.Process = machine.Process()
+		d.Process, d.StopBy = machine.Process(), s.StopBy
 		if complaint != nil {
 			d.fail(complaint.Error())
 		}
@@ -206,7 +234,9 @@ func (v *VM) recover(ctx context.Context) error {
 	case <-machine.Done(): // before anybody could be told
 		v.m.spawn(v.exited)
 	default:
-		v.greet(machine)
+		if state != Stopping {
+			v.greet(machine)
+		}
 	}
 	return nil
 }

@@ -26,12 +26,17 @@ func (v *VM) halt(ctx context.Context, to State, do func(Pauser) error) error {
 	return v.enter(to, func(d *draft) { d.fail("") })
 }
 
+// isPaused reports whether the CPUs of a machine stand still.
+func isPaused(machine Machine) bool {
+	p, ok := machine.(interface{ Paused() bool })
+	return ok && p.Paused()
+}
+
 // halted records that the VMM stopped the CPUs by itself.
 func (v *VM) halted(why error) {
 	for {
 		t, err := v.beginWork(v.m.ctx, Pause, func(state State) (func(context.Context) error, error) {
-			p, ok := v.Snapshot().Machine.(interface{ Paused() bool })
-			if state != Running || !ok || !p.Paused() {
+			if state != Running || !isPaused(v.Snapshot().Machine) {
 				return nil, nil // it ended, or somebody let it go on
 			}
 			return func(context.Context) error {

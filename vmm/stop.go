@@ -14,36 +14,98 @@ const powerOffWait = 3 * time.Second
 // change it.
 var killWait = 15 * time.Second
 
-// stop asks the guest to power itself off, waits, and kills what is left.
-func (v *VM) stop(ctx context.Context) error {
+// stop ends when the daemon begins to end: the guest needs no daemon to stop.
+func (v *VM) stop(ctx context.Context) error { return v.stopUntil(ctx, v.m.closing) }
+
+// stopUntil asks the guest to power itself off, waits, and kills what is left. When leave is closed
+// the guest is left to the next daemon.
+func (v *VM) stopUntil(ctx context.Context, leave <-chan struct{}) error {
 	s := v.Snapshot()
 	machine := s.Machine
-	if err := v.enter(Stopping, nil); err != nil {
+	if err := v.enterStopping(s.Config.StopTimeout); err != nil {
 		return err
 	}
+	asking, cancel := endsWith(ctx, leave)
+	defer cancel()
 	if s.State == Paused {
-		if p, ok := machine.(Pauser); ok {
-			if err := p.Resume(ctx); err != nil {
-				v.logf("cannot resume it for its stop: %v", err)
-			}
-		}
+		v.wake(asking, machine)
 	}
-	why := "its guest did not take the power off"
-	if v.powerOff(ctx, machine) {
-		timer := time.NewTimer(s.Config.StopTimeout)
-		defer timer.Stop()
+	if v.powerOff(asking, machine) || asking.Err() != nil {
+		return v.awaitOff(ctx, machine, s.Config.StopTimeout, leave)
+	}
+	return v.finish(machine, "its guest did not take the power off")
+}
+
+// endsWith returns a context that ends with ctx and when the channel is closed. The caller cancels it.
+func endsWith(ctx context.Context, closed <-chan struct{}) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() { // ends with the context
 		select {
-		case <-machine.Done():
-		case <-timer.C:
-			why = fmt.Sprintf("not off after %v", s.Config.StopTimeout)
-			v.logf("%s: killing it", why)
+		case <-closed:
+			cancel()
 		case <-ctx.Done():
 		}
+	}()
+	return ctx, cancel
+}
+
+// enterStopping records when the guest is killed: this daemon may end before.
+func (v *VM) enterStopping(timeout time.Duration) error {
+	return v.enter(Stopping, func(d *draft) { d.StopBy = time.Now().Add(timeout) })
+}
+
+// wake lets paused CPUs go on, so that the guest can stop.
+func (v *VM) wake(ctx context.Context, machine Machine) {
+	if p, ok := machine.(Pauser); ok {
+		if err := p.Resume(ctx); err != nil {
+			v.logf("cannot resume it for its stop: %v", err)
+		}
 	}
-	if ctx.Err() != nil { // by a kill
-		why = killAsked
+}
+
+// awaitOff waits until the guest is off, and kills it after the time, or when a user asks for that.
+// When leave is closed, or the Manager waits no longer, the guest is left to the next daemon.
+func (v *VM) awaitOff(ctx context.Context, machine Machine, wait time.Duration, leave <-chan struct{}) error {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-machine.Done():
+		return v.finish(machine, "")
+	case <-timer.C:
+		why := fmt.Sprintf("not off after %v", v.Snapshot().Config.StopTimeout)
+		v.logf("%s: killing it", why)
+		return v.finish(machine, why)
+	case <-leave:
+	case <-ctx.Done():
+		if v.m.ctx.Err() == nil {
+			return v.finish(machine, killAsked)
+		}
 	}
-	return v.finish(machine, why)
+	return fmt.Errorf("%s goes on stopping, the daemon ends before it: %w", v.Snapshot().Name, ErrGone)
+}
+
+// resumeStop ends a stop that an earlier daemon began, at the time that it recorded. The guest is
+// asked once more, since that daemon may have ended before it asked; the answer counts for nothing,
+// since the guest's agent may be gone already.
+func (v *VM) resumeStop(ctx context.Context) error {
+	s := v.Snapshot()
+	machine := s.Machine
+	left := s.Config.StopTimeout
+	if !s.StopBy.IsZero() { // an earlier version recorded none
+		left = min(left, time.Until(s.StopBy)) // by a clock that may have jumped
+	}
+	deadline := time.Now().Add(left)
+	timed, end := context.WithDeadline(ctx, deadline)
+	defer end()
+	asking, cancel := endsWith(timed, v.m.closing)
+	defer cancel()
+	if asking.Err() == nil {
+		if isPaused(machine) {
+			v.wake(asking, machine)
+		}
+		v.powerOff(asking, machine)
+	}
+	return v.awaitOff(ctx, machine, time.Until(deadline), v.m.closing)
 }
 
 // powerOff reports whether the guest has accepted to end.
@@ -52,11 +114,11 @@ func (v *VM) powerOff(ctx context.Context, machine Machine) bool {
 	if !ok {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, powerOffWait)
+	asking, cancel := context.WithTimeout(ctx, powerOffWait)
 	defer cancel()
-	err := g.Guest().PowerOff(ctx)
-	if err == nil {
-		return true
+	err := g.Guest().PowerOff(asking)
+	if err == nil || ctx.Err() != nil {
+		return err == nil
 	}
 	select {
 	case <-machine.Done(): // so fast that the answer was lost
@@ -64,16 +126,16 @@ func (v *VM) powerOff(ctx context.Context, machine Machine) bool {
 	default:
 		v.logf("the agent did not take the power off: %v", err)
 	}
-	return v.pressPower(machine)
+	return v.pressPower(ctx, machine)
 }
 
 // pressPower reports whether the machine has a power button that was pressed now.
-func (v *VM) pressPower(machine Machine) bool {
+func (v *VM) pressPower(ctx context.Context, machine Machine) bool {
 	b, ok := machine.(PowerButton)
 	if !ok {
 		return false
 	}
-	ctx, cancel := context.WithTimeout(v.m.ctx, powerOffWait)
+	ctx, cancel := context.WithTimeout(ctx, powerOffWait)
 	defer cancel()
 	err := b.PressPower(ctx)
 	switch {
@@ -90,7 +152,7 @@ const killAsked = "as asked"
 
 func (v *VM) kill(context.Context) error {
 	machine := v.Snapshot().Machine
-	if err := v.enter(Stopping, nil); err != nil {
+	if err := v.enterStopping(0); err != nil {
 		return err
 	}
 	return v.finish(machine, killAsked)
@@ -127,7 +189,7 @@ func (v *VM) end(ctx context.Context, machine Machine, why string) error {
 }
 
 func (v *VM) restart(ctx context.Context) error {
-	if err := v.stop(ctx); err != nil {
+	if err := v.stopUntil(ctx, v.m.ctx.Done()); err != nil {
 		return err
 	}
 	if ctx.Err() != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // transition is a command under way. err is valid once done is closed.
@@ -213,7 +214,7 @@ func (v *VM) enter(state State, change func(*draft)) error {
 // enterWith is enter with a change that may refuse.
 func (v *VM) enterWith(state State, change func(*draft) error) error {
 	err := v.update(context.Background(), func(d *draft) error {
-		d.State = state
+		d.State, d.StopBy = state, time.Time{}
 		return change(d)
 	})
 	if err != nil {

@@ -104,8 +104,9 @@ type Record struct {
 	Started time.Time // zero if never
 	Touched time.Time
 	State   State
-	Error   string // the last failure in one sentence
-	BootID  string // of the host, when State was last recorded as living
+	StopBy  time.Time // when a guest that is stopping is killed; zero in other states
+	Error   string    // the last failure in one sentence
+	BootID  string    // of the host, when State was last recorded as living
 	Process Process
 	Run     uint64 // counts the starts
 	MAC     string

@@ -61,6 +61,7 @@ var migrations = []string{
 		UNIQUE (serial, number),
 		UNIQUE (serial, name)
 	) STRICT`,
+	`ALTER TABLE vms ADD COLUMN stop_by INTEGER NOT NULL DEFAULT 0`,
 }
 
 // migrate brings the database to the last of steps. Each step is one transaction with its user_version.

@@ -262,7 +262,7 @@ func (s *Store) Lease(ctx context.Context, serial uint64, prefix netip.Prefix, g
 // columns are those of vms that Update writes, in the order of values.
 var columns = strings.Fields(`id name image cpus memory disk cmdline vmm net autostart idle_timeout stop_timeout
 	protected uid gid mode created started touched state error boot_id pid pid_start run
-	isolate expose_fs publish authorized_keys base`)
+	isolate expose_fs publish authorized_keys base stop_by`)
 
 func values(r *vmm.Record) []any {
 	c := &r.Config
@@ -270,7 +270,7 @@ func values(r *vmm.Record) []any {
 		int64(c.IdleTimeout), int64(c.StopTimeout), c.Protected, int64(r.Owner.UID), int64(r.Owner.GID), int64(r.Owner.Mode),
 		nanos(r.Created), nanos(r.Started), nanos(r.Touched), string(r.State), r.Error, r.BootID,
 		int64(r.Process.PID), int64(r.Process.StartTime), int64(r.Run),
-		c.Isolate, c.ExposeFS, c.Publish, c.AuthorizedKeys, r.Base}
+		c.Isolate, c.ExposeFS, c.Publish, c.AuthorizedKeys, r.Base, nanos(r.StopBy)}
 }
 
 func nanos(t time.Time) int64 {
@@ -405,16 +405,17 @@ func (w *writer) all(ctx context.Context) ([]vmm.Record, error) {
 	for rows.Next() {
 		var r vmm.Record
 		c := &r.Config
-		var created, started, touched, pidStart, run, serial int64
+		var created, started, touched, stopBy, pidStart, run, serial int64
 		var address []byte
 		if err := rows.Scan(&r.ID, &r.Name, &c.Image, &c.CPUs, &c.Memory, &c.Disk, &c.Cmdline, &c.VMM, &c.Net, &c.Autostart,
 			&c.IdleTimeout, &c.StopTimeout, &c.Protected, &r.Owner.UID, &r.Owner.GID, &r.Owner.Mode,
 			&created, &started, &touched, &r.State, &r.Error, &r.BootID,
-			&r.Process.PID, &pidStart, &run, &c.Isolate, &c.ExposeFS, &c.Publish, &c.AuthorizedKeys, &r.Base,
+			&r.Process.PID, &pidStart, &run, &c.Isolate, &c.ExposeFS, &c.Publish, &c.AuthorizedKeys, &r.Base, &stopBy,
 			&serial, &r.MAC, &address); err != nil {
 			return nil, err
 		}
-		r.Created, r.Started, r.Touched = fromNanos(created), fromNanos(started), fromNanos(touched)
+		r.Created, r.Started = fromNanos(created), fromNanos(started)
+		r.Touched, r.StopBy = fromNanos(touched), fromNanos(stopBy)
 		r.Process.StartTime, r.Run, r.Serial = uint64(pidStart), uint64(run), uint64(serial)
 		r.Address, _ = netip.AddrFromSlice(address)
 		out = append(out, r)
