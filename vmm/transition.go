@@ -14,7 +14,10 @@ type transition struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	err     error
-	shown   bool // it has stopped the VM, or the VM has failed; guarded by VM.mu
+
+	// Guarded by VM.mu.
+	shown    bool    // it has stopped the VM, or the VM has failed
+	follower Command // what Accept has left to a goroutine until this has ended
 }
 
 func (v *VM) transition() *transition {
@@ -37,14 +40,56 @@ func (v *VM) Do(ctx context.Context, c Command) error {
 	}
 }
 
-// Accept gives the command and returns once the transition has begun (or was refused).
+// errLate ends the wait of Accept.
+var errLate = errors.New("the transition under way takes long")
+
+// Accept gives the command and returns once the transition has begun (or was refused). It waits for
+// a transition that has shown its result already, and for no other: ErrBusy. A command that gives
+// up what is under way is accepted all the same, and follows when that has ended.
 func (v *VM) Accept(ctx context.Context, c Command) error {
-	t, err := v.begin(ctx, c)
+	moment, cancel := context.WithTimeoutCause(ctx, shownWait, errLate)
+	defer cancel()
+	t, err := v.begin(moment, c)
+	if errors.Is(err, errLate) {
+		return v.follow(c)
+	}
 	if t == nil {
 		return v.nothingToDo(err)
 	}
 	return err
 }
+
+// follow leaves a command that gave up the transition under way to a goroutine. It refuses others.
+func (v *VM) follow(c Command) error {
+	v.mu.Lock()
+	s, busy := v.Snapshot(), v.busy
+	ends := c.ends(s.State)
+	again := busy != nil && busy.follower == c
+	if busy != nil && ends {
+		busy.follower = c
+	}
+	v.mu.Unlock()
+	switch {
+	case again:
+		return nil
+	case !ends && busy != nil:
+		return fmt.Errorf("cannot %s %s: %w", c, s.Name, busy.refusal())
+	case !ends:
+		return fmt.Errorf("cannot %s %s: it has just changed, try again: %w", c, s.Name, ErrBusy)
+	}
+	spawned := v.m.spawn(func() {
+		if err := v.Do(v.m.ctx, c); err != nil && v.m.ctx.Err() == nil {
+			v.Fail(err)
+		}
+	})
+	if !spawned {
+		return fmt.Errorf("cannot %s %s: the daemon is ending: %w", c, s.Name, ErrBusy)
+	}
+	return nil
+}
+
+// ends reports whether the command gives up a transition that is under way.
+func (c Command) ends(state State) bool { return c == Kill || c == Stop && state == Starting }
 
 // nothingToDo is the end of a command that began no transition: unless it was refused, it has succeeded.
 func (v *VM) nothingToDo(err error) error {
@@ -116,7 +161,7 @@ func (v *VM) beginWork(ctx context.Context, c Command, plan func(State) (func(co
 		changed := v.changedLocked()
 		v.mu.Unlock()
 		switch {
-		case c == Kill || c == Stop && state == Starting:
+		case c.ends(state):
 			busy.cancel()
 			changed = nil // only its end will do
 		case state == Starting || state == Stopping:
@@ -127,7 +172,7 @@ func (v *VM) beginWork(ctx context.Context, c Command, plan func(State) (func(co
 		case <-changed:
 		case <-busy.done:
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, context.Cause(ctx)
 		}
 	}
 }
@@ -154,48 +199,63 @@ func (v *VM) launchLocked(c Command, run func(context.Context) error) (*transiti
 	return t, nil
 }
 
-// plan says what c means in this state: the work to do, nothing, or a refusal.
+// action is what a command means in a state.
+type action struct {
+	run    func(*VM, context.Context) error // nil: nothing is to be done
+	only   func(*VM) bool                   // unless nil: run is for VMs of which this is true
+	refuse error                            // unless nil: why nothing can be done
+}
+
+// What commands do. A VM is starting or stopping without a transition only where the end of one
+// could not be recorded, or its process does not end.
+var (
+	nothing     = action{}
+	startIt     = action{run: (*VM).start}
+	restartIt   = action{run: (*VM).restart}
+	stopIt      = action{run: (*VM).stop}
+	killIt      = action{run: (*VM).kill}
+	settleIt    = action{run: (*VM).settle}
+	pauseIt     = action{run: (*VM).pause}
+	pauseFull   = action{run: (*VM).pause, only: (*VM).full} // so that it does not go on by itself
+	resumeIt    = action{run: (*VM).resume}
+	recoverIt   = action{run: (*VM).recoverAgain}
+	notRunning  = action{refuse: ErrNotRunning}
+	notPossible = action{refuse: ErrBusy}
+)
+
+// commandStates are the columns of actions.
+var commandStates = []State{Stopped, Failed, Starting, Running, Paused, Stopping}
+
+// actions are what each command means in each state while no transition is under way.
+var actions = map[Command][]action{
+	Start:   {startIt, startIt, recoverIt, nothing, resumeIt, notPossible},
+	Restart: {startIt, startIt, recoverIt, restartIt, restartIt, restartIt},
+	Stop:    {nothing, settleIt, recoverIt, stopIt, stopIt, stopIt},
+	Kill:    {nothing, settleIt, recoverIt, killIt, killIt, killIt},
+	Pause:   {notRunning, notRunning, recoverIt, pauseIt, pauseFull, notPossible},
+	Resume:  {notRunning, notRunning, recoverIt, nothing, resumeIt, notPossible},
+}
+
+// plan returns the work that c means in this state, nil for nothing, or a refusal.
 func (v *VM) plan(c Command, state State) (func(context.Context) error, error) {
-	down := state == Stopped || state == Failed
+	row := actions[c]
+	if row == nil {
+		return nil, fmt.Errorf("%q is not a command; these are: start stop restart kill pause resume: %w", c, ErrInvalid)
+	}
 	if state.Alive() && v.Snapshot().Machine == nil {
 		return v.recoverAgain, nil
 	}
-	switch c {
-	case Start:
-		switch {
-		case down:
-			return v.start, nil
-		case state == Paused:
-			return v.resume, nil
-		}
-		return nil, nil
-	case Restart:
-		if down {
-			return v.start, nil
-		}
-		return v.restart, nil
-	case Stop, Kill:
-		switch {
-		case state == Stopped:
-			return nil, nil
-		case state == Failed:
-			return v.settle, nil
-		case c == Kill:
-			return v.kill, nil
-		}
-		return v.stop, nil
-	case Pause, Resume:
-		switch {
-		case down:
-			return nil, fmt.Errorf("cannot %s %s: it is %s: %w", c, v.Snapshot().Name, state, ErrNotRunning)
-		case c == Pause && (state == Running || v.full()):
-			return v.pause, nil // of one that found no space: so that it does not go on by itself
-		case c == Resume && state == Paused:
-			return v.resume, nil
-		}
+	a := notPossible
+	if i := slices.Index(commandStates, state); i >= 0 {
+		a = row[i]
+	}
+	if a.refuse != nil {
+		return nil, fmt.Errorf("cannot %s %s: it is %s: %w", c, v.Snapshot().Name, state, a.refuse)
+	}
+	if a.run == nil || a.only != nil && !a.only(v) {
 		return nil, nil
 	}
-	return nil, fmt.Errorf("%q is not a command; these are: start stop restart kill pause resume: %w", c, ErrInvalid)
+	return func(ctx context.Context) error { return a.run(v, ctx) }, nil
 }
 
 // enter records and shows a new state.
