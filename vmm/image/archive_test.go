@@ -26,7 +26,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// distribution is the tar of a root with an init and a kernel, whose modules are compressed with zstd but for one that is part of the kernel.
+// distribution is the tar of a root with an init and a kernel, whose modules are compressed with
+// zstd but for one that is part of the kernel.
 func distribution(t *testing.T) []byte {
 	t.Helper()
 	const modules = "lib/modules/6.1/"

@@ -19,25 +19,25 @@ import (
 	"banger/vmm/image/rootfs"
 )
 
-// What a registry may send, and for how long.
+// Limits of a registry's answers.
 const (
-	smallTime   = time.Minute      // for an answer that is no layer, from the request to its end
-	stallTime   = 30 * time.Second // in which a layer has to bring stallBytes
+	smallTime   = time.Minute      // for an answer other than a layer, from the request to its end
+	stallTime   = 30 * time.Second // in which stallBytes of a layer must arrive
 	stallBytes  = 256 << 10
 	maxHeader   = 256 << 10
 	fetchTime   = 6 * time.Hour // for all layers of an image
 	dialTimeout = 30 * time.Second
 )
 
-// asker is the transport to one registry, and to where that leads: for tokens, or by redirects. Who
-// wrote the reference may have its host asked. The registry may have public hosts asked only.
+// asker is the transport to one registry and to the hosts to which that sends it, for tokens or by
+// redirects. The reference may name any host. The registry may name public hosts only.
 type asker struct {
 	host   string // of the reference, without a port
 	local  bool   // the reference names this host's own loopback
 	direct *http.Transport
 	stall  time.Duration
 
-	layers  sync.Map    // sizes by digest, of those that the manifest names
+	layers  sync.Map    // sizes of the manifest's layers, by digest
 	inside  atomic.Bool // the reference's host has answered from a private address
 	proxies sync.Map    // addresses of the proxies that the daemon's environment names
 }
@@ -53,7 +53,7 @@ func newAsker(base *http.Transport, registry string) *asker {
 	a.local = loopback(a.host)
 	a.direct.ResponseHeaderTimeout = smallTime
 	a.direct.MaxResponseHeaderBytes = maxHeader
-	a.direct.DisableCompression = true // what is sent is what is counted
+	a.direct.DisableCompression = true // the limits count sent bytes
 	a.direct.DialContext = a.dial
 	a.direct.Proxy = func(r *http.Request) (*url.URL, error) {
 		u, err := base.Proxy(r)
@@ -65,7 +65,7 @@ func newAsker(base *http.Transport, registry string) *asker {
 	return a
 }
 
-// Addresses that no registry leads to, and those that netip has no name for.
+// Address ranges for which netip has no method.
 var (
 	thisNetwork = netip.MustParsePrefix("0.0.0.0/8")
 	broadcast   = netip.MustParsePrefix("240.0.0.0/4") // and what is reserved
@@ -73,7 +73,7 @@ var (
 	translated  = netip.MustParsePrefix("64:ff9b::/96") // an IPv4 address behind a translator
 )
 
-// allow refuses an address that a host of the registry's choice may not have.
+// allow refuses an address to which a host of the registry's choice must not lead.
 func (a *asker) allow(host string, address netip.Addr) error {
 	address = address.Unmap().WithZone("")
 	if translated.Contains(address) {
@@ -101,8 +101,7 @@ func private(address netip.Addr) bool {
 	return address.IsPrivate() || shared.Contains(address)
 }
 
-// dial connects to an address that is allowed. It is looked at after the host's name was resolved,
-// and is the one that is connected to.
+// dial connects to an allowed address. It checks the resolved address to which it then connects.
 func (a *asker) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -121,7 +120,7 @@ func (a *asker) dial(ctx context.Context, network, address string) (net.Conn, er
 	return d.DialContext(ctx, network, address)
 }
 
-// check refuses what a request alone tells: behind a proxy nobody here resolves its host.
+// check refuses a request by its URL alone: a proxy resolves the host elsewhere.
 func (a *asker) check(r *http.Request) error {
 	host := strings.ToLower(r.URL.Hostname())
 	switch {
@@ -174,7 +173,7 @@ func (a *asker) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, nil
 }
 
-// layer returns the size of the layer that a request asks for, perhaps by redirects.
+// layer returns the size of the layer that a request, perhaps redirected, asks for.
 func (a *asker) layer(r *http.Request) (int64, bool) {
 	for r.Response != nil {
 		r = r.Response.Request
@@ -187,7 +186,7 @@ func (a *asker) layer(r *http.Request) (int64, bool) {
 	return size.(int64), true
 }
 
-// cause is why ctx ended, if that is known better than by err.
+// cause returns why ctx ended if that says more than err.
 func cause(ctx context.Context, err error) error {
 	if why := context.Cause(ctx); why != nil && !errors.Is(why, ctx.Err()) {
 		return why
@@ -195,7 +194,7 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// answer is the body of an answer, which has a bound in bytes and in time.
+// answer is the body of an answer, bounded in bytes and in time.
 type answer struct {
 	io.ReadCloser
 	ctx    context.Context
@@ -203,10 +202,10 @@ type answer struct {
 	late   *time.Timer
 	most   int64
 	read   int64
-	since  atomic.Int64 // bytes since watch looked last
+	since  atomic.Int64 // bytes since the last check of watch
 }
 
-// watch ends a layer that brings too little, until its body is closed.
+// watch ends a layer that arrives too slowly. It returns when the body is closed.
 func (b *answer) watch(every time.Duration) {
 	t := time.NewTicker(every)
 	defer t.Stop()

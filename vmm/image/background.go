@@ -9,18 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// niceness of builds: what VMs and their readers need comes first.
+// niceness of builds: VMs and their readers go first.
 const niceness = 15
 
-// inBackground runs f, and the programs that it starts, at low priority.
+// inBackground runs f and its programs at low priority.
 func inBackground(f func() error) error {
 	return host.OnOwnThread(func() error {
-		_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), niceness) // of this thread only, setpriority(2)
+		// Of this thread only, see setpriority(2).
+		_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), niceness)
 		return f()
 	})
 }
 
-// removeTree removes a directory and what is in it. Without root the remains of a Debian that was being put together belong to
+// removeTree removes a directory with its contents. Without root the remains of a Debian belong to
 // other users of this user's namespace, and only mmdebstrap can remove them.
 func removeTree(dir string) error {
 	err := os.RemoveAll(dir)

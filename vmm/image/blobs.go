@@ -14,15 +14,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// blob is one piece of what images share: a layer, or the files that were built from the same.
+// blob is a fetched layer, or the files of one build, which images share.
 type blob struct {
 	path  string
 	files int
 	bytes int64 // allocated
-	used  bool  // an image is made of it
+	used  bool  // by an image
 }
 
-// blobList reads what is there. Layers are needed by builds only, which Collect does not run beside.
+// blobList returns all blobs. No layer counts as used: builds alone need them, and Collect runs
+// beside no build.
 func (s *Set) blobList() ([]blob, error) {
 	used := make(map[string]bool)
 	for _, i := range s.Infos() {
@@ -51,7 +52,7 @@ func (s *Set) blobList() ([]blob, error) {
 	return all, nil
 }
 
-// blobKey is the name, among the blobs, of what has that digest.
+// blobKey returns the name of the blob for a digest.
 func blobKey(digest string) string { return strings.TrimPrefix(digest, "sha256:") }
 
 // measure sums the files of a blob.

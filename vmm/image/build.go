@@ -15,23 +15,23 @@ import (
 	"banger/vmm/image/boot"
 )
 
-// builtinCmdline makes a boot that shows itself on the serial line and loses
-// no time: nothing in a guest of one user gains from mitigations, from an
-// address layout that changes with every boot, or from the kernel's self-tests.
-// The clock's watchdog would take a busy host for a bad TSC, and a guest without
-// TSC ticks for ever: 5 % of a core instead of 0.8 % (TCG, idle).
-const builtinCmdline = "console=ttyS0 panic=-1 mitigations=off nokaslr cryptomgr.notests random.trust_cpu=on tsc=nowatchdog"
+// builtinCmdline shows the boot on the serial line and makes it fast. A guest of one user gains
+// nothing from mitigations, a random address layout, or the kernel's self-tests. On a busy host the
+// clock's watchdog would reject the TSC, and a guest without TSC ticks all the time: an idle one
+// used 5 % of a core instead of 0.8 % (TCG).
+const builtinCmdline = "console=ttyS0 panic=-1 mitigations=off nokaslr cryptomgr.notests " +
+	"random.trust_cpu=on tsc=nowatchdog"
 
-// builtinMemory is the least memory in which the image boots and is of use, in bytes.
+// builtinMemory is the least memory in which the built-in image is of use, in bytes.
 const builtinMemory = 128 << 20
 
-// recipe is part of the inputs' digest: it changes whenever this package takes
-// another kernel or other applets from the same files.
+// recipe is part of the inputs' digest. It changes whenever the same files make another image.
 const recipe = "1"
 
-// BuildOptions say what the built-in image is made from.
+// BuildOptions name the inputs of the built-in image.
 type BuildOptions struct {
-	// Dir is the image's directory, which Build makes or replaces; its last element should be Builtin.
+	// Dir is the image's directory, which Build makes or replaces; its last element should be
+	// Builtin.
 	Dir string
 	// CacheDir keeps the kernel's package between builds.
 	CacheDir string
@@ -39,17 +39,17 @@ type BuildOptions struct {
 	Agent string
 	// Busybox is the path of a static busybox; /bin/busybox if empty.
 	Busybox string
-	// Package is the path of a linux-image .deb. If empty, the one in CacheDir
-	// is taken, and fetched with apt-get when there is none.
+	// Package is the path of a linux-image .deb. If it is empty, Build uses the one in CacheDir,
+	// and fetches it with apt-get if there is none.
 	Package string
 	// Refresh fetches the kernel's package even if CacheDir has one.
 	Refresh bool
 	Log     *slog.Logger // slog.Default() if nil
 }
 
-// Build makes the built-in image, unless Dir holds one that was made from the
-// same inputs. It runs apt-cache and apt-get (only to fetch the kernel), dpkg-deb
-// and busybox. Dir is replaced in one step; on an error it is what it was.
+// Build makes the built-in image, unless Dir holds one of the same inputs. It runs dpkg-deb and
+// busybox, and apt-cache and apt-get to fetch the kernel. It replaces Dir in one step; after an
+// error Dir is unchanged.
 func Build(ctx context.Context, o BuildOptions) error {
 	if o.Busybox == "" {
 		o.Busybox = "/bin/busybox"
@@ -83,7 +83,7 @@ func build(ctx context.Context, o BuildOptions) error {
 	if err != nil {
 		return err
 	}
-	// The image's own small files, too, are inputs.
+	// The image's own small files are inputs as well.
 	layout, err := boot.Guest{}.Initramfs()
 	if err != nil {
 		return err
@@ -108,7 +108,8 @@ func build(ctx context.Context, o BuildOptions) error {
 		o.Log.Warn("using the slower bzImage: the kernel has no entry for PVH", "reason", err)
 		kernelName, kernel = "vmlinuz", bzImage
 	}
-	initrd, err := boot.Guest{Agent: agent, Busybox: busybox, Applets: applets, Modules: modules}.Initramfs()
+	guest := boot.Guest{Agent: agent, Busybox: busybox, Applets: applets, Modules: modules}
+	initrd, err := guest.Initramfs()
 	if err != nil {
 		return err
 	}
@@ -120,18 +121,20 @@ func build(ctx context.Context, o BuildOptions) error {
 		Digest:  digest(kernel, initrd, []byte(builtinCmdline)),
 		Size:    int64(len(kernel) + len(initrd)),
 		Created: time.Now().UTC(),
-		Source:  "built in: " + strings.TrimSuffix(filepath.Base(o.Package), ".deb") + ", busybox, banger-agent",
-		Inputs:  inputs,
+		Source: "built in: " + strings.TrimSuffix(filepath.Base(o.Package), ".deb") +
+			", busybox, banger-agent",
+		Inputs: inputs,
 	}
 	if err := writeImage(o.Dir, m, map[string][]byte{m.Kernel: kernel, m.Initrd: initrd}); err != nil {
 		return err
 	}
-	o.Log.Info("image is made", "dir", o.Dir, "digest", m.Digest, "kernel_bytes", len(kernel),
+	o.Log.Info("built the image", "dir", o.Dir, "digest", m.Digest, "kernel_bytes", len(kernel),
 		"initrd_bytes", len(initrd), "seconds", time.Since(start).Seconds())
 	return nil
 }
 
-// digest is over the length and the bytes of each part, so that no two lists of parts run together.
+// digest returns the digest of the lengths and bytes of parts: other parts have another, even if
+// they join to the same bytes.
 func digest(parts ...[]byte) string {
 	h := sha256.New()
 	for _, p := range parts {

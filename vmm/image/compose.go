@@ -32,7 +32,8 @@ func (s *Set) compose(dir string, m *manifest) error {
 	m.Base, m.Cmdline, m.Initrd = base.Digest, base.Cmdline+rootCmdline, boot.InitrdName
 	if !m.OwnKernel {
 		m.Kernel = base.Kernel
-		if err := host.LinkOrCopy(s.path(Builtin, base.Kernel), filepath.Join(dir, m.Kernel)); err != nil {
+		from := s.path(Builtin, base.Kernel)
+		if err := host.LinkOrCopy(from, filepath.Join(dir, m.Kernel)); err != nil {
 			return err
 		}
 	}

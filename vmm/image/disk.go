@@ -25,8 +25,8 @@ const diskRecipe = "disk 1"
 // diskMemory is the least memory in which a distribution's cloud image is of use, in bytes.
 const diskMemory = 512 << 20
 
-// Limits of qemu-img, which reads a user's disk: address space in KiB and seconds of a CPU. Large disks
-// need much less.
+// Limits of qemu-img, which reads a user's disk: address space in KiB and seconds of a CPU. Large
+// disks need much less.
 const (
 	convertMemory = 2 << 20
 	convertCPU    = 3600
@@ -35,9 +35,9 @@ const (
 // convertTime is how long qemu-img may take in all.
 const convertTime = 2 * time.Hour
 
-// planDisk plans the build of a disk that boots by itself. This process, which alone may read the disk,
-// copies it first: its owner cannot change the copy after that has been checked. The copy of a raw
-// disk becomes the image's; qemu-img converts that of a qcow2.
+// planDisk plans the build of a disk that boots by itself. This process, which alone may read the
+// disk, copies it first: its owner cannot change the copy after that has been checked. The copy of
+// a raw disk becomes the image's; qemu-img converts that of a qcow2.
 func planDisk(ctx context.Context, j *job) (*plan, error) {
 	if j.local.dir {
 		return nil, fmt.Errorf("%.200q is a directory, not a disk", j.source.arg)
@@ -93,8 +93,8 @@ func planDiskIn(ctx context.Context, j *job, p *plan, tmp string) error {
 	return nil
 }
 
-// convert makes a plain qcow2 of the copy in dir. qemu-img has limits and, where the daemon is root, a
-// uid of its own, which owns nothing but a directory in dir. It ends with the daemon.
+// convert makes a plain qcow2 of the copy in dir. qemu-img has limits and, where the daemon is
+// root, a uid of its own, which owns nothing but a directory in dir. It ends with the daemon.
 func (j *job) convert(ctx context.Context, dir string) (_ string, err error) {
 	user, err := j.set.o.Jobs.Begin()
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package image keeps what VMs boot from, and makes the built-in image.
+// Package image keeps the images that VMs boot, and builds more of them.
 //
 // An image is a directory with an image.json and the files that it names:
 //
@@ -6,16 +6,21 @@
 //	<state>/images/builtin/vmlinux
 //	<state>/images/builtin/initramfs.cpio
 //
-// [Open] gives the images of a directory to a vmm.Manager, and makes more of them
-// from what users name as their sources (source.go has a row for each kind): each
-// build is a goroutine at low priority (job.go); what record.go keeps of them outlives the daemon. What the layers of an image say is
-// gathered in memory (tree.go) and written into an ext4 (ext4.go), never into
-// a directory of the host. Built files are kept below images/.blobs and shared by hard links (blobs.go).
+// [Open] returns the images of a directory as a [Set], which a vmm.Manager uses and the mount
+// shows. A user names a source, and the Set builds an image from it: source.go has a row for each
+// kind of source. Each build is a goroutine at low priority (job.go), which [Set.Close] ends and
+// waits for. A build's key is the digest of its inputs. Its files are kept below images/.blobs
+// under that key, and images with the same key share them by hard links (blobs.go). The record
+// beside an image.json (record.go) outlives the daemon.
 //
-// [Build] makes the built-in
-// image from Debian's cloud kernel, busybox and the guest's agent; the same
-// inputs give the same bytes. [Install] puts a built image where a daemon finds it.
+// Two packages below this one know nothing of records and builds. rootfs makes root disks of
+// layers, boot makes what machines boot beside them. Layers come from strangers, so a process
+// without rights reads them (runner.go starts it, worker.go is its side). A daemon that builds
+// images calls [Work] at its start if [IsWorker] says so.
 //
-// An image's directory is replaced as a whole and never written to in place: a
-// machine that runs from it keeps the files that it has open.
+// [Build] makes the built-in image from Debian's cloud kernel, busybox and the agent. [Install]
+// puts a built image where a daemon finds it.
+//
+// An image's directory is replaced as a whole and never written in place: a machine that runs from
+// it keeps its open files.
 package image

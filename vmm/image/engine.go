@@ -18,35 +18,37 @@ import (
 	"banger/vmm/image/rootfs"
 )
 
-// blobsName is the directory, beside the images, of what images share; no image's name begins with a dot.
+// blobsName is the directory, beside the images, of the files that images share. No image's name
+// begins with a dot.
 const blobsName = ".blobs"
 
-// Below blobsName: layers by their digests, and images' files by what they were made from.
+// The directories in blobsName: layers by their digests, and files of builds by their keys.
 const (
 	layersName = "layers"
 	builtName  = "built"
 )
 
-// Options are what a Set is made of.
+// Options configure a Set.
 type Options struct {
 	Dir    string // of the images; need not exist yet
 	Limits Limits
-	Jobs   *vmm.Jobs    // uids of builds, which read what users made; nil: as the daemon itself
+	Jobs   *vmm.Jobs    // uids for builds, which read users' files; nil: the daemon's own
 	Log    *slog.Logger // slog.Default() if nil
 }
 
 // Limits bound the files of an image. Zeros stand for 8 GiB and 500,000 files.
 type Limits = rootfs.Limits
 
-// Users is who must know of images: vmm.Manager.
+// Users knows which VMs use images, and publishes events. vmm.Manager implements it.
 type Users interface {
-	// ImageUsers gives the names of the VMs that have the image.
+	// ImageUsers returns the names of the VMs that have the image.
 	ImageUsers(image string) []string
 	// TellImage publishes an event of the image.
 	TellImage(image, detail string)
 }
 
-// Set is the images below one directory. It implements vmm.ImageStore. Each build runs in a goroutine, which Close ends.
+// Set holds the images below one directory. It implements vmm.ImageStore. Each build runs in a
+// goroutine, which Close ends.
 //
 // Lock order: an item's own channel, then blobs, then mu. No I/O is done while mu is held.
 type Set struct {
@@ -65,19 +67,20 @@ type Set struct {
 	items  map[string]*item
 	last   uint64
 	closed bool
-	making map[string]chan struct{} // keys of plans that are being made, closed when they are
-	opens  map[uint32]int           // paths that are being opened, by uid
+	making map[string]chan struct{} // the keys of running builds; a channel is closed at its end
+	opens  map[uint32]int           // how many paths are being opened, by uid
 }
 
-// item is an image in memory. name, number, created and own are immutable; the rest is guarded by Set.mu.
+// item is an image in memory. name, number, created and own are immutable; the rest is guarded by
+// Set.mu.
 type item struct {
 	name    string
 	number  uint64
 	created time.Time
-	own     chan struct{} // held by who changes the image's directory
+	own     chan struct{} // full while a goroutine changes the image's directory
 
 	rec     record
-	on      bool // in the directory; false while Create makes it
+	on      bool // in the images' directory; false while Create makes it
 	removed bool
 	refusal string
 	changed time.Time
@@ -88,8 +91,8 @@ type item struct {
 
 var _ vmm.ImageStore = (*Set)(nil)
 
-// Open gives the images below o.Dir. What a daemon that died has left of builds is removed, and images
-// that were being built are failed. It fails when the directory is none.
+// Open returns the images below o.Dir. It removes the remains of interrupted builds and marks their
+// images as failed. It is an error if o.Dir exists and is no directory.
 func Open(o Options) (*Set, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -106,7 +109,9 @@ func Open(o Options) (*Set, error) {
 	s := &Set{
 		o: o, slots: vmm.NewTurns(buildsOfAll, buildsAtOnce, buildsAtOnce),
 		transport: http.DefaultTransport.(*http.Transport),
-		items:     make(map[string]*item), making: make(map[string]chan struct{}), opens: make(map[uint32]int),
+		items:     make(map[string]*item),
+		making:    make(map[string]chan struct{}),
+		opens:     make(map[uint32]int),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	fi, err := os.Stat(o.Dir)
@@ -126,14 +131,14 @@ func Open(o Options) (*Set, error) {
 	return s, nil
 }
 
-// Serve tells the Set who uses its images; before it images can only be read.
+// Serve sets the users of the images. Until then no event is published and no image counts as used.
 func (s *Set) Serve(users Users) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.users = users
 }
 
-// Close ends the builds, whose images are failed from then on, and waits for them.
+// Close ends the builds, which marks their images as failed, and waits for them.
 func (s *Set) Close() {
 	s.mu.Lock()
 	s.closed = true
@@ -186,7 +191,7 @@ func (e *item) rouseLocked() {
 	}
 }
 
-// tell publishes an event; mu is not held.
+// tell publishes an event. The caller does not hold mu.
 func (s *Set) tell(name, detail string) {
 	s.mu.Lock()
 	users := s.users
@@ -254,13 +259,14 @@ func (s *Set) Remove(ctx context.Context, name string, may vmm.Permit) error {
 	return nil
 }
 
-// removeWait bounds the wait for who changes the image's directory: the caller holds a lock of the
-// kernel for which others wait.
+// removeWait bounds the wait for an image's directory. The caller holds a lock of the kernel, for
+// which other callers wait.
 const removeWait = 2 * time.Second
 
 func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 	if e.name == Builtin {
-		return fmt.Errorf("it is the one that the daemon was installed with: %w", vmm.ErrNotPermitted)
+		return fmt.Errorf("the daemon was installed with it, and other images need it: %w",
+			vmm.ErrNotPermitted)
 	}
 	select {
 	case e.own <- struct{}{}:
@@ -282,19 +288,22 @@ func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 			return err
 		}
 	}
-	// A VM that gets the image between this look and its end has never been started with it, and a start will say what it lacks.
+	// A VM may get the image after this check. It has never been started with it, and its next
+	// start reports the missing image.
 	if users := s.usersOf(e.name); len(users) > 0 {
 		return fmt.Errorf("it is used by %s: %w", strings.Join(users, ", "), vmm.ErrBusy)
 	}
 	if j != nil {
 		j.cancel()
 	}
-	// Renamed first: after a crash in between the rest is swept, and nothing half-deleted is ever an image.
+	// The rename comes first: after a crash the rest is swept, and a half-deleted directory is
+	// never an image.
 	gone, err := os.MkdirTemp(s.o.Dir, ".removed-")
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(s.path(e.name), filepath.Join(gone, e.name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err = os.Rename(s.path(e.name), filepath.Join(gone, e.name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(err, os.Remove(gone))
 	}
 	if err := host.SyncDir(s.o.Dir); err != nil {
@@ -307,7 +316,8 @@ func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 	return removeTree(gone)
 }
 
-// builtin is the manifest of the image that the daemon was installed with, whose kernel, modules and agent others boot with.
+// builtin returns the manifest of the built-in image. Other images boot with its kernel, modules
+// and agent.
 func (s *Set) builtin() (*manifest, error) {
 	m, err := readManifest(s.path(Builtin))
 	if err != nil {

@@ -248,8 +248,8 @@ func TestRecompose(t *testing.T) {
 }
 
 // A path is opened with the rights of who names it, and a root daemon's threads keep theirs.
-// TestRightsHaveNoCapabilities finds a thread that walks a user's path without capabilities, of which
-// some open files, and others with theirs.
+// TestRightsHaveNoCapabilities finds a thread that walks a user's path without capabilities, of
+// which some open files, and others with theirs.
 func TestRightsHaveNoCapabilities(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("run as root")

@@ -22,30 +22,30 @@ const manifestName = "image.json"
 // manifestLimit bounds an image.json; one that is longer is refused.
 const manifestLimit = 64 << 10
 
-// manifest is image.json. Kernel, Initrd, Root and Extra are names of files beside it.
+// manifest holds an image.json. Kernel, Initrd, Root and Extra name files beside it.
 type manifest struct {
 	Kernel  string    `json:"kernel,omitempty"`
 	Initrd  string    `json:"initrd,omitempty"`
 	Cmdline string    `json:"cmdline"`
 	Memory  int64     `json:"memory"` // least, bytes
-	Digest  string    `json:"digest"` // of what it was made from; of the built-in one, of what it boots
-	Size    int64     `json:"size"`   // bytes of its files
+	Digest  string    `json:"digest"` // of the source, or of its files if it has none
+	Size    int64     `json:"size"`   // bytes that all its files occupy
 	Created time.Time `json:"created"`
 	Source  string    `json:"source"`
-	Inputs  string    `json:"inputs,omitempty"` // digest of what Build made it from
+	Inputs  string    `json:"inputs,omitempty"` // the key of its build
 
 	Firmware   bool   `json:"firmware,omitempty"`
 	Root       string `json:"root,omitempty"`
 	RootFormat string `json:"root_format,omitempty"`
 
-	// Of one with a root disk and no firmware: Extra goes behind the initramfs of the built-in image whose digest is Base, and
-	// Kernel is the built-in image's unless OwnKernel.
+	// For a root disk without firmware. Initrd joins Extra to the initramfs of the built-in image
+	// with the digest Base, whose kernel serves unless OwnKernel is set.
 	Extra     string `json:"extra,omitempty"`
 	Base      string `json:"base,omitempty"`
 	OwnKernel bool   `json:"own_kernel,omitempty"`
 }
 
-// Names of the images that can be read, sorted.
+// Names returns the sorted names of the images that are ready.
 func (s *Set) Names() []string {
 	var names []string
 	for _, i := range s.Infos() {
@@ -56,8 +56,8 @@ func (s *Set) Names() []string {
 	return names
 }
 
-// Image gives the image of that name. An image that is missing is
-// vmm.ErrNotFound; one whose image.json or files are damaged is an error that says how; one that is not ready is vmm.ErrBusy.
+// Image returns an image by its name. The error is vmm.ErrNotFound for a missing image and
+// vmm.ErrBusy for one that is not ready yet. For a damaged image it describes the damage.
 func (s *Set) Image(name string) (vmm.Image, error) {
 	e := s.item(name)
 	if e == nil {
@@ -76,7 +76,7 @@ func (s *Set) Image(name string) (vmm.Image, error) {
 	}
 }
 
-// image is what a machine needs of the image that is in dir.
+// image returns the image in dir for a machine.
 func (m *manifest) image(name, dir string) vmm.Image {
 	img := vmm.Image{
 		Name:    name,
@@ -101,7 +101,7 @@ func (m *manifest) image(name, dir string) vmm.Image {
 	return img
 }
 
-// readManifest reads dir's image.json and checks that the files that it names are there.
+// readManifest returns dir's image.json. It is an error if a file that it names is missing.
 func readManifest(dir string) (*manifest, error) {
 	f, err := os.Open(filepath.Join(dir, manifestName))
 	if err != nil {
@@ -154,7 +154,8 @@ func parseManifest(b []byte) (*manifest, error) {
 	return &m, nil
 }
 
-// files are the names of the image's files beside image.json.
+// files returns the names of the image's files beside image.json.
 func (m *manifest) files() []string {
-	return slices.DeleteFunc([]string{m.Kernel, m.Initrd, m.Root, m.Extra}, func(name string) bool { return name == "" })
+	names := []string{m.Kernel, m.Initrd, m.Root, m.Extra}
+	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
 }

@@ -71,7 +71,8 @@ func TestManifestIsReadOnce(t *testing.T) {
 	if opened() {
 		t.Error("image.json was read again")
 	}
-	// Each change shows at once: of the whole image, of image.json in its place, of a file beside it.
+	// Each change shows at once: of the whole image, of image.json in its place, of a file beside
+	// it.
 	old := info().Image.Digest
 	makeImage(t, filepath.Join(dir, "app"), "two")
 	if i := info(); i.Status != vmm.ImageReady || i.Image.Digest == old {

@@ -9,10 +9,9 @@ import (
 	"banger/vmm"
 )
 
-// Install puts the image in directory src into imagesDir, under src's own
-// name, and makes imagesDir if need be. Files are linked where that is
-// possible and copied elsewhere. It replaces an older image of that name in one
-// step, does nothing when the same image is there already, and has synced what it wrote when it returns.
+// Install links or copies the image in src to imagesDir, under src's own name. It makes imagesDir
+// if that is missing, replaces an older image in one step, and does nothing if the same image is
+// there. All is synced when it returns.
 func Install(src, imagesDir string) error {
 	name := filepath.Base(filepath.Clean(src))
 	if err := install(src, imagesDir, name); err != nil {
@@ -30,7 +29,8 @@ func install(src, imagesDir, name string) error {
 		return err
 	}
 	target := filepath.Join(imagesDir, name)
-	if have, err := readManifest(target); err == nil && have.Digest == m.Digest && have.Inputs == m.Inputs {
+	old, err := readManifest(target)
+	if err == nil && old.Digest == m.Digest && old.Inputs == m.Inputs {
 		return nil
 	}
 	if err := host.MakeDirs(imagesDir, 0o755); err != nil {
@@ -46,7 +46,7 @@ func install(src, imagesDir, name string) error {
 	})
 }
 
-// writeImage writes m and its files, which are given by name, as the image dir.
+// writeImage writes an image into dir: its manifest, and its files by their names.
 func writeImage(dir string, m *manifest, files map[string][]byte) error {
 	if err := host.MakeDirs(filepath.Dir(dir), 0o755); err != nil {
 		return err

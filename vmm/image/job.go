@@ -13,14 +13,14 @@ import (
 	"banger/vmm"
 )
 
-// buildsAtOnce bounds the builds side by side. A user who has none gets a turn beyond them, up to
-// buildsOfAll: nobody waits for another user's two builds.
+// buildsAtOnce bounds the builds of one user side by side, buildsOfAll those of all: two builds of
+// one user do not delay another user's.
 const (
 	buildsAtOnce = 2
 	buildsOfAll  = 4
 )
 
-// tellEvery is by how many percent a build goes on between two events.
+// tellEvery is the progress between two events of a build, in percent.
 const tellEvery = 10
 
 // job is one build under way.
@@ -28,12 +28,12 @@ type job struct {
 	set    *Set
 	item   *item
 	source source
-	uid    uint32 // of who wrote the source
-	local  *local // what the source's path leads to, nil for a source without one
+	uid    uint32 // of the writer of the source
+	local  *local // the file or directory of the source's path, nil for a source without one
 	ctx    context.Context
 	cancel context.CancelFunc
 	begun  time.Time
-	ended  chan struct{} // closed when nothing of it runs any more
+	ended  chan struct{} // closed when the build and its processes have ended
 
 	percent, told int // guarded by Set.mu
 }
@@ -56,7 +56,8 @@ func (s *Set) begin(ctx context.Context, e *item, text string, by vmm.Caller) er
 		return err
 	}
 	if e.name == Builtin {
-		return fmt.Errorf("it is the one that the daemon was installed with; make another: %w", vmm.ErrNotPermitted)
+		return fmt.Errorf("the daemon was installed with it; build another image: %w",
+			vmm.ErrNotPermitted)
 	}
 	j := &job{set: s, item: e, source: src, uid: by.UID, begun: time.Now(), ended: make(chan struct{})}
 	if src.kind.Path {
@@ -71,8 +72,8 @@ func (s *Set) begin(ctx context.Context, e *item, text string, by vmm.Caller) er
 	return nil
 }
 
-// opensAtOnce bounds the paths of one uid that are being opened: a file system of the host's that
-// does not answer keeps a thread for each.
+// opensAtOnce bounds the concurrent opens of one uid: each occupies a thread while a file system of
+// the host does not answer.
 const opensAtOnce = 4
 
 func (s *Set) openLocal(name string, by vmm.Caller) (*local, error) {
@@ -94,7 +95,7 @@ func (s *Set) openLocal(name string, by vmm.Caller) (*local, error) {
 	return openLocal(name, by)
 }
 
-// launch records the build and begins it.
+// launch records the build and starts its goroutine.
 func (s *Set) launch(ctx context.Context, e *item, j *job) error {
 	select {
 	case e.own <- struct{}{}:
@@ -159,14 +160,16 @@ func (s *Set) run(j *job) {
 	}
 	detail := "ready"
 	if err != nil {
-		// Its directory holds nothing but the record, which a daemon that dies before this is done reads as the same.
+		// The directory holds the record alone. If the daemon dies before this, the next one marks
+		// the image as failed too.
 		if kerr := s.keep(e, nil); kerr != nil {
 			s.o.Log.Error("cannot record that a build failed", "image", e.name, "err", kerr)
 		}
-		s.o.Log.Error("image not built", "image", e.name, "source", j.source.text, "err", err)
+		s.o.Log.Error("cannot build the image", "image", e.name, "source", j.source.text, "err", err)
 		detail = "failed " + reason(err)
 	} else {
-		s.o.Log.Info("image is built", "image", e.name, "source", j.source.text, "seconds", time.Since(j.begun).Seconds())
+		s.o.Log.Info("built the image", "image", e.name, "source", j.source.text,
+			"seconds", time.Since(j.begun).Seconds())
 	}
 	s.mu.Lock()
 	e.job, e.changed = nil, time.Now()
@@ -175,7 +178,7 @@ func (s *Set) run(j *job) {
 	s.tell(e.name, detail)
 }
 
-// reason is a sentence for `status`.
+// reason returns an error as a sentence for `status`.
 func reason(err error) string {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return "the host's disk is full: " + host.OneLine([]byte(err.Error()))
@@ -183,7 +186,7 @@ func reason(err error) string {
 	return host.OneLine([]byte(err.Error()))
 }
 
-// runSlot builds when it is the build's turn.
+// runSlot waits for the build's turn and builds.
 func (s *Set) runSlot(j *job) error {
 	if err := s.slots.Wait(j.ctx, j.uid); err != nil {
 		return err
@@ -194,7 +197,8 @@ func (s *Set) runSlot(j *job) error {
 	return inBackground(func() error { return s.build(j) })
 }
 
-// build makes the image's files, or finds them made from the same before, and puts them into its directory.
+// build makes the image's files, unless an earlier build had the same key, and puts them into the
+// image's directory.
 func (s *Set) build(j *job) error {
 	p, err := j.source.kind.plan(j.ctx, j)
 	if err != nil {
@@ -218,7 +222,7 @@ func (s *Set) build(j *job) error {
 	return s.publish(j, m, dir)
 }
 
-// turn waits until nobody else makes what has the key.
+// turn waits until no other goroutine has the turn of a key, and takes it.
 func (s *Set) turn(ctx context.Context, key string) error {
 	for {
 		s.mu.Lock()
@@ -244,7 +248,7 @@ func (s *Set) endTurn(key string) {
 	delete(s.making, key)
 }
 
-// makeBuilt makes the files of the plan's key.
+// makeBuilt makes the files of a plan in the blob of its key.
 func (s *Set) makeBuilt(j *job, p *plan, dir string) (*manifest, error) {
 	if err := host.MakeDirs(filepath.Dir(dir), 0o755); err != nil {
 		return nil, err
@@ -263,7 +267,7 @@ func (s *Set) makeBuilt(j *job, p *plan, dir string) (*manifest, error) {
 	return m, err
 }
 
-// publish makes the image ready, all of it in one step.
+// publish makes the image ready in one step.
 func (s *Set) publish(j *job, m *manifest, built string) error {
 	e := j.item
 	e.own <- struct{}{}
@@ -282,9 +286,9 @@ func (s *Set) publish(j *job, m *manifest, built string) error {
 	return s.install(e, &own, built)
 }
 
-// owner is part of the key of what is built from files that a user can change meanwhile: nobody
-// else's image shares it. It is empty for what a registry has, whose digests the daemon itself has
-// checked.
+// owner is part of the key of builds from a user's files, which the user may change during the
+// build: no other user's image shares such a build. It is empty for builds from a registry, because
+// the daemon checks the digests of these.
 func (j *job) owner() []byte {
 	if j.local == nil {
 		return nil
@@ -292,7 +296,7 @@ func (j *job) owner() []byte {
 	return fmt.Appendf(nil, "uid %d", j.uid)
 }
 
-// progress tells how much of the build is done, from 0 to 1.
+// progress sets how much of the build is done, from 0 to 1.
 func (j *job) progress(done float64) {
 	percent := max(0, min(99, int(done*100)))
 	j.set.mu.Lock()

@@ -11,25 +11,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// local is a file or directory of the host that a user named, opened with that user's rights.
+// local is a file or directory of the host that was opened with a user's rights.
 type local struct {
 	rights rights
 	file   *os.File
 	dir    bool
 }
 
-// rights are whose a system call is, by the kernel's rules for files (credentials(7)).
+// rights are the ids by which the kernel permits access to files (credentials(7)).
 type rights struct {
 	uid, gid uint32
 	groups   []uint32
 }
 
-// openLocal opens a path with the caller's rights: a relative one from the caller's working
-// directory, an absolute one from its root. ErrInvalid where that cannot be, ErrAccess as the
-// kernel says, ErrBusy for a file under a lease.
+// openLocal opens a path with the caller's rights, from the caller's working directory or root. The
+// error is ErrAccess where the kernel denies access, ErrBusy for a file under a lease, and
+// ErrInvalid for other paths that cannot be opened.
 func openLocal(name string, by vmm.Caller) (*local, error) {
 	if os.Getuid() != 0 && by.UID != uint32(os.Getuid()) {
-		return nil, fmt.Errorf("this daemon runs as uid %d and can open files for that user only: %w", os.Getuid(), vmm.ErrNotPermitted)
+		return nil, fmt.Errorf("this daemon runs as uid %d and can open files for that user only: %w",
+			os.Getuid(), vmm.ErrNotPermitted)
 	}
 	l := &local{rights: rights{by.UID, by.GID, by.Groups}}
 	err := l.rights.do(func() error {
@@ -47,8 +48,8 @@ func openLocal(name string, by vmm.Caller) (*local, error) {
 	return l, nil
 }
 
-// open opens a regular file below the directory, whose names of it come from who made it: nothing
-// above it, no link out of it, nothing on another file system.
+// open opens a regular file below the directory. The name comes from the author of the archive: it
+// cannot lead out of the directory or to another file system.
 func (l *local) open(name string) (*os.File, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
@@ -75,8 +76,8 @@ func (l *local) open(name string) (*os.File, error) {
 	return f, nil
 }
 
-// reopen opens for reading what an O_PATH descriptor stands for, if that is a file or a directory:
-// to open anything else may wait, or do something.
+// reopen opens the file or directory of an O_PATH descriptor for reading. It refuses other kinds:
+// opening these may block or have effects.
 func reopen(found *os.File, name string) (f *os.File, dir bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(found.Fd()), &st); err != nil {
@@ -100,7 +101,7 @@ func openError(name string, err error) error {
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return fmt.Errorf("cannot open %.200q: %w", name, vmm.ErrAccess)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		// Not ErrNotFound: the file that was written to is there.
+		// Not ErrNotFound: the user wrote to a file that exists.
 		return fmt.Errorf("there is no %.200q: %w", name, vmm.ErrInvalid)
 	case errors.Is(err, unix.EAGAIN):
 		return fmt.Errorf("cannot open %.200q: another program holds a lease on it or renames a part "+
@@ -111,14 +112,15 @@ func openError(name string, err error) error {
 	return fmt.Errorf("cannot open %.200q (%v): %w", name, err, vmm.ErrInvalid)
 }
 
-// close may be called of nil.
+// close closes the file. l may be nil.
 func (l *local) close() {
 	if l != nil && l.file != nil {
 		l.file.Close()
 	}
 }
 
-// do runs f with these rights on files. The thread ends with it: rights that could not be given back are nobody's.
+// do runs f with these rights on a thread that ends afterwards, so that no other goroutine can get
+// them.
 func (r *rights) do(f func() error) error {
 	if os.Getuid() != 0 || r.uid == 0 {
 		return f()
@@ -129,14 +131,18 @@ func (r *rights) do(f func() error) error {
 		if err := setThreadGroups(groups); err != nil {
 			return fmt.Errorf("cannot take the groups of uid %d: %w", r.uid, err)
 		}
-		for _, c := range []struct{ call, id uintptr }{{unix.SYS_SETFSGID, uintptr(r.gid)}, {unix.SYS_SETFSUID, uintptr(r.uid)}} {
+		for _, c := range []struct{ call, id uintptr }{
+			{unix.SYS_SETFSGID, uintptr(r.gid)}, {unix.SYS_SETFSUID, uintptr(r.uid)},
+		} {
 			unix.RawSyscall(c.call, c.id, 0, 0)
-			// It tells no error: the id in force is what an impossible one gives back (setfsuid(2)).
+			// It reports no error, but a call with an impossible id returns the current one
+			// (setfsuid(2)).
 			if now, _, _ := unix.RawSyscall(c.call, ^uintptr(0), 0, 0); uint32(now) != uint32(c.id) {
 				return fmt.Errorf("cannot take the rights of uid %d", r.uid)
 			}
 		}
-		// The file system's uid takes those for files away; others, as CAP_SYS_PTRACE, open files, too.
+		// Setting the uid drops the capabilities for files. Others, such as CAP_SYS_PTRACE, open
+		// files as well.
 		if err := host.DropCapabilities(); err != nil {
 			return fmt.Errorf("cannot drop the capabilities: %w", err)
 		}

@@ -13,8 +13,8 @@ import (
 	"banger/vmm/image/rootfs"
 )
 
-// planImage plans the build of a container's image whose layers can be read. The progress goes on from
-// begin.
+// planImage plans the build of a container's image whose layers can be read. The progress goes on
+// from begin.
 func (j *job) planImage(i *rootfs.Image, begin float64) (*plan, error) {
 	if err := i.Check(); err != nil {
 		return nil, err

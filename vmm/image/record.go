@@ -13,32 +13,34 @@ import (
 	"banger/vmm"
 )
 
-// recordName is the file that keeps of an image what is not in its image.json.
+// recordName is the file for an image's record, which exists before and after its image.json.
 const recordName = "record.json"
 
-// interrupted is why an image is failed whose build ended with the daemon.
+// interrupted is the reason of a build that ended with the daemon.
 const interrupted = "the daemon ended while it was built; write its source again"
 
-// record is record.json.
+// record holds a record.json.
 type record struct {
 	Owner    vmm.Owner     `json:"owner"`
 	Created  time.Time     `json:"created"`
 	Source   string        `json:"source"`
 	Building bool          `json:"building,omitempty"`
 	Failed   string        `json:"failed,omitempty"` // one sentence
-	Took     time.Duration `json:"took,omitempty"`   // of the build
+	Took     time.Duration `json:"took,omitempty"`   // how long the build lasted
 }
 
-// sweep removes what builds and installs left that ended with their process.
+// sweep removes the remains of builds and installs whose process has died.
 func (s *Set) sweep() error {
-	for _, dir := range []string{s.o.Dir, s.path(blobsName), s.path(blobsName, layersName), s.path(blobsName, builtName)} {
+	for _, dir := range []string{
+		s.o.Dir, s.path(blobsName), s.path(blobsName, layersName), s.path(blobsName, builtName),
+	} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		for _, e := range entries {
 			if strings.HasPrefix(e.Name(), ".") && e.Name() != blobsName {
-				s.o.Log.Info("removing what a build left", "path", filepath.Join(dir, e.Name()))
+				s.o.Log.Info("removing the remains of a build", "path", filepath.Join(dir, e.Name()))
 				if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
 					return err
 				}
@@ -48,7 +50,8 @@ func (s *Set) sweep() error {
 	return nil
 }
 
-// scan takes in the images that others have put into the directory, and forgets those that are gone.
+// scan adds images that other programs have put into the directory, and forgets those that are
+// gone.
 func (s *Set) scan() {
 	names, err := os.ReadDir(s.o.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -57,7 +60,8 @@ func (s *Set) scan() {
 	}
 	there := make(map[string]bool)
 	for _, e := range names {
-		if e.IsDir() && vmm.CheckName(e.Name()) == nil { // not what an unfinished Install left, which begins with a dot
+		// The remains of an Install begin with a dot, which no image's name does.
+		if e.IsDir() && vmm.CheckName(e.Name()) == nil {
 			there[e.Name()] = true
 		}
 	}
@@ -81,7 +85,7 @@ func (s *Set) scan() {
 	}
 }
 
-// load makes an item of what is in an image's directory.
+// load returns the item of an image's directory.
 func (s *Set) load(name string) *item {
 	e := newItem(name)
 	e.on = true
@@ -89,8 +93,9 @@ func (s *Set) load(name string) *item {
 	if err == nil {
 		err = json.Unmarshal(b, &e.rec)
 	}
-	if err != nil { // one that was installed, not made here
-		e.rec = record{Owner: vmm.Owner{UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Mode: 0o755}}
+	if err != nil { // installed, not built here
+		owner := vmm.Owner{UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Mode: 0o755}
+		e.rec = record{Owner: owner}
 		if fi, err := os.Stat(s.path(name)); err == nil {
 			e.rec.Created = fi.ModTime()
 		}
@@ -102,7 +107,8 @@ func (s *Set) load(name string) *item {
 	return e
 }
 
-// keep writes the image's directory anew, in one step: its record and what fill puts there. The caller holds own, or nobody else knows e.
+// keep replaces the image's directory in one step with its record and the files of fill. The caller
+// holds own, or no other goroutine knows e.
 func (s *Set) keep(e *item, fill func(dir string) error) error {
 	s.mu.Lock()
 	text, err := json.MarshalIndent(&e.rec, "", "  ")
@@ -120,7 +126,8 @@ func (s *Set) keep(e *item, fill func(dir string) error) error {
 	})
 }
 
-// install makes the image's directory of the files that are in from. The caller holds own, or nobody else knows e.
+// install replaces the image's directory with the files in from. The caller holds own, or no other
+// goroutine knows e.
 func (s *Set) install(e *item, m *manifest, from string) error {
 	return s.keep(e, func(dir string) error {
 		for _, name := range m.files() {

@@ -24,10 +24,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
-// fetched is how much of a build is done when all layers of a registry's image are there.
+// fetched is how much of a build is done when all layers are fetched.
 const fetched = 0.5
 
-// checkRegistry wants the registry named, as a name without one could mean anybody's.
+// checkRegistry refuses a reference without a registry: a bare name may mean any registry's.
 func checkRegistry(arg string) error {
 	host, rest, ok := strings.Cut(arg, "/")
 	if !ok || rest == "" || !strings.ContainsAny(host, ".:") && host != "localhost" {
@@ -45,25 +45,21 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// planRegistry asks a registry (distribution-spec) for an image and fetches the layers that are not here yet.
+// planRegistry asks a registry (distribution-spec) for an image and fetches the missing layers.
 func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	ref, err := name.ParseReference(j.source.arg)
 	if err != nil {
 		return nil, err
 	}
-	late := fmt.Errorf("its layers did not come within %v", fetchTime)
+	late := fmt.Errorf("its layers did not arrive within %v", fetchTime)
 	ctx, cancel := context.WithTimeoutCause(ctx, fetchTime, late)
 	defer cancel()
 	ask := newAsker(j.set.transport, ref.Context().RegistryStr())
 	defer ask.direct.CloseIdleConnections()
-	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous), remote.WithPlatform(rootfs.Platform),
-		remote.WithTransport(ask), remote.WithUserAgent("banger"))
+	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous),
+		remote.WithPlatform(rootfs.Platform), remote.WithTransport(ask), remote.WithUserAgent("banger"))
 	if err != nil {
-		var refused *transport.Error
-		if errors.As(err, &refused) && (refused.StatusCode == http.StatusUnauthorized || refused.StatusCode == http.StatusForbidden) {
-			return nil, fmt.Errorf("the registry gives it to nobody without credentials, and banger has none; take `skopeo copy docker://%s oci:DIRECTORY` and the source oci:DIRECTORY", j.source.arg)
-		}
-		return nil, fmt.Errorf("cannot ask the registry: %w", err)
+		return nil, registryError(j.source.arg, err)
 	}
 	m, err := img.Manifest()
 	if err != nil {
@@ -75,7 +71,8 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	}
 	i := &rootfs.Image{Digest: hash.String()}
 	if m.Config.Size > rootfs.MaxJSON || len(m.Layers) > rootfs.MaxLayers {
-		return nil, fmt.Errorf("a configuration of %d bytes and %d layers are too much", m.Config.Size, len(m.Layers))
+		return nil, fmt.Errorf("a configuration of %d bytes and %d layers are too much",
+			m.Config.Size, len(m.Layers))
 	}
 	if i.Config, err = img.ConfigFile(); err != nil {
 		return nil, fmt.Errorf("cannot read its configuration: %w", err)
@@ -105,8 +102,19 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	return j.planImage(i, fetched)
 }
 
-// fetchLayer gets a layer of a repository, unless it is here, checks its digest, and keeps it.
-// Nobody waits for another repository, which may be slow, to bring the same.
+// registryError returns the error of an image that cannot be read from its registry.
+func registryError(reference string, err error) error {
+	var refused *transport.Error
+	if errors.As(err, &refused) && (refused.StatusCode == http.StatusUnauthorized ||
+		refused.StatusCode == http.StatusForbidden) {
+		return fmt.Errorf("the registry gives it to nobody without credentials, and banger has none; "+
+			"take `skopeo copy docker://%s oci:DIRECTORY` and the source oci:DIRECTORY", reference)
+	}
+	return fmt.Errorf("cannot ask the registry: %w", err)
+}
+
+// fetchLayer fetches a layer of a repository unless it is here, checks its digest, and keeps it.
+// Builds wait for each other's layers within one repository only, because another may be slow.
 func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository string,
 	fetch func() (io.ReadCloser, error), progress func(int)) error {
 	if d.Digest.Algorithm != "sha256" {
@@ -129,7 +137,7 @@ func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository strin
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // of one that was not kept
+	defer os.Remove(f.Name()) // unless it was renamed
 	err = copyLayer(ctx, f, d, fetch, progress)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
@@ -137,7 +145,7 @@ func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository strin
 	return errors.Join(os.Rename(f.Name(), to), host.SyncDir(s.path(blobsName, layersName)))
 }
 
-// copyLayer copies exactly the bytes that the descriptor speaks of.
+// copyLayer copies the bytes that the descriptor describes, and no others.
 func copyLayer(ctx context.Context, to *os.File, d *v1.Descriptor,
 	fetch func() (io.ReadCloser, error), progress func(int)) error {
 	from, err := fetch()
@@ -153,12 +161,14 @@ func copyLayer(ctx context.Context, to *os.File, d *v1.Descriptor,
 	}
 	got := "sha256:" + hex.EncodeToString(h.Sum(nil))
 	if err != nil || n != d.Size || got != d.Digest.String() {
-		return fmt.Errorf("%w: %d bytes with the digest %s, not %d with %s", rootfs.ErrDamaged, n, got, d.Size, d.Digest)
+		return fmt.Errorf("%w: %d bytes with the digest %s, not %d with %s",
+			rootfs.ErrDamaged, n, got, d.Size, d.Digest)
 	}
 	return nil
 }
 
-// cachedLayer reads a layer that was fetched. One that has changed since is removed, so that the next build fetches it anew.
+// cachedLayer returns a fetched layer. If the layer has changed since, it is removed, and the next
+// build fetches it again.
 func (s *Set) cachedLayer(d *v1.Descriptor) *rootfs.Layer {
 	path := s.path(blobsName, layersName, d.Digest.Hex)
 	return &rootfs.Layer{

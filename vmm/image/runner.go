@@ -22,9 +22,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A process of its own (worker.go) reads layers. It has no rights, little memory, and nothing of the
-// host but the descriptors that it gets. A layer may have taken it over, so its output and its files
-// are checked like a stranger's.
+// A process of its own (worker.go) reads layers. It has no rights, little memory, and nothing of
+// the host but the descriptors that it gets. A layer may have taken it over, so its output and its
+// files are checked like a stranger's.
 
 const (
 	workerTime   = 2 * time.Hour
@@ -34,8 +34,8 @@ const (
 // rootName is the file of an image with its root disk, which has no partitions.
 const rootName = "root.img"
 
-// makeRoot makes in dir the root disk of layers and the files that boot it. program is nil where the
-// root's own init runs. The progress goes from begin to 1.
+// makeRoot makes in dir the root disk of layers and the files that boot it. program is nil where
+// the root's own init runs. The progress goes from begin to 1.
 func (j *job) makeRoot(ctx context.Context, dir string, layers []*rootfs.Layer,
 	program *guest.Program, begin float64) (_ *manifest, err error) {
 	user, err := j.set.o.Jobs.Begin()
@@ -206,8 +206,8 @@ func (l *outcomes) fail(err error) {
 	l.end()
 }
 
-// settle makes a finished file the daemon's own and readable for VMMs, and returns the bytes that it
-// occupies. Another uid, which has no process any more, wrote it in its own directory.
+// settle makes a finished file the daemon's own and readable for VMMs, and returns the bytes that
+// it occupies. Another uid, which has no process any more, wrote it in its own directory.
 func settle(name string, limit int64) (int64, error) {
 	fd, err := unix.Open(name, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {

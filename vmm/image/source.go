@@ -12,7 +12,7 @@ import (
 	"banger/vmm/image/rootfs"
 )
 
-// source is a parsed `source`: what kind it is and what comes behind the kind's word.
+// source is a parsed `source`: its kind and the text behind the kind's word.
 type source struct {
 	kind *sourceKind
 	text string // as written
@@ -23,20 +23,21 @@ type source struct {
 // job.local.
 type sourceKind struct {
 	sources.Kind
-	// check refuses an arg that can never be; nil if there is none that can be checked without looking.
+	// check refuses an impossible arg without looking at the host; may be nil.
 	check func(arg string) error
-	// plan finds out what the image depends on. It may read, fetch and verify.
+	// plan determines the inputs of the image. It may read, fetch and verify.
 	plan func(ctx context.Context, j *job) (*plan, error)
 }
 
-// plan is what is left to do when it is known what an image is made from.
+// plan is a build whose inputs are known.
 type plan struct {
-	key  string // digest of everything that the result depends on; images of the same key share their files
+	key  string // digest of all inputs; images of the same key share their files
 	make func(ctx context.Context, dir string) (*manifest, error)
-	done func() // gives back what plan holds, may be nil
+	done func() // releases the inputs, may be nil
 }
 
-// sourceKinds, first match first; the one without a word is last.
+// sourceKinds holds the kinds in the order in which they are tried. The kind without a word is
+// last.
 var sourceKinds []sourceKind
 
 func init() {
@@ -64,7 +65,7 @@ func noArg(arg string) error {
 	return nil
 }
 
-// parseSource reads what a user wrote to `source`. ErrInvalid with a sentence.
+// parseSource parses the text of `source`. Its error is ErrInvalid.
 func parseSource(text string) (source, error) {
 	if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 		return source{}, fmt.Errorf("a source is one line of printable characters: %w", vmm.ErrInvalid)
@@ -74,13 +75,14 @@ func parseSource(text string) (source, error) {
 		word, arg, colon := strings.Cut(text, ":")
 		if k.Word == "" {
 			if arg = text; k.check(arg) != nil {
-				continue // the sentence at the end tells of all kinds
+				continue // the error below lists all kinds
 			}
 		} else if word != k.Word || colon != (k.Word != "builtin") {
 			continue
 		}
 		if (k.Path || k.check == nil) && arg == "" {
-			return source{}, fmt.Errorf("%.200q lacks what follows the colon, as in %s: %w", text, k.Form, vmm.ErrInvalid)
+			return source{}, fmt.Errorf("%.200q lacks what follows the colon, as in %s: %w",
+				text, k.Form, vmm.ErrInvalid)
 		}
 		if k.check != nil {
 			if err := k.check(arg); err != nil {
@@ -93,10 +95,11 @@ func parseSource(text string) (source, error) {
 	for _, k := range sourceKinds {
 		forms = append(forms, k.Form)
 	}
-	return source{}, fmt.Errorf("%.200q is no source; write one of %s: %w", text, strings.Join(forms, ", "), vmm.ErrInvalid)
+	return source{}, fmt.Errorf("%.200q is no source; write one of %s: %w",
+		text, strings.Join(forms, ", "), vmm.ErrInvalid)
 }
 
-// planBuiltin makes the image that the daemon was installed with, under another name.
+// planBuiltin plans a copy of the built-in image.
 func planBuiltin(_ context.Context, j *job) (*plan, error) {
 	m, err := j.set.builtin()
 	if err != nil {

@@ -15,20 +15,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxSymlinks is how many symbolic links a path may have, as for the kernel (path_resolution(7)).
+// maxSymlinks bounds the symbolic links of a path, as the kernel does (path_resolution(7)).
 const maxSymlinks = 40
 
-// walk finds what a path of a user leads to, a name at a time. Before it looks into another file
-// system it finds out which one that is: one that a user serves may never answer, and a thread that
-// waits for it cannot be killed. The calls have the rights of the thread.
+// walk follows a user's path, one name at a time. It checks the kind of each file system before it
+// asks it anything: one that a user serves may never answer, and a thread that waits for it cannot
+// be killed. The calls have the rights of the thread.
 type walk struct {
 	by    vmm.Caller
-	at    *os.File // O_PATH; what the path has led to so far
-	left  []string // names of the path that are still to be found
+	at    *os.File // O_PATH; the place so far
+	left  []string // the rest of the path
 	links int
 }
 
-// walkTo returns what the path leads the caller to, as an O_PATH descriptor. The caller closes it.
+// walkTo returns the end of a path as an O_PATH descriptor, which the caller closes.
 func walkTo(by vmm.Caller, path string) (*os.File, error) {
 	w := walk{by: by}
 	err := w.follow(path)
@@ -42,7 +42,7 @@ func walkTo(by vmm.Caller, path string) (*os.File, error) {
 	return w.at, nil
 }
 
-// follow goes on with a path, an absolute one at the caller's root.
+// follow continues with a path, which may be absolute.
 func (w *walk) follow(path string) error {
 	if path == "" {
 		return unix.ENOENT
@@ -57,10 +57,10 @@ func (w *walk) follow(path string) error {
 	return nil
 }
 
-// begin goes to a directory of the caller's.
+// begin goes to the caller's root or working directory.
 func (w *walk) begin(dir *os.File) error {
 	if dir == nil || w.by.Root == nil {
-		return fmt.Errorf("this daemon cannot see the process that names it: %w", vmm.ErrInvalid)
+		return fmt.Errorf("this daemon cannot see the process that wrote the path: %w", vmm.ErrInvalid)
 	}
 	if err := errors.Join(checkMount(dir), checkMount(w.by.Root)); err != nil {
 		return err
@@ -78,7 +78,7 @@ func (w *walk) goTo(f *os.File) {
 	w.at = f
 }
 
-// step finds the next name.
+// step follows the next name.
 func (w *walk) step() error {
 	name := w.left[0]
 	w.left = w.left[1:]
@@ -121,11 +121,11 @@ func (w *walk) step() error {
 	return w.follow(string(target[:n]))
 }
 
-// open opens a name in the directory where the walk is, with O_PATH, and checks the file system if
-// it is another's.
+// open opens a name in the current directory with O_PATH. It checks the file system if the name
+// leads to another one.
 func (w *walk) open(name string) (*os.File, error) {
 	how := unix.OpenHow{
-		// As a directory first: with that flag the kernel mounts what is to be mounted there (autofs(5)).
+		// O_DIRECTORY is tried first, because it triggers automatic mounts (autofs(5)).
 		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_DIRECTORY,
 		Resolve: unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	}
@@ -150,8 +150,8 @@ func (w *walk) open(name string) (*os.File, error) {
 	}
 }
 
-// mayFollow keeps the rule of fs.protected_symlinks (proc_sys_fs(5)): nobody follows a link of
-// another's in a directory such as /tmp.
+// mayFollow applies the rule of fs.protected_symlinks (proc_sys_fs(5)): in a directory such as /tmp
+// no user follows another user's link.
 func (w *walk) mayFollow(link *unix.Stat_t) error {
 	const shared = unix.S_ISVTX | 0o002
 	var dir unix.Stat_t
@@ -185,8 +185,8 @@ func openat2(dir *os.File, name string, how *unix.OpenHow) (*os.File, error) {
 	}
 }
 
-// checkMount refuses what is on a file system that may not answer, or that shows this process in
-// the place of the caller. It asks nothing of the file system itself.
+// checkMount refuses files on a file system that may not answer, or that would show this process
+// instead of the caller. It does not ask the file system itself.
 func checkMount(f *os.File) error {
 	info, err := os.ReadFile(fmt.Sprintf("/proc/thread-self/fdinfo/%d", f.Fd()))
 	if err != nil {
@@ -212,7 +212,7 @@ func checkMount(f *os.File) error {
 	return m.check()
 }
 
-// mount is a line of mountinfo (proc(5)).
+// mount is a line of mountinfo (proc_pid_mountinfo(5)).
 type mount struct{ id, device, kind, source, options string }
 
 // mountID returns the mount that a descriptor's fdinfo names.
@@ -238,8 +238,8 @@ func findMount(mountinfo []byte, fits func(*mount) bool) *mount {
 	return nil
 }
 
-// check refuses banger's own tree, of which a daemon must ask nothing, FUSE of other users than
-// root and the daemon's, and proc, where `self` is the daemon.
+// check refuses banger's own tree, which would wait for this daemon, FUSE of users other than root
+// and the daemon's, and proc, where `self` would be the daemon.
 func (m *mount) check() error {
 	switch {
 	case m.kind == "proc":

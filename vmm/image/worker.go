@@ -56,7 +56,8 @@ type orderLayer struct {
 	DiffID string `json:"diff_id,omitempty"`
 }
 
-// outcome is a line that a worker writes to its stdout. A line is progress unless Done or Error is set.
+// outcome is a line that a worker writes to its stdout. A line is progress unless Done or Error is
+// set.
 type outcome struct {
 	Progress float64 `json:"progress,omitempty"`
 	Error    string  `json:"error,omitempty"`
@@ -68,12 +69,12 @@ type outcome struct {
 	boot.Made
 }
 
-// IsWorker reports whether a Set has started this process to build an image. Such a process calls Work
-// and nothing else.
+// IsWorker reports whether a Set has started this process to build an image. Such a process calls
+// Work and nothing else.
 func IsWorker() bool { return os.Args[0] == workerName }
 
-// Work builds the root disk of one image and returns the exit status of the process. The process gets
-// the layers and the directory for the result as descriptors.
+// Work builds the root disk of one image and returns the exit status of the process. The process
+// gets the layers and the directory for the result as descriptors.
 func Work() int {
 	tell := json.NewEncoder(os.Stdout)
 	done, err := work(os.Stdin, func(f float64) { _ = tell.Encode(outcome{Progress: f}) })

@@ -20,8 +20,8 @@ var ModuleNames = []string{
 	"button", "overlay",
 }
 
-// moduleList is the file from which the agent reads the modules to load: absolute paths, one a line,
-// in order.
+// moduleList is the file from which the agent reads the modules to load: absolute paths, one a
+// line, in order.
 const moduleList = "etc/banger/modules"
 
 // guestFiles are the small files of the built-in image.
@@ -32,7 +32,8 @@ var guestFiles = []struct {
 	{"etc/group", "root:x:0:\nnogroup:x:65534:\n"},
 	{"etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"},
 	{"etc/passwd", "root::0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"},
-	{"etc/profile", "export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root\nexport PS1='\\h:\\w\\$ '\n"},
+	{"etc/profile", "export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root\n" +
+		"export PS1='\\h:\\w\\$ '\n"},
 	{"etc/resolv.conf", ""},
 	{"etc/services", "ssh 22/tcp\ndomain 53/tcp\ndomain 53/udp\nhttp 80/tcp\nhttps 443/tcp\n"},
 }
@@ -58,8 +59,8 @@ type Guest struct {
 	Modules map[string][]byte // contents by the names of ModuleNames
 }
 
-// Initramfs returns the guest's root file system as an archive for the kernel. That of an empty Guest
-// holds the files that this package adds, and changes with them.
+// Initramfs returns the guest's root file system as an archive for the kernel. That of an empty
+// Guest holds the files that this package adds, and changes with them.
 func (g Guest) Initramfs() ([]byte, error) { return packInitramfs(g.entries()) }
 
 func (g Guest) entries() []entry {

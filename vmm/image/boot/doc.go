@@ -3,13 +3,13 @@
 //
 // Three kinds of machines boot three sets of files:
 //
-//   - The built-in image is Debian's cloud kernel ([FetchKernel], [ReadKernel]) and an initramfs with
-//     busybox and the agent ([Guest]). It has no root disk.
+//   - The built-in image is Debian's cloud kernel ([FetchKernel], [ReadKernel]) and an initramfs
+//     with busybox and the agent ([Guest]). It has no root disk.
 //   - An image with a root disk boots the kernel of that disk ([FindKernel]) or else the built-in
-//     one. [Write] makes an archive of the kernel's modules and of the program to run, and [Join]
-//     puts it behind the built-in initramfs, which has the agent.
-//   - A disk that boots through its own firmware gets a [Seed], from which cloud-init installs the
-//     agent ([Agent] reads it from the built-in initramfs).
+//     one. [Write] makes an archive of the kernel's modules and of the program to run. [Join] puts
+//     it behind the built-in initramfs, which has the agent.
+//   - A disk that boots through firmware gets a [Seed], from which cloud-init installs the agent
+//     ([Agent] reads it from the built-in initramfs).
 //
 // QEMU enters an uncompressed kernel faster than a bzImage, so [PVHKernel] unpacks kernels that say
 // where (through the PVH note). Kernels of root disks come from strangers: whatever they hold, the

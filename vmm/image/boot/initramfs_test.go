@@ -82,7 +82,8 @@ func TestInitramfs(t *testing.T) {
 	if list := seen[moduleList]; !strings.HasPrefix(list, "100644 /lib/modules/virtio_ring.ko\n/lib/modules/virtio.ko\n") {
 		t.Errorf("%s: %q", moduleList, list)
 	}
-	// Device numbers 5, 1 stand in the header of dev/console as 2 x 8 digits before the name's length.
+	// Device numbers 5, 1 stand in the header of dev/console as 2 x 8 digits before the name's
+	// length.
 	if i := bytes.Index(first, []byte("dev/console\x00")); i < 110 || string(first[i-110+78:i-110+94]) != "0000000500000001" {
 		t.Error("dev/console has not the device numbers 5, 1")
 	}

@@ -24,9 +24,9 @@ type isoFile struct {
 	data []byte
 }
 
-// packISO returns an ISO 9660 disk (ECMA-119) with files in its only directory. NoCloud needs names in
-// lower case with hyphens, which the standard forbids and Linux reads. The directory must fit into
-// one block, which holds forty names of that length.
+// packISO returns an ISO 9660 disk (ECMA-119) with files in its only directory. NoCloud needs names
+// in lower case with hyphens, which the standard forbids and Linux reads. The directory must fit
+// into one block, which holds forty names of that length.
 func packISO(volume string, files []isoFile) []byte {
 	files = append([]isoFile(nil), files...)
 	sort.Slice(files, func(i, j int) bool { return files[i].name < files[j].name })

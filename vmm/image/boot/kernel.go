@@ -15,7 +15,8 @@ import (
 // KernelLimit bounds what a kernel may unpack to, in bytes. Debian's unpacks to about 60 MB.
 const KernelLimit = 512 << 20
 
-// Offsets into a bzImage: the kernel's Documentation/arch/x86/boot.rst, "The real-mode kernel header".
+// Offsets into a bzImage: the kernel's Documentation/arch/x86/boot.rst, "The real-mode kernel
+// header".
 const (
 	offSetupSects    = 0x1f1
 	offHeaderMagic   = 0x202
@@ -46,7 +47,7 @@ func extractVmlinux(bzImage []byte) ([]byte, error) {
 		return nil, errors.New("not a bzImage: no setup header")
 	}
 	if v := binary.LittleEndian.Uint16(bzImage[offVersion:]); v < payloadVersion {
-		return nil, fmt.Errorf("boot protocol %d.%02d is too old to say where the kernel is", v>>8, v&0xff)
+		return nil, fmt.Errorf("boot protocol %d.%02d is too old to locate the kernel", v>>8, v&0xff)
 	}
 	sects := uint64(bzImage[offSetupSects])
 	if sects == 0 {
@@ -55,7 +56,8 @@ func extractVmlinux(bzImage []byte) ([]byte, error) {
 	start := (sects+1)*512 + uint64(binary.LittleEndian.Uint32(bzImage[offPayload:]))
 	end := start + uint64(binary.LittleEndian.Uint32(bzImage[offPayloadLength:]))
 	if start >= end || end > uint64(len(bzImage)) {
-		return nil, fmt.Errorf("the payload, bytes %d to %d, is not within the file's %d", start, end, len(bzImage))
+		return nil, fmt.Errorf("the payload, bytes %d to %d, is not within the file's %d",
+			start, end, len(bzImage))
 	}
 	vmlinux, err := decompress(bzImage[start:end])
 	if err != nil {
@@ -67,8 +69,8 @@ func extractVmlinux(bzImage []byte) ([]byte, error) {
 	return vmlinux, nil
 }
 
-// decompress unpacks a kernel's payload: a compressed file and four bytes of the unpacked size. With
-// gzip these are the end of the file itself.
+// decompress unpacks a kernel's payload: a compressed file and four bytes of the unpacked size.
+// With gzip these are the end of the file itself.
 func decompress(b []byte) ([]byte, error) {
 	if len(b) < 8 {
 		return nil, errors.New("the payload is too short")
@@ -129,8 +131,8 @@ func readLimited(r io.Reader, most int64) ([]byte, error) {
 	return b, err
 }
 
-// xenPHYS32Entry is XEN_ELFNOTE_PHYS32_ENTRY, the note with the address at which a VMM enters a kernel
-// through PVH (xen/include/public/elfnote.h).
+// xenPHYS32Entry is XEN_ELFNOTE_PHYS32_ENTRY, the note with the address at which a VMM enters a
+// kernel through PVH (xen/include/public/elfnote.h).
 const xenPHYS32Entry = 18
 
 // hasPVHNote reports whether a VMM can enter vmlinux directly.
@@ -141,7 +143,8 @@ func hasPVHNote(vmlinux []byte) bool {
 	}
 	defer f.Close()
 	for _, p := range f.Progs {
-		if p.Type != elf.PT_NOTE || p.Off > uint64(len(vmlinux)) || p.Filesz > uint64(len(vmlinux))-p.Off {
+		size := uint64(len(vmlinux))
+		if p.Type != elf.PT_NOTE || p.Off > size || p.Filesz > size-p.Off {
 			continue
 		}
 		if noteIn(vmlinux[p.Off:p.Off+p.Filesz], f.ByteOrder, "Xen", xenPHYS32Entry) {
@@ -151,8 +154,8 @@ func hasPVHNote(vmlinux []byte) bool {
 	return false
 }
 
-// noteIn searches ELF notes. Each has three words (size of the name, size of the description, type),
-// then name and description, padded to four bytes (elf(5)).
+// noteIn searches ELF notes. Each has three words (size of the name, size of the description,
+// type), then name and description, padded to four bytes (elf(5)).
 func noteIn(b []byte, order binary.ByteOrder, name string, kind uint32) bool {
 	for len(b) >= 12 {
 		nameSize, descSize := uint64(order.Uint32(b)), uint64(order.Uint32(b[4:]))

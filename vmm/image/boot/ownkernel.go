@@ -24,8 +24,8 @@ type Root interface {
 	Keep(path string) *[]byte
 }
 
-// Kernel is the kernel of a root file system, with the modules that the guest loads before it mounts
-// its root disk.
+// Kernel is the kernel of a root file system, with the modules that the guest loads before it
+// mounts its root disk.
 type Kernel struct {
 	version string
 	image   *[]byte
@@ -47,7 +47,8 @@ func FindKernel(root Root) *Kernel {
 	if version == "" {
 		return nil
 	}
-	k := &Kernel{version: version, image: root.Keep("/boot/vmlinuz-" + version), modules: map[string]*[]byte{}}
+	k := &Kernel{version: version, modules: map[string]*[]byte{}}
+	k.image = root.Keep("/boot/vmlinuz-" + version)
 	wanted := map[string]bool{}
 	for _, m := range ModuleNames {
 		wanted[m+".ko"], wanted[m+".ko.zst"] = true, true
@@ -84,8 +85,8 @@ func newer(a, b string) bool {
 	return len(a) > len(b)
 }
 
-// entries returns the unpacked modules that are no part of the kernel, and their list. The error says
-// why the kernel cannot be used.
+// entries returns the unpacked modules that are no part of the kernel, and their list. The error
+// says why the kernel cannot be used.
 func (k *Kernel) entries() (entries []entry, err error) {
 	if len(*k.image) == 0 {
 		return nil, fmt.Errorf("/boot/vmlinuz-%s is empty or too long", k.version)

@@ -24,9 +24,10 @@ const kernelMeta = "linux-image-cloud-amd64"
 // memberLimit bounds one file of a package, in bytes.
 const memberLimit = 256 << 20
 
-// FetchKernel returns the path of the newest kernel package in cacheDir. It fetches the package with
-// apt-get if there is none, or if refresh is set.
-func FetchKernel(ctx context.Context, cacheDir string, refresh bool, log *slog.Logger) (string, error) {
+// FetchKernel returns the path of the newest kernel package in cacheDir. It fetches the package
+// with apt-get if there is none, or if refresh is set.
+func FetchKernel(ctx context.Context, cacheDir string, refresh bool,
+	log *slog.Logger) (string, error) {
 	if cacheDir == "" {
 		return "", errors.New("no cache directory for the kernel's package")
 	}
@@ -84,9 +85,10 @@ func dependsOn(out string) string {
 	return ""
 }
 
-// ReadKernel returns the kernel of a linux-image .deb, and the modules that the guest loads by their
-// names. It runs dpkg-deb.
-func ReadKernel(ctx context.Context, deb string) (bzImage []byte, modules map[string][]byte, err error) {
+// ReadKernel returns the kernel of a linux-image .deb, and the modules that the guest loads by
+// their names. It runs dpkg-deb.
+func ReadKernel(ctx context.Context, deb string) (bzImage []byte,
+	modules map[string][]byte, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)

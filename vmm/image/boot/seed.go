@@ -18,9 +18,9 @@ import (
 // agentLimit bounds the agent's program, in bytes.
 const agentLimit = 64 << 20
 
-// userData makes cloud-init run installScript at each boot, in its first stage that can. The interface
-// is configured at each boot because `net` may have changed. The agent writes ssh's host key, so
-// cloud-init must not delete it.
+// userData makes cloud-init run installScript at each boot, in its first stage that can. The
+// interface is configured at each boot because `net` may have changed. The agent writes ssh's host
+// key, so cloud-init must not delete it.
 const userData = `#cloud-config
 bootcmd:
 ` + "- [sh, -c, 'm=/run/banger-seed; mkdir -p $m; mount -t iso9660 -o ro LABEL=cidata $m && " +
@@ -31,9 +31,9 @@ updates:
     when: [boot-new-instance, boot]
 `
 
-// installScript installs the agent in the guest, or replaces an older one, and starts it. systemd gets
-// a unit, so that the next boot need not wait for cloud-init. A manager that does not find the new
-// unit is reloaded.
+// installScript installs the agent in the guest, or replaces an older one, and starts it. systemd
+// gets a unit, so that the next boot need not wait for cloud-init. A manager that does not find the
+// new unit is reloaded.
 const installScript = `#!/bin/sh
 # banger's agent, installed from the VM's seed disk, which is mounted at $1.
 set -eu
@@ -64,8 +64,9 @@ systemctl --no-block $verb banger-agent.service || {
 }
 `
 
-// agentUnit starts the agent after cloud-init-local, which names the interface and could not once the
-// agent has brought it up. The agent ends while its port is missing; systemd then starts it again.
+// agentUnit starts the agent after cloud-init-local, which names the interface and could not once
+// the agent has brought it up. The agent ends while its port is missing; systemd then starts it
+// again.
 const agentUnit = `[Unit]
 Description=banger's agent
 DefaultDependencies=no
@@ -131,7 +132,8 @@ func Agent(initramfs string) ([]byte, error) {
 	}
 }
 
-// Network configuration of cloud-init, version 2 (its documentation, "Networking Config Version 2").
+// Network configuration of cloud-init, version 2 (its documentation, "Networking Config Version
+// 2").
 type (
 	netConfig struct {
 		Version   int                  `json:"version,omitempty"`
@@ -153,8 +155,8 @@ type (
 	}
 )
 
-// networkConfig returns the configuration that the agent will apply as well. With it the guest's own
-// network manager counts the guest as online at once.
+// networkConfig returns the configuration that the agent will apply as well. With it the guest's
+// own network manager counts the guest as online at once.
 func networkConfig(mode vmm.NetMode, c guest.Config) netConfig {
 	if mode == vmm.NetNone {
 		return netConfig{Config: "disabled"}

@@ -23,8 +23,8 @@ const ExtraLimit = 256 << 20
 
 // Made says which files Write has made beside ExtraName.
 type Made struct {
-	OwnKernel bool   `json:"own_kernel,omitempty"` // the root's kernel, else the built-in one is needed
-	PVH       bool   `json:"pvh,omitempty"`        // that kernel is uncompressed and entered through PVH
+	OwnKernel bool   `json:"own_kernel,omitempty"` // the root's kernel is there
+	PVH       bool   `json:"pvh,omitempty"`        // it is uncompressed
 	Warning   string `json:"warning,omitempty"`    // why the root's kernel cannot be used
 }
 
@@ -40,8 +40,8 @@ func (m Made) KernelName() string {
 }
 
 // Write writes into dir the files that a machine with a root disk boots and that come from its own
-// image: the kernel, if k can be used, and ExtraName with its modules. k is nil for a root without a
-// kernel, program for one whose own init runs.
+// image: the kernel, if k can be used, and ExtraName with its modules. k is nil for a root without
+// a kernel, program for one whose own init runs.
 func Write(dir string, k *Kernel, program *guest.Program) (Made, error) {
 	var made Made
 	extra := []entry{fileEntry(strings.TrimPrefix(guest.RootFile, "/"), 0o644, nil)}
@@ -82,8 +82,8 @@ func (k *Kernel) write(dir string) (Made, error) {
 	return made, host.WriteSynced(filepath.Join(dir, made.KernelName()), image)
 }
 
-// Join writes two initramfs archives one behind the other, the second at a multiple of 512 bytes. The
-// kernel unpacks both in turn; files of the second replace those of the first.
+// Join writes two initramfs archives one behind the other, the second at a multiple of 512 bytes.
+// The kernel unpacks both in turn; files of the second replace those of the first.
 func Join(to, first, second string) error {
 	const align = 512
 	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)

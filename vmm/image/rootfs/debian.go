@@ -29,19 +29,20 @@ var debianPackages = []string{
 
 const debianArch = "amd64"
 
-// debianMerged has mmdebstrap's own hooks for a suite whose /bin is /usr/bin. Without them such a suite
-// installs usrmerge, which depends on Perl.
+// debianMerged has mmdebstrap's own hooks for a suite whose /bin is /usr/bin. Without them such a
+// suite installs usrmerge, which depends on Perl.
 const debianMerged = "/usr/share/mmdebstrap/hooks/maybe-merged-usr"
 
-// debianSetup holds options of mmdebstrap. They leave out manuals, translations and the list of hardware
-// that no VM has. A file excludes these for dpkg: with --dpkgopt mmdebstrap would filter its own
-// unpacking too, which takes longer than removing the little that it unpacks.
+// debianSetup holds options of mmdebstrap. They leave out manuals, translations and the list of
+// hardware that no VM has. A file excludes these for dpkg: with --dpkgopt mmdebstrap would filter
+// its own unpacking too, which takes longer than removing the little that it unpacks.
 var debianSetup = []string{
 	"--variant=minbase",
 	"--format=tar",
 	`--setup-hook=mkdir -p "$1/etc/dpkg/dpkg.cfg.d"; cd "$1/etc/dpkg/dpkg.cfg.d"; ` +
 		`echo force-unsafe-io >banger-build
-printf 'path-exclude=%s/*\n' /usr/share/man /usr/share/locale /usr/share/doc /lib/udev/hwdb.d >banger; ` +
+printf 'path-exclude=%s/*\n' /usr/share/man /usr/share/locale /usr/share/doc ` +
+		`/lib/udev/hwdb.d >banger; ` +
 		`echo 'path-include=/usr/share/doc/*/copyright' >>banger`,
 	`--customize-hook=rm -r "$1/etc/dpkg/dpkg.cfg.d/banger-build"; cd "$1/usr/share"; ` +
 		`rm -rf man/* locale/*; find doc ! -type d ! -name copyright -delete`,
@@ -53,8 +54,8 @@ printf 'path-exclude=%s/*\n' /usr/share/man /usr/share/locale /usr/share/doc /li
 	// The first boot need not repeat the packages' triggers, see ConditionNeedsUpdate in
 	// systemd.unit(5).
 	`--customize-hook=touch "$1/etc/.updated" "$1/var/.updated"`,
-	// A VM has no LVM and no screen, and should load no lists of packages by itself. A suite may lack a
-	// unit. Guests may enable them again.
+	// A VM has no LVM and no screen, and should load no lists of packages by itself. A suite may
+	// lack a unit. Guests may enable them again.
 	`--customize-hook=chroot "$1" systemctl -q disable e2scrub_reap.service e2scrub_all.timer ` +
 		`apt-daily.timer apt-daily-upgrade.timer getty@tty1.service || :`,
 }
@@ -69,8 +70,8 @@ func CheckSuite(suite string) error {
 	return nil
 }
 
-// Debian makes a tar of a Debian with mmdebstrap(1). The packages come from the mirror of the host's
-// own apt.
+// Debian makes a tar of a Debian with mmdebstrap(1). The packages come from the mirror of the
+// host's own apt.
 type Debian struct {
 	program string
 	args    []string
@@ -105,9 +106,9 @@ func NewDebian(suite string) (*Debian, error) {
 // Recipe changes with everything but the packages that decides what is made.
 func (d *Debian) Recipe() []byte { return []byte(strings.Join(d.args, "\x00")) }
 
-// Run writes the tar to a new file in the directory work. mmdebstrap and its processes end with this
-// process: as root it gets a pid namespace and private mounts, without root it makes them itself.
-// progress goes from 0 to 1.
+// Run writes the tar to a new file in the directory work. mmdebstrap and its processes end with
+// this process: as root it gets a pid namespace and private mounts, without root it makes them
+// itself. progress goes from 0 to 1.
 func (d *Debian) Run(ctx context.Context, work, name string, progress func(float64)) error {
 	ctx, cancel := context.WithTimeout(ctx, debianTime)
 	defer cancel()
@@ -161,7 +162,8 @@ func (d *Debian) Run(ctx context.Context, work, name string, progress func(float
 	return out.Close()
 }
 
-// debianSteps are messages of mmdebstrap, with how much is done by then. Writing the tar is the rest.
+// debianSteps are messages of mmdebstrap, with how much is done by then. Writing the tar is the
+// rest.
 var debianSteps = []struct {
 	text string
 	done float64
@@ -191,8 +193,8 @@ func followDebian(r io.Reader, progress func(float64)) string {
 	return host.OneLine([]byte(strings.Join(last, " ")))
 }
 
-// debianMirror returns the mirror in apt's sources (sources.list(5)), in either of their forms. It is
-// empty if the host is no Debian.
+// debianMirror returns the mirror in apt's sources (sources.list(5)), in either of their forms. It
+// is empty if the host is no Debian.
 func debianMirror(etc string) string {
 	names, _ := filepath.Glob(filepath.Join(etc, "sources.list.d", "*"))
 	for _, name := range append([]string{filepath.Join(etc, "sources.list")}, names...) {

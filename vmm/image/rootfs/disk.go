@@ -19,8 +19,8 @@ import (
 // diskLimit bounds the size of a disk for the guest, in bytes.
 const diskLimit = 1 << 40
 
-// CopyDisk copies a disk without its zeros and returns the SHA-256 of all of it. More than limit bytes
-// of other blocks are an error.
+// CopyDisk copies a disk without its zeros and returns the SHA-256 of all of it. More than limit
+// bytes of other blocks are an error.
 func CopyDisk(ctx context.Context, dst, src *os.File, limit int64,
 	progress func(float64)) (sum string, err error) {
 	fi, err := src.Stat()
@@ -49,8 +49,8 @@ func CopyDisk(ctx context.Context, dst, src *os.File, limit int64,
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// DiskFormat returns "raw" or "qcow2" by a disk's name, or by its first bytes if the name has no such
-// ending. It refuses a qcow2 that leads to other files, before any program reads the disk
+// DiskFormat returns "raw" or "qcow2" by a disk's name, or by its first bytes if the name has no
+// such ending. It refuses a qcow2 that leads to other files, before any program reads the disk
 // (docs/interop/qcow2.txt of QEMU, "Header").
 func DiskFormat(f *os.File, name string) (string, error) {
 	var head [104]byte

@@ -12,7 +12,8 @@ import (
 	"banger/internal/host"
 )
 
-// The layout of ext4 is that of the kernel's Documentation/filesystems/ext4; names of fields are those of there.
+// The layout of ext4 and the names of its fields are those of the kernel's
+// Documentation/filesystems/ext4.
 
 const (
 	blockSize      = 4096
@@ -27,19 +28,21 @@ const (
 	extentsInInode = 4
 	extentsInBlock = (blockSize - 12) / 12
 	maxLinks       = 65000
-	fastSymlink    = 60 // bytes that are less stand in the inode
+	fastSymlink    = 60 // shorter targets are stored in the inode
 	extraInode     = 32 // i_extra_isize
 	xattrMagic     = 0xea020000
 )
 
-// journalMiB is enough for a disk of one machine, and little to be written anew by each.
+// journalMiB is enough for the disk of one machine, and small enough for each to write its own
+// copy.
 const journalMiB = "16"
 
-// ext4Features are fixed, whatever /etc/mke2fs.conf says: what follows knows no checksums and no groups that are not initialised.
-// resize_inode lets the guest's kernel grow the file system while it is mounted.
-const ext4Features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize"
+// ext4Features are fixed, whatever /etc/mke2fs.conf says: this package knows no checksums and no
+// uninitialised groups. With resize_inode the guest's kernel can grow the mounted file system.
+const ext4Features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,flex_bg," +
+	"sparse_super,large_file,huge_file,dir_nlink,extra_isize"
 
-// makeExt4 makes a file of size bytes with an empty ext4 that has room for so many inodes. It runs mke2fs(8); the file is sparse.
+// makeExt4 makes a sparse file of size bytes with an empty ext4. It runs mke2fs(8).
 func makeExt4(ctx context.Context, name string, size int64, inodes int) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -49,38 +52,47 @@ func makeExt4(ctx context.Context, name string, size int64, inodes int) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	_, err = host.Run(ctx, "", "mke2fs", "-q", "-F", "-t", "ext4", "-O", ext4Features, "-b", strconv.Itoa(blockSize), "-I", strconv.Itoa(inodeSize), "-m", "1",
-		"-N", strconv.Itoa(inodes), "-J", "size="+journalMiB, "-E", "root_owner=0:0,lazy_itable_init=0,lazy_journal_init=1,nodiscard", "-L", "root", name)
+	_, err = host.Run(ctx, "", "mke2fs", "-q", "-F", "-t", "ext4", "-O", ext4Features,
+		"-b", strconv.Itoa(blockSize), "-I", strconv.Itoa(inodeSize), "-m", "1",
+		"-N", strconv.Itoa(inodes), "-J", "size="+journalMiB, "-L", "root",
+		"-E", "root_owner=0:0,lazy_itable_init=0,lazy_journal_init=1,nodiscard", name)
 	return err
 }
 
-// ext4 writes files into a fresh file system of makeExt4's. Nothing that a file is called or holds touches the host: that is
-// why there is no directory that it is unpacked into. After an error the file is of no use.
+// ext4 writes files into the empty file system of makeExt4. Names and contents of the files never
+// become names and contents of the host's own file system. After an error the file system is
+// incomplete.
 type ext4 struct {
 	f              *os.File
-	room           host.Room // for contents; what is beside them is little
+	room           host.Room // for contents; the rest is small
 	super          []byte
 	descs          []byte
 	blocksPerGroup uint32
 	inodesPerGroup uint32
 	blocks, inodes uint32
-	free           []byte // the bitmaps of all groups' blocks, one after the other
+	free           []byte // the block bitmaps of all groups, in turn
 	nextBlock      uint32
 	nextInode      uint32
-	dirs           []uint16 // directories made, by group
-	used           []uint32 // blocks taken, by group
+	dirs           []uint16 // new directories by group
+	used           []uint32 // new blocks by group
 	buf            []byte
 }
 
-// run of blocks.
+// run32 is a run of blocks.
 type run32 struct{ start, count uint32 }
+
+// precedes reports whether a block can be added to the run.
+func (r run32) precedes(block uint32) bool {
+	return r.start+r.count == block && r.count < maxExtent
+}
 
 func openExt4(name string) (*ext4, error) {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	x := &ext4{f: f, room: host.Room{File: f}, super: make([]byte, 1024), buf: make([]byte, 64*blockSize)}
+	x := &ext4{f: f, room: host.Room{File: f}}
+	x.super, x.buf = make([]byte, 1024), make([]byte, 64*blockSize)
 	if err := x.read(); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("cannot read the empty file system: %w", err)
@@ -93,8 +105,9 @@ func (x *ext4) read() error {
 		return err
 	}
 	le := binary.LittleEndian
-	if le.Uint16(x.super[56:]) != superMagic || le.Uint32(x.super[24:]) != 2 || le.Uint16(x.super[88:]) != inodeSize {
-		return errors.New("not the ext4 that was asked for")
+	if le.Uint16(x.super[56:]) != superMagic || le.Uint32(x.super[24:]) != 2 ||
+		le.Uint16(x.super[88:]) != inodeSize {
+		return errors.New("mke2fs has made another file system than asked")
 	}
 	x.inodes, x.blocks = le.Uint32(x.super[0:]), le.Uint32(x.super[4:])
 	x.blocksPerGroup, x.inodesPerGroup = le.Uint32(x.super[32:]), le.Uint32(x.super[40:])
@@ -106,34 +119,36 @@ func (x *ext4) read() error {
 	x.free = make([]byte, groups*blockSize)
 	x.dirs, x.used = make([]uint16, groups), make([]uint32, groups)
 	for g := range groups {
-		if _, err := x.f.ReadAt(x.free[g*blockSize:(g+1)*blockSize], int64(x.desc(g, 0))*blockSize); err != nil {
+		bitmap := x.free[g*blockSize : (g+1)*blockSize]
+		if _, err := x.f.ReadAt(bitmap, int64(x.desc(g, 0))*blockSize); err != nil {
 			return err
 		}
 	}
-	x.nextInode = le.Uint32(x.super[84:]) + 1 // the first that is not reserved is lost+found
+	x.nextInode = le.Uint32(x.super[84:]) + 1 // lost+found has the first unreserved one
 	return nil
 }
 
-// desc gives a field of a group's descriptor: 0 the block of its blocks' bitmap, 4 of its inodes' bitmap, 8 of its inodes.
+// desc returns a field of a group's descriptor: the block of its block bitmap (0), of its inode
+// bitmap (4), or of its inodes (8).
 func (x *ext4) desc(group, field uint32) uint32 {
 	return binary.LittleEndian.Uint32(x.descs[group*descSize+field:])
 }
 
-// take gives count free blocks as runs of at most maxExtent.
+// take allocates count free blocks and returns them as runs of at most maxExtent.
 func (x *ext4) take(count uint32) ([]run32, error) {
 	var runs []run32
 	for ; count > 0; x.nextBlock++ {
 		if x.nextBlock >= x.blocks {
-			return nil, errors.New("the file system that was made for it is too small")
+			return nil, errors.New("its files need a larger file system")
 		}
-		byte, bit := &x.free[x.nextBlock/8], uint8(1)<<(x.nextBlock%8)
-		if *byte&bit != 0 {
+		octet, bit := &x.free[x.nextBlock/8], uint8(1)<<(x.nextBlock%8)
+		if *octet&bit != 0 {
 			continue
 		}
-		*byte |= bit
+		*octet |= bit
 		x.used[x.nextBlock/x.blocksPerGroup]++
 		count--
-		if n := len(runs); n > 0 && runs[n-1].start+runs[n-1].count == x.nextBlock && runs[n-1].count < maxExtent {
+		if n := len(runs); n > 0 && runs[n-1].precedes(x.nextBlock) {
 			runs[n-1].count++
 		} else {
 			runs = append(runs, run32{x.nextBlock, 1})
@@ -142,10 +157,10 @@ func (x *ext4) take(count uint32) ([]run32, error) {
 	return runs, nil
 }
 
-// inode gives a number to a file.
+// inode returns a new inode's number.
 func (x *ext4) inode(dir bool) (uint32, error) {
 	if x.nextInode > x.inodes {
-		return 0, errors.New("the file system that was made for it has too few inodes")
+		return 0, errors.New("its files need more inodes")
 	}
 	n := x.nextInode
 	x.nextInode++
@@ -155,7 +170,8 @@ func (x *ext4) inode(dir bool) (uint32, error) {
 	return n, nil
 }
 
-// content writes size bytes from r to new blocks. Blocks of zeros, which a fresh file has anyway, take no room on the host.
+// content writes size bytes from r to new blocks. It skips blocks of zeros, which stay holes of the
+// file.
 func (x *ext4) content(r io.Reader, size int64) ([]run32, error) {
 	runs, err := x.take(uint32((size + blockSize - 1) / blockSize))
 	if err != nil {
@@ -183,7 +199,7 @@ func (x *ext4) content(r io.Reader, size int64) ([]run32, error) {
 	return runs, nil
 }
 
-// unexpected tells an end that came too early from one that was waited for.
+// unexpected returns the error of an end that is too early.
 func unexpected(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -196,7 +212,8 @@ func (x *ext4) close() error {
 	le := binary.LittleEndian
 	var blocks uint32
 	for g := range uint32(len(x.dirs)) {
-		if _, err := x.f.WriteAt(x.free[g*blockSize:(g+1)*blockSize], int64(x.desc(g, 0))*blockSize); err != nil {
+		bitmap := x.free[g*blockSize : (g+1)*blockSize]
+		if _, err := x.f.WriteAt(bitmap, int64(x.desc(g, 0))*blockSize); err != nil {
 			return err
 		}
 		taken, err := x.inodeBitmap(g)
@@ -223,9 +240,10 @@ func (x *ext4) close() error {
 	return host.CloseSynced(x.f)
 }
 
-// inodeBitmap marks the inodes of a group that were made, and gives their number.
+// inodeBitmap marks the new inodes of a group, and returns how many there are.
 func (x *ext4) inodeBitmap(group uint32) (uint32, error) {
-	first := max(group*x.inodesPerGroup, binary.LittleEndian.Uint32(x.super[84:])) // numbers from 0
+	reserved := binary.LittleEndian.Uint32(x.super[84:])
+	first := max(group*x.inodesPerGroup, reserved) // inodes count from 1, this from 0
 	end := min((group+1)*x.inodesPerGroup, x.nextInode-1)
 	if first >= end {
 		return 0, nil

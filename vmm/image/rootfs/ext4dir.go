@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// number gives inodes to all files below n, which has one.
+// number assigns inodes to all files below n.
 func (x *ext4) number(n *node) error {
 	for _, name := range sortedNames(n.children) {
 		c := n.children[name]
@@ -28,7 +28,7 @@ func (x *ext4) number(n *node) error {
 	return nil
 }
 
-// skeleton writes all that has no content of its own: directories, symbolic links, FIFOs, empty files.
+// skeleton writes the files without contents: directories, symbolic links, FIFOs, empty files.
 func (x *ext4) skeleton(n, parent *node, done map[*node]bool) error {
 	for _, c := range n.children {
 		var err error
@@ -66,7 +66,7 @@ func sortedNames(children map[string]*node) []string {
 	return names
 }
 
-// directory writes a directory's names and its inode. The root's first block is there already.
+// directory writes a directory's names and its inode. The root has its first block already.
 func (x *ext4) directory(n, parent *node) error {
 	names := make([]string, 0, len(n.children))
 	subdirs := 0
@@ -78,7 +78,7 @@ func (x *ext4) directory(n, parent *node) error {
 	}
 	slices.Sort(names)
 	var text []byte
-	last := 0 // where the last entry begins
+	last := 0 // the offset of the last entry
 	add := func(inode uint32, name string, kind byte) {
 		length := 8 + (len(name)+3)&^3
 		room := blockSize - len(text)%blockSize
@@ -138,11 +138,11 @@ func (x *ext4) directory(n, parent *node) error {
 	return x.writeInode(n, int64(end), runs, links)
 }
 
-// direntTypes are the types of names in directories.
+// direntTypes maps file types to those of directory entries.
 var direntTypes = map[uint16]byte{modeReg: 1, modeDir: 2, modeFIFO: 5, modeLink: 7}
 
-// lostFound is the directory that e2fsck(8) wants, and mke2fs makes.
+// lostFound is the directory that e2fsck(8) needs and mke2fs makes.
 const lostFound = "lost+found"
 
-// base is path.Base, for messages of few bytes.
+// base returns the quoted path.Base, shortened for messages.
 func base(name string) string { return fmt.Sprintf("%.80q", path.Base(name)) }

@@ -62,13 +62,14 @@ func (x *ext4) inodeOffset(inode uint32) int64 {
 	return int64(x.desc(group, 8))*blockSize + int64(index)*inodeSize
 }
 
-// inodeTime gives the seconds and, as ext4 keeps them, the two more bits of the seconds and the nanoseconds.
+// inodeTime returns the seconds, and ext4's extra word with two more bits of the seconds and the
+// nanoseconds.
 func inodeTime(t time.Time) (seconds, extra uint32) {
 	s := max(-1<<31, min(t.Unix(), 1<<34-1-1<<31))
 	return uint32(s), uint32((s-int64(int32(s)))>>32)&3 | uint32(t.Nanosecond())<<2
 }
 
-// extents writes the tree of extents into an inode's i_block, and gives the blocks that its leaves took.
+// extents writes the tree of extents into an inode's i_block, and returns the blocks of its leaves.
 func (x *ext4) extents(b []byte, runs []run32) ([]run32, error) {
 	if len(runs) <= extentsInInode {
 		extentNode(b, extentsInInode, 0)
@@ -120,24 +121,25 @@ func putExtent(b []byte, i int, logical uint32, r run32) {
 	le.PutUint16(b[2:], uint16(i+1))
 	e := b[12+12*i:]
 	le.PutUint32(e, logical)
-	le.PutUint16(e[4:], uint16(r.count)) // 32768 is the most for initialised extents
+	le.PutUint16(e[4:], uint16(r.count)) // at most 32768 if initialised
 	le.PutUint32(e[8:], r.start)
 }
 
-// xattrPrefixes are how ext4 writes the beginnings of names.
+// xattrPrefixes maps prefixes of attributes to their numbers in ext4.
 var xattrPrefixes = []struct {
 	prefix string
 	index  byte
 }{{"user.", 1}, {"trusted.", 4}, {"security.", 6}}
 
-// xattrSupported reports whether an attribute can be kept: access lists are in another form on disk and are left out.
+// xattrSupported reports whether an attribute is kept. Access lists are not: ext4 stores them in
+// another form.
 func xattrSupported(name string) bool {
-	return slices.ContainsFunc(xattrPrefixes, func(p struct {
-		prefix string
-		index  byte
-	}) bool {
-		return strings.HasPrefix(name, p.prefix) && len(name) > len(p.prefix) && len(name) <= 255
-	})
+	for _, p := range xattrPrefixes {
+		if strings.HasPrefix(name, p.prefix) && len(name) > len(p.prefix) && len(name) <= 255 {
+			return true
+		}
+	}
+	return false
 }
 
 // xattrBlock writes the attributes of a file to a block.
@@ -155,7 +157,8 @@ func (x *ext4) xattrBlock(xattrs map[string]string) (run32, error) {
 		}
 	}
 	slices.SortFunc(attrs, func(a, b attr) int {
-		return cmp.Or(cmp.Compare(a.index, b.index), cmp.Compare(len(a.name), len(b.name)), strings.Compare(a.name, b.name))
+		return cmp.Or(cmp.Compare(a.index, b.index), cmp.Compare(len(a.name), len(b.name)),
+			strings.Compare(a.name, b.name))
 	})
 	le := binary.LittleEndian
 	b := make([]byte, blockSize)
@@ -189,7 +192,7 @@ func (x *ext4) xattrBlock(xattrs map[string]string) (run32, error) {
 	return block[0], err
 }
 
-// xattrHash is ext4_xattr_hash_entry of fs/ext4/xattr.c; value is padded with zeros to words.
+// xattrHash is ext4_xattr_hash_entry of fs/ext4/xattr.c. The value is padded with zeros to words.
 func xattrHash(name string, value []byte) uint32 {
 	var h uint32
 	for i := range len(name) {

@@ -48,8 +48,8 @@ type Piece struct {
 	owned bool
 }
 
-// NewPiece returns size bytes of a file from start on. The file is closed with the piece if the piece
-// owns it.
+// NewPiece returns size bytes of a file from start on. The file is closed with the piece if the
+// piece owns it.
 func NewPiece(file *os.File, start, size int64, owned bool) *Piece {
 	return &Piece{io.NewSectionReader(file, start, size), file, start, owned}
 }
@@ -84,8 +84,8 @@ type check struct {
 	hash       hash.Hash
 }
 
-// openLayer reads a layer from its beginning. most bounds the unpacked bytes. read is called with the
-// size of each piece of the stored bytes.
+// openLayer reads a layer from its beginning. most bounds the unpacked bytes. read is called with
+// the size of each piece of the stored bytes.
 func openLayer(ctx context.Context, l *Layer, most int64, read func(n int)) (*stream, error) {
 	f, err := l.Open()
 	if err != nil {

@@ -43,8 +43,8 @@ func (i *Image) Program() *guest.Program {
 	}
 }
 
-// Check refuses an image for another platform and one whose configuration does not fit its layers. It
-// sets the layers' DiffIDs.
+// Check refuses an image for another platform and one whose configuration does not fit its layers.
+// It sets the layers' DiffIDs.
 func (i *Image) Check() error {
 	system, arch := i.Config.OS, i.Config.Architecture
 	if system != "" && system != Platform.OS || arch != "" && arch != Platform.Architecture {
@@ -135,8 +135,8 @@ func (a *Archive) manifest(index []byte, depth int) (*v1.Manifest, string, error
 	return m, d.Digest.String(), nil
 }
 
-// Docker returns the image of an archive of `docker save`. Its manifest.json names the configuration
-// and the layers.
+// Docker returns the image of an archive of `docker save`. Its manifest.json names the
+// configuration and the layers.
 func (a *Archive) Docker() (*Image, error) {
 	b, err := a.read("manifest.json")
 	if err != nil {

@@ -39,9 +39,10 @@ type Root struct {
 	most   int64 // bytes of one layer's tar
 }
 
-// Read reads the names of all layers, the lowest first. progress goes from 0 to 1. The error of a layer
-// with another digest is a DamagedError.
-func Read(ctx context.Context, layers []*Layer, limits Limits, progress func(float64)) (*Root, error) {
+// Read reads the names of all layers, the lowest first. progress goes from 0 to 1. The error of a
+// layer with another digest is a DamagedError.
+func Read(ctx context.Context, layers []*Layer, limits Limits,
+	progress func(float64)) (*Root, error) {
 	r := &Root{tree: newTree(limits), layers: layers, limits: limits}
 	r.most = limits.Bytes + int64(limits.Files)*overhead
 	err := r.each(ctx, progress, func(i int, s *stream) error {
@@ -63,7 +64,8 @@ func Read(ctx context.Context, layers []*Layer, limits Limits, progress func(flo
 }
 
 // each reads the layers one after the other.
-func (r *Root) each(ctx context.Context, progress func(float64), f func(i int, s *stream) error) error {
+func (r *Root) each(ctx context.Context, progress func(float64),
+	f func(i int, s *stream) error) error {
 	var total, done int64
 	for _, l := range r.layers {
 		total += l.Size
@@ -208,8 +210,8 @@ func IsInit(program string) bool {
 	return strings.HasSuffix(program, "/init") || strings.HasSuffix(program, "/systemd")
 }
 
-// Files returns the sorted paths of the regular files in a directory and in those below it, from that
-// directory on. It returns nil if there is no such directory.
+// Files returns the sorted paths of the regular files in a directory and in those below it, from
+// that directory on. It returns nil if there is no such directory.
 func (r *Root) Files(dir string) []string {
 	n := r.tree.follow(dir)
 	if n == nil || n.children == nil {
@@ -234,8 +236,8 @@ func (r *Root) Files(dir string) []string {
 // keepLimit bounds a file that is kept in memory, in bytes.
 const keepLimit = 256 << 20
 
-// Keep returns where the content of a regular file will be after Write. It stays empty if there is no
-// such file or if the file is too long.
+// Keep returns where the content of a regular file will be after Write. It stays empty if there is
+// no such file or if the file is too long.
 func (r *Root) Keep(path string) *[]byte {
 	content := new([]byte)
 	if n := r.tree.follow(path); n != nil {

@@ -125,7 +125,8 @@ func TestLayers(t *testing.T) {
 	}
 }
 
-// What leads out of the root, or is too much, is refused with a sentence and before anything is written.
+// What leads out of the root, or is too much, is refused with a sentence and before anything is
+// written.
 func TestHostileLayers(t *testing.T) {
 	// One empty file's header, again and again.
 	many := func(n int) *Layer {
