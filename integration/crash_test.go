@@ -212,6 +212,17 @@ func TestCrash(t *testing.T) {
 	}
 }
 
+// stateAtRest returns a VM's state once a stop that was under way has ended: the next daemon goes on
+// with it and keeps to its time limit. It waits for at most 30 s and then returns `stopping`.
+func (d *daemon) stateAtRest(name string) (string, error) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		state, err := read(d.path(name, "state"))
+		if err != nil || state != "stopping" || time.Now().After(deadline) {
+			return state, err
+		}
+	}
+}
+
 // settle compares the tree with what was acknowledged, and takes from it what was not.
 func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
 	t.Helper()
@@ -239,7 +250,7 @@ func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
 		state := ""
 		if found != "" {
 			l.name = found
-			if state, err = read(d.path(found, "state")); err != nil {
+			if state, err = d.stateAtRest(found); err != nil {
 				t.Errorf("round %d: %v", round, err)
 			}
 		}
