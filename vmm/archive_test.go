@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"banger/internal/host"
+	"banger/internal/tartest"
 	"banger/vmm"
 )
 
@@ -292,22 +292,6 @@ func TestImageReplaced(t *testing.T) {
 	}
 }
 
-// sparse is a member of holes only, in the form that GNU tar -S writes: a few bytes that are read
-// as size.
-func sparse(t *testing.T, name string, size int64) []byte {
-	t.Helper()
-	dir := t.TempDir()
-	path := filepath.Join(dir, name)
-	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command("tar", "-C", dir, "--format=posix", "-Scf", "-", name).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
 // A few KiB do not become a disk of terabytes, and an import ends with its context.
 func TestImportOfBombs(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -329,7 +313,7 @@ func TestImportOfBombs(t *testing.T) {
 		return b.Bytes()
 	}
 	const size = 1 << 40
-	_, err := m.Import(ctx, "bomb", vmm.Owner{}, io.MultiReader(bytes.NewReader(about(size)), bytes.NewReader(sparse(t, "work.qcow2", size))))
+	_, err := m.Import(ctx, "bomb", vmm.Owner{}, io.MultiReader(bytes.NewReader(about(size)), bytes.NewReader(tartest.Sparse(t, "work.qcow2", size))))
 	if !errors.Is(err, vmm.ErrInvalid) || !strings.Contains(err.Error(), "sparse") {
 		t.Errorf("a sparse disk: %v", err)
 	}

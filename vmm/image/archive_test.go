@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/internal/tartest"
 	"banger/vmm"
 	"banger/vmm/image/boot"
 
@@ -40,7 +41,7 @@ func distribution(t *testing.T) []byte {
 			entries = append(entries, file(modules+"kernel/"+m+".ko.zst", string(zstdFile([]byte("module "+m)))))
 		}
 	}
-	return tarOf(t, entries...)
+	return tartest.Of(t, entries...)
 }
 
 func gzipped(b []byte) []byte {
@@ -170,9 +171,9 @@ func TestDamagedDockerArchive(t *testing.T) {
 		{bytes.Replace(whole, []byte(`"architecture":"`), []byte(`"architecturf":"`), 1), "it is damaged: configuration"},
 		{bytes.Replace(whole, []byte("Config"), []byte("Donfig"), 1), "names no configuration"},
 		{gzipped(whole), "compressed as a whole"},
-		{tarOf(t, file("manifest.json", "[{},{}]")), "it has 2 images"},
-		{tarOf(t, file("other.json", "[]")), "not an archive of docker save"},
-		{tarOf(t, file("manifest.json", "{")), "its manifest.json cannot be read"},
+		{tartest.Of(t, file("manifest.json", "[{},{}]")), "it has 2 images"},
+		{tartest.Of(t, file("other.json", "[]")), "not an archive of docker save"},
+		{tartest.Of(t, file("manifest.json", "{")), "its manifest.json cannot be read"},
 	} {
 		path := filepath.Join(t.TempDir(), "x.tar")
 		if err := os.WriteFile(path, c.file, 0o644); err != nil {
@@ -185,37 +186,7 @@ func TestDamagedDockerArchive(t *testing.T) {
 	}
 }
 
-// tarOf makes a tar of entries; the content of a regular file is what its Linkname says.
-func tarOf(t *testing.T, entries ...tar.Header) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range entries {
-		content := ""
-		if h.Typeflag == tar.TypeReg {
-			content, h.Linkname = h.Linkname, ""
-			h.Size = int64(len(content))
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o644
-		}
-		h.Format = tar.FormatPAX
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, content); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-func file(name, content string) tar.Header {
-	return tar.Header{Name: name, Typeflag: tar.TypeReg, Linkname: content}
-}
+var file = tartest.File
 
 // tarHeader is the header of a file of that size, without it.
 func tarHeader(t *testing.T, size int64) []byte {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"banger/internal/tartest"
 	"banger/vmm"
 )
 
@@ -73,7 +74,7 @@ func rootTar(t *testing.T) string {
 
 // rootTarBytes is the least root that has an init.
 func rootTarBytes(t *testing.T) []byte {
-	return tarOf(t, tar.Header{Name: "sbin/init", Typeflag: tar.TypeReg, Linkname: "init", Mode: 0o755})
+	return tartest.Of(t, tar.Header{Name: "sbin/init", Typeflag: tar.TypeReg, Linkname: "init", Mode: 0o755})
 }
 
 func create(t *testing.T, s *Set, name string) uint64 {

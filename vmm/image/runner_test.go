@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/tartest"
 	"banger/vmm"
 )
 
@@ -25,7 +26,7 @@ func largeTar(t *testing.T, size int64) string {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	init := tarOf(t, file("sbin/init", "#!/bin/sh\n"))
+	init := tartest.Of(t, file("sbin/init", "#!/bin/sh\n"))
 	head := append(init[:len(init)-1024], tarHeader(t, size)...)
 	_, err = f.Write(head)
 	if err := errors.Join(err, f.Truncate(int64(len(head))+size+1024)); err != nil {

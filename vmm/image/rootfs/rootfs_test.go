@@ -15,39 +15,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"banger/internal/tartest"
 )
 
-// tarOf makes a tar of entries; the content of a regular file is what its Linkname says.
-func tarOf(t *testing.T, entries ...tar.Header) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, h := range entries {
-		content := ""
-		if h.Typeflag == tar.TypeReg {
-			content, h.Linkname = h.Linkname, ""
-			h.Size = int64(len(content))
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o644
-		}
-		h.Format = tar.FormatPAX
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, content); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-func file(name, content string) tar.Header {
-	return tar.Header{Name: name, Typeflag: tar.TypeReg, Linkname: content}
-}
+var file = tartest.File
 
 func gzipped(b []byte) []byte {
 	var buf bytes.Buffer
@@ -91,9 +63,9 @@ func list(t *tree) string {
 // Layers are laid over each other by the rules of the image-spec.
 func TestLayers(t *testing.T) {
 	dir := func(name string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755} }
-	low := tarOf(t, dir("etc/"), file("etc/keep", "a"), file("etc/gone", "a"), dir("data"), file("data/old", "a"), file("data/sub/old", "a"),
+	low := tartest.Of(t, dir("etc/"), file("etc/keep", "a"), file("etc/gone", "a"), dir("data"), file("data/old", "a"), file("data/sub/old", "a"),
 		tar.Header{Name: "lib", Typeflag: tar.TypeSymlink, Linkname: "usr/lib"}, file("usr/lib/a", "a"), file("was-file", "a"), dir("was-dir"), file("was-dir/x", "x"))
-	high := tarOf(t, file("etc/.wh.gone", ""), file("data/new", "b"), file("data/.wh..wh..opq", ""), file("lib/b", "b"),
+	high := tartest.Of(t, file("etc/.wh.gone", ""), file("data/new", "b"), file("data/.wh..wh..opq", ""), file("lib/b", "b"),
 		dir("was-file"), file("was-dir", "b"), file("/abs", "b"), file("./new", "c"), tar.Header{Name: "dev/sda", Typeflag: tar.TypeBlock, Devmajor: 8},
 		tar.Header{Name: "dev/null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}, tar.Header{Name: "again", Typeflag: tar.TypeLink, Linkname: "lib/b"},
 		// Links and whiteouts that would lead out of the root end at it.
@@ -165,7 +137,7 @@ func TestHostileLayers(t *testing.T) {
 	cycle := []tar.Header{{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "b"}, {Name: "b", Typeflag: tar.TypeSymlink, Linkname: "a"}, file("a/x", "x")}
 	// A name with a NUL is written by changing one: no tar.Writer does it.
 	nul := func(h tar.Header) []*Layer {
-		return layersOf(bytes.ReplaceAll(tarOf(t, h), []byte("§"), []byte{'/', 0}))
+		return layersOf(bytes.ReplaceAll(tartest.Of(t, h), []byte("§"), []byte{'/', 0}))
 	}
 	for name, c := range map[string]struct {
 		layers []*Layer
@@ -173,24 +145,24 @@ func TestHostileLayers(t *testing.T) {
 	}{
 		"a NUL":             {nul(file("etc/passwd§x", "x")), "invalid tar header"},
 		"a NUL in a link":   {nul(tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "etc§x"}), "invalid tar header"},
-		"dots":              {layersOf(tarOf(t, file("../etc/passwd", "x"))), "leads out of the root"},
-		"dots within":       {layersOf(tarOf(t, file("a/../../x", "x"))), "leads out of the root"},
-		"hard link out":     {layersOf(tarOf(t, tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "../../etc/shadow"})), "leads out of the root"},
-		"absolute link":     {layersOf(tarOf(t, tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "/etc/shadow"})), "no file of the root"},
-		"link to directory": {layersOf(tarOf(t, tar.Header{Name: "d", Typeflag: tar.TypeDir}, tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "d"})), "no file of the root"},
-		"a circle":          {layersOf(tarOf(t, cycle...)), "circle"},
-		"below a file":      {layersOf(tarOf(t, file("a", "x"), file("a/b", "x"))), "in the place of a directory"},
-		"deep":              {layersOf(tarOf(t, file(strings.Repeat("d/", 300)+"x", "x"))), "directories"},
-		"long name":         {layersOf(tarOf(t, file(strings.Repeat("n", 256), "x"))), "a name of 256 bytes"},
-		"xattrs": {layersOf(tarOf(t, tar.Header{Name: "x", Typeflag: tar.TypeReg,
+		"dots":              {layersOf(tartest.Of(t, file("../etc/passwd", "x"))), "leads out of the root"},
+		"dots within":       {layersOf(tartest.Of(t, file("a/../../x", "x"))), "leads out of the root"},
+		"hard link out":     {layersOf(tartest.Of(t, tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "../../etc/shadow"})), "leads out of the root"},
+		"absolute link":     {layersOf(tartest.Of(t, tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "/etc/shadow"})), "no file of the root"},
+		"link to directory": {layersOf(tartest.Of(t, tar.Header{Name: "d", Typeflag: tar.TypeDir}, tar.Header{Name: "x", Typeflag: tar.TypeLink, Linkname: "d"})), "no file of the root"},
+		"a circle":          {layersOf(tartest.Of(t, cycle...)), "circle"},
+		"below a file":      {layersOf(tartest.Of(t, file("a", "x"), file("a/b", "x"))), "in the place of a directory"},
+		"deep":              {layersOf(tartest.Of(t, file(strings.Repeat("d/", 300)+"x", "x"))), "directories"},
+		"long name":         {layersOf(tartest.Of(t, file(strings.Repeat("n", 256), "x"))), "a name of 256 bytes"},
+		"xattrs": {layersOf(tartest.Of(t, tar.Header{Name: "x", Typeflag: tar.TypeReg,
 			PAXRecords: map[string]string{"SCHILY.xattr.user.big": strings.Repeat("v", 4000)}})), "extended attributes"},
-		"a forest":         {layersOf(gzipped(tarOf(t, forest...))), "more than 500000 files"},
-		"sparse":           {layersOf(sparseTar(t, "x", 1<<40)), "sparse member"},
+		"a forest":         {layersOf(gzipped(tartest.Of(t, forest...))), "more than 500000 files"},
+		"sparse":           {layersOf(tartest.Sparse(t, "x", 1<<40)), "sparse member"},
 		"a million files":  {[]*Layer{many(1_000_000)}, "more than 500000 files"},
 		"10 GB of zeros":   {[]*Layer{zeros()}, "more than 8589934592 bytes"},
-		"cut":              {layersOf(tarOf(t, file("x", "0123456789"))[:514]), "EOF"},
-		"damaged":          {[]*Layer{{Digest: Sum(nil), Open: layersOf(tarOf(t, file("x", "x")))[0].Open}}, "damaged"},
-		"unpacked damaged": {[]*Layer{{DiffID: Sum(nil), Open: layersOf(gzipped(tarOf(t, file("x", "x"))))[0].Open}}, "damaged"},
+		"cut":              {layersOf(tartest.Of(t, file("x", "0123456789"))[:514]), "EOF"},
+		"damaged":          {[]*Layer{{Digest: Sum(nil), Open: layersOf(tartest.Of(t, file("x", "x")))[0].Open}}, "damaged"},
+		"unpacked damaged": {[]*Layer{{DiffID: Sum(nil), Open: layersOf(gzipped(tartest.Of(t, file("x", "x"))))[0].Open}}, "damaged"},
 		"xz":               {layersOf([]byte("\xfd7zXZ\x00....")), "compressed with xz"},
 	} {
 		_, err := Read(context.Background(), c.layers, testLimits, nothing)
@@ -198,21 +170,6 @@ func TestHostileLayers(t *testing.T) {
 			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
 		}
 	}
-}
-
-// sparseTar has a member of holes only, as GNU tar -S writes it.
-func sparseTar(t *testing.T, name string, size int64) []byte {
-	t.Helper()
-	dir := t.TempDir()
-	path := filepath.Join(dir, name)
-	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command("tar", "-C", dir, "--format=posix", "-Scf", "-", name).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }
 
 // Directories that a path only implies are files, and a block each.
@@ -277,7 +234,7 @@ func tarHeader(t *testing.T, size int64) []byte {
 
 // A file that claims little and unpacks to much is bounded, too.
 func TestBomb(t *testing.T) {
-	l := layersOf(gzipped(append(tarOf(t, file("x", "x")), make([]byte, 16<<20)...)))[0]
+	l := layersOf(gzipped(append(tartest.Of(t, file("x", "x")), make([]byte, 16<<20)...)))[0]
 	_, err := Read(context.Background(), []*Layer{l}, Limits{Bytes: 1 << 20, Files: 10}, nothing)
 	if err == nil || !strings.Contains(err.Error(), "more than is allowed") {
 		t.Errorf("error %v", err)
@@ -304,7 +261,7 @@ func TestExt4(t *testing.T) {
 		entries = append(entries, file(fmt.Sprintf("many/a-name-that-is-not-short-%d", i), fmt.Sprint(i)))
 	}
 	disk := filepath.Join(t.TempDir(), "root.img")
-	r, err := Read(context.Background(), layersOf(tarOf(t, entries...)), testLimits, nothing)
+	r, err := Read(context.Background(), layersOf(tartest.Of(t, entries...)), testLimits, nothing)
 	if err == nil {
 		err = r.Write(context.Background(), disk, nothing)
 	}
@@ -355,7 +312,7 @@ func TestExt4(t *testing.T) {
 func TestReadCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := Read(ctx, layersOf(tarOf(t, file("x", "x"))), testLimits, nothing); !errors.Is(err, context.Canceled) {
+	if _, err := Read(ctx, layersOf(tartest.Of(t, file("x", "x"))), testLimits, nothing); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }
