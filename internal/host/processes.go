@@ -11,6 +11,26 @@ import (
 // leastJobUID keeps EndProcesses away from the host's own users.
 const leastJobUID = 1000
 
+// PIDs lists the processes of this host that this process may see.
+func PIDs() ([]int, error) {
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer proc.Close()
+	names, err := proc.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil && pid > 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
 // EndProcesses kills all processes of a uid and returns when there are none. It fails when some are
 // left after the time given.
 func EndProcesses(uid int, within time.Duration) error {
@@ -30,19 +50,13 @@ func EndProcesses(uid int, within time.Duration) error {
 
 // killAll sends SIGKILL to the processes of a uid and returns how many there were.
 func killAll(uid int) (int, error) {
-	proc, err := os.Open("/proc")
-	if err != nil {
-		return 0, err
-	}
-	defer proc.Close()
-	names, err := proc.Readdirnames(-1)
+	pids, err := PIDs()
 	if err != nil {
 		return 0, err
 	}
 	count := 0
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil || !hasUID(pid, uid) {
+	for _, pid := range pids {
+		if !hasUID(pid, uid) {
 			continue
 		}
 		count++

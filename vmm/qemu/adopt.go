@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
@@ -207,24 +208,10 @@ func (d *Driver) Sweep(ctx context.Context, stateDir string, keep func(uuid stri
 	return errors.Join(errs...)
 }
 
-// pids lists the processes of this host that may be seen.
+// pids lists the processes that may be seen, none where /proc cannot be read.
 func pids() []int {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil
-	}
-	var list []int
-	for _, n := range names {
-		if pid, err := strconv.Atoi(n); err == nil && pid > 0 {
-			list = append(list, pid)
-		}
-	}
-	return list
+	all, _ := host.PIDs()
+	return all
 }
 
 func readArgs(pid int) []string {
