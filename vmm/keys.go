@@ -141,11 +141,7 @@ func keepHostKey(path string, text []byte) error {
 	if err := os.Link(f.Name(), path); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return host.SyncDir(filepath.Dir(path))
 }
 
 // keysFor is what an agent is told of the keys: never nothing, which would leave those that it has.

@@ -194,3 +194,11 @@ func TestOwner(t *testing.T) {
 		}
 	}
 }
+
+// String is a line of a golden file.
+func (i inheritance) String() string {
+	if i.path == "" {
+		return string(i.name)
+	}
+	return i.redirection() + i.path
+}

@@ -26,14 +26,6 @@ type inheritance struct {
 	flags int    // to open the path with
 }
 
-// String is a line for people and for golden files.
-func (i inheritance) String() string {
-	if i.path == "" {
-		return string(i.name)
-	}
-	return i.redirection() + i.path
-}
-
 // redirection is how a shell would open the file.
 func (i inheritance) redirection() string {
 	switch {
