@@ -55,7 +55,7 @@ type Manager struct {
 	ctx     context.Context // ends when Close gives up waiting
 	cancel  context.CancelFunc
 	closing chan struct{}  // closed when Close begins
-	imports *Turns         // bounds the imports under way
+	imports *Slots         // bounds the imports under way
 	work    sync.WaitGroup // every goroutine of the Manager
 
 	mu       sync.RWMutex // guards the next five
@@ -97,7 +97,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		bootID:   strings.TrimSpace(string(bootID)),
 		vmsDir:   filepath.Join(o.StateDir, "vms"),
 		closing:  make(chan struct{}),
-		imports:  NewTurns(importsAtOnce, importsOfOne, importsAtOnce),
+		imports:  NewSlots(importsAtOnce, importsOfOne, importsAtOnce),
 		byName:   make(map[string]*VM),
 		taken:    make(map[string]bool),
 		bySerial: make(map[uint64]*VM),

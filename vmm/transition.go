@@ -165,7 +165,7 @@ func (v *VM) beginWork(ctx context.Context, c Command, plan func(State) (func(co
 			busy.cancel()
 			changed = nil // only its end will do
 		case state == Starting || state == Stopping:
-			return nil, fmt.Errorf("cannot %s %s: a %s is under way: %w", c, name, busy.command, ErrBusy)
+			return nil, fmt.Errorf("cannot %s %s: %w", c, name, busy.refusal())
 		}
 		// Otherwise the transition has just begun or has shown its result already: it is worth the moment.
 		select {

@@ -56,7 +56,7 @@ type Set struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	work   sync.WaitGroup
-	slots  *vmm.Turns
+	slots  *vmm.Slots
 
 	transport *http.Transport // to registries, see asker
 
@@ -107,7 +107,7 @@ func Open(o Options) (*Set, error) {
 		o.Limits.Files = 500_000
 	}
 	s := &Set{
-		o: o, slots: vmm.NewTurns(buildsOfAll, buildsAtOnce, buildsAtOnce),
+		o: o, slots: vmm.NewSlots(buildsOfAll, buildsAtOnce, buildsAtOnce),
 		transport: http.DefaultTransport.(*http.Transport),
 		items:     make(map[string]*item),
 		making:    make(map[string]chan struct{}),

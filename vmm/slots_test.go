@@ -12,48 +12,48 @@ import (
 
 const alice, bob, carol, dave = 1001, 1002, 1003, 1004
 
-// One user's builds leave turns for others, and who waits gets the next one that may be his.
-func TestTurns(t *testing.T) {
-	turns := NewTurns(4, 2, 2)
+// One user's builds leave slots for others, and a waiter gets the next slot that it may have.
+func TestSlots(t *testing.T) {
+	slots := NewSlots(4, 2, 2)
 	for _, c := range []struct {
 		uid  uint32
 		want bool
 	}{{alice, true}, {alice, true}, {alice, false}, {bob, true}, {bob, false}, {carol, true}, {dave, false}} {
-		if got := turns.Try(c.uid); got != c.want {
+		if got := slots.Try(c.uid); got != c.want {
 			t.Errorf("uid %d: %v", c.uid, got)
 		}
 	}
 	ctx := context.Background()
 	waits := func(uid uint32) chan error {
-		done, before := make(chan error, 1), len(turns.queue)
-		go func() { done <- turns.Wait(ctx, uid) }()
+		done, before := make(chan error, 1), len(slots.queue)
+		go func() { done <- slots.Wait(ctx, uid) }()
 		for {
-			turns.mu.Lock()
-			queued := len(turns.queue) > before
-			turns.mu.Unlock()
+			slots.mu.Lock()
+			queued := len(slots.queue) > before
+			slots.mu.Unlock()
 			if queued {
 				return done
 			}
 		}
 	}
 	second, first := waits(alice), waits(dave)
-	turns.End(bob)
+	slots.End(bob)
 	if err := <-first; err != nil {
 		t.Error(err)
 	}
-	turns.End(alice)
-	turns.End(carol)
-	turns.End(dave)
+	slots.End(alice)
+	slots.End(carol)
+	slots.End(dave)
 	if err := <-second; err != nil {
 		t.Error(err)
 	}
-	if turns.used != 2 || turns.held[alice] != 2 || len(turns.held) != 1 {
-		t.Errorf("%d are used, held are %v", turns.used, turns.held)
+	if slots.used != 2 || slots.held[alice] != 2 || len(slots.held) != 1 {
+		t.Errorf("%d are used, held are %v", slots.used, slots.held)
 	}
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
-	if err := turns.Wait(ended, alice); !errors.Is(err, context.Canceled) || len(turns.queue) != 0 {
-		t.Errorf("error %v, %d wait", err, len(turns.queue))
+	if err := slots.Wait(ended, alice); !errors.Is(err, context.Canceled) || len(slots.queue) != 0 {
+		t.Errorf("error %v, %d wait", err, len(slots.queue))
 	}
 }
 
