@@ -34,6 +34,7 @@ var errnos = []struct {
 	{vmm.ErrNoMemory, syscall.ENOMEM},
 	{vmm.ErrGone, syscall.EIO},
 	{syscall.EPIPE, syscall.EPIPE},
+	{syscall.EBUSY, syscall.EBUSY},
 	{syscall.ENOSPC, syscall.ENOSPC},
 	{syscall.EDQUOT, syscall.EDQUOT},
 	{syscall.ENOMEM, syscall.ENOMEM},

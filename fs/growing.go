@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/internal/host"
 	"banger/internal/printable"
 	"banger/vmm"
 )
@@ -76,7 +77,7 @@ func logOf(name string) func(*request, bool) (handle, error) {
 			return nil, fmt.Errorf("uid %d has %d logs and consoles open: close some: %w",
 				uid, maxLogs, syscall.EDQUOT)
 		}
-		t, err := vmm.OpenTail(filepath.Join(r.snap().Dir, name))
+		t, err := host.OpenTail(filepath.Join(r.snap().Dir, name))
 		if err != nil {
 			r.closedLog(uid)
 			return nil, err
@@ -103,7 +104,7 @@ func logSize(name string) func(*request) (int64, time.Time) {
 		if s := r.server.growing.held(plainID(r.node)); s != nil {
 			base = s.base
 		}
-		return vmm.TailSize(filepath.Join(r.snap().Dir, name), base)
+		return host.TailSize(filepath.Join(r.snap().Dir, name), base)
 	}
 }
 
@@ -131,7 +132,7 @@ func (p *place) find(off int64, kept func(int64) (int64, error)) (int64, error) 
 
 // tail reads a file of the host that grows.
 type tail struct {
-	*vmm.Tail
+	*host.Tail
 	server *Server
 	file   uint64
 	masked bool // no control characters are shown

@@ -154,7 +154,7 @@ func (v *VM) configure(ctx context.Context, change func(*Config) error, takesIma
 	}
 	v.emit(EventConfig, strings.Join(changed, " "))
 	if slices.Contains(changed, "authorized_keys") {
-		v.tellKeys(ctx)
+		v.sendKeys(ctx)
 	}
 	return nil
 }

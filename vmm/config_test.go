@@ -18,3 +18,15 @@ func TestCheckName(t *testing.T) {
 		}
 	}
 }
+
+func TestAuthorizedKeys(t *testing.T) {
+	for lines, want := range map[string]error{
+		"":                         nil,
+		"ssh-ed25519":              ErrInvalid,
+		strings.Repeat("#\n", 2e4): ErrTooBig,
+	} {
+		if err := checkAuthorizedKeys(lines); !errors.Is(err, want) {
+			t.Errorf("%.20q: %v, not %v", lines, err, want)
+		}
+	}
+}

@@ -7,8 +7,9 @@ import (
 	"path/filepath"
 
 	"github.com/google/uuid"
-	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
+
+	"banger/internal/sshkeys"
 )
 
 // An earlier banger gave a VM's user the whole of the VM's directory. What is found there may be
@@ -64,7 +65,7 @@ func renew(dir string, uid int) error {
 			return fmt.Errorf("cannot take %s out of %s: %w", f.name, DisksDir(moving), err)
 		}
 	}
-	if err := copyHostKey(moving); err != nil {
+	if err := sshkeys.MoveHostKey(DiskPath(moving, HostKeyFile), filepath.Join(moving, HostKeyFile)); err != nil {
 		return fmt.Errorf("cannot keep the ssh host key of %s: %w", moving, err)
 	}
 	_ = os.Remove(DiskPath(moving, DiskSeed)) // made anew; a VMM that has it open reads on
@@ -90,20 +91,4 @@ func takeFile(dir, name string, kind uint32) error {
 		return err
 	}
 	return os.Chmod(path, 0o600)
-}
-
-// copyHostKey keeps the ssh host key if it is one. It is copied: whoever has the file open can
-// write to it.
-func copyHostKey(dir string) error {
-	text, err := readHostKey(DiskPath(dir, HostKeyFile))
-	if err != nil {
-		return nil // there is none, or none to keep
-	}
-	if _, err := ssh.ParsePrivateKey(text); err != nil {
-		return nil
-	}
-	if err := keepHostKey(filepath.Join(dir, HostKeyFile), text); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	return os.Remove(DiskPath(dir, HostKeyFile))
 }

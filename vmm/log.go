@@ -47,7 +47,7 @@ func (v *VM) trimLog(s *Snapshot) {
 		return
 	}
 	defer f.Close()
-	if err := TrimHead(f, TailMax); err != nil {
+	if err := host.TrimHead(f, host.TailMax); err != nil {
 		v.m.o.Log.Warn("cannot trim a VM's log", "vm", s.Name, "err", err)
 	}
 }

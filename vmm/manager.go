@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"banger/internal/host"
+	"banger/internal/slots"
 )
 
 // Options are what a Manager is made of. The Manager closes none of them but the Store.
@@ -32,7 +33,7 @@ type Options struct {
 	// VMUIDBase, when not 0, runs the VMM of serial N as uid and gid VMUIDBase+N.
 	VMUIDBase int
 	// Jobs are the uids of imports; those below VMUIDBase if nil.
-	Jobs *Jobs
+	Jobs *host.Jobs
 	// Sweep is how often the idle_timeout sweep looks; 1 s if 0.
 	Sweep time.Duration
 }
@@ -55,7 +56,7 @@ type Manager struct {
 	ctx     context.Context // ends when Close gives up waiting
 	cancel  context.CancelFunc
 	closing chan struct{}  // closed when Close begins
-	imports *Slots         // bounds the imports under way
+	imports *slots.Slots   // bounds the imports under way
 	work    sync.WaitGroup // every goroutine of the Manager
 
 	mu       sync.RWMutex // guards the next five
@@ -85,7 +86,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		o.Sweep = time.Second
 	}
 	if o.Jobs == nil {
-		o.Jobs = NewJobs(o.VMUIDBase)
+		o.Jobs = host.NewJobs(o.VMUIDBase)
 	}
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -97,7 +98,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		bootID:   strings.TrimSpace(string(bootID)),
 		vmsDir:   filepath.Join(o.StateDir, "vms"),
 		closing:  make(chan struct{}),
-		imports:  NewSlots(importsAtOnce, importsOfOne, importsAtOnce),
+		imports:  slots.New(importsAtOnce, importsOfOne, importsAtOnce),
 		byName:   make(map[string]*VM),
 		taken:    make(map[string]bool),
 		bySerial: make(map[uint64]*VM),

@@ -220,4 +220,5 @@ const (
 	// These are beside DisksDir.
 	ConsoleFile = "console.log" // what the guest printed, trimmed from its beginning
 	LogFile     = "log"         // what the VMM printed and banger did
+	HostKeyFile = "ssh_host_ed25519_key"
 )

@@ -12,6 +12,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -229,7 +230,7 @@ func (c *config) check() error {
 		return fmt.Errorf("mtu = %d is not 576 to 65521 bytes", c.MTU)
 	case c.VMUIDBase != 0 && (c.VMUIDBase < leastUIDBase || c.VMUIDBase > mostUIDBase):
 		return fmt.Errorf("vm_uid_base = %d is neither 0 nor %d to %d: %d uids below it are for jobs, %d from it on for VMs",
-			c.VMUIDBase, leastUIDBase, mostUIDBase, vmm.JobUIDs, vmUIDs)
+			c.VMUIDBase, leastUIDBase, mostUIDBase, host.JobUIDs, vmUIDs)
 	case c.ImageMaxSize == 0 || c.ImageMaxFiles <= 0:
 		return errors.New("image_max_size and image_max_files must be more than 0")
 	case c.StatsMaxAge <= 0 || c.PortsMaxAge <= 0 || c.HealthMaxAge <= 0 || c.PollInterval <= 0:

@@ -170,7 +170,7 @@ func run(log *slog.Logger, f flags) (err error) {
 		return fmt.Errorf("cannot tell the state directory's instance: %w", err)
 	}
 
-	jobs := vmm.NewJobs(c.VMUIDBase)
+	jobs := host.NewJobs(c.VMUIDBase)
 	images, err := image.Open(image.Options{Dir: imagesDir, Log: log, Jobs: jobs,
 		Limits: image.Limits{Bytes: int64(c.ImageMaxSize), Files: c.ImageMaxFiles}})
 	if err != nil {

@@ -7,15 +7,15 @@ import (
 	"strconv"
 	"strings"
 
-	"banger/vmm"
+	"banger/internal/host"
 )
 
-// The uids, and gids, that the daemon uses: vmm.JobUIDs below vm_uid_base for what it runs itself,
+// The uids, and gids, that the daemon uses: host.JobUIDs below vm_uid_base for what it runs itself,
 // and vmUIDs from there on, one for each VM that was ever made.
 const (
 	vmUIDs = 1 << 24
 
-	leastUIDBase = 1<<16 + vmm.JobUIDs
+	leastUIDBase = 1<<16 + host.JobUIDs
 	mostUIDBase  = 1<<32 - 1<<16 - vmUIDs // the last ids of 32 bits have meanings of their own
 )
 
@@ -39,7 +39,7 @@ func warnOfUIDs(log *slog.Logger, base int) {
 		}
 		for _, who := range overlaps(string(text), f.column, f.count, base) {
 			log.Warn("others have ids that VMs are given: choose another vm_uid_base", "file", f.path, "line", who,
-				"first", base-vmm.JobUIDs, "last", base+vmUIDs-1)
+				"first", base-host.JobUIDs, "last", base+vmUIDs-1)
 		}
 	}
 }
@@ -63,7 +63,7 @@ func overlaps(text string, column int, count bool, base int) []string {
 		if count && len(words) > column+1 {
 			many, _ = strconv.Atoi(strings.TrimSpace(words[column+1])) // 0 is none
 		}
-		if first >= base+vmUIDs || first+many <= base-vmm.JobUIDs {
+		if first >= base+vmUIDs || first+many <= base-host.JobUIDs {
 			continue
 		}
 		if len(all) == maxOverlaps {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -50,7 +51,7 @@ func (m *machine) print(text string) {
 	}
 	defer f.Close()
 	n, _ := f.WriteString(text)
-	if c.grew += int64(n); c.grew > vmm.TailMax && vmm.TrimHead(f, vmm.TailKeep) == nil {
+	if c.grew += int64(n); c.grew > host.TailMax && host.TrimHead(f, host.TailKeep) == nil {
 		c.grew = 0
 	}
 }

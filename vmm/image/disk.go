@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"banger/internal/host"
-	"banger/vmm"
 	"banger/vmm/image/rootfs"
 )
 
@@ -126,7 +125,7 @@ func (j *job) convert(ctx context.Context, dir string) (_ string, err error) {
 }
 
 // qemuConvert runs qemu-img in work. It starts there, because its uid may enter no directory above.
-func (j *job) qemuConvert(ctx context.Context, user *vmm.Job, work string) error {
+func (j *job) qemuConvert(ctx context.Context, user *host.Job, work string) error {
 	dir, err := os.Open(work)
 	if err != nil {
 		return err

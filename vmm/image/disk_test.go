@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -42,7 +43,7 @@ func TestDisk(t *testing.T) {
 		t.Skip("apt install qemu-utils")
 	}
 	dir := t.TempDir()
-	s, err := Open(Options{Dir: filepath.Join(dir, "images"), Jobs: vmm.NewJobs(1879048192), Limits: Limits{Bytes: 8 << 20}})
+	s, err := Open(Options{Dir: filepath.Join(dir, "images"), Jobs: host.NewJobs(1879048192), Limits: Limits{Bytes: 8 << 20}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"banger/internal/host"
+	"banger/internal/slots"
 	"banger/vmm"
 	"banger/vmm/image/rootfs"
 )
@@ -32,7 +33,7 @@ const (
 type Options struct {
 	Dir    string // of the images; need not exist yet
 	Limits Limits
-	Jobs   *vmm.Jobs    // uids for builds, which read users' files; nil: the daemon's own
+	Jobs   *host.Jobs   // uids for builds, which read users' files; nil: the daemon's own
 	Log    *slog.Logger // slog.Default() if nil
 }
 
@@ -56,7 +57,7 @@ type Set struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	work   sync.WaitGroup
-	slots  *vmm.Slots
+	slots  *slots.Slots
 
 	transport *http.Transport // to registries, see asker
 
@@ -101,13 +102,13 @@ func Open(o Options) (*Set, error) {
 		o.Limits.Bytes = 8 << 30
 	}
 	if o.Jobs == nil {
-		o.Jobs = vmm.NewJobs(0)
+		o.Jobs = host.NewJobs(0)
 	}
 	if o.Limits.Files == 0 {
 		o.Limits.Files = 500_000
 	}
 	s := &Set{
-		o: o, slots: vmm.NewSlots(buildsOfAll, buildsAtOnce, buildsAtOnce),
+		o: o, slots: slots.New(buildsOfAll, buildsAtOnce, buildsAtOnce),
 		transport: http.DefaultTransport.(*http.Transport),
 		items:     make(map[string]*item),
 		making:    make(map[string]chan struct{}),

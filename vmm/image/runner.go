@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"banger/internal/host"
-	"banger/vmm"
 	"banger/vmm/guest"
 	"banger/vmm/image/boot"
 	"banger/vmm/image/rootfs"
@@ -85,7 +84,7 @@ func (j *job) makeRoot(ctx context.Context, dir string, layers []*rootfs.Layer,
 }
 
 // runWorker runs a worker to its end.
-func (j *job) runWorker(ctx context.Context, user *vmm.Job, work string, layers []*rootfs.Layer,
+func (j *job) runWorker(ctx context.Context, user *host.Job, work string, layers []*rootfs.Layer,
 	program *guest.Program, progress func(float64)) (*outcome, error) {
 	o := order{Limits: j.set.o.Limits, Program: program, OwnUID: user.UID >= 0}
 	out, err := os.Open(work)

@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/host"
 	"banger/internal/tartest"
-	"banger/vmm"
 )
 
 // largeTar is a root file system with an init and one file of zeros, a sparse file on the host.
@@ -53,7 +53,7 @@ func TestWorkerEndsWithItsImage(t *testing.T) {
 	}
 	ctx := context.Background()
 	s, _ := openTest(t, filepath.Join(t.TempDir(), "images"))
-	s.o.Jobs = vmm.NewJobs(1 << 30)
+	s.o.Jobs = host.NewJobs(1 << 30)
 	number := create(t, s, "large")
 	if err := s.Build(ctx, number, "rootfs:"+largeTar(t, 1<<30), me(t)); err != nil {
 		t.Fatal(err)

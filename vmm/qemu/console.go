@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -67,7 +68,7 @@ func (c *console) drain() {
 			if line := scan.scan(buf[:n]); line != "" {
 				c.onPanic(line)
 			}
-			if grown += n; grown > vmm.TailMax {
+			if grown += n; grown > host.TailMax {
 				grown = 0
 				c.trim()
 			}
@@ -81,7 +82,7 @@ func (c *console) drain() {
 func (c *console) trim() {
 	if c.file != nil {
 		// A file system that cannot punch holes keeps the file whole.
-		_ = vmm.TrimHead(c.file, vmm.TailKeep)
+		_ = host.TrimHead(c.file, host.TailKeep)
 	}
 }
 

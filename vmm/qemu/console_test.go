@@ -12,15 +12,16 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
 )
 
 func TestConsole(t *testing.T) {
-	host, guest := net.Pipe()
+	near, guest := net.Pipe()
 	panics := make(chan string, 1)
-	c := newConsole(host, nil, func(line string) { panics <- line })
+	c := newConsole(near, nil, func(line string) { panics <- line })
 	defer c.Close()
 	r := c.Subscribe()
 	defer r.Close()
@@ -88,7 +89,7 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestConsoleTrims(t *testing.T) {
 	path := filepath.Join(t.TempDir(), vmm.ConsoleFile)
-	line := bytes.Repeat([]byte("0123456789abcde\n"), 2*vmm.TailMax/16)
+	line := bytes.Repeat([]byte("0123456789abcde\n"), 2*host.TailMax/16)
 	if err := os.WriteFile(path, line, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -96,8 +97,8 @@ func TestConsoleTrims(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	host, guest := net.Pipe()
-	c := newConsole(host, f, func(string) {})
+	near, guest := net.Pipe()
+	c := newConsole(near, f, func(string) {})
 	guest.Close()
 	<-c.done
 	c.Close()
@@ -105,7 +106,7 @@ func TestConsoleTrims(t *testing.T) {
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	if kept := st.Blocks * 512; kept < vmm.TailKeep || kept > vmm.TailMax || st.Size != int64(len(line)) {
+	if kept := st.Blocks * 512; kept < host.TailKeep || kept > host.TailMax || st.Size != int64(len(line)) {
 		t.Errorf("%d of %d bytes kept", kept, st.Size)
 	}
 }

@@ -1,4 +1,4 @@
-package vmm
+package host
 
 import (
 	"fmt"
@@ -6,27 +6,25 @@ import (
 	"sync"
 	"time"
 
-	"banger/internal/host"
-
 	"golang.org/x/sys/unix"
 )
 
-// jobsFile keeps two daemons of one host from taking the same uid: byte N of it is locked while uid
+// jobsFile keeps two daemons of one host from using the same uid: byte N of it is locked while uid
 // N is in use. The kernel drops the locks of a daemon that dies.
 const jobsFile = "/run/banger.uids"
 
-// JobUIDs is how many uids below Options.VMUIDBase belong to jobs.
+// JobUIDs is how many uids below the first uid of VMs belong to jobs.
 const JobUIDs = 1024
 
 // jobEnd bounds the wait for the processes of a job that has ended.
 const jobEnd = 10 * time.Second
 
-// Jobs gives each job that reads what strangers made a uid of its own: an import's qemu-img, a
-// build, the conversion of a disk. No two jobs of a host have the same at a time.
+// Jobs are uids for work on files of strangers: an import's qemu-img, a build, the conversion of a
+// disk. No two jobs of a host have the same uid at a time.
 type Jobs struct {
 	first int // 0: jobs run as the daemon itself
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the rest
 	locks *os.File   // jobsFile, once it is needed
 	busy  [JobUIDs]bool
 	next  int
@@ -41,36 +39,37 @@ func NewJobs(vmUIDBase int) *Jobs {
 	return &Jobs{first: vmUIDBase - JobUIDs}
 }
 
-// Job is a uid that is in use. Its UID, which is its gid, too, is -1 where jobs run as the daemon.
+// Job is a uid in use. UID is also its gid, and -1 where jobs run as the daemon.
 type Job struct {
 	UID   int
 	jobs  *Jobs
 	index int
 }
 
-// Begin takes a uid that no other job has. The caller ends the job.
+// Begin returns a job with a uid that no other job has. The caller ends the job. EBUSY if all uids
+// are in use.
 func (j *Jobs) Begin() (*Job, error) {
 	if j.first == 0 {
 		return &Job{UID: -1}, nil
 	}
-	index, err := j.take()
+	index, err := j.reserve()
 	if err != nil {
 		return nil, err
 	}
 	job := &Job{UID: j.first + index, jobs: j, index: index}
-	if err := job.Kill(); err != nil { // what a daemon that was killed has left
-		return nil, err // the uid stays taken
+	if err := job.Kill(); err != nil { // processes of a daemon that was killed
+		return nil, err // the uid stays reserved
 	}
 	return job, nil
 }
 
-func (j *Jobs) take() (int, error) {
+func (j *Jobs) reserve() (int, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.locks == nil {
 		f, err := os.OpenFile(jobsFile, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
-			return 0, fmt.Errorf("cannot tell which uids are in use: %w", err)
+			return 0, fmt.Errorf("cannot find out which uids are in use: %w", err)
 		}
 		j.locks = f
 	}
@@ -82,10 +81,10 @@ func (j *Jobs) take() (int, error) {
 			return index, nil
 		}
 	}
-	return 0, fmt.Errorf("all %d uids of jobs are in use: %w", JobUIDs, ErrBusy)
+	return 0, fmt.Errorf("all %d uids of jobs are in use: %w", JobUIDs, unix.EBUSY)
 }
 
-// lock takes (F_WRLCK) or gives back (F_UNLCK) the host's lock of a uid; it does not wait.
+// lock sets (F_WRLCK) or removes (F_UNLCK) the host's lock of a uid. It does not wait.
 func (j *Jobs) lock(index int, kind int16) error {
 	l := unix.Flock_t{Type: kind, Start: int64(j.first + index), Len: 1}
 	return unix.FcntlFlock(j.locks.Fd(), unix.F_OFD_SETLK, &l)
@@ -96,11 +95,11 @@ func (j *Job) Kill() error {
 	if j.jobs == nil {
 		return nil
 	}
-	return host.EndProcesses(j.UID, jobEnd)
+	return EndProcesses(j.UID, jobEnd)
 }
 
-// End ends the job's processes and gives its uid back. The caller has removed the job's files, or
-// given them to another uid. A uid whose processes do not end stays taken.
+// End ends the job's processes and returns its uid. The caller has removed the job's files, or
+// changed their owner. A uid whose processes do not end stays reserved.
 func (j *Job) End() error {
 	if j.jobs == nil {
 		return nil

@@ -1,4 +1,4 @@
-package vmm
+package host
 
 import (
 	"os"
@@ -9,7 +9,7 @@ import (
 )
 
 // A file that is followed before it exists is read once it does.
-func TestTailOfWhatIsToCome(t *testing.T) {
+func TestTailBeforeItsFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	tail, err := OpenTail(path)
 	if err != nil {
@@ -34,10 +34,11 @@ func TestTailOfWhatIsToCome(t *testing.T) {
 	}
 }
 
-// The directory is the VMM's: what it puts in the place of its log shows no other file and blocks nobody.
+// A VMM may put a link or a FIFO in place of its log. Neither is opened.
 func TestTailFollowsNothing(t *testing.T) {
 	dir := t.TempDir()
-	secret, link, fifo := filepath.Join(dir, "secret"), filepath.Join(dir, "link"), filepath.Join(dir, "fifo")
+	secret, link := filepath.Join(dir, "secret"), filepath.Join(dir, "link")
+	fifo := filepath.Join(dir, "fifo")
 	if err := os.WriteFile(secret, []byte("secret"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package vmm
+package host
 
 import (
 	"bytes"
@@ -10,20 +10,18 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"banger/internal/host"
 )
 
-// TailKeep is what trimming leaves of a console or a log, bytes; TailMax is
-// the growth beyond which they are trimmed.
+// TailKeep is how many bytes trimming leaves of a console or a log. TailMax is the growth in bytes
+// after which they are trimmed.
 const (
 	TailKeep = 64 << 10
 	TailMax  = 1 << 20
 )
 
-// TrimHead frees the blocks of f before its last keep bytes. The file's size
-// and the offsets of its writers stay as they are, so that a VMM that appends
-// to it never notices (fallocate(2), FALLOC_FL_PUNCH_HOLE).
+// TrimHead frees the blocks of f before its last keep bytes. The file's size and the offsets of its
+// writers stay as they are: a VMM that appends to it never notices (FALLOC_FL_PUNCH_HOLE of
+// fallocate(2)).
 func TrimHead(f *os.File, keep int64) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -40,16 +38,16 @@ func TrimHead(f *os.File, keep int64) error {
 	return nil
 }
 
-// Tail is a file that grows at its end and is trimmed at its head. Offsets
-// count from its base, at first the first byte that was kept when it was opened.
-// One goroutine at a time uses it.
+// Tail is a file that grows at its end and is trimmed at its head. Offsets count from its base,
+// which is the first byte that was kept at the open, until SetBase. One goroutine at a time uses it.
 type Tail struct {
 	path string
 	f    *os.File // nil while the file does not exist
 	base int64
 }
 
-// OpenTail opens the file for reading; one that does not exist reads as empty until it does. The caller closes it.
+// OpenTail opens the file for reading. One that does not exist reads as empty until it does. The
+// caller closes it.
 func OpenTail(path string) (*Tail, error) {
 	t := &Tail{path: path}
 	f, err := t.file()
@@ -63,12 +61,12 @@ func OpenTail(path string) (*Tail, error) {
 	return t, nil
 }
 
-// file opens the file as soon as it is there.
+// file returns the open file, or nil as long as it does not exist.
 func (t *Tail) file() (*os.File, error) {
 	if t.f != nil {
 		return t.f, nil
 	}
-	f, err := host.OpenRegular(t.path, os.O_RDONLY, host.AnyOwner)
+	f, err := OpenRegular(t.path, os.O_RDONLY, AnyOwner)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -79,8 +77,9 @@ func (t *Tail) file() (*os.File, error) {
 	return f, nil
 }
 
-// TailSize is how many bytes there are to read now, and when the last came, the zero time if the file does not exist: from base
-// on, or, if base is negative, from the first byte that is kept. A file that was never trimmed is not opened for it.
+// TailSize returns how many bytes can be read now from base on, and when the last was written. A
+// negative base stands for the first byte that is kept. The time is zero if the file does not exist.
+// Only a file that was trimmed is opened for it.
 func TailSize(path string, base int64) (int64, time.Time) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -100,7 +99,7 @@ func TailSize(path string, base int64) (int64, time.Time) {
 	return max(0, st.Size-base), time.Unix(st.Mtim.Unix())
 }
 
-// firstKept finds where data begins at or after from: there, or after the hole at the next line.
+// firstKept returns where data begins: at from, or at the first line after the hole there.
 func firstKept(f *os.File, from int64) (int64, error) {
 	at, err := unix.Seek(int(f.Fd()), from, unix.SEEK_DATA)
 	if errors.Is(err, unix.ENXIO) || at == from {
@@ -120,7 +119,7 @@ func firstKept(f *os.File, from int64) (int64, error) {
 	return at, nil
 }
 
-// Kept gives off, or, where that was trimmed meanwhile, the offset of the first line after it that was not.
+// Kept returns off, or the offset of the first kept line after it if off was trimmed meanwhile.
 func (t *Tail) Kept(off int64) (int64, error) {
 	f, err := t.file()
 	if f == nil || err != nil {
@@ -130,7 +129,7 @@ func (t *Tail) Kept(off int64) (int64, error) {
 	return at - t.base, err
 }
 
-// ReadAt reads as io.ReaderAt does; what was trimmed reads as zeros.
+// ReadAt reads as io.ReaderAt does. Bytes that were trimmed read as zeros.
 func (t *Tail) ReadAt(p []byte, off int64) (int, error) {
 	f, err := t.file()
 	if err != nil {
@@ -142,7 +141,7 @@ func (t *Tail) ReadAt(p []byte, off int64) (int, error) {
 	return f.ReadAt(p, t.base+off)
 }
 
-// Base is the place in the file that offsets count from.
+// Base returns the place in the file that offsets count from.
 func (t *Tail) Base() int64 { return t.base }
 
 // SetBase makes offsets count from another place.
