@@ -35,7 +35,7 @@ func exportOpen(r *request, _ bool) (handle, error) {
 		ofUser.giveBack(uid)
 	}
 	defer r.blocking()()
-	a, err := r.vm.Export(r.ctx)
+	a, err := r.server.o.Archives.Export(r.ctx, r.vm)
 	if err != nil {
 		end()
 		r.vm.Fail(err)
@@ -45,7 +45,7 @@ func exportOpen(r *request, _ bool) (handle, error) {
 }
 
 type archive struct {
-	*vmm.Archive
+	vmm.Archive
 	end func()
 }
 
@@ -157,7 +157,7 @@ func (in *intake) begin(name string) {
 		defer close(in.done)
 		defer cancel()
 		from := &chunks{in: in, ctx: ctx, idle: importIdle}
-		_, in.err = in.server.o.Manager.Import(ctx, name, in.owner, from)
+		_, in.err = in.server.o.Archives.Import(ctx, name, in.owner, from)
 	}()
 }
 

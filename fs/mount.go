@@ -40,6 +40,7 @@ const deadMountWait = 5 * time.Second
 type Options struct {
 	Dir        string // an absolute path; made if it is not there
 	Manager    *vmm.Manager
+	Archives   vmm.Archives
 	Collector  *collector.Collector
 	Images     vmm.ImageStore
 	Version    string

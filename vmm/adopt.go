@@ -74,7 +74,7 @@ func (m *Manager) adopt(ctx context.Context) error {
 	slots := make(chan struct{}, adoptionsAtOnce)
 	var under []<-chan error
 	for _, v := range m.VMs() {
-		if s := v.Snapshot().State; s == Stopped || s == Failed {
+		if v.Snapshot().State.Down() {
 			continue
 		}
 		recovered, err := v.adopt(slots)

@@ -14,35 +14,41 @@ func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, er
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	if !m.take(name) {
+	if !m.reserve(name) {
 		return nil, fmt.Errorf("cannot create %s: %w", name, ErrExists)
 	}
 	defer m.release(name)
-	now := time.Now()
-	r := Record{
-		ID:      uuid.NewString(),
-		Name:    name,
-		Config:  m.o.Defaults,
-		Owner:   owner,
-		Created: now,
-		Touched: now,
-		State:   Stopped,
-	}
-	if r.Config.Memory == 0 {
-		r.Config.Memory = defaultMemory
-		if image, err := m.o.Images.Image(r.Config.Image); err == nil {
-			r.Config.Memory = image.Memory
+	c := m.o.Defaults
+	if c.Memory == 0 {
+		c.Memory = defaultMemory
+		if image, err := m.o.Images.Image(c.Image); err == nil {
+			c.Memory = image.Memory
 		}
 	}
-	// A wait that was given up would leave a record that nobody knows of.
-	if err := m.o.Store.Insert(context.WithoutCancel(ctx), &r); err != nil {
+	v, err := m.add(ctx, newRecord(name, owner, c), "")
+	if err != nil {
 		return nil, fmt.Errorf("cannot create %s: %w", name, err)
 	}
-	v := m.newVM(r)
-	t, _ := v.tryAcquire() // nobody else knows the VM; nothing of it happens before its create event
+	return v, nil
+}
+
+func newRecord(name string, owner Owner, c Config) *Record {
+	now := time.Now()
+	return &Record{ID: uuid.NewString(), Name: name, Config: c, Owner: owner,
+		Created: now, Touched: now, State: Stopped}
+}
+
+// add records a new VM and lists it. The caller has reserved its name. detail is that of the event.
+func (m *Manager) add(ctx context.Context, r *Record, detail string) (*VM, error) {
+	// The record is written even if the caller waits no longer: it must not be one without a VM.
+	if err := m.o.Store.Insert(context.WithoutCancel(ctx), r); err != nil {
+		return nil, err
+	}
+	v := m.newVM(*r)
+	t, _ := v.tryAcquire() // nobody else knows the VM; nothing happens before its create event
 	defer t.release()
 	m.insert(v)
-	v.emit(EventCreate, "")
+	v.emit(EventCreate, detail)
 	return v, nil
 }
 
@@ -56,7 +62,7 @@ func (m *Manager) Rename(ctx context.Context, from, to string, may Permit) error
 	if v == nil {
 		return fmt.Errorf("cannot rename %s: %w", from, ErrNotFound)
 	}
-	if !m.take(to) {
+	if !m.reserve(to) {
 		return fmt.Errorf("cannot rename %s to %s: %w", from, to, ErrExists)
 	}
 	defer m.release(to)
@@ -141,8 +147,9 @@ func (v *VM) remove(ctx context.Context, name string, may Permit) error {
 	return nil
 }
 
-// take keeps a name from others until release; false if a VM has it or somebody is about to give it.
-func (m *Manager) take(name string) bool {
+// reserve keeps a name from others until release. It reports false if a VM has the name, or another
+// caller has reserved it.
+func (m *Manager) reserve(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.byName[name] != nil || m.taken[name] {

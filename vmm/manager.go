@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"banger/internal/host"
-	"banger/internal/slots"
 )
 
 // Options are what a Manager is made of. The Manager closes none of them but the Store.
@@ -32,8 +31,6 @@ type Options struct {
 	Defaults Config
 	// VMUIDBase, when not 0, runs the VMM of serial N as uid and gid VMUIDBase+N.
 	VMUIDBase int
-	// Jobs are the uids of imports; those below VMUIDBase if nil.
-	Jobs *host.Jobs
 	// Sweep is how often the idle_timeout sweep looks; 1 s if 0.
 	Sweep time.Duration
 }
@@ -56,7 +53,6 @@ type Manager struct {
 	ctx     context.Context // ends when Close gives up waiting
 	cancel  context.CancelFunc
 	closing chan struct{}  // closed when Close begins
-	imports *slots.Slots   // bounds the imports under way
 	work    sync.WaitGroup // every goroutine of the Manager
 
 	mu       sync.RWMutex // guards the next five
@@ -85,9 +81,6 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if o.Sweep == 0 {
 		o.Sweep = time.Second
 	}
-	if o.Jobs == nil {
-		o.Jobs = host.NewJobs(o.VMUIDBase)
-	}
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("cannot tell this boot of the host from others: %w", err)
@@ -98,7 +91,6 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		bootID:   strings.TrimSpace(string(bootID)),
 		vmsDir:   filepath.Join(o.StateDir, "vms"),
 		closing:  make(chan struct{}),
-		imports:  slots.New(importsAtOnce, importsOfOne, importsAtOnce),
 		byName:   make(map[string]*VM),
 		taken:    make(map[string]bool),
 		bySerial: make(map[uint64]*VM),

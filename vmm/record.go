@@ -65,7 +65,7 @@ func (v *VM) publish(change func(*Snapshot)) {
 	s.Named = v.m.named.Load()
 	old := v.Snapshot()
 	if s.State != old.State && v.busy != nil {
-		v.busy.shown = s.State == Stopped || s.State == Failed
+		v.busy.shown = s.State.Down()
 	}
 	s.stamp(old)
 	v.snap.Store(&s)

@@ -116,8 +116,8 @@ func (v *VM) Restore(ctx context.Context, name string) error {
 	doing := fmt.Sprintf("cannot restore %s to %.63q", v.Snapshot().Name, name)
 	return v.during(ctx, Restore, doing, func(ctx context.Context) error {
 		s := v.Snapshot()
-		if s.State != Stopped && s.State != Failed {
-			return fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
+		if err := s.checkDown(); err != nil {
+			return err
 		}
 		if name == resetWord {
 			return v.reset(ctx)

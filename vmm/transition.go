@@ -261,7 +261,7 @@ func (v *VM) plan(c Command, state State) (func(context.Context) error, error) {
 // enter records and shows a new state.
 func (v *VM) enter(state State, change func(*draft)) error {
 	return v.enterWith(state, func(d *draft) error {
-		if state == Stopped || state == Failed {
+		if state.Down() {
 			v.m.o.Network.Disconnect(v.serial)
 		}
 		if change != nil {

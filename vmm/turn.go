@@ -145,14 +145,22 @@ func (v *VM) claimDown(claim func(*Snapshot) error) (*transition, error) {
 	switch {
 	case v.removed:
 		return nil, ErrNotFound
-	case s.State != Stopped && s.State != Failed:
-		return nil, fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
+	case s.checkDown() != nil:
+		return nil, s.checkDown()
 	case busy == nil:
 		return nil, claim(s)
 	case busy.shown:
 		return busy, nil
 	}
 	return nil, busy.refusal()
+}
+
+// checkDown refuses a VM that is neither stopped nor failed.
+func (s *Snapshot) checkDown() error {
+	if s.State.Down() {
+		return nil
+	}
+	return fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
 }
 
 // refusal is the error for a command that does not wait for the transition.

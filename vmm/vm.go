@@ -22,6 +22,9 @@ const (
 // Alive reports whether a VM in this state has a VMM process whose CPUs have run.
 func (s State) Alive() bool { return s == Running || s == Paused || s == Stopping }
 
+// Down reports whether a VM in this state has no VMM, and is not about to have one.
+func (s State) Down() bool { return s == Stopped || s == Failed }
+
 // Command is a word that a user writes to `state`.
 type Command string
 

@@ -30,6 +30,7 @@ import (
 	"banger/fs"
 	"banger/internal/host"
 	"banger/vmm"
+	"banger/vmm/archive"
 	"banger/vmm/fake"
 	"banger/vmm/image"
 	"banger/vmm/network"
@@ -185,7 +186,7 @@ func run(log *slog.Logger, f flags) (err error) {
 		return err
 	}
 	o := vmm.Options{StateDir: f.state, Store: records, Drivers: drivers(log, c, f.fake), Network: net, Images: images,
-		Jobs: jobs, Log: log,
+		Log: log,
 		Defaults: vmm.Config{Image: c.Image, CPUs: c.CPUs, Memory: int64(c.Memory), VMM: "qemu", Net: netMode, Isolate: bool(c.Isolate),
 			IdleTimeout: time.Duration(c.IdleTimeout), StopTimeout: time.Duration(c.StopTimeout)}}
 	if root && c.VMUIDBase != 0 {
@@ -220,7 +221,8 @@ func run(log *slog.Logger, f flags) (err error) {
 
 	figures := metrics.New(metrics.Options{Manager: manager, Collector: reads, Version: version, Store: records.Counts})
 	text := c.text(f.paths)
-	server, err := fs.Mount(ctx, fs.Options{Dir: f.mount, Manager: manager, Collector: reads, Images: images, Metrics: figures, Version: version,
+	archives := archive.New(archive.Options{Manager: manager, Images: images, Jobs: jobs})
+	server, err := fs.Mount(ctx, fs.Options{Dir: f.mount, Manager: manager, Archives: archives, Collector: reads, Images: images, Metrics: figures, Version: version,
 		Config: func() string { return text }, Log: log, Group: group(log, c.Group, root), AllowOther: root || allowOther()})
 	if err != nil {
 		return err
