@@ -2,8 +2,10 @@ package vmm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/google/uuid"
@@ -112,8 +114,8 @@ func (m *Manager) Remove(ctx context.Context, name string, may Permit) error {
 	return nil
 }
 
-// remove destroys the VM: first its record, durably, then what belongs to it; a
-// crash in between leaves a directory without a record, which Open removes.
+// remove destroys the VM. Its record goes first, durably: after a crash Open deletes a directory
+// without a record.
 func (v *VM) remove(ctx context.Context, name string, may Permit) error {
 	t, err := v.acquireDown(ctx, func(s *Snapshot) error {
 		if err := s.named(name, may); err != nil {
@@ -135,16 +137,37 @@ func (v *VM) remove(ctx context.Context, name string, may Permit) error {
 		v.mu.Unlock()
 		return err
 	}
-	s := v.Snapshot()
-	if err := os.RemoveAll(s.Dir); err != nil {
-		v.m.o.Log.Error("cannot remove a VM's directory; the next start of the daemon tries again", "vm", s.Name, "err", err)
-	}
+	v.m.discard(v.Snapshot().Dir)
 	v.m.forget(v)
-	v.publish(func(*Snapshot) {}) // wakes who waits for a change that can no longer come
+	v.publish(func(*Snapshot) {}) // wakes all waiters for a change
 	v.emit(EventRemove, "")
 	v.events.end()
-	v.m.release(s.Name)
+	v.m.release(v.Snapshot().Name)
 	return nil
+}
+
+// removeAll is os.RemoveAll. Tests change it.
+var removeAll = os.RemoveAll
+
+// discard deletes the directory of a VM without a record, in the background and one at a time: the
+// kernel takes long for large disks, and the caller holds up all users of `vms`. The directory has
+// a name that no VM's has, so that the next start of the daemon deletes what is left.
+func (m *Manager) discard(dir string) {
+	gone := filepath.Join(m.vmsDir, "."+filepath.Base(dir))
+	err := os.Rename(dir, gone)
+	if errors.Is(err, os.ErrNotExist) {
+		return // the VM never started
+	}
+	m.spawn(func() {
+		m.discarding.Lock()
+		defer m.discarding.Unlock()
+		if err == nil && m.ctx.Err() == nil {
+			err = removeAll(gone)
+		}
+		if err != nil {
+			m.o.Log.Error("cannot delete the directory of a removed VM", "dir", dir, "err", err)
+		}
+	})
 }
 
 // reserve keeps a name from others until release. It reports false if a VM has the name, or another

@@ -55,6 +55,8 @@ type Manager struct {
 	closing chan struct{}  // closed when Close begins
 	work    sync.WaitGroup // every goroutine of the Manager
 
+	discarding sync.Mutex // held over the deletion of one directory, above all other locks
+
 	mu       sync.RWMutex // guards the next five
 	closed   bool
 	byName   map[string]*VM

@@ -3,6 +3,7 @@ package vmm_test
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -124,5 +125,49 @@ func TestRemoveDoesNotWait(t *testing.T) {
 	}
 	if err := <-taken; err != nil {
 		t.Error(err)
+	}
+}
+
+// A removal returns before the disks are deleted, which takes long. The daemon's next start deletes
+// what this one did not.
+func TestRemoveDoesNotWaitForDisks(t *testing.T) {
+	ctx, dir, store := context.Background(), t.TempDir(), newStore()
+	m := open(t, dir, store)
+	began, release := make(chan struct{}, 2), make(chan struct{})
+	old := *vmm.RemoveAll
+	*vmm.RemoveAll = func(string) error {
+		began <- struct{}{}
+		<-release
+		return errors.New("the disk is gone")
+	}
+	defer func() { *vmm.RemoveAll = old }()
+	for range 2 {
+		v := withDisk(t, m, "web", "")
+		do(t, v, vmm.Start, nil)
+		do(t, v, vmm.Kill, nil)
+		if err := m.Remove(ctx, "web", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-began
+	select {
+	case <-began:
+		t.Error("two deletions run at once")
+	default:
+	}
+	left := func(pattern string) int {
+		names, _ := filepath.Glob(filepath.Join(dir, "vms", pattern)) // a star matches a dot
+		return len(names)
+	}
+	if all, hidden := left("*"), left(".*"); all != 2 || hidden != 2 {
+		t.Errorf("%d directories, %d of them hidden", all, hidden)
+	}
+	close(release)
+	if err := m.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	open(t, dir, store)
+	if n := left("*"); n != 0 {
+		t.Errorf("%d directories are left", n)
 	}
 }
