@@ -191,7 +191,7 @@ func (v *VM) recover(ctx context.Context) error {
 		return v.enter(Stopped, ended(""))
 	case errors.Is(err, ErrNotFound):
 		gone := Exit{Reason: "the VMM died while no daemon ran"}
-		v.tellExit(gone)
+		v.reportExit(gone)
 		return v.enter(Failed, ended(gone.Reason))
 	case err != nil:
 		return v.enter(Failed, ended(fmt.Sprintf("cannot take over its VMM: %v", err)))

@@ -5,7 +5,7 @@ import (
 	"errors"
 )
 
-// notify hears what a machine tells of itself; it is called by the driver and must not block.
+// notify receives the notices of a machine. Its driver calls it, so that it must not block.
 func (v *VM) notify(n Notice) {
 	switch n.Kind {
 	case NoticeExited:
@@ -26,51 +26,35 @@ func (v *VM) notify(n Notice) {
 	}
 }
 
-// exited records the end of a machine that nobody asked to end.
+// exited records the end of a machine that no command ended.
 func (v *VM) exited() {
-	for {
-		v.mu.Lock()
-		busy := v.busy
-		if busy == nil {
-			machine := v.Snapshot().Machine
-			if machine == nil || v.removed {
-				v.mu.Unlock()
-				return // a transition has seen to it
-			}
-			select {
-			case <-machine.Done():
-			default:
-				v.mu.Unlock()
-				return // the notice was of an earlier run
-			}
-			t, err := v.launchLocked(exit, func(context.Context) error { return v.bury(machine) })
-			v.mu.Unlock()
-			if err == nil {
-				<-t.done
-			}
-			return
+	// An error is recorded by the transition.
+	_ = v.after(exit, func(State) (work, error) {
+		machine := v.Snapshot().Machine
+		if machine == nil {
+			return nil, nil // a transition has recorded it
 		}
-		v.mu.Unlock()
 		select {
-		case <-busy.done:
-		case <-v.m.ctx.Done():
-			return
+		case <-machine.Done():
+			return func(context.Context) error { return v.bury(machine) }, nil
+		default:
+			return nil, nil // the notice was of an earlier run
 		}
-	}
+	})
 }
 
-// bury records how a machine ended by itself.
+// bury records the end of a machine that ended by itself.
 func (v *VM) bury(machine Machine) error {
 	exit := machine.Exit()
-	v.tellExit(exit)
+	v.reportExit(exit)
 	if exit.Orderly {
 		return v.enter(Stopped, ended(""))
 	}
 	return v.enterFailed(exit.Reason)
 }
 
-// tellExit tells how a machine ended, before its VM is stopped or failed.
-func (v *VM) tellExit(e Exit) {
+// reportExit emits how a machine ended, before its VM is stopped or failed.
+func (v *VM) reportExit(e Exit) {
 	v.logf("exit: %s", e)
 	v.emit(EventExit, e.String())
 }

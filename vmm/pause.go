@@ -2,7 +2,6 @@ package vmm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 )
 
@@ -26,7 +25,7 @@ func (v *VM) halt(ctx context.Context, to State, do func(Pauser) error) error {
 	return v.enter(to, func(d *draft) { d.fail("") })
 }
 
-// isPaused reports whether the CPUs of a machine stand still.
+// isPaused reports whether the CPUs of a machine are stopped.
 func isPaused(machine Machine) bool {
 	p, ok := machine.(interface{ Paused() bool })
 	return ok && p.Paused()
@@ -34,29 +33,19 @@ func isPaused(machine Machine) bool {
 
 // halted records that the VMM stopped the CPUs by itself.
 func (v *VM) halted(why error) {
-	for {
-		t, err := v.beginWork(v.m.ctx, Pause, func(state State) (func(context.Context) error, error) {
-			if state != Running || !isPaused(v.Snapshot().Machine) {
-				return nil, nil // it ended, or somebody let it go on
+	err := v.after(Pause, func(state State) (work, error) {
+		if state != Running || !isPaused(v.Snapshot().Machine) {
+			return nil, nil // it ended, or its CPUs run again
+		}
+		return func(context.Context) error {
+			if err := v.enter(Paused, func(d *draft) { d.fail(why.Error()) }); err != nil {
+				return err
 			}
-			return func(context.Context) error {
-				return v.enter(Paused, func(d *draft) { d.fail(why.Error()) })
-			}, nil
-		})
-		if t != nil {
-			<-t.done
-			if err = t.err; err == nil {
-				v.emit(EventError, why.Error())
-			}
-		}
-		if err == nil || v.m.ctx.Err() != nil {
-			return
-		}
-		busy := v.transition()
-		if !errors.Is(err, ErrBusy) || busy == nil {
-			v.m.o.Log.Error("cannot record that a VM was paused", "vm", v.Snapshot().Name, "err", err)
-			return
-		}
-		<-busy.done // it has just started
+			v.emit(EventError, why.Error())
+			return nil
+		}, nil
+	})
+	if err != nil && v.m.ctx.Err() == nil {
+		v.m.o.Log.Error("cannot record that a VM was paused", "vm", v.Snapshot().Name, "err", err)
 	}
 }

@@ -163,7 +163,7 @@ func (v *VM) kill(context.Context) error {
 func (v *VM) finish(machine Machine, why string) error {
 	select {
 	case <-machine.Done():
-		v.tellExit(machine.Exit())
+		v.reportExit(machine.Exit())
 	default:
 		if err := v.end(v.m.ctx, machine, why); err != nil {
 			return fmt.Errorf("cannot end %s: %w", v.Snapshot().Name, err)
@@ -184,7 +184,7 @@ func (v *VM) end(ctx context.Context, machine Machine, why string) error {
 	}
 	exit := machine.Exit()
 	exit.Reason = why
-	v.tellExit(exit)
+	v.reportExit(exit)
 	return nil
 }
 

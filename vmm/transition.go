@@ -17,21 +17,19 @@ type transition struct {
 
 	// Guarded by VM.mu.
 	shown    bool    // it has stopped the VM, or the VM has failed
-	follower Command // what Accept has left to a goroutine until this has ended
+	follower Command // the command that Accept has left to a goroutine until this one ends
 }
 
-func (v *VM) transition() *transition {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.busy
-}
+// work is the body of a transition. Its context ends when the transition is cancelled, or when the
+// Manager stops waiting for it.
+type work func(context.Context) error
 
-// Do gives the command and waits for its end; when ctx ends first the transition goes on and ctx's error is returned.
-func (v *VM) Do(ctx context.Context, c Command) error {
-	t, err := v.begin(ctx, c)
-	if err != nil || t == nil {
-		return v.nothingToDo(err)
-	}
+// plan returns the work for a state, nil if nothing is to be done, or a refusal. It is called under
+// VM.mu.
+type plan func(State) (work, error)
+
+// wait returns the transition's result, or ctx's error when ctx ends first.
+func (t *transition) wait(ctx context.Context) error {
 	select {
 	case <-t.done:
 		return t.err
@@ -40,16 +38,32 @@ func (v *VM) Do(ctx context.Context, c Command) error {
 	}
 }
 
+func (v *VM) transition() *transition {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.busy
+}
+
+// Do carries out a command and waits for its end. When ctx ends first, Do returns ctx's error and
+// the transition goes on.
+func (v *VM) Do(ctx context.Context, c Command) error {
+	t, err := v.begin(ctx, c, v.plan(c))
+	if t == nil {
+		return v.nothingToDo(err)
+	}
+	return t.wait(ctx)
+}
+
 // errLate ends the wait of Accept.
 var errLate = errors.New("the transition under way takes long")
 
-// Accept gives the command and returns once the transition has begun (or was refused). It waits for
-// a transition that has shown its result already, and for no other: ErrBusy. A command that gives
-// up what is under way is accepted all the same, and follows when that has ended.
+// Accept begins a command and returns once its transition has begun, or was refused. It waits only
+// for a transition that has shown its result; others are ErrBusy. A command that cancels the
+// transition under way is accepted all the same, and follows when that has ended.
 func (v *VM) Accept(ctx context.Context, c Command) error {
 	moment, cancel := context.WithTimeoutCause(ctx, shownWait, errLate)
 	defer cancel()
-	t, err := v.begin(moment, c)
+	t, err := v.begin(moment, c, v.plan(c))
 	if errors.Is(err, errLate) {
 		return v.follow(c)
 	}
@@ -59,7 +73,7 @@ func (v *VM) Accept(ctx context.Context, c Command) error {
 	return err
 }
 
-// follow leaves a command that gave up the transition under way to a goroutine. It refuses others.
+// follow leaves a command that cancels the transition under way to a goroutine. It refuses others.
 func (v *VM) follow(c Command) error {
 	v.mu.Lock()
 	s, busy := v.Snapshot(), v.busy
@@ -88,10 +102,11 @@ func (v *VM) follow(c Command) error {
 	return nil
 }
 
-// ends reports whether the command gives up a transition that is under way.
+// ends reports whether the command cancels a transition that is under way.
 func (c Command) ends(state State) bool { return c == Kill || c == Stop && state == Starting }
 
-// nothingToDo is the end of a command that began no transition: unless it was refused, it has succeeded.
+// nothingToDo is the result of a command that began no transition. Without a refusal the command
+// has succeeded, which clears the last error.
 func (v *VM) nothingToDo(err error) error {
 	if err == nil {
 		v.Fail(nil)
@@ -99,11 +114,11 @@ func (v *VM) nothingToDo(err error) error {
 	return err
 }
 
-// during runs work as a transition of its own, which other commands wait for. Its errors are said to be of doing.
-func (v *VM) during(ctx context.Context, c Command, doing string, work func(context.Context) error) error {
-	t, err := v.beginWork(ctx, c, func(State) (func(context.Context) error, error) {
+// during runs do as a transition of its own and waits for it. doing introduces its errors.
+func (v *VM) during(ctx context.Context, c Command, doing string, do work) error {
+	t, err := v.begin(ctx, c, func(State) (work, error) {
 		return func(ctx context.Context) error {
-			if err := work(ctx); err != nil {
+			if err := do(ctx); err != nil {
 				return fmt.Errorf("%s: %w", doing, err)
 			}
 			return nil
@@ -112,49 +127,57 @@ func (v *VM) during(ctx context.Context, c Command, doing string, work func(cont
 	if err != nil {
 		return err
 	}
-	select {
-	case <-t.done:
-		return t.err
-	case <-ctx.Done():
-		return ctx.Err()
+	return t.wait(ctx)
+}
+
+// after runs what a plan returns once no transition is under way, and waits for its end.
+func (v *VM) after(c Command, p plan) error {
+	for {
+		v.mu.Lock()
+		busy := v.busy
+		if busy == nil {
+			t, err := v.planLocked(c, p)
+			v.mu.Unlock()
+			if t == nil {
+				return err
+			}
+			return t.wait(v.m.ctx)
+		}
+		v.mu.Unlock()
+		select {
+		case <-busy.done:
+		case <-v.m.ctx.Done():
+			return v.m.ctx.Err()
+		}
 	}
 }
 
-// try gives the command if nothing else is under way, and reports whether it did; it does not
-// block.
+// try begins a command of the daemon's own if no transition is under way, and reports whether it
+// did. It does not block.
 func (v *VM) try(c Command) bool {
 	ctx, cancel := context.WithCancel(v.m.ctx)
-	cancel() // nothing is waited for
+	cancel() // Accept waits for nothing
 	err := v.Accept(ctx, c)
 	if err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, context.Canceled) {
-		v.m.o.Log.Error("a command of the daemon's own was refused", "vm", v.Snapshot().Name, "command", string(c), "err", err)
+		v.m.o.Log.Error("a command of the daemon's own was refused",
+			"vm", v.Snapshot().Name, "command", string(c), "err", err)
 	}
 	return err == nil
 }
 
-// begin starts the transition that c asks for, or gives nil when there is nothing to do.
-func (v *VM) begin(ctx context.Context, c Command) (*transition, error) {
-	return v.beginWork(ctx, c, func(state State) (func(context.Context) error, error) { return v.plan(c, state) })
-}
-
-// beginWork is begin with the plan given; that is called under v.mu.
-func (v *VM) beginWork(ctx context.Context, c Command, plan func(State) (func(context.Context) error, error)) (*transition, error) {
+// begin begins the transition that the plan returns, or returns nil when nothing is to be done. It
+// cancels a transition under way, or waits for one that changes soon, or refuses.
+func (v *VM) begin(ctx context.Context, c Command, p plan) (*transition, error) {
 	name := v.Snapshot().Name
 	for {
 		v.mu.Lock()
+		state, busy := v.Snapshot().State, v.busy
 		if v.removed {
 			v.mu.Unlock()
 			return nil, fmt.Errorf("cannot %s %s: %w", c, name, ErrNotFound)
 		}
-		state := v.Snapshot().State
-		busy := v.busy
 		if busy == nil {
-			run, err := plan(state)
-			if err != nil || run == nil {
-				v.mu.Unlock()
-				return nil, err
-			}
-			t, err := v.launchLocked(c, run)
+			t, err := v.planLocked(c, p)
 			v.mu.Unlock()
 			return t, err
 		}
@@ -163,11 +186,11 @@ func (v *VM) beginWork(ctx context.Context, c Command, plan func(State) (func(co
 		switch {
 		case c.ends(state):
 			busy.cancel()
-			changed = nil // only its end will do
+			changed = nil // only its end matters
 		case state == Starting || state == Stopping:
 			return nil, fmt.Errorf("cannot %s %s: %w", c, name, busy.refusal())
 		}
-		// Otherwise the transition has just begun or has shown its result already: it is worth the moment.
+		// Otherwise the transition has just begun, or is about to end.
 		select {
 		case <-changed:
 		case <-busy.done:
@@ -177,14 +200,22 @@ func (v *VM) beginWork(ctx context.Context, c Command, plan func(State) (func(co
 	}
 }
 
-// launchLocked runs the transition in a goroutine of its own. Its context ends
-// when it is given up, or when the Manager stops waiting for it.
-func (v *VM) launchLocked(c Command, run func(context.Context) error) (*transition, error) {
+// planLocked begins the transition that the plan returns for the VM's state.
+func (v *VM) planLocked(c Command, p plan) (*transition, error) {
+	do, err := p(v.Snapshot().State)
+	if err != nil || do == nil {
+		return nil, err
+	}
+	return v.launchLocked(c, do)
+}
+
+// launchLocked runs a transition in a goroutine of its own.
+func (v *VM) launchLocked(c Command, do work) (*transition, error) {
 	ctx, cancel := context.WithCancel(v.m.ctx)
 	t := &transition{command: c, cancel: cancel, done: make(chan struct{})}
 	ok := v.m.spawn(func() {
 		defer cancel()
-		t.err = run(ctx)
+		t.err = do(ctx)
 		v.m.count(c, t.err)
 		v.mu.Lock()
 		v.busy = nil
@@ -202,7 +233,7 @@ func (v *VM) launchLocked(c Command, run func(context.Context) error) (*transiti
 // action is what a command means in a state.
 type action struct {
 	run    func(*VM, context.Context) error // nil: nothing is to be done
-	only   func(*VM) bool                   // unless nil: run is for VMs of which this is true
+	only   func(*VM) bool                   // unless nil: nothing is to be done if this is false
 	refuse error                            // unless nil: why nothing can be done
 }
 
@@ -216,7 +247,7 @@ var (
 	killIt      = action{run: (*VM).kill}
 	settleIt    = action{run: (*VM).settle}
 	pauseIt     = action{run: (*VM).pause}
-	pauseFull   = action{run: (*VM).pause, only: (*VM).full} // so that it does not go on by itself
+	pauseFull   = action{run: (*VM).pause, only: (*VM).full} // it would resume by itself otherwise
 	resumeIt    = action{run: (*VM).resume}
 	recoverIt   = action{run: (*VM).recoverAgain}
 	notRunning  = action{refuse: ErrNotRunning}
@@ -236,26 +267,29 @@ var actions = map[Command][]action{
 	Resume:  {notRunning, notRunning, recoverIt, nothing, resumeIt, notPossible},
 }
 
-// plan returns the work that c means in this state, nil for nothing, or a refusal.
-func (v *VM) plan(c Command, state State) (func(context.Context) error, error) {
-	row := actions[c]
-	if row == nil {
-		return nil, fmt.Errorf("%q is not a command; these are: start stop restart kill pause resume: %w", c, ErrInvalid)
+// plan returns the plan of a user's command.
+func (v *VM) plan(c Command) plan {
+	return func(state State) (work, error) {
+		row := actions[c]
+		if row == nil {
+			return nil, fmt.Errorf("%q is not a command; these are: "+
+				"start stop restart kill pause resume: %w", c, ErrInvalid)
+		}
+		if state.Alive() && v.Snapshot().Machine == nil {
+			return v.recoverAgain, nil
+		}
+		a := notPossible
+		if i := slices.Index(commandStates, state); i >= 0 {
+			a = row[i]
+		}
+		if a.refuse != nil {
+			return nil, fmt.Errorf("cannot %s %s: it is %s: %w", c, v.Snapshot().Name, state, a.refuse)
+		}
+		if a.run == nil || a.only != nil && !a.only(v) {
+			return nil, nil
+		}
+		return func(ctx context.Context) error { return a.run(v, ctx) }, nil
 	}
-	if state.Alive() && v.Snapshot().Machine == nil {
-		return v.recoverAgain, nil
-	}
-	a := notPossible
-	if i := slices.Index(commandStates, state); i >= 0 {
-		a = row[i]
-	}
-	if a.refuse != nil {
-		return nil, fmt.Errorf("cannot %s %s: it is %s: %w", c, v.Snapshot().Name, state, a.refuse)
-	}
-	if a.run == nil || a.only != nil && !a.only(v) {
-		return nil, nil
-	}
-	return func(ctx context.Context) error { return a.run(v, ctx) }, nil
 }
 
 // enter records and shows a new state.
@@ -286,7 +320,7 @@ func (v *VM) enterWith(state State, change func(*draft) error) error {
 	return nil
 }
 
-// ended is what enter changes when a machine is gone.
+// ended returns the change of a record when a machine is gone.
 func ended(reason string) func(*draft) {
 	return func(d *draft) {
 		d.Process, d.run = Process{}, &CurrentRun{}
@@ -294,7 +328,7 @@ func ended(reason string) func(*draft) {
 	}
 }
 
-// enterFailed records that the VM failed, and tells why.
+// enterFailed records that the VM failed. The reason becomes the last error and an event.
 func (v *VM) enterFailed(reason string) error {
 	if err := v.enter(Failed, ended(reason)); err != nil {
 		return err
@@ -306,17 +340,18 @@ func (v *VM) enterFailed(reason string) error {
 // settle makes a failed VM a stopped one.
 func (v *VM) settle(context.Context) error { return v.enter(Stopped, ended("")) }
 
-// counted are the transitions that Transitions tells apart; exit is the end of a machine that
-// nobody asked to end. Adoptions are not among them.
-var counted = [...]Command{Start, Stop, Restart, Kill, Pause, Resume, exit, Take, Drop, Restore, Export}
+// counted are the commands that Transitions counts: all but adoptions.
+var counted = [...]Command{
+	Start, Stop, Restart, Kill, Pause, Resume, exit, Take, Drop, Restore, Export,
+}
 
-// Transitions is how often a command's transition has ended since the daemon's start.
+// Transitions counts a command's transitions that have ended since the daemon's start.
 type Transitions struct {
 	Command      Command
 	Done, Failed uint64
 }
 
-// Transitions counts by command.
+// Transitions returns the counts by command. It does not block.
 func (m *Manager) Transitions() []Transitions {
 	all := make([]Transitions, len(counted))
 	for i, c := range counted {
