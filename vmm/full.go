@@ -7,10 +7,10 @@ import (
 )
 
 const (
-	// fullLook is at which sweep the daemon looks whether VMs that found no space on the host may go on: every 3 s.
-	fullLook = 3
-	// roomToGoOn is how many bytes must be free before they do: with less they would stop again at once.
-	roomToGoOn = 64 << 20
+	// fullSweeps is after how many sweeps a VM that found no space on the host may resume: every 3 s.
+	fullSweeps = 3
+	// roomToResume is how many bytes must be free then. With less the VM would stop again at once.
+	roomToResume = 64 << 20
 )
 
 // full reports whether the VMM stopped the CPUs because a disk found no space on the host.
@@ -19,20 +19,21 @@ func (v *VM) full() bool {
 	return ok && f.Full()
 }
 
-// fullError says what a VM that found no space on the host needs.
+// fullError is the error of a VM that found no space on the host for a disk.
 func (v *VM) fullError(disk string) error {
-	return fmt.Errorf("paused: no space left on the host for its disk %s: free %d MiB where %s is and it goes on by itself, or write resume to its state",
-		disk, roomToGoOn>>20, v.Snapshot().Dir)
+	return fmt.Errorf("paused: no space left on the host for its disk %s: "+
+		"free %d MiB where %s is and it goes on by itself, or write resume to its state",
+		disk, roomToResume>>20, v.Snapshot().Dir)
 }
 
-// goOn lets a VM that found no space on the host go on if there is some again.
-func (v *VM) goOn(s *Snapshot) {
+// resumeFull resumes a VM that found no space on the host if there is some again.
+func (v *VM) resumeFull(s *Snapshot) {
 	f, ok := s.Machine.(Fuller)
 	if s.State != Paused || !ok || !f.Full() {
 		return
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(s.Dir, &st); err != nil || int64(st.Bavail)*st.Bsize < roomToGoOn {
+	if err := unix.Statfs(s.Dir, &st); err != nil || int64(st.Bavail)*st.Bsize < roomToResume {
 		return
 	}
 	if v.try(Resume) {

@@ -9,31 +9,23 @@ import (
 )
 
 const (
-	configureWait = 3 * time.Second        // for the agent to set the guest's address
+	configureWait = 3 * time.Second        // bounds the agent's work on the guest's settings
 	greetAgain    = 100 * time.Millisecond // after the first greeting that failed, then twice as long
-	greetAtLast   = 5 * time.Second
+	greetAtLast   = 5 * time.Second        // and at most this
 )
 
-// greet waits, in the background, until the agent of a new machine answers,
-// and tells the guest who it is.
+// greet waits, in the background, until the agent of a new machine answers, and sends the guest its
+// settings.
 func (v *VM) greet(machine Machine) {
 	g, ok := machine.(Guester)
 	if !ok {
 		return
 	}
 	v.m.spawn(func() {
-		ctx, cancel := context.WithCancel(v.m.ctx)
+		ctx, cancel := endsWith(v.m.ctx, machine.Done())
 		defer cancel()
-		stop := make(chan struct{})
-		defer close(stop)
-		go func() { // ends with this function: stop is closed
-			select {
-			case <-machine.Done():
-			case <-v.m.closing:
-			case <-stop:
-			}
-			cancel()
-		}()
+		ctx, cancel = endsWith(ctx, v.m.closing)
+		defer cancel()
 		for wait := greetAgain; ; wait = min(2*wait, greetAtLast) {
 			err := v.introduce(ctx, g.Guest())
 			if err == nil {
@@ -42,7 +34,7 @@ func (v *VM) greet(machine Machine) {
 			if ctx.Err() != nil {
 				return
 			}
-			v.logf("the agent was not told its settings, trying again: %v", err)
+			v.logf("the agent has not accepted its settings, trying again: %v", err)
 			select {
 			case <-time.After(wait):
 			case <-ctx.Done():
@@ -66,7 +58,7 @@ func (v *VM) introduce(ctx context.Context, g guest.Agent) error {
 	s := v.Snapshot()
 	c.AuthorizedKeys = keysFor(&s.Config)
 	key, err := v.hostKey()
-	if err != nil { // it may do without: a disk that is full must not keep a guest from its address
+	if err != nil { // a full disk must not keep the guest from its address
 		v.m.o.Log.Error("cannot keep an ssh host key for a VM", "vm", s.Name, "err", err)
 	}
 	c.HostKey = key
@@ -76,7 +68,8 @@ func (v *VM) introduce(ctx context.Context, g guest.Agent) error {
 	return g.Configure(ctx, c)
 }
 
-// guestConfig is who the guest is, also of one that is only starting; the time and the keys are left to the moment of telling.
+// guestConfig returns the guest's settings, from its start on. Time and keys are added when an agent
+// receives them.
 func (v *VM) guestConfig() guest.Config {
 	s := v.Snapshot()
 	c := guest.Config{Hostname: s.Name, MAC: s.MAC}

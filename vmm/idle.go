@@ -5,8 +5,8 @@ import "time"
 // persistEvery bounds how old the durable time of the last use may be.
 const persistEvery = time.Minute
 
-// Touch renews the lease that idle_timeout counts from. It is cheap: it publishes nothing, blocks
-// for nothing, and wakes nobody. The time is kept durably within a minute.
+// Touch makes now the time that idle_timeout counts from. It is cheap: it publishes nothing, does
+// not block and wakes no waiter. The time is durable within a minute.
 func (v *VM) Touch() {
 	now := time.Now()
 	v.used.Store(&now)
@@ -27,7 +27,7 @@ func (v *VM) publishUse() {
 	}
 }
 
-// Use keeps the VM from being idle until the function that it gives is called, once. It does not block.
+// Use keeps the VM from being idle until the returned function is called, once. It does not block.
 func (v *VM) Use() func() {
 	v.users.Add(1)
 	return func() {
@@ -36,7 +36,7 @@ func (v *VM) Use() func() {
 	}
 }
 
-// SetTouched is `touch -d` on touched, or a write of a time.
+// SetTouched makes t the time of the last use.
 func (v *VM) SetTouched(t time.Time) {
 	v.publish(func(s *Snapshot) {
 		s.Touched = t
@@ -45,10 +45,11 @@ func (v *VM) SetTouched(t time.Time) {
 	})
 }
 
-// idle reports whether nobody has used the VM for its idle_timeout. Times of
-// this daemon's life compare by the monotonic clock.
+// idle reports whether the VM was not used for its idle_timeout. Times of this daemon's life compare
+// by the monotonic clock.
 func (v *VM) idle(s *Snapshot) bool {
-	if s.Config.IdleTimeout == NoLimit || s.State != Running && s.State != Paused || v.users.Load() > 0 {
+	on := s.State == Running || s.State == Paused
+	if s.Config.IdleTimeout == NoLimit || !on || v.users.Load() > 0 {
 		return false
 	}
 	used := v.Touched()
@@ -58,9 +59,8 @@ func (v *VM) idle(s *Snapshot) bool {
 	return time.Since(used) >= s.Config.IdleTimeout
 }
 
-// sweep stops what nobody has used for its idle_timeout, lets what found no space go on, and
-// keeps the times of use durable. No VM holds up the others: what cannot be done at once is left
-// to the next sweep.
+// sweep stops VMs after their idle_timeout, resumes those that found no space, and records the times
+// of use. No VM holds up the others: what cannot be done at once is left to the next sweep.
 func (m *Manager) sweep() {
 	tick := time.NewTicker(m.o.Sweep)
 	defer tick.Stop()
@@ -77,8 +77,8 @@ func (m *Manager) sweep() {
 		}
 		for _, v := range m.VMs() {
 			s := v.Snapshot()
-			if n%fullLook == 0 {
-				v.goOn(s)
+			if n%fullSweeps == 0 {
+				v.resumeFull(s)
 			}
 			if v.idle(s) && v.try(Stop) {
 				v.logf("stopping it: not used for %v", s.Config.IdleTimeout)

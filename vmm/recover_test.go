@@ -140,7 +140,8 @@ func TestHungVMHoldsUpNobody(t *testing.T) {
 	if err := m.VM("hung").Do(short, Kill); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("kill of one that is not recovered: %v", err)
 	}
-	if err := m.VM("immortal").Do(ctx, Kill); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "the kernel holds it") {
+	err = m.VM("immortal").Do(ctx, Kill)
+	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "the kernel has not ended it") {
 		t.Errorf("kill of one that does not end: %v", err)
 	}
 	ended := make(chan error, 1)

@@ -314,7 +314,7 @@ func (v *VM) tidyUp() {
 		return
 	}
 	v.m.spawn(func() {
-		err := v.during(v.m.ctx, Drop, "cannot end what was begun with its snapshots", v.tidy)
+		err := v.during(v.m.ctx, Drop, "cannot finish a change of its snapshots", v.tidy)
 		if err != nil && v.m.ctx.Err() == nil {
 			v.m.o.Log.Error("the disks of a VM need a second try, at its next start", "vm", v.Snapshot().Name, "err", err)
 		}

@@ -20,7 +20,7 @@ func (v *VM) start(ctx context.Context) error {
 		if e := v.enter(Stopped, ended("")); e != nil {
 			return e
 		}
-		return fmt.Errorf("the start of %s was given up: %w", name, ErrGone)
+		return fmt.Errorf("the start of %s was cancelled: %w", name, ErrGone)
 	}
 	if err != nil {
 		err = fmt.Errorf("cannot start %s: %w", name, err)
@@ -35,12 +35,13 @@ func (v *VM) start(ctx context.Context) error {
 		d.fail("")
 	})
 	if err != nil {
-		// Not recorded, so not begun: nothing may run that a restart would not find.
+		// A machine without a record must not run: the next daemon would not find it.
 		return errors.Join(err, v.end(context.WithoutCancel(ctx), machine, err.Error()))
 	}
 	if err := v.forward(context.WithoutCancel(ctx)); err != nil {
 		err = fmt.Errorf("cannot start %s: %w", name, err)
-		if e := errors.Join(v.end(context.WithoutCancel(ctx), machine, err.Error()), v.enterFailed(err.Error())); e != nil {
+		e := v.end(context.WithoutCancel(ctx), machine, err.Error())
+		if e := errors.Join(e, v.enterFailed(err.Error())); e != nil {
 			return e
 		}
 		return err
@@ -49,7 +50,7 @@ func (v *VM) start(ctx context.Context) error {
 	return nil
 }
 
-// refusal is an error found before anything was changed.
+// refusal is the error of a start that has changed nothing.
 type refusal struct{ err error }
 
 func (r *refusal) Error() string { return r.err.Error() }
@@ -59,13 +60,13 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	s := v.Snapshot()
 	driver := v.m.drivers[s.Config.VMM]
 	if driver == nil {
-		return nil, &refusal{fmt.Errorf("vmm %q is not here: %w", s.Config.VMM, ErrUnsupported)}
+		return nil, &refusal{fmt.Errorf("this host has no vmm %q: %w", s.Config.VMM, ErrUnsupported)}
 	}
 	image, err := v.m.o.Images.Image(s.Config.Image)
 	if err != nil {
 		return nil, &refusal{fmt.Errorf("image %q: %w", s.Config.Image, err)}
 	}
-	if err := checkCmdline(&s.Config, &image); err != nil { // the image may have been made anew
+	if err := checkCmdline(&s.Config, &image); err != nil { // the image may have been replaced
 		return nil, &refusal{err}
 	}
 	if err := v.m.o.Network.Check(s.Config.Net); err != nil {
@@ -75,7 +76,8 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	bridged := s.Config.Net == NetBridge && !unwired
 	var address netip.Addr
 	if bridged {
-		address, err = v.m.o.Store.Lease(context.WithoutCancel(ctx), v.serial, v.m.o.Network.Prefix(), v.m.o.Network.Gateway())
+		n := v.m.o.Network
+		address, err = v.m.o.Store.Lease(context.WithoutCancel(ctx), v.serial, n.Prefix(), n.Gateway())
 		if err != nil {
 			return nil, &refusal{fmt.Errorf("cannot lease an address: %w", err)}
 		}
@@ -102,7 +104,7 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	}
 	spec := v.spec(image)
 	if err := v.tidy(ctx); err != nil {
-		return nil, fmt.Errorf("cannot end what was begun with its snapshots: %w", err)
+		return nil, fmt.Errorf("cannot finish a change of its snapshots: %w", err)
 	}
 	keeper, _ := driver.(DiskKeeper)
 	if err := v.makeDisks(ctx, spec, keeper); err != nil {
@@ -129,7 +131,7 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	return driver.Start(ctx, spec, v.notify)
 }
 
-// uid is the user of the VM's VMM, -1 for the daemon's own.
+// uid returns the uid of the VM's VMM, -1 for the daemon's own.
 func (v *VM) uid() int {
 	if v.m.o.VMUIDBase == 0 {
 		return -1

@@ -7,18 +7,18 @@ import (
 	"time"
 )
 
-// powerOffWait is for the agent to accept a shutdown.
+// powerOffWait bounds the wait for the agent to accept a shutdown.
 const powerOffWait = 3 * time.Second
 
-// killWait is for a killed VMM to be gone: one that hangs in the kernel may never be. Tests
-// change it.
+// killWait bounds the wait for the end of a killed VMM, which may hang in the kernel for ever.
+// Tests change it.
 var killWait = 15 * time.Second
 
-// stop ends when the daemon begins to end: the guest needs no daemon to stop.
+// stop returns early when the daemon begins to end: the guest needs no daemon to stop.
 func (v *VM) stop(ctx context.Context) error { return v.stopUntil(ctx, v.m.closing) }
 
-// stopUntil asks the guest to power itself off, waits, and kills what is left. When leave is closed
-// the guest is left to the next daemon.
+// stopUntil asks the guest to power itself off, waits, and then kills the machine. When leave is
+// closed, it leaves the guest to the next daemon.
 func (v *VM) stopUntil(ctx context.Context, leave <-chan struct{}) error {
 	s := v.Snapshot()
 	machine := s.Machine
@@ -33,10 +33,11 @@ func (v *VM) stopUntil(ctx context.Context, leave <-chan struct{}) error {
 	if v.powerOff(asking, machine) || asking.Err() != nil {
 		return v.awaitOff(ctx, machine, s.Config.StopTimeout, leave)
 	}
-	return v.finish(machine, "its guest did not take the power off")
+	return v.finish(machine, "its guest did not accept the shutdown")
 }
 
-// endsWith returns a context that ends with ctx and when the channel is closed. The caller cancels it.
+// endsWith returns a context that ends with ctx and when the channel is closed. The caller cancels
+// it.
 func endsWith(ctx context.Context, closed <-chan struct{}) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	go func() { // ends with the context
@@ -49,12 +50,12 @@ func endsWith(ctx context.Context, closed <-chan struct{}) (context.Context, con
 	return ctx, cancel
 }
 
-// enterStopping records when the guest is killed: this daemon may end before.
+// enterStopping records the time at which the guest will be killed, for the next daemon.
 func (v *VM) enterStopping(timeout time.Duration) error {
 	return v.enter(Stopping, func(d *draft) { d.StopBy = time.Now().Add(timeout) })
 }
 
-// wake lets paused CPUs go on, so that the guest can stop.
+// wake resumes paused CPUs, so that the guest can stop.
 func (v *VM) wake(ctx context.Context, machine Machine) {
 	if p, ok := machine.(Pauser); ok {
 		if err := p.Resume(ctx); err != nil {
@@ -63,10 +64,12 @@ func (v *VM) wake(ctx context.Context, machine Machine) {
 	}
 }
 
-// awaitOff waits until the guest is off, and kills it after the time, or when a user asks for that.
-// When leave is closed, or the Manager waits no longer, the guest is left to the next daemon.
-func (v *VM) awaitOff(ctx context.Context, machine Machine, wait time.Duration, leave <-chan struct{}) error {
-	timer := time.NewTimer(wait)
+// awaitOff waits until the guest is off. It kills the guest after the given time, or when a user
+// asks for that. When leave is closed or the Manager waits no longer, it leaves the guest to the
+// next daemon.
+func (v *VM) awaitOff(ctx context.Context, machine Machine, most time.Duration, leave <-chan struct{},
+) error {
+	timer := time.NewTimer(most)
 	defer timer.Stop()
 	select {
 	case <-machine.Done():
@@ -81,12 +84,12 @@ func (v *VM) awaitOff(ctx context.Context, machine Machine, wait time.Duration, 
 			return v.finish(machine, killAsked)
 		}
 	}
-	return fmt.Errorf("%s goes on stopping, the daemon ends before it: %w", v.Snapshot().Name, ErrGone)
+	return fmt.Errorf("%s is still stopping while the daemon ends: %w", v.Snapshot().Name, ErrGone)
 }
 
-// resumeStop ends a stop that an earlier daemon began, at the time that it recorded. The guest is
-// asked once more, since that daemon may have ended before it asked; the answer counts for nothing,
-// since the guest's agent may be gone already.
+// resumeStop ends a stop that an earlier daemon began, at the time that it recorded. It asks the
+// guest once more, since that daemon may have ended before it asked. It ignores the answer, since
+// the guest's agent may have ended already.
 func (v *VM) resumeStop(ctx context.Context) error {
 	s := v.Snapshot()
 	machine := s.Machine
@@ -124,12 +127,12 @@ func (v *VM) powerOff(ctx context.Context, machine Machine) bool {
 	case <-machine.Done(): // so fast that the answer was lost
 		return false
 	default:
-		v.logf("the agent did not take the power off: %v", err)
+		v.logf("the agent did not accept the shutdown: %v", err)
 	}
 	return v.pressPower(ctx, machine)
 }
 
-// pressPower reports whether the machine has a power button that was pressed now.
+// pressPower presses the machine's power button and reports whether that was possible.
 func (v *VM) pressPower(ctx context.Context, machine Machine) bool {
 	b, ok := machine.(PowerButton)
 	if !ok {
@@ -147,7 +150,7 @@ func (v *VM) pressPower(ctx context.Context, machine Machine) bool {
 	return err == nil
 }
 
-// killAsked is why a machine was killed for which a user asked that.
+// killAsked is the reason of a kill that a user asked for.
 const killAsked = "as asked"
 
 func (v *VM) kill(context.Context) error {
@@ -158,8 +161,8 @@ func (v *VM) kill(context.Context) error {
 	return v.finish(machine, killAsked)
 }
 
-// finish ends the process, whatever ctx says: a stop that was given up for a
-// kill leaves the state stopping, which the kill takes up. why is told if it has not ended by itself.
+// finish ends the process and records that the VM is stopped, also for a stop that a kill has
+// cancelled. why is the reason of the exit unless the process has ended by itself.
 func (v *VM) finish(machine Machine, why string) error {
 	select {
 	case <-machine.Done():
@@ -172,13 +175,15 @@ func (v *VM) finish(machine Machine, why string) error {
 	return v.enter(Stopped, ended(""))
 }
 
-// end kills a machine and tells why. After an error it may still end, which is recorded then.
+// end kills a machine and reports its exit with the reason why. After an error the machine may
+// still end, which its driver notices.
 func (v *VM) end(ctx context.Context, machine Machine, why string) error {
 	ctx, cancel := context.WithTimeout(ctx, killWait)
 	defer cancel()
 	if err := machine.Kill(ctx); err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("its process %d was killed and has not ended within %v, the kernel holds it: %w", machine.Process().PID, killWait, ErrBusy)
+			return fmt.Errorf("its process %d was killed, but the kernel has not ended it within %v: %w",
+				machine.Process().PID, killWait, ErrBusy)
 		}
 		return err
 	}
@@ -193,7 +198,7 @@ func (v *VM) restart(ctx context.Context) error {
 		return err
 	}
 	if ctx.Err() != nil {
-		return fmt.Errorf("the restart of %s was given up: %w", v.Snapshot().Name, ErrGone)
+		return fmt.Errorf("the restart of %s was cancelled: %w", v.Snapshot().Name, ErrGone)
 	}
 	return v.start(ctx)
 }

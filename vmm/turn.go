@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// turn is the right to change a VM's record: one holder at a time, and no reader waits for it. The
-// holder commits what it has made of the VM, and releases the turn.
+// turn is the exclusive right to change a VM's record. No reader waits for it. Its holder commits
+// drafts and then releases the turn.
 type turn struct{ vm *VM }
 
-// draft is what the holder of a turn makes of a VM. Commit keeps the record durably and then shows
-// the whole draft. What changes without the turn, the last use and the last error, is not replaced
-// by the record, which may be older.
+// draft is a changed copy of a VM's record and run. commit makes the record durable and then shows
+// the whole draft. The last use and the last error change without the turn, so that the record may
+// have older ones: commit leaves those that are shown.
 type draft struct {
 	Record
 	run     *CurrentRun // replaces the run, if not nil
@@ -42,27 +42,28 @@ func (v *VM) acquire(ctx context.Context) (turn, error) {
 	case <-ctx.Done():
 		return turn{}, context.Cause(ctx)
 	}
-	t := turn{v}
-	if v.gone() {
-		t.release()
-		return turn{}, ErrNotFound
-	}
-	return t, nil
+	return v.acquired()
 }
 
-// tryAcquire takes the turn if nobody has it.
+// tryAcquire acquires the turn if it is free.
 func (v *VM) tryAcquire() (turn, bool) {
 	select {
 	case v.own <- struct{}{}:
+		t, err := v.acquired()
+		return t, err == nil
 	default:
 		return turn{}, false
 	}
-	t := turn{v}
-	if v.gone() {
-		t.release()
-		return turn{}, false
+}
+
+func (v *VM) acquired() (turn, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.removed {
+		turn{v}.release()
+		return turn{}, ErrNotFound
 	}
-	return t, true
+	return turn{v}, nil
 }
 
 func (t turn) release() { <-t.vm.own }
@@ -70,7 +71,8 @@ func (t turn) release() { <-t.vm.own }
 // draft returns a draft that changes nothing yet.
 func (t turn) draft() *draft { return &draft{Record: t.vm.Snapshot().Record} }
 
-// commit goes on when ctx ends. After an error nothing is changed.
+// commit makes a draft durable and shows it. The write goes on when ctx ends. After an error
+// nothing is changed.
 func (t turn) commit(ctx context.Context, d *draft) error {
 	if err := t.vm.m.o.Store.Update(context.WithoutCancel(ctx), &d.Record); err != nil {
 		return fmt.Errorf("cannot record it: %w", err)
@@ -93,16 +95,16 @@ func (v *VM) update(ctx context.Context, change func(*draft) error) error {
 	return t.commit(ctx, d)
 }
 
-// shownWait bounds the wait for the end of a transition whose result is shown already.
+// shownWait bounds the wait for the end of a transition that has shown its result.
 const shownWait = 100 * time.Millisecond
 
 // turnWait bounds the wait for the turn, which is held over a commit.
 const turnWait = 2 * time.Second
 
-// acquireDown takes the turn of a VM that is stopped or failed and about which no command is under
-// way. ErrBusy otherwise, at once: the caller holds a lock of the kernel for which others wait. A
-// transition that has stopped the VM, and has nothing left to do, is waited for a moment. claim
-// runs before any other command can begin.
+// acquireDown acquires the turn of a VM that is stopped or failed and has no transition under way.
+// Otherwise it returns ErrBusy at once: its caller holds a lock of the kernel that others wait for.
+// Only a transition that has stopped the VM is waited for, during shownWait. claim runs before any
+// other command can begin.
 func (v *VM) acquireDown(ctx context.Context, claim func(*Snapshot) error) (turn, error) {
 	late := fmt.Errorf("a change of it takes long, try again: %w", ErrBusy)
 	ctx, cancel := context.WithTimeoutCause(ctx, turnWait, late)
@@ -168,14 +170,7 @@ func (t *transition) refusal() error {
 	return fmt.Errorf("its %s is under way, wait for its end: %w", t.command, ErrBusy)
 }
 
-func (v *VM) gone() bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.removed
-}
-
-// saveTouched records the last use. It does not wait for the turn: the use is recorded a minute
-// later then.
+// saveTouched records the last use. If the turn is not free, the next sweep records it.
 func (v *VM) saveTouched(ctx context.Context) {
 	t, ok := v.tryAcquire()
 	if !ok {
