@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/internal/value"
 	"banger/vmm"
 	"banger/vmm/guest"
 )
@@ -366,7 +367,7 @@ func parseSize(text string) (cols, rows int, err error) {
 var errDetachedTerminal = fmt.Errorf("what is detached has no terminal: %w", vmm.ErrInvalid)
 
 // set changes what will be run.
-func (s *session) set(word, value string) error {
+func (s *session) set(word, text string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.starting || s.exec != nil {
@@ -375,32 +376,32 @@ func (s *session) set(word, value string) error {
 	q := &s.request
 	switch word {
 	case "dir":
-		if !strings.HasPrefix(value, "/") {
-			return fmt.Errorf("%.64q is not an absolute path: %w", value, vmm.ErrInvalid)
+		if !strings.HasPrefix(text, "/") {
+			return fmt.Errorf("%.64q is not an absolute path: %w", text, vmm.ErrInvalid)
 		}
-		q.Dir = value
+		q.Dir = text
 	case "user":
-		q.User = value
+		q.User = text
 	case "env":
-		if name, _, ok := strings.Cut(value, "="); !ok || name == "" {
-			return fmt.Errorf("%.64q is not NAME=VALUE: %w", value, vmm.ErrInvalid)
+		if name, _, ok := strings.Cut(text, "="); !ok || name == "" {
+			return fmt.Errorf("%.64q is not NAME=VALUE: %w", text, vmm.ErrInvalid)
 		}
-		total := len(value)
+		total := len(text)
 		for _, e := range q.Env {
 			total += len(e)
 		}
 		if total > maxControl {
 			return fmt.Errorf("the environment would have %d bytes, %d are allowed: %w", total, maxControl, vmm.ErrTooBig)
 		}
-		q.Env = append(q.Env, value)
+		q.Env = append(q.Env, text)
 	case "timeout":
-		d, err := parseDuration(value)
+		d, err := value.ParseDuration(text)
 		if err != nil {
 			return err
 		}
 		q.Timeout = max(d, 0) // NoLimit is none
 	case "tty":
-		cols, rows, err := parseSize(cmp.Or(value, "80x24"))
+		cols, rows, err := parseSize(cmp.Or(text, "80x24"))
 		if err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 
 	"banger/internal/host"
 	"banger/internal/printable"
+	"banger/internal/value"
 	"banger/vmm"
 )
 
@@ -169,7 +170,7 @@ func (t *tail) close() {
 
 // appendEvent adds one line of `events`.
 func appendEvent(b []byte, e *vmm.Event) []byte {
-	b = fmt.Appendf(b, "%s %d %s %s", formatTime(e.Time), e.Seq, e.VM, e.What)
+	b = fmt.Appendf(b, "%s %d %s %s", value.FormatTime(e.Time), e.Seq, e.VM, e.What)
 	if e.Detail != "" {
 		b = append(append(b, ' '), sentence(e.Detail)...)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"banger/internal/value"
 	"banger/vmm"
 )
 
@@ -59,7 +60,7 @@ func imageFiles() []file {
 		ready("kernel", "the kernel's file", func(i *vmm.ImageInfo) string { return i.Kernel }),
 		ready("cmdline", "the kernel's command line", func(i *vmm.ImageInfo) string { return i.Cmdline }),
 		ready("memory", "least bytes of memory", func(i *vmm.ImageInfo) string { return strconv.FormatInt(i.Memory, 10) }),
-		image("created", "Unix seconds", func(_ *request, i *vmm.ImageInfo) string { return formatTime(i.Created) }),
+		image("created", "Unix seconds", func(_ *request, i *vmm.ImageInfo) string { return value.FormatTime(i.Created) }),
 		image("used_by", "VM names, one per line", func(r *request, i *vmm.ImageInfo) string {
 			return strings.Join(r.server.o.Manager.ImageUsers(i.Name), "\n")
 		}),

@@ -8,13 +8,14 @@ import (
 
 	"banger/collector"
 	"banger/internal/printable"
+	"banger/internal/value"
 	"banger/vmm"
 )
 
 // statsPairs gives the keys of `stats` whose source is there.
 func statsPairs(s *collector.Stats) []pair {
 	pairs := []pair{
-		{"collected", seconds(s.Collected), formatTime(s.Collected)},
+		{"collected", seconds(s.Collected), value.FormatTime(s.Collected)},
 		{key: "state", value: s.State},
 	}
 	pairs = addFloat(pairs, "uptime", s.Uptime)

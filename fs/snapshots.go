@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 
+	"banger/internal/value"
 	"banger/vmm"
 )
 
@@ -53,10 +54,10 @@ func snapshotFiles() []file {
 		}}
 	}
 	return []file{
-		part("created", "Unix seconds", func(d *vmm.DiskSnapshot) string { return formatTime(d.Created) }),
+		part("created", "Unix seconds", func(d *vmm.DiskSnapshot) string { return value.FormatTime(d.Created) }),
 		part("size", "bytes that the disks took on the host then", func(d *vmm.DiskSnapshot) string { return strconv.FormatInt(d.Size, 10) }),
 		part("state", "in which it was taken", func(d *vmm.DiskSnapshot) string { return string(d.State) }),
-		part("frozen", "1: the guest's file systems stood still", func(d *vmm.DiskSnapshot) string { return formatBool(d.Frozen) }),
+		part("frozen", "1: the guest's file systems stood still", func(d *vmm.DiskSnapshot) string { return value.FormatBool(d.Frozen) }),
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"banger/internal/value"
 	"banger/vmm"
 )
 
@@ -28,14 +29,14 @@ func stateStore(r *request, text string) error {
 	return r.vm.Do(r.ctx, c)
 }
 
-func touchedShow(r *request) ([]byte, error) { return line(formatTime(r.vm.Touched())) }
+func touchedShow(r *request) ([]byte, error) { return line(value.FormatTime(r.vm.Touched())) }
 
 func touchedStore(r *request, text string) error {
 	if text == "" {
 		r.vm.Touch()
 		return nil
 	}
-	t, err := parseTime(text)
+	t, err := value.ParseTime(text)
 	if err != nil {
 		return fmt.Errorf("cannot set touched of %s: %w", r.snap().Name, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/internal/value"
 	"banger/vmm"
 )
 
@@ -120,8 +121,8 @@ func vmFiles() []file {
 		{name: "state", mode: 0o640, doc: "where it is in its life; takes commands", show: stateShow, store: stateStore, watch: true},
 		{name: "error", mode: 0o440, doc: "the last failure in one sentence", show: func(r *request) ([]byte, error) { return line(sentence(r.snap().Error)) }},
 		fact("id", "UUID", func(s *vmm.Snapshot) string { return s.ID }),
-		fact("created", "Unix seconds", func(s *vmm.Snapshot) string { return formatTime(s.Created) }),
-		fact("started", "Unix seconds", func(s *vmm.Snapshot) string { return formatTime(s.Started) }),
+		fact("created", "Unix seconds", func(s *vmm.Snapshot) string { return value.FormatTime(s.Created) }),
+		fact("started", "Unix seconds", func(s *vmm.Snapshot) string { return value.FormatTime(s.Started) }),
 		{name: "touched", mode: 0o640, doc: "the last use; writing renews it", show: touchedShow, store: touchedStore},
 		fact("pid", "the VMM's process", pidText),
 		fact("address", "the guest's IP", addressText),

@@ -70,9 +70,11 @@ func (v *VM) ExportDisks(ctx context.Context,
 // the name meanwhile. After an error or a crash nothing is left. ErrInvalid, ErrNameTooLong,
 // ErrExists.
 func (m *Manager) CreateWithDisks(ctx context.Context, name string, owner Owner, image *Image,
-	settings func(*Config), fill func(*Spec, DiskKeeper) error) (*VM, error) {
+	settings func(*Config) error, fill func(*Spec, DiskKeeper) error) (*VM, error) {
 	c := m.o.Defaults
-	settings(&c)
+	if err := settings(&c); err != nil {
+		return nil, err
+	}
 	if err := m.checkConfig(&Config{Net: c.Net}, &c); err != nil {
 		return nil, err
 	}

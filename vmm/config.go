@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 )
 
 const (
@@ -32,94 +31,53 @@ func CheckName(name string) error {
 	return nil
 }
 
-// changedSettings names, as the files do, in what two settings differ.
-func changedSettings(old, new *Config) (changed []string, live bool) {
-	live = true
-	for _, d := range []struct {
-		name    string
-		differs bool
-		live    bool
-	}{
-		{"image", old.Image != new.Image, false},
-		{"cpus", old.CPUs != new.CPUs, false},
-		{"memory", old.Memory != new.Memory, false},
-		{"disk", old.Disk != new.Disk, old.Disk > 0}, // a guest's disk may grow, not come
-		{"cmdline", old.Cmdline != new.Cmdline, false},
-		{"vmm", old.VMM != new.VMM, false},
-		{"net", old.Net != new.Net, false},
-		{"autostart", old.Autostart != new.Autostart, false},
-		{"idle_timeout", old.IdleTimeout != new.IdleTimeout, true},
-		{"stop_timeout", old.StopTimeout != new.StopTimeout, true},
-		{"protected", old.Protected != new.Protected, true},
-		{"isolate", old.Isolate != new.Isolate, true},
-		{"expose_fs", old.ExposeFS != new.ExposeFS, true},
-		{"publish", old.Publish != new.Publish, true},
-		{"authorized_keys", old.AuthorizedKeys != new.AuthorizedKeys, true},
-	} {
-		if d.differs {
-			changed = append(changed, d.name)
-			live = live && d.live
-		}
-	}
-	return changed, live
-}
-
-// checkConfig reports the first setting of c that cannot be; old is what it replaces.
+// checkConfig returns why a VM cannot have the settings c in place of old.
 func (m *Manager) checkConfig(old, c *Config) error {
 	image, err := m.o.Images.Image(c.Image)
 	if err != nil && c.Image != old.Image {
 		return fmt.Errorf("%v: %w", err, ErrInvalid)
 	}
 	if c.Image != old.Image && c.Memory == old.Memory {
-		c.Memory = max(c.Memory, image.Memory) // what the image before had was enough for it
+		c.Memory = max(c.Memory, image.Memory) // the memory was enough for the image before
 	}
-	if c.CPUs < 1 || c.CPUs > maxCPUs {
-		return fmt.Errorf("cpus must be 1 to %d, not %d: %w", maxCPUs, c.CPUs, ErrInvalid)
-	}
-	if c.Memory < image.Memory || c.Memory > maxMemory {
-		return fmt.Errorf("memory must be %d (what image %s needs) to %d bytes, not %d: %w", image.Memory, c.Image, int64(maxMemory), c.Memory, ErrInvalid)
-	}
-	if c.Disk < old.Disk {
-		return fmt.Errorf("disk may grow, never shrink: it has %d bytes, not %d: %w", old.Disk, c.Disk, ErrInvalid)
-	}
-	if c.Disk > maxDisk {
-		return fmt.Errorf("disk must be at most %d bytes, not %d: %w", int64(maxDisk), c.Disk, ErrInvalid)
-	}
-	if c.Cmdline != old.Cmdline || c.Image != old.Image {
-		if err := checkCmdline(c, &image); err != nil {
+	for i := range Settings {
+		if err := Settings[i].Check(c); err != nil {
 			return err
 		}
 	}
-	if len(c.Cmdline) > maxCmdlineLen {
-		return fmt.Errorf("cmdline has %d bytes, %d are allowed: %w", len(c.Cmdline), maxCmdlineLen, ErrTooBig)
+	if c.Memory < image.Memory || c.Memory > maxMemory {
+		return fmt.Errorf("memory must be %d (what image %s needs) to %d bytes, not %d: %w",
+			image.Memory, c.Image, int64(maxMemory), c.Memory, ErrInvalid)
 	}
-	if strings.ContainsFunc(c.Cmdline, func(r rune) bool { return r < ' ' || r > '~' }) {
-		return fmt.Errorf("cmdline must be one line of printable ASCII: %w", ErrInvalid)
+	if c.Disk < old.Disk {
+		return fmt.Errorf("disk may grow, never shrink: it has %d bytes, not %d: %w",
+			old.Disk, c.Disk, ErrInvalid)
+	}
+	if c.Cmdline != old.Cmdline || c.Image != old.Image {
+		if err := checkLoader(c, &image); err != nil {
+			return err
+		}
 	}
 	if _, ok := m.drivers[c.VMM]; !ok {
-		return fmt.Errorf("vmm %q is not one of those here (%s): %w", c.VMM, strings.Join(m.driverNames(), ", "), ErrUnsupported)
+		return fmt.Errorf("vmm %q is not one of those here (%s): %w",
+			c.VMM, strings.Join(m.driverNames(), ", "), ErrUnsupported)
 	}
 	if c.Net != old.Net {
 		if err := m.o.Network.Check(c.Net); err != nil {
 			return err
 		}
 	}
-	if c.IdleTimeout != NoLimit && c.IdleTimeout <= 0 {
-		return fmt.Errorf("idle_timeout must be more than 0 seconds, or max: %w", ErrInvalid)
-	}
-	if c.StopTimeout < 0 || c.StopTimeout > 24*time.Hour {
-		return fmt.Errorf("stop_timeout must be 0 to 86400 seconds: %w", ErrInvalid)
-	}
-	if c.AuthorizedKeys == old.AuthorizedKeys { // an earlier version may have taken more
+	if c.AuthorizedKeys == old.AuthorizedKeys { // an earlier version may have accepted more
 		return nil
 	}
 	return checkAuthorizedKeys(c.AuthorizedKeys)
 }
 
-// checkCmdline refuses a kernel's command line where the image's own boot loader gives one.
-func checkCmdline(c *Config, image *Image) error {
+// checkLoader refuses a kernel's command line for an image that boots by its own boot loader.
+func checkLoader(c *Config, image *Image) error {
 	if c.Cmdline != "" && image.Firmware {
-		return fmt.Errorf("image %s boots by its own boot loader, which takes no cmdline from outside; make cmdline empty: %w", c.Image, ErrUnsupported)
+		return fmt.Errorf("image %s boots by its own boot loader, which takes no cmdline from outside; "+
+			"make cmdline empty: %w", c.Image, ErrUnsupported)
 	}
 	return nil
 }

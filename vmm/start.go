@@ -66,7 +66,7 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	if err != nil {
 		return nil, &refusal{fmt.Errorf("image %q: %w", s.Config.Image, err)}
 	}
-	if err := checkCmdline(&s.Config, &image); err != nil { // the image may have been replaced
+	if err := checkLoader(&s.Config, &image); err != nil { // the image may have been replaced
 		return nil, &refusal{err}
 	}
 	if err := v.m.o.Network.Check(s.Config.Net); err != nil {

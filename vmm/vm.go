@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"banger/internal/value"
 )
 
 // State is where a VM is in its life; its text is what the file `state` shows.
@@ -55,7 +57,7 @@ const (
 )
 
 // NoLimit is the duration written as `max`.
-const NoLimit time.Duration = -1
+const NoLimit = value.NoLimit
 
 // Config is what a user may set of a VM. It is a plain value: copies are independent.
 type Config struct {

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -13,32 +15,29 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"banger/internal/host"
+	"banger/internal/value"
 	"banger/vmm"
 )
 
-// config is config.toml. Times are Go durations, memory takes K M G T.
+// config is config.toml. Beside these keys it has those of vmm.Settings with a default.
 type config struct {
-	Image        string        `toml:"image"`
+	VM vmm.Config `toml:"-"` // of new VMs
+
 	Accel        string        `toml:"accel"`   // auto, kvm or tcg
 	Machine      string        `toml:"machine"` // microvm or q35, empty for the driver's choice
-	QEMU         string        `toml:"qemu"`    // path of the program, empty to look for it in PATH
+	QEMU         string        `toml:"qemu"`    // path of the program, empty for the one in PATH
 	Bridge       string        `toml:"bridge"`
 	Subnet       netip.Prefix  `toml:"subnet"`
 	Subnet6      subnet6       `toml:"subnet6"` // auto, off or a /64
 	Uplink       string        `toml:"uplink"`  // empty for the link of the default route
-	MTU          int           `toml:"mtu"`     // 0: the uplink's
+	MTU          orAuto        `toml:"mtu"`     // 0: the uplink's
 	NAT          onOff         `toml:"nat"`
 	LAN          onOff         `toml:"lan"`
 	GuestToHost  onOff         `toml:"guest_to_host"`
 	UserWorld    onOff         `toml:"user_world"`
-	Isolate      onOff         `toml:"isolate"`
 	DNS          onOff         `toml:"dns"`
 	HostsFile    string        `toml:"hosts_file"` // absolute, or off
 	VMUIDBase    int           `toml:"vm_uid_base"`
-	IdleTimeout  span          `toml:"idle_timeout"`
-	StopTimeout  span          `toml:"stop_timeout"`
-	CPUs         int           `toml:"cpus"`
-	Memory       size          `toml:"memory"` // 0: the image's own
 	StatsMaxAge  time.Duration `toml:"stats_max_age"`
 	PortsMaxAge  time.Duration `toml:"ports_max_age"`
 	HealthMaxAge time.Duration `toml:"health_max_age"`
@@ -51,15 +50,41 @@ type config struct {
 	MetricsListen string `toml:"metrics_listen"` // off, HOST:PORT, or a port on loopback
 }
 
-// notServed is the metrics_listen of a daemon without HTTP, and the hosts_file of one that keeps no names in any.
+// notServed is the metrics_listen of a daemon without HTTP, and the hosts_file of one that writes no
+// names to any file.
 const notServed = "off"
 
 func defaultConfig() config {
-	return config{Image: "builtin", Accel: "auto", Bridge: "banger0", Subnet: netip.MustParsePrefix("172.30.0.0/16"),
-		VMUIDBase: 2013265920, IdleTimeout: span(vmm.NoLimit), StopTimeout: span(10 * time.Second), CPUs: 1,
-		StatsMaxAge: time.Second, PortsMaxAge: 2 * time.Second, HealthMaxAge: time.Second, PollInterval: 10 * time.Second, Group: "banger",
+	c := config{Accel: "auto", Bridge: "banger0", Subnet: netip.MustParsePrefix("172.30.0.0/16"),
+		VMUIDBase: 2013265920, StatsMaxAge: time.Second, PortsMaxAge: 2 * time.Second,
+		HealthMaxAge: time.Second, PollInterval: 10 * time.Second, Group: "banger",
 		ImageMaxSize: 8 << 30, ImageMaxFiles: 500_000,
-		Isolate: true, DNS: true, HostsFile: notServed, MetricsListen: notServed}
+		DNS: true, HostsFile: notServed, MetricsListen: notServed}
+	for _, s := range vmm.Settings {
+		if s.Default == "" {
+			continue
+		}
+		if err := s.Set(&c.VM, s.Default); err != nil {
+			panic(fmt.Sprintf("the default of %s: %v", s.Name, err)) // of a constant
+		}
+	}
+	return c
+}
+
+// setDefault reads the value of a setting of new VMs.
+func (c *config) setDefault(s *vmm.Setting, v any) error {
+	text := fmt.Sprint(v)
+	if s.Kind.Flag {
+		var on onOff
+		if err := on.UnmarshalTOML(v); err != nil {
+			return fmt.Errorf("%s: %w", s.Name, err)
+		}
+		text = value.FormatBool(bool(on))
+	}
+	if err := s.Set(&c.VM, text); err != nil {
+		return fmt.Errorf("%s: %w", s.Name, err)
+	}
+	return s.Check(&c.VM)
 }
 
 // onOff is the words on and off, or TOML's true and false.
@@ -117,67 +142,23 @@ func (s subnet6) String() string {
 	return "auto"
 }
 
-// span is a time that may be "max".
-type span time.Duration
-
-func (s *span) UnmarshalTOML(v any) error {
-	switch v := v.(type) {
-	case int64:
-		*s = span(time.Duration(v) * time.Second)
-	case string:
-		if v == "max" {
-			*s = span(vmm.NoLimit)
-			return nil
-		}
-		d, err := time.ParseDuration(v)
-		if err != nil {
-			return fmt.Errorf("%q is neither a duration such as \"90s\" nor \"max\"", v)
-		}
-		*s = span(d)
-	default:
-		return fmt.Errorf("%v is not a duration", v)
-	}
-	if *s < 0 {
-		return errors.New("a duration cannot be negative")
-	}
-	return nil
-}
-
-func (s span) String() string {
-	if time.Duration(s) == vmm.NoLimit {
-		return "max"
-	}
-	return seconds(time.Duration(s))
-}
-
-func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
-
 // size is bytes, with a suffix in powers of 1024.
 type size int64
 
 func (s *size) UnmarshalTOML(v any) error {
-	if n, ok := v.(int64); ok && n >= 0 {
-		*s = size(n)
-		return nil
-	}
-	text, _ := v.(string)
-	shift := 0
-	if i := strings.IndexByte("KMGT", last(text)); i >= 0 {
-		shift, text = 10*(i+1), text[:len(text)-1]
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n < 0 || n<<shift>>shift != n {
-		return fmt.Errorf("%v is not a number of bytes such as \"256M\"", v)
-	}
-	*s = size(n << shift)
-	return nil
+	n, err := value.ParseBytes(fmt.Sprint(v))
+	*s = size(n)
+	return err
 }
 
-func last(s string) byte {
-	if s == "" {
-		return 0
+// orAuto is a number, or the word auto for 0.
+type orAuto int
+
+func (n orAuto) String() string {
+	if n == 0 {
+		return "auto"
 	}
-	return s[len(s)-1]
+	return strconv.Itoa(int(n))
 }
 
 // readConfig reads the file over the defaults. An absent file is the defaults, unless it was asked for by name.
@@ -198,8 +179,19 @@ func readConfig(path string, asked bool) (config, error) {
 		}
 		return c, fmt.Errorf("%s: %w", path, err)
 	}
-	if unknown := md.Undecoded(); len(unknown) > 0 {
-		return c, fmt.Errorf("%s:%d: unknown key %q", path, lineOf(string(b), unknown[0]), unknown[0].String())
+	var all map[string]any
+	if _, err := toml.Decode(string(b), &all); err != nil {
+		return c, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, key := range md.Undecoded() {
+		line := lineOf(string(b), key)
+		s := vmm.FindSetting(key.String())
+		if s == nil || s.Default == "" {
+			return c, fmt.Errorf("%s:%d: unknown key %q", path, line, key.String())
+		}
+		if err := c.setDefault(s, all[s.Name]); err != nil {
+			return c, fmt.Errorf("%s:%d: %w", path, line, err)
+		}
 	}
 	if err := c.check(); err != nil {
 		return c, fmt.Errorf("%s: %w", path, err)
@@ -224,8 +216,6 @@ func (c *config) check() error {
 		return fmt.Errorf("accel = %q is none of auto, kvm, tcg", c.Accel)
 	case c.Machine != "" && c.Machine != "microvm" && c.Machine != "q35":
 		return fmt.Errorf("machine = %q is neither microvm nor q35", c.Machine)
-	case c.CPUs < 1 || c.CPUs > 255:
-		return fmt.Errorf("cpus = %d is not in 1 to 255", c.CPUs)
 	case c.MTU != 0 && (c.MTU < 576 || c.MTU > 65521):
 		return fmt.Errorf("mtu = %d is not 576 to 65521 bytes", c.MTU)
 	case c.VMUIDBase != 0 && (c.VMUIDBase < leastUIDBase || c.VMUIDBase > mostUIDBase):
@@ -244,13 +234,6 @@ func (c *config) check() error {
 	var err error
 	c.MetricsListen, err = listenAddress(c.MetricsListen)
 	return err
-}
-
-func orAuto(n int) string {
-	if n == 0 {
-		return ""
-	}
-	return strconv.Itoa(n)
 }
 
 // paths are where the daemon works when no flag says otherwise.
@@ -278,26 +261,32 @@ func defaultPaths(root bool, env func(string) string) (paths, error) {
 	return p, nil
 }
 
-// text is what the file `config` at the top of the mount shows.
+// text is the file `config` at the top of the mount.
 func (c *config) text(p paths) string {
 	var b strings.Builder
-	for _, kv := range [][2]string{
-		{"mount", p.mount}, {"state_dir", p.state}, {"config", p.config},
-		{"image", c.Image}, {"accel", c.Accel}, {"machine", c.Machine}, {"qemu", c.QEMU},
-		{"bridge", c.Bridge}, {"subnet", c.Subnet.String()}, {"subnet6", c.Subnet6.String()}, {"uplink", c.Uplink}, {"mtu", orAuto(c.MTU)},
-		{"nat", c.NAT.String()}, {"lan", c.LAN.String()}, {"guest_to_host", c.GuestToHost.String()}, {"user_world", c.UserWorld.String()},
-		{"isolate", c.Isolate.String()}, {"dns", c.DNS.String()}, {"hosts_file", c.HostsFile}, {"vm_uid_base", strconv.Itoa(c.VMUIDBase)},
-		{"idle_timeout", c.IdleTimeout.String()}, {"stop_timeout", c.StopTimeout.String()},
-		{"cpus", strconv.Itoa(c.CPUs)}, {"memory", strconv.FormatInt(int64(c.Memory), 10)},
-		{"stats_max_age", seconds(c.StatsMaxAge)}, {"ports_max_age", seconds(c.PortsMaxAge)},
-		{"health_max_age", seconds(c.HealthMaxAge)}, {"poll_interval", seconds(c.PollInterval)}, {"group", c.Group},
-		{"image_max_size", strconv.FormatInt(int64(c.ImageMaxSize), 10)}, {"image_max_files", strconv.Itoa(c.ImageMaxFiles)},
-		{"metrics_listen", c.MetricsListen},
-	} {
-		if kv[1] == "" {
-			kv[1] = "auto"
+	show := func(key string, v any) {
+		text := fmt.Sprint(v)
+		if d, ok := v.(time.Duration); ok {
+			text = value.FormatDuration(d)
 		}
-		fmt.Fprintf(&b, "%s %s\n", kv[0], kv[1])
+		fmt.Fprintf(&b, "%s %s\n", key, cmp.Or(text, "auto"))
+	}
+	show("mount", p.mount)
+	show("state_dir", p.state)
+	show("config", p.config)
+	for _, s := range vmm.Settings {
+		switch {
+		case s.Default == "":
+		case s.Kind.Flag:
+			show(s.Name, onOff(s.Show(&c.VM) == "1"))
+		default:
+			show(s.Name, s.Show(&c.VM))
+		}
+	}
+	for field, v := range reflect.ValueOf(*c).Fields() {
+		if key := field.Tag.Get("toml"); key != "-" {
+			show(key, v.Interface())
+		}
 	}
 	return b.String()
 }

@@ -23,10 +23,12 @@ func TestConfig(t *testing.T) {
 		{"subnet6 = \"fd00::/48\"\n", "fd00::/48 is none of"},
 		{"subnet6 = \"10.0.0.0/24\"\n", "none of"},
 		{"mtu = 100\n", "mtu = 100"},
-		{"cpus = 0\n", "cpus = 0"},
+		{"cpus = 0\n", ":1: cpus must be 1 to 256, not 0"},
 		{"accel = \"xen\"\n", "none of auto"},
 		{"memory = \"9999999999T\"\n", "not a number of bytes"},
-		{"idle_timeout = \"-1s\"\n", "negative"},
+		{"idle_timeout = \"-1s\"\n", "is not a time"},
+		{"isolate = 7\n", ":1: isolate: 7 is neither"},
+		{"cpus = 2\nautostart = 1\n", ":2: unknown key \"autostart\""},
 		{"dns = false\nhosts_file = \"/etc/hosts\"\n", ""},
 		{"hosts_file = \"hosts\"\n", "neither off nor an absolute path"},
 	} {
@@ -43,7 +45,7 @@ func TestConfig(t *testing.T) {
 		t.Error("a file asked for by name may not be absent")
 	}
 	c, err := readConfig("/nonexistent/x", false)
-	if err != nil || time.Duration(c.StopTimeout) != 10*time.Second {
+	if err != nil || c.VM.StopTimeout != 10*time.Second {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
@@ -58,5 +60,39 @@ func TestDefaultPaths(t *testing.T) {
 	p, err := defaultPaths(false, get)
 	if want := (paths{"/run/user/5/banger", "/home/u/.local/state/banger", "/home/u/.config/banger/config.toml"}); err != nil || p != want {
 		t.Errorf("%v, %v", p, err)
+	}
+}
+
+func TestConfigText(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.toml")
+	text := "image = \"debian\"\nmemory = \"256M\"\nidle_timeout = \"15m\"\nstop_timeout = 2\nisolate = \"off\"\nnat = true\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := readConfig(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := c.text(paths{"/m", "/s", "/c"})
+	for _, line := range []string{"mount /m", "image debian", "cpus 1", "memory 268435456", "idle_timeout 900", "stop_timeout 2",
+		"isolate off", "nat on", "lan off", "mtu auto", "uplink auto", "stats_max_age 1", "subnet 172.30.0.0/16", "metrics_listen off"} {
+		if !strings.Contains(shown, line+"\n") {
+			t.Errorf("no line %q in\n%s", line, shown)
+		}
+	}
+}
+
+// Every key is in the manual, the keys of new VMs with their defaults.
+func TestConfigManual(t *testing.T) {
+	manual, err := os.ReadFile("../../docs/bangerd.8.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := defaultConfig()
+	for line := range strings.Lines(c.text(paths{})) {
+		key, _, _ := strings.Cut(line, " ")
+		if !strings.Contains(string(manual), "**"+key+"**") && key != "mount" && key != "state_dir" && key != "config" {
+			t.Errorf("docs/bangerd.8.md lacks %s", key)
+		}
 	}
 }

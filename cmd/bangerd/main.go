@@ -185,10 +185,10 @@ func run(log *slog.Logger, f flags) (err error) {
 	if err != nil {
 		return err
 	}
-	o := vmm.Options{StateDir: f.state, Store: records, Drivers: drivers(log, c, f.fake), Network: net, Images: images,
-		Log: log,
-		Defaults: vmm.Config{Image: c.Image, CPUs: c.CPUs, Memory: int64(c.Memory), VMM: "qemu", Net: netMode, Isolate: bool(c.Isolate),
-			IdleTimeout: time.Duration(c.IdleTimeout), StopTimeout: time.Duration(c.StopTimeout)}}
+	defaults := c.VM
+	defaults.VMM, defaults.Net = "qemu", netMode
+	o := vmm.Options{StateDir: f.state, Store: records, Drivers: drivers(log, c, f.fake),
+		Network: net, Images: images, Log: log, Defaults: defaults}
 	if root && c.VMUIDBase != 0 {
 		o.VMUIDBase = c.VMUIDBase
 		warnOfUIDs(log, c.VMUIDBase)
@@ -263,7 +263,7 @@ func openNetwork(log *slog.Logger, c config, instance string, root bool) (vmm.Ne
 		prefix6 = network.LocalPrefix6(instance)
 	}
 	n, err := network.New(network.Options{Bridge: c.Bridge, Prefix: c.Subnet, Prefix6: prefix6, NAT: bool(c.NAT), LAN: bool(c.LAN),
-		GuestToHost: bool(c.GuestToHost), Uplink: c.Uplink, MTU: c.MTU, Instance: instance, Log: log})
+		GuestToHost: bool(c.GuestToHost), Uplink: c.Uplink, MTU: int(c.MTU), Instance: instance, Log: log})
 	switch {
 	case err == nil:
 		return n, vmm.NetBridge, nil

@@ -11,7 +11,7 @@
 package archive
 
 import (
-	"time"
+	"encoding/json"
 
 	"banger/internal/host"
 	"banger/internal/slots"
@@ -31,21 +31,17 @@ const (
 	importsOfOne  = 4
 )
 
-// manifest is the content of manifestName. Its names and units are a format: see docs/files.md.
+// manifest is the content of manifestName, beside the settings, each under its key for archives.
+// Its names and units are a format: see docs/files.md.
 type manifest struct {
-	Version     int           `json:"version"`
-	Name        string        `json:"name"`
-	Image       string        `json:"image"`
-	ImageDigest string        `json:"image_digest"`
-	ImageSource string        `json:"image_source,omitempty"` // for the message of a failed import only
-	CPUs        int           `json:"cpus"`
-	Memory      int64         `json:"memory"`
-	Disk        int64         `json:"disk"`
-	Cmdline     string        `json:"cmdline"`
-	VMM         string        `json:"vmm"`
-	IdleTimeout time.Duration `json:"idle_timeout_nsec"` // NoLimit is -1
-	StopTimeout time.Duration `json:"stop_timeout_nsec"`
-	Disks       []disk        `json:"disks"`
+	Version     int    `json:"version"`
+	Name        string `json:"name"`
+	Image       string `json:"image"`
+	ImageDigest string `json:"image_digest"`
+	ImageSource string `json:"image_source,omitempty"` // for the message of a failed import only
+	Disks       []disk `json:"disks"`
+
+	settings map[string]json.RawMessage
 }
 
 // disk is one member after the manifest.

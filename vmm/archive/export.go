@@ -40,12 +40,10 @@ func (a *Archives) Export(ctx context.Context, v *vmm.VM) (vmm.Archive, error) {
 
 // fill makes the archive of a VM's disks.
 func (x *export) fill(ctx context.Context, spec *vmm.Spec, keeper vmm.DiskKeeper) error {
-	c, image := &spec.Config, &spec.Image
+	image := &spec.Image
 	m := manifest{
 		Version: manifestVersion, Name: spec.Name,
-		Image: c.Image, ImageDigest: image.Digest, ImageSource: image.Source,
-		CPUs: c.CPUs, Memory: c.Memory, Disk: c.Disk, Cmdline: c.Cmdline, VMM: c.VMM,
-		IdleTimeout: c.IdleTimeout, StopTimeout: c.StopTimeout,
+		Image: spec.Config.Image, ImageDigest: image.Digest, ImageSource: image.Source,
 	}
 	for _, d := range spec.Disks {
 		f, err := keeper.ExportDisk(ctx, spec, d)
@@ -61,17 +59,38 @@ func (x *export) fill(ctx context.Context, spec *vmm.Spec, keeper vmm.DiskKeeper
 		name := filepath.Base(d.Path)
 		m.Disks = append(m.Disks, disk{name, size, hex.EncodeToString(digest.Sum(nil))})
 	}
-	text, err := json.MarshalIndent(m, "", "\t")
+	text, err := m.text(&spec.Config)
 	if err != nil {
 		return err
 	}
-	text = append(text, '\n')
 	err = x.member(manifestName, bytes.NewReader(text), int64(len(text)))
 	for i, d := range m.Disks {
 		err = errors.Join(err, x.member(d.Name, x.files[i], d.Size))
 	}
 	x.zeros(2 * blockSize) // the end of a tar
 	return err
+}
+
+// text returns the manifest with the settings of a VM.
+func (m *manifest) text(c *vmm.Config) ([]byte, error) {
+	all := make(map[string]json.RawMessage)
+	own, err := json.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(own, &all); err != nil {
+		return nil, err
+	}
+	for _, s := range vmm.Settings {
+		if s.Archive == "" {
+			continue
+		}
+		if all[s.Archive], err = json.Marshal(s.Field(c)); err != nil {
+			return nil, err
+		}
+	}
+	text, err := json.MarshalIndent(all, "", "\t")
+	return append(text, '\n'), err
 }
 
 // member adds a file to the tar.

@@ -49,9 +49,9 @@ func (a *Archives) load(ctx context.Context, name string, owner vmm.Owner, r *ta
 	if name == "" {
 		name = m.Name
 	}
-	settings := func(c *vmm.Config) {
-		c.Image, c.CPUs, c.Memory, c.Disk = image.Name, m.CPUs, m.Memory, m.Disk
-		c.Cmdline, c.VMM, c.IdleTimeout, c.StopTimeout = m.Cmdline, m.VMM, m.IdleTimeout, m.StopTimeout
+	settings := func(c *vmm.Config) error {
+		c.Image = image.Name
+		return m.apply(c)
 	}
 	fill := func(spec *vmm.Spec, keeper vmm.DiskKeeper) error {
 		err := m.copyDisks(ctx, r, spec)
@@ -78,7 +78,7 @@ func readManifest(r *tar.Reader) (*manifest, error) {
 	m := &manifest{}
 	text, err := io.ReadAll(r)
 	if err == nil {
-		err = json.Unmarshal(text, m)
+		err = errors.Join(json.Unmarshal(text, m), json.Unmarshal(text, &m.settings))
 	}
 	switch {
 	case err != nil:
@@ -88,6 +88,20 @@ func readManifest(r *tar.Reader) (*manifest, error) {
 			m.Version, manifestVersion, vmm.ErrInvalid)
 	}
 	return m, nil
+}
+
+// apply gives a VM the settings of the manifest. Those that it lacks stay as they are.
+func (m *manifest) apply(c *vmm.Config) error {
+	for _, s := range vmm.Settings {
+		text, ok := m.settings[s.Archive]
+		if s.Archive == "" || !ok {
+			continue
+		}
+		if err := json.Unmarshal(text, s.Field(c)); err != nil {
+			return fmt.Errorf("its %s cannot be read (%v): %w", s.Archive, err, vmm.ErrInvalid)
+		}
+	}
+	return nil
 }
 
 // imageFor returns the image with the manifest's digest, preferably that of the same name. A VM

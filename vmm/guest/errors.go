@@ -1,11 +1,15 @@
 package guest
 
-import "errors"
+import (
+	"errors"
+
+	"banger/internal/value"
+)
 
 // These values say why a request failed; callers test for them with errors.Is. Package vmm has the
 // same ones. Errors that functions return wrap one of them with a sentence that names the object.
 var (
-	ErrInvalid     = errors.New("invalid value")
+	ErrInvalid     = value.ErrInvalid
 	ErrNotFound    = errors.New("no such thing")
 	ErrAccess      = errors.New("not yours")
 	ErrBusy        = errors.New("not possible in this state")

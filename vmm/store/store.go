@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -230,7 +229,7 @@ func (s *Store) Insert(ctx context.Context, r *vmm.Record) error {
 func (s *Store) Update(ctx context.Context, r *vmm.Record) error {
 	rec := *r
 	if err := s.do(ctx, func(ctx context.Context, w *writer) error {
-		return found(w.update.ExecContext(ctx, append(values(&rec), int64(rec.Serial))...))
+		return found(w.update.ExecContext(ctx, append(fields(&rec), int64(rec.Serial))...))
 	}); err != nil {
 		return fmt.Errorf("cannot record %s: %w", r.Name, err)
 	}
@@ -259,34 +258,6 @@ func (s *Store) Lease(ctx context.Context, serial uint64, prefix netip.Prefix, g
 	return got, nil
 }
 
-// columns are those of vms that Update writes, in the order of values.
-var columns = strings.Fields(`id name image cpus memory disk cmdline vmm net autostart idle_timeout stop_timeout
-	protected uid gid mode created started touched state error boot_id pid pid_start run
-	isolate expose_fs publish authorized_keys base stop_by`)
-
-func values(r *vmm.Record) []any {
-	c := &r.Config
-	return []any{r.ID, r.Name, c.Image, int64(c.CPUs), c.Memory, c.Disk, c.Cmdline, c.VMM, string(c.Net), c.Autostart,
-		int64(c.IdleTimeout), int64(c.StopTimeout), c.Protected, int64(r.Owner.UID), int64(r.Owner.GID), int64(r.Owner.Mode),
-		nanos(r.Created), nanos(r.Started), nanos(r.Touched), string(r.State), r.Error, r.BootID,
-		int64(r.Process.PID), int64(r.Process.StartTime), int64(r.Run),
-		c.Isolate, c.ExposeFS, c.Publish, c.AuthorizedKeys, r.Base, nanos(r.StopBy)}
-}
-
-func nanos(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixNano()
-}
-
-func fromNanos(n int64) time.Time {
-	if n == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, n)
-}
-
 // writer is the connection and its statements; only Store.work uses it.
 type writer struct {
 	begin, end, undo                   *sql.Stmt
@@ -301,7 +272,8 @@ type writer struct {
 
 func newWriter(ctx context.Context, conn *sql.Conn) (*writer, error) {
 	w := &writer{conn: conn}
-	marks := strings.Repeat(", ?", len(columns))
+	names := columns()
+	marks := strings.Repeat(", ?", len(names))
 	for _, p := range []struct {
 		to   **sql.Stmt
 		text string
@@ -312,9 +284,9 @@ func newWriter(ctx context.Context, conn *sql.Conn) (*writer, error) {
 		{&w.savepoint, "SAVEPOINT op"},
 		{&w.release, "RELEASE op"},
 		{&w.rollbackTo, "ROLLBACK TO op"},
-		{&w.load, "SELECT " + strings.Join(columns, ", ") + ", vms.serial, mac, leases.address FROM vms LEFT JOIN leases USING (serial) ORDER BY vms.serial"},
-		{&w.insert, "INSERT INTO vms (" + strings.Join(columns, ", ") + ", mac) VALUES (" + marks[2:] + ", ?)"},
-		{&w.update, "UPDATE vms SET " + strings.Join(columns, " = ?, ") + " = ? WHERE serial = ?"},
+		{&w.load, "SELECT " + strings.Join(names, ", ") + ", vms.serial, mac, leases.address FROM vms LEFT JOIN leases USING (serial) ORDER BY vms.serial"},
+		{&w.insert, "INSERT INTO vms (" + strings.Join(names, ", ") + ", mac) VALUES (" + marks[2:] + ", ?)"},
+		{&w.update, "UPDATE vms SET " + strings.Join(names, " = ?, ") + " = ? WHERE serial = ?"},
 		{&w.remove, "DELETE FROM vms WHERE serial = ?"},
 		{&w.exists, "SELECT 1 FROM vms WHERE serial = ?"},
 		{&w.leaseOf, "SELECT address FROM leases WHERE serial = ?"},
@@ -404,19 +376,10 @@ func (w *writer) all(ctx context.Context) ([]vmm.Record, error) {
 	var out []vmm.Record
 	for rows.Next() {
 		var r vmm.Record
-		c := &r.Config
-		var created, started, touched, stopBy, pidStart, run, serial int64
 		var address []byte
-		if err := rows.Scan(&r.ID, &r.Name, &c.Image, &c.CPUs, &c.Memory, &c.Disk, &c.Cmdline, &c.VMM, &c.Net, &c.Autostart,
-			&c.IdleTimeout, &c.StopTimeout, &c.Protected, &r.Owner.UID, &r.Owner.GID, &r.Owner.Mode,
-			&created, &started, &touched, &r.State, &r.Error, &r.BootID,
-			&r.Process.PID, &pidStart, &run, &c.Isolate, &c.ExposeFS, &c.Publish, &c.AuthorizedKeys, &r.Base, &stopBy,
-			&serial, &r.MAC, &address); err != nil {
+		if err := rows.Scan(append(fields(&r), &r.Serial, &r.MAC, &address)...); err != nil {
 			return nil, err
 		}
-		r.Created, r.Started = fromNanos(created), fromNanos(started)
-		r.Touched, r.StopBy = fromNanos(touched), fromNanos(stopBy)
-		r.Process.StartTime, r.Run, r.Serial = uint64(pidStart), uint64(run), uint64(serial)
 		r.Address, _ = netip.AddrFromSlice(address)
 		out = append(out, r)
 	}
@@ -429,7 +392,7 @@ func (w *writer) add(ctx context.Context, r *vmm.Record) error {
 		if _, err := rand.Read(mac[1:]); err != nil {
 			return err
 		}
-		res, err := w.insert.ExecContext(ctx, append(values(r), mac.String())...)
+		res, err := w.insert.ExecContext(ctx, append(fields(r), mac.String())...)
 		if err != nil {
 			if try < 8 && strings.Contains(err.Error(), "vms.mac") {
 				continue

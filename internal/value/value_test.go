@@ -1,28 +1,25 @@
-package fs
+package value
 
 import (
-	"encoding/json"
 	"errors"
 	"math"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"banger/vmm"
 )
 
 func TestParseBytes(t *testing.T) {
 	for s, want := range map[string]int64{
 		"0": 0, "007": 7, "1K": 1 << 10, "128M": 128 << 20, "3G": 3 << 30, "2T": 2 << 40, "9223372036854775807": math.MaxInt64, "8388607T": 8388607 << 40,
 	} {
-		if n, err := parseBytes(s); err != nil || n != want {
-			t.Errorf("parseBytes(%q) = %d, %v, want %d", s, n, err, want)
+		if n, err := ParseBytes(s); err != nil || n != want {
+			t.Errorf("ParseBytes(%q) = %d, %v, want %d", s, n, err, want)
 		}
 	}
 	for _, s := range []string{"", "K", "-1", "+1", "1k", "1KB", "1 K", "1.5G", "1e3", "0x10", "1_000", "9223372036854775808", "8388608T", "１", "1MM", "max"} {
-		if n, err := parseBytes(s); !errors.Is(err, vmm.ErrInvalid) {
-			t.Errorf("parseBytes(%q) = %d, %v, want it refused", s, n, err)
+		if n, err := ParseBytes(s); !errors.Is(err, ErrInvalid) {
+			t.Errorf("ParseBytes(%q) = %d, %v, want it refused", s, n, err)
 		}
 	}
 }
@@ -30,28 +27,28 @@ func TestParseBytes(t *testing.T) {
 func TestParseDuration(t *testing.T) {
 	for s, want := range map[string]time.Duration{
 		"0": 0, "90": 90 * time.Second, "90s": 90 * time.Second, "15m": 15 * time.Minute, "1.5": 1500 * time.Millisecond, "0.29": 290 * time.Millisecond,
-		"1h30m": 90 * time.Minute, "250ms": 250 * time.Millisecond, ".5": 500 * time.Millisecond, "max": vmm.NoLimit,
+		"1h30m": 90 * time.Minute, "250ms": 250 * time.Millisecond, ".5": 500 * time.Millisecond, "max": NoLimit,
 	} {
-		if d, err := parseDuration(s); err != nil || d != want {
-			t.Errorf("parseDuration(%q) = %v, %v, want %v", s, d, err, want)
+		if d, err := ParseDuration(s); err != nil || d != want {
+			t.Errorf("ParseDuration(%q) = %v, %v, want %v", s, d, err, want)
 		}
 	}
 	for _, s := range []string{"", ".", "-1", "-1s", "1e3", "1.2.3", "NaN", "Inf", "1d", "s", "MAX", "99999999999", "2562047h", "9223372036854775807ns"} {
-		if d, err := parseDuration(s); !errors.Is(err, vmm.ErrInvalid) {
-			t.Errorf("parseDuration(%q) = %v, %v, want it refused", s, d, err)
+		if d, err := ParseDuration(s); !errors.Is(err, ErrInvalid) {
+			t.Errorf("ParseDuration(%q) = %v, %v, want it refused", s, d, err)
 		}
 	}
 }
 
 func TestParseTime(t *testing.T) {
 	for s, want := range map[string]int64{"0": 0, "1790000000.123": 1790000000123, "1790000000": 1790000000000, "1.0006": 1001, "99999999999": 99999999999000} {
-		if at, err := parseTime(s); err != nil || at.UnixMilli() != want {
-			t.Errorf("parseTime(%q) = %v, %v, want %d ms", s, at, err, want)
+		if at, err := ParseTime(s); err != nil || at.UnixMilli() != want {
+			t.Errorf("ParseTime(%q) = %v, %v, want %d ms", s, at, err, want)
 		}
 	}
 	for _, s := range []string{"", ".", "-1", "1e9", "NaN", "Inf", "100000000001", "1 2", "now"} {
-		if at, err := parseTime(s); !errors.Is(err, vmm.ErrInvalid) {
-			t.Errorf("parseTime(%q) = %v, %v, want it refused", s, at, err)
+		if at, err := ParseTime(s); !errors.Is(err, ErrInvalid) {
+			t.Errorf("ParseTime(%q) = %v, %v, want it refused", s, at, err)
 		}
 	}
 }
@@ -59,7 +56,7 @@ func TestParseTime(t *testing.T) {
 // refused reports whether err is set, and fails the test unless it is of bad input.
 func refused(t *testing.T, s string, err error) bool {
 	t.Helper()
-	if err != nil && !errors.Is(err, vmm.ErrInvalid) {
+	if err != nil && !errors.Is(err, ErrInvalid) {
 		t.Fatalf("%q is refused as no bad input: %v", s, err)
 	}
 	return err != nil
@@ -70,14 +67,14 @@ func FuzzParseBytes(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		n, err := parseBytes(s)
+		n, err := ParseBytes(s)
 		if refused(t, s, err) {
 			return
 		}
 		if n < 0 || strings.Trim(s, "0123456789KMGT") != "" {
 			t.Errorf("%q is taken for %d", s, n)
 		}
-		if again, err := parseBytes(strconv.FormatInt(n, 10)); err != nil || again != n {
+		if again, err := ParseBytes(strconv.FormatInt(n, 10)); err != nil || again != n {
 			t.Errorf("%q is shown as %d, which is taken for %d, %v", s, n, again, err)
 		}
 	})
@@ -88,16 +85,16 @@ func FuzzParseDuration(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		d, err := parseDuration(s)
+		d, err := ParseDuration(s)
 		if refused(t, s, err) {
 			return
 		}
-		if d < 0 && d != vmm.NoLimit {
+		if d < 0 && d != NoLimit {
 			t.Errorf("%q is taken for %d", s, d)
 		}
-		shown := formatDuration(d)
-		again, err := parseDuration(shown)
-		if err != nil || formatDuration(again) != shown {
+		shown := FormatDuration(d)
+		again, err := ParseDuration(shown)
+		if err != nil || FormatDuration(again) != shown {
 			t.Errorf("%q is shown as %s, which is taken for %d, %v", s, shown, again, err)
 		}
 		if d < 1<<50 && again != d {
@@ -111,13 +108,13 @@ func FuzzParseTime(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		at, err := parseTime(s)
+		at, err := ParseTime(s)
 		if refused(t, s, err) {
 			return
 		}
-		again, err := parseTime(formatTime(at))
+		again, err := ParseTime(FormatTime(at))
 		if err != nil || !again.Equal(at) {
-			t.Errorf("%q is shown as %s, which is taken for %v, %v", s, formatTime(at), again, err)
+			t.Errorf("%q is shown as %s, which is taken for %v, %v", s, FormatTime(at), again, err)
 		}
 	})
 }
@@ -127,36 +124,8 @@ func FuzzParseBool(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if b, err := parseBool(s); !refused(t, s, err) && formatBool(b) != s {
-			t.Errorf("%q is shown as %s", s, formatBool(b))
-		}
-	})
-}
-
-// FuzzConfig writes text to a VM's `config`: what is shown afterwards gives the same settings when it is written to another's.
-func FuzzConfig(f *testing.F) {
-	for _, s := range []string{
-		"cpus 4\nmemory 192M", "image builtin\ncmdline  a  b \nnet none", "idle_timeout max\nstop_timeout 1.5\nprotected 1\nautostart 0", "cpus", "cmdline", "cpus 4 ", "nothing 1", "\n\n",
-		"cmdline a\x00b\ndisk 1T\nvmm fake",
-	} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		c := vmm.Config{Image: "builtin", CPUs: 1, Memory: 1 << 27, VMM: "qemu", Net: vmm.NetBridge, IdleTimeout: vmm.NoLimit, StopTimeout: 10 * time.Second}
-		if refused(t, s, applyConfig(&c, s)) {
-			return
-		}
-		shown := flat(configPairs(&c))
-		var again vmm.Config
-		if err := applyConfig(&again, string(shown)); err != nil {
-			t.Fatalf("%q is shown as %q, which is refused: %v", s, shown, err)
-		}
-		if second := flat(configPairs(&again)); string(second) != string(shown) {
-			t.Errorf("%q is shown as %q, and that as %q", s, shown, second)
-		}
-		b, err := object(configPairs(&c))
-		if err != nil || !json.Valid(b) {
-			t.Errorf("%q is no JSON: %v", b, err)
+		if b, err := ParseBool(s); !refused(t, s, err) && FormatBool(b) != s {
+			t.Errorf("%q is shown as %s", s, FormatBool(b))
 		}
 	})
 }
