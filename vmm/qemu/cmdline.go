@@ -158,7 +158,7 @@ func commandLine(spec *vmm.Spec, h platform) *invocation {
 		add(preconfig)
 	}
 	console := v.set(filepath.Join(spec.Dir, vmm.ConsoleFile), os.O_WRONLY|os.O_APPEND)
-	add("-chardev", "socket,id=mon,fd="+v.fd(fdQMP)+",server=on,wait=off",
+	add("-chardev", "socket,id=mon,fd="+v.fd(fdQMP)+",server=on,wait=on",
 		"-mon", "chardev=mon,mode=control",
 		"-chardev", "socket,id=console,fd="+v.fd(fdConsole)+",server=on,wait=off,logfile="+console+",logappend=on",
 		"-serial", "chardev:console",

@@ -141,6 +141,7 @@ func TestLastLine(t *testing.T) {
 		"qemu: first\nqemu: second\r\n\n": "qemu: second",
 		"qemu: no room\n2026-11-24T21:20:18.782Z banger: the agent was not told\nbanger: a disk is left blank\n": "qemu: no room",
 		"2026-11-24T21:20:18.782Z banger: running\n":                                                             "",
+		"qemu-system-x86_64: no room\nqemu-system-x86_64: info: QEMU waiting for connection on: x\n":             "qemu-system-x86_64: no room",
 		strings.Repeat("x", 600): strings.Repeat("x", 512),
 	} {
 		if err := f.Truncate(0); err != nil {

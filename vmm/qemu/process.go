@@ -170,8 +170,9 @@ func spawn(argv []string, out *os.File, files []*os.File, cred *syscall.Credenti
 	return p, nil
 }
 
-// ownLine matches what banger itself writes to a VM's log, among what its VMM prints.
-var ownLine = regexp.MustCompile(`^(\d{4}-\S+Z )?banger: `)
+// noReason matches lines of a VM's log that never say why its VMM ended: banger's own, and QEMU's
+// notice that it waits for its monitor.
+var noReason = regexp.MustCompile(`^((\d{4}-\S+Z )?banger|\S+: info): `)
 
 // lastLine gives the last line that the VMM wrote to f after offset from, at most 512 bytes of it.
 func lastLine(f *os.File, from int64) string {
@@ -186,7 +187,7 @@ func lastLine(f *os.File, from int64) string {
 	}
 	line := ""
 	for _, l := range strings.Split(string(b), "\n") {
-		if l = strings.TrimSpace(l); l != "" && !ownLine.MatchString(l) {
+		if l = strings.TrimSpace(l); l != "" && !noReason.MatchString(l) {
 			line = l
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -216,6 +217,26 @@ func TestLife(t *testing.T) {
 	}
 	if err := m.Pause(ctx); !errors.Is(err, vmm.ErrNotRunning) {
 		t.Errorf("pause of a dead machine: %v", err)
+	}
+}
+
+var starts = flag.Int("starts", 20, "how many machines TestManyStarts starts")
+
+// TestManyStarts looks for a race between QEMU's two threads. With a monitor that does not wait
+// for its client, about one start of a thousand failed.
+func TestManyStarts(t *testing.T) {
+	b := newBench(t)
+	b.spec.Config.Cmdline = "quiet"
+	for i := range *starts {
+		m, err := b.Start(within(t, 30*time.Second), b.spec, b.notify)
+		if err != nil {
+			t.Fatalf("start %d: %v", i, err)
+		}
+		if err := m.Kill(within(t, 30*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		b.exit(t, m.(*Machine))
+		m.Close()
 	}
 }
 
