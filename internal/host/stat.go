@@ -13,6 +13,9 @@ func StartTime(stat []byte) uint64 {
 	if len(fields) < 20 {
 		return 0
 	}
-	ticks, _ := strconv.ParseUint(string(fields[19]), 10, 64) // 0 if it is no number
+	ticks, err := strconv.ParseUint(string(fields[19]), 10, 64)
+	if err != nil {
+		return 0
+	}
 	return ticks
 }

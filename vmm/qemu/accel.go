@@ -12,10 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// chooseAccel says what runs the CPUs and why.
+const kvmDevice = "/dev/kvm"
+
+// chooseAccel returns what runs the CPUs, and the reason.
 func chooseAccel(wish string) (accel, why string, err error) {
 	switch wish {
-	case "kvm", "tcg":
+	case kvm, tcg:
 		return wish, "configured", nil
 	case "", "auto":
 	default:
@@ -23,18 +25,18 @@ func chooseAccel(wish string) (accel, why string, err error) {
 	}
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
-		return "tcg", "the processor's flags cannot be read", nil
+		return tcg, "the processor's flags cannot be read", nil
 	}
-	// /dev/kvm may open, and make a VM, where the processor cannot run a guest.
+	// The device may open, and make a VM, where the processor cannot run a guest.
 	if !virtualises(info) {
-		return "tcg", "the processor shows neither svm nor vmx", nil
+		return tcg, "the processor shows neither svm nor vmx", nil
 	}
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
 	if err != nil {
-		return "tcg", err.Error(), nil
+		return tcg, err.Error(), nil
 	}
 	f.Close()
-	return "kvm", "/dev/kvm opens", nil
+	return kvm, kvmDevice + " opens", nil
 }
 
 // virtualises reports whether /proc/cpuinfo's flags have svm or vmx.
@@ -62,10 +64,10 @@ const (
 	kvmGetTSCKHz  = 0xaea3
 )
 
-// hostTSC gives the host's TSC frequency in kHz, 0 if it cannot be told. KVM
-// says what the kernel calibrated, also where its guests cannot run; otherwise
-// the counter is measured against CLOCK_MONOTONIC_RAW. The "cpu MHz" of
-// /proc/cpuinfo is not used: it follows the core's present speed.
+// hostTSC returns the host's TSC frequency in kHz, 0 if it is unknown. KVM reports the kernel's
+// calibration, also where its guests cannot run. Otherwise the counter is measured against
+// CLOCK_MONOTONIC_RAW. The "cpu MHz" of /proc/cpuinfo is of no use: it follows the core's present
+// speed.
 func hostTSC() uint64 {
 	if khz := kvmTSC(); khz != 0 {
 		return khz
@@ -74,17 +76,17 @@ func hostTSC() uint64 {
 }
 
 func kvmTSC() uint64 {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
 	if err != nil {
 		return 0
 	}
 	defer f.Close()
-	vm, err := ioctl(int(f.Fd()), kvmCreateVM)
+	machine, err := ioctl(int(f.Fd()), kvmCreateVM)
 	if err != nil {
 		return 0
 	}
-	defer unix.Close(vm)
-	cpu, err := ioctl(vm, kvmCreateVCPU)
+	defer unix.Close(machine)
+	cpu, err := ioctl(machine, kvmCreateVCPU)
 	if err != nil {
 		return 0
 	}

@@ -23,16 +23,17 @@ const (
 	killDeadline  = 10 * time.Second
 )
 
-// Adopt implements vmm.Driver. A process that is the VM's but cannot be taken
-// over, because it is stopped or answers nothing within 2 s, is ended: left
-// alone it would hold the VM's disks and nobody would ever stop it. So is one
-// whose machine was not made yet when its daemon died.
-func (d *Driver) Adopt(ctx context.Context, spec *vmm.Spec, proc vmm.Process, notify func(vmm.Notice)) (vmm.Machine, error) {
+// Adopt implements vmm.Driver. It ends a process of the VM that is stopped or silent for 2 s: left
+// alone, that would hold the VM's disks for ever. It also ends a QEMU whose machine was not made
+// yet when its daemon died.
+func (d *Driver) Adopt(
+	ctx context.Context, spec *vmm.Spec, proc vmm.Process, notify func(vmm.Notice),
+) (vmm.Machine, error) {
 	spec, err := absolute(spec)
 	if err != nil {
 		return nil, err
 	}
-	p := d.find(spec, proc)
+	p := find(spec, proc)
 	if p == nil {
 		removeSockets(spec.Dir)
 		return nil, fmt.Errorf("no QEMU of %s lives: %w", spec.Name, vmm.ErrNotFound)
@@ -57,36 +58,20 @@ func (d *Driver) Adopt(ctx context.Context, spec *vmm.Spec, proc vmm.Process, no
 	return nil, fmt.Errorf("cannot adopt %s, so process %d was ended: %w", spec.Name, p.PID, err)
 }
 
-// errNotBegun is of a QEMU that waits for its kernel's command line.
+// errNotBegun marks a QEMU that waits for its kernel's command line.
 var errNotBegun = errors.New("it waits for its kernel's command line")
 
-// find gives the VM's process: the recorded one, else whichever shows its UUID and its
-// directory. It must be of the VM's user: anybody may start a program with the same arguments.
-func (d *Driver) find(spec *vmm.Spec, proc vmm.Process) *process {
-	owner := ownerOf(vmm.DisksDir(spec.Dir)) // as whom it was started, whatever the configuration says now
-	if owner < 0 {
-		owner = ownerOf(spec.Dir) // as an earlier banger left it
-	}
-	try := func(pid int, start uint64) *process {
-		p, err := openProcess(pid, start)
-		if err != nil {
-			return nil
-		}
-		uuid, log := readCommandLine(pid)
-		if uuid == spec.ID && log == filepath.Join(spec.Dir, vmm.ConsoleFile) && ownerOf("/proc/"+strconv.Itoa(pid)) == owner {
-			return p
-		}
-		p.pidfd.Close()
-		return nil
-	}
+// find returns the VM's process: the recorded one, else one with its UUID and its directory, else
+// nil. The process must belong to the VM's user: anybody may start a program with such arguments.
+func find(spec *vmm.Spec, proc vmm.Process) *process {
 	if proc.PID != 0 {
-		if p := try(proc.PID, proc.StartTime); p != nil {
+		if p := openOwn(spec, proc.PID, proc.StartTime); p != nil {
 			return p
 		}
 	}
 	for _, pid := range pids() {
 		if uuid, _ := readCommandLine(pid); uuid == spec.ID {
-			if p := try(pid, 0); p != nil {
+			if p := openOwn(spec, pid, 0); p != nil {
 				return p
 			}
 		}
@@ -94,7 +79,27 @@ func (d *Driver) find(spec *vmm.Spec, proc vmm.Process) *process {
 	return nil
 }
 
-// ownerOf is the uid of a file or, for its directory in /proc, of a process; -1 if there is none.
+// openOwn opens a process if it is the VM's, and returns nil otherwise.
+func openOwn(spec *vmm.Spec, pid int, start uint64) *process {
+	p, err := openProcess(pid, start)
+	if err != nil {
+		return nil
+	}
+	// The disks' owner is the user of the start, whatever the configuration is now.
+	owner := ownerOf(vmm.DisksDir(spec.Dir))
+	if owner < 0 {
+		owner = ownerOf(spec.Dir) // of an earlier banger
+	}
+	uuid, log := readCommandLine(pid)
+	if uuid == spec.ID && log == filepath.Join(spec.Dir, vmm.ConsoleFile) &&
+		ownerOf("/proc/"+strconv.Itoa(pid)) == owner {
+		return p
+	}
+	p.pidfd.Close()
+	return nil
+}
+
+// ownerOf returns the uid of a file or, by its directory in /proc, of a process; -1 if it is gone.
 func ownerOf(path string) int {
 	var st unix.Stat_t
 	if unix.Lstat(path, &st) != nil {
@@ -103,12 +108,14 @@ func ownerOf(path string) int {
 	return int(st.Uid)
 }
 
-func (d *Driver) takeOver(ctx context.Context, spec *vmm.Spec, p *process, notify func(vmm.Notice)) (*Machine, error) {
+func (d *Driver) takeOver(
+	ctx context.Context, spec *vmm.Spec, p *process, notify func(vmm.Notice),
+) (*Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, adoptDeadline)
 	defer cancel()
-	accel, args := "tcg", readArgs(p.PID)
-	if option(args, "-accel") == "kvm" {
-		accel = "kvm"
+	accel, args := tcg, readArgs(p.PID)
+	if option(args, "-accel") == kvm {
+		accel = kvm
 	}
 	m, err := newMachine(spec, p, accel, d.toGuest(spec, guestCID(args)), notify)
 	if err != nil {
@@ -143,12 +150,12 @@ func (m *Machine) adopt(ctx context.Context) error {
 		return err
 	}
 	m.paused.Store(status != "running")
-	m.setFull(status == "io-error") // or another failure of a disk, which a try will show
+	m.setFull(status == "io-error") // or another failure of a disk, which a resume will show
 	return nil
 }
 
-// checkPeer compares the pid of the process that listens, which QEMU became
-// when it called listen(2) again on the socket it inherited (unix(7), SO_PEERCRED).
+// checkPeer refuses a connection to any process but pid. The kernel names the process that called
+// listen(2) on the socket (unix(7), SO_PEERCRED).
 func checkPeer(conn *net.UnixConn, pid int) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
@@ -182,7 +189,7 @@ func (d *Driver) Sweep(ctx context.Context, stateDir string, keep func(uuid stri
 	}
 	ctx, cancel := context.WithTimeout(ctx, killDeadline)
 	defer cancel()
-	var ends []chan error // side by side: one that hangs in the kernel takes the whole time
+	var ends []chan error // side by side: one that hangs in the kernel needs the whole time
 	for _, pid := range pids() {
 		if _, ok := ours(pid); !ok {
 			continue
@@ -201,14 +208,13 @@ func (d *Driver) Sweep(ctx context.Context, stateDir string, keep func(uuid stri
 		go func() { ended <- p.end(ctx) }()
 		ends = append(ends, ended)
 	}
-	var errs []error
 	for _, ended := range ends {
-		errs = append(errs, <-ended)
+		err = errors.Join(err, <-ended)
 	}
-	return errors.Join(errs...)
+	return err
 }
 
-// pids lists the processes that may be seen, none where /proc cannot be read.
+// pids lists the visible processes, none where /proc cannot be read.
 func pids() []int {
 	all, _ := host.PIDs()
 	return all
@@ -222,12 +228,12 @@ func readArgs(pid int) []string {
 	return strings.Split(string(bytes.TrimSuffix(b, []byte{0})), "\x00")
 }
 
-// readCommandLine gives the UUID and the console's file of a QEMU that a driver
-// of this package started, both empty for any other process.
+// readCommandLine returns the UUID and the console's file of a QEMU of this package. Both are empty
+// for any other process.
 func readCommandLine(pid int) (uuid, log string) { return parseArgs(readArgs(pid)) }
 
-// parseArgs finds the console's file beside its descriptor or, of an earlier banger, in its
-// chardev.
+// parseArgs finds the UUID, and the console's file beside its descriptor. An earlier banger had
+// that file in its chardev.
 func parseArgs(args []string) (uuid, log string) {
 	for i, a := range args {
 		switch {
@@ -252,18 +258,20 @@ func parseArgs(args []string) (uuid, log string) {
 	return "", ""
 }
 
-// Owner returns the state directory of the daemon that started a QEMU with these arguments, and
-// the UUID of its VM; both are empty for any other process. Anybody may start a process that looks so.
+// Owner returns the state directory of the daemon that started a QEMU with these arguments, and the
+// UUID of its VM. Both are empty for any other process. Anybody may start a process with such
+// arguments.
 func Owner(args []string) (stateDir, uuid string) {
 	uuid, log := parseArgs(args)
 	vms := filepath.Dir(filepath.Dir(log))
-	if uuid == "" || !filepath.IsAbs(vms) || filepath.Base(vms) != "vms" || !strings.HasPrefix(filepath.Base(args[0]), "qemu-system-") {
+	if uuid == "" || !filepath.IsAbs(vms) || filepath.Base(vms) != "vms" ||
+		!strings.HasPrefix(filepath.Base(args[0]), "qemu-system-") {
 		return "", ""
 	}
 	return filepath.Dir(vms), uuid
 }
 
-// option gives the argument after the first name.
+// option returns the argument after the first occurrence of name.
 func option(args []string, name string) string {
 	for i, a := range args {
 		if a == name && i+1 < len(args) {

@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"bytes"
 	"flag"
 	"fmt"
 	"os"
@@ -93,28 +92,6 @@ func TestParseArgsOfAnEarlierBanger(t *testing.T) {
 	if uuid != "6a2f0f6e" || log != "/odd,dir/vms/6a2f0f6e/console.log" {
 		t.Errorf("recognised as %q, %q", uuid, log)
 	}
-}
-
-func TestParseStat(t *testing.T) {
-	line := "42 (a) b) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2\n"
-	state, start, err := parseStat([]byte(line))
-	if state != 'S' || start != 987654 || err != nil {
-		t.Errorf("%c %d %v", state, start, err)
-	}
-	for _, bad := range []string{"", "42 (a", "42 (a) S 1", strings.Replace(line, "987654", "x", 1)} {
-		if _, _, err := parseStat([]byte(bad)); err == nil {
-			t.Errorf("%q was taken", bad)
-		}
-	}
-}
-
-func FuzzParseStat(f *testing.F) {
-	f.Add([]byte("42 (a) b) S 1 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2\n"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if state, _, err := parseStat(b); err == nil && bytes.LastIndexByte(b, state) < bytes.LastIndexByte(b, ')') {
-			t.Fatalf("the state of %q is %q", b, state)
-		}
-	})
 }
 
 func FuzzParseArgs(f *testing.F) {

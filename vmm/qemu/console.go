@@ -18,21 +18,21 @@ const subscriberMax = 256 << 10
 
 var panicMark = []byte("Kernel panic - not syncing")
 
-// console is the daemon's end of the serial line's chardev. Its goroutine
-// drains the line for as long as QEMU lives, so that the guest never waits for
-// the daemon, and trims what QEMU appends to the console's file.
+// console is the daemon's end of the serial line. Its goroutine drains the line for as long as QEMU
+// lives, so that the guest never waits for the daemon. It also trims the file to which QEMU appends
+// the same output.
 type console struct {
 	conn    net.Conn
-	file    *os.File // console.log, for trimming; nil if it could not be opened
+	file    *os.File // for trimming; nil if it could not be opened
 	onPanic func(line string)
-	typing  chan struct{} // holds a token while nobody types
+	typing  chan struct{} // holds a token while no write is under way
 	done    chan struct{} // closed when the line has ended
 
 	mu   sync.Mutex
 	subs map[*subscriber]bool
 }
 
-// newConsole owns conn and file.
+// newConsole starts to drain conn. The console owns conn and file.
 func newConsole(conn net.Conn, file *os.File, onPanic func(line string)) *console {
 	c := &console{
 		conn: conn, file: file, onPanic: onPanic,
@@ -114,7 +114,7 @@ func (c *console) Write(ctx context.Context, p []byte) (int, error) {
 	})
 	n, err := c.conn.Write(p)
 	if !stop() {
-		<-ended // or it would cut the next one's write
+		<-ended // or it would cut off the next write
 	}
 	switch {
 	case err == nil:
@@ -134,10 +134,10 @@ func (c *console) Subscribe() vmm.ConsoleReader {
 	return s
 }
 
-// subscriber is one reader; its oldest bytes go when it is too slow.
+// subscriber is one reader. It loses its oldest bytes when it is too slow.
 type subscriber struct {
 	c    *console
-	wake chan struct{} // holds a token when buf was added to
+	wake chan struct{} // holds a token when buf has grown
 
 	mu  sync.Mutex
 	buf []byte
@@ -157,12 +157,12 @@ func (s *subscriber) put(p []byte) {
 	}
 }
 
-func (s *subscriber) take(p []byte) int {
+func (s *subscriber) drain(p []byte) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := copy(p, s.buf)
 	if s.buf = append(s.buf[:0], s.buf[n:]...); len(s.buf) == 0 {
-		s.buf = nil // it may never be needed again
+		s.buf = nil // much memory, for a line that may stay silent
 	}
 	return n
 }
@@ -173,7 +173,7 @@ func (s *subscriber) Read(ctx context.Context, p []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		if n := s.take(p); n > 0 {
+		if n := s.drain(p); n > 0 {
 			return n, nil
 		}
 		select {
@@ -181,7 +181,7 @@ func (s *subscriber) Read(ctx context.Context, p []byte) (int, error) {
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		case <-s.c.done:
-			if n := s.take(p); n > 0 {
+			if n := s.drain(p); n > 0 {
 				return n, nil
 			}
 			return 0, io.EOF
@@ -197,22 +197,23 @@ func (s *subscriber) Close() error {
 	return nil
 }
 
-// panicScanner finds the kernel's line about its panic in what the guest prints.
-// microvm has no pvpanic, and a kernel that panics with panic=-1 only resets.
+// panicScanner finds the kernel's line about its panic in the console's output. microvm has no
+// pvpanic, and a kernel that panics with panic=-1 only resets.
 type panicScanner struct {
 	line []byte // the line so far, at most 256 bytes
 }
 
+// scan returns the line if b completes it, and "" otherwise.
 func (p *panicScanner) scan(b []byte) string {
 	found := ""
 	for len(b) > 0 {
-		part, rest, ended := bytes.Cut(b, []byte("\n"))
+		part, rest, complete := bytes.Cut(b, []byte("\n"))
 		if room := 256 - len(p.line); len(part) > room {
 			part = part[:room]
 		}
 		p.line = append(p.line, part...)
 		b = rest
-		if !ended {
+		if !complete {
 			break
 		}
 		if i := bytes.Index(p.line, panicMark); i >= 0 {

@@ -11,45 +11,48 @@ import (
 	"banger/vmm"
 )
 
-// monitor gives a line to the human monitor and returns what it says: QMP has no hostfwd_add and hostfwd_remove (qemu(1)).
-func (m *Machine) monitor(ctx context.Context, line string) (string, error) {
-	var said string
-	err := m.call(ctx, "human-monitor-command", map[string]string{"command-line": line}, &said)
-	return strings.TrimSpace(said), err
+// humanMonitor returns the human monitor's answer to a line. QMP has no hostfwd_add and
+// hostfwd_remove (qemu(1)).
+func (m *Machine) humanMonitor(ctx context.Context, line string) (string, error) {
+	var answer string
+	err := m.call(ctx, "human-monitor-command", map[string]string{"command-line": line}, &answer)
+	return strings.TrimSpace(answer), err
 }
 
-// Forward implements vmm.Forwarder with QEMU's hostfwd. It asks QEMU what there is, so that it does not matter who made that.
+// Forward implements vmm.Forwarder with QEMU's hostfwd. It asks QEMU for the present rules, so that
+// it does not matter who made them.
 func (m *Machine) Forward(ctx context.Context, all []vmm.Publication) error {
-	said, err := m.monitor(ctx, "info usernet")
+	text, err := m.humanMonitor(ctx, "info usernet")
 	if err != nil {
 		return err
 	}
-	has := parseForwards(said)
+	present := parseForwards(text)
 	var removed, added []vmm.Publication
-	undo := func() {
+	defer func() {
+		if err == nil {
+			return
+		}
 		for _, p := range added {
-			_ = m.forward(ctx, "remove", p) // if QEMU ended, so did they
+			_ = m.forward(ctx, "remove", p) // if QEMU has ended, so have its ports
 		}
 		for _, p := range removed {
 			_ = m.forward(ctx, "add", p)
 		}
-	}
-	for _, p := range has {
+	}()
+	for _, p := range present {
 		if slices.Contains(all, p) {
 			continue
 		}
-		if err := m.forward(ctx, "remove", p); err != nil {
-			undo()
+		if err = m.forward(ctx, "remove", p); err != nil {
 			return err
 		}
 		removed = append(removed, p)
 	}
 	for _, p := range all {
-		if slices.Contains(has, p) {
+		if slices.Contains(present, p) {
 			continue
 		}
-		if err := m.forward(ctx, "add", p); err != nil {
-			undo()
+		if err = m.forward(ctx, "add", p); err != nil {
 			return err
 		}
 		added = append(added, p)
@@ -57,41 +60,46 @@ func (m *Machine) Forward(ctx context.Context, all []vmm.Publication) error {
 	return nil
 }
 
+// forward adds or removes one rule, by the word "add" or "remove".
 func (m *Machine) forward(ctx context.Context, word string, p vmm.Publication) error {
 	line := fmt.Sprintf("hostfwd_%s net0 %s:%s", word, p.Protocol, p.Host)
 	if word == "add" {
 		line += fmt.Sprintf("-%s:%d", vmm.UserAddress.Addr(), p.Guest)
 	}
-	said, err := m.monitor(ctx, line)
+	answer, err := m.humanMonitor(ctx, line)
 	switch {
 	case err != nil:
 		return err
-	case word == "add" && said != "":
-		// The daemon has just seen that the port was free; QEMU says no reason.
-		return fmt.Errorf("cannot publish %s: QEMU says %q: %w", p, said, vmm.ErrAddressInUse)
-	case word == "remove" && !strings.HasSuffix(said, " removed"):
-		return fmt.Errorf("cannot unpublish %s: QEMU says %q", p, said)
+	case word == "add" && answer != "":
+		// The daemon has just found the port free, and QEMU names no reason.
+		return fmt.Errorf("cannot publish %s: QEMU says %q: %w", p, answer, vmm.ErrAddressInUse)
+	case word == "remove" && !strings.HasSuffix(answer, " removed"):
+		return fmt.Errorf("cannot unpublish %s: QEMU says %q", p, answer)
 	}
 	return nil
 }
 
-// parseForwards reads the rules from `info usernet`: protocol and state, descriptor, source address and port, destination address and port.
+// parseForwards reads the rules from `info usernet`. A row has protocol and state, descriptor,
+// source address and port, destination address and port.
 func parseForwards(text string) []vmm.Publication {
+	const mark = "[HOST_FORWARD]"
 	var all []vmm.Publication
-	for _, line := range strings.Split(text, "\n") {
+	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
-		if len(f) < 6 || !strings.HasSuffix(f[0], "[HOST_FORWARD]") {
+		if len(f) < 6 || !strings.HasSuffix(f[0], mark) {
 			continue
 		}
-		host, err := netip.ParseAddr(f[2])
+		address, err := netip.ParseAddr(f[2])
 		if f[2] == "*" {
-			host, err = netip.IPv4Unspecified(), nil
+			address, err = netip.IPv4Unspecified(), nil
 		}
 		outer, err1 := strconv.ParseUint(f[3], 10, 16)
 		inner, err2 := strconv.ParseUint(f[5], 10, 16)
 		if err == nil && err1 == nil && err2 == nil {
-			protocol := strings.ToLower(strings.TrimSuffix(f[0], "[HOST_FORWARD]"))
-			all = append(all, vmm.Publication{Protocol: protocol, Host: netip.AddrPortFrom(host, uint16(outer)), Guest: uint16(inner)})
+			all = append(all, vmm.Publication{
+				Protocol: strings.ToLower(strings.TrimSuffix(f[0], mark)),
+				Host:     netip.AddrPortFrom(address, uint16(outer)), Guest: uint16(inner),
+			})
 		}
 	}
 	return all

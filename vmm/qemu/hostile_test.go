@@ -95,7 +95,7 @@ func TestSocketsOfAnotherProcess(t *testing.T) {
 
 // rawStart starts a QEMU with these arguments and those sockets, as a daemon that died right
 // after that.
-func (b *bench) rawStart(t *testing.T, v *invocation) vmm.Process {
+func (b *bench) rawStart(t *testing.T, v *commands) vmm.Process {
 	t.Helper()
 	files, err := inherited(b.spec, v.fds, nil)
 	if err != nil {
@@ -105,7 +105,7 @@ func (b *bench) rawStart(t *testing.T, v *invocation) vmm.Process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := spawn(append([]string{b.host.binary}, v.args...), b.spec.LogFile, files, cred)
+	p, err := spawn(append([]string{b.binary}, v.args...), b.spec.LogFile, files, cred)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func (b *bench) rawStart(t *testing.T, v *invocation) vmm.Process {
 // is left.
 func TestAdoptOfWhatHasNotBegun(t *testing.T) {
 	b := newBench(t)
-	proc := b.rawStart(t, commandLine(b.spec, b.host))
+	proc := b.rawStart(t, commandLine(b.spec, b.platform))
 	if n := b.processes(); n != 1 {
 		t.Fatalf("%d processes", n)
 	}
@@ -136,14 +136,14 @@ func TestAdoptOfWhatHasNotBegun(t *testing.T) {
 func TestAdoptOfAnEarlierBanger(t *testing.T) {
 	b := newBench(t)
 	console := filepath.Join(b.spec.Dir, vmm.ConsoleFile)
-	v := commandLine(b.spec, b.host)
-	var old invocation
+	v := commandLine(b.spec, b.platform)
+	var old commands
 	for i := 0; i < len(v.args); i++ {
 		switch a := v.args[i]; {
 		case a == "-add-fd":
 			i++
 		case a == preconfig:
-			old.add("-append", v.append)
+			old.add("-append", v.kernelLine)
 		case strings.HasPrefix(a, "socket,id=console,"):
 			old.add(strings.Replace(a, "logfile=/dev/fdset/1", "logfile="+escape(console), 1))
 		default:
@@ -174,7 +174,7 @@ func TestAdoptOfAnotherUsersProcess(t *testing.T) {
 	}
 	b := newBench(t)
 	b.runAsOther(t)
-	v := commandLine(b.spec, b.host)
+	v := commandLine(b.spec, b.platform)
 	b.spec.UID, b.spec.GID = testUID-1, testUID-1
 	proc := b.rawStart(t, v)
 	b.spec.UID, b.spec.GID = testUID, testUID

@@ -1,40 +1,37 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"regexp"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
 )
 
-// process is a VMM, our child or not, held by its pidfd (pidfd_open(2)).
+// process is a VMM, our child or not, with its pidfd (pidfd_open(2)).
 type process struct {
 	vmm.Process
-	pidfd *os.File // in the runtime's poller, so that Close ends a wait
+	pidfd *os.File // in the runtime's poller, so that Close interrupts wait
 }
 
-// openProcess gets hold of a living process. With a start time that is not 0,
-// it must be that process and not a later one with its pid.
+// openProcess opens a living process. If start is not 0, the process must have been started then:
+// a later process may have the same pid.
 func openProcess(pid int, start uint64) (*process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		return nil, err
 	}
 	p := &process{pidfd: os.NewFile(uintptr(fd), "pidfd")}
-	// Read after the pidfd is held: from now on the pid is not given away unseen.
-	state, began, err := readStat(pid)
-	if err == nil && (state == 'Z' || state == 'X' || start != 0 && began != start || p.gone()) {
+	// Read after the pidfd is open: from then on a reuse of the pid is noticed.
+	began, err := startTime(pid)
+	if err == nil && (start != 0 && began != start || p.gone()) {
 		err = unix.ESRCH
 	}
 	if err != nil {
@@ -45,29 +42,16 @@ func openProcess(pid int, start uint64) (*process, error) {
 	return p, nil
 }
 
-func readStat(pid int) (state byte, start uint64, err error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, 0, err
+func startTime(pid int) (uint64, error) {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	start := host.StartTime(stat)
+	if err == nil && start == 0 {
+		err = errors.New("no start time in stat")
 	}
-	return parseStat(b)
+	return start, err
 }
 
-// parseStat gives fields 3 and 22 of /proc/PID/stat (proc(5)). Field 2 may
-// hold spaces and parentheses.
-func parseStat(b []byte) (state byte, start uint64, err error) {
-	i := bytes.LastIndexByte(b, ')')
-	if i < 0 {
-		return 0, 0, errors.New("no command in stat")
-	}
-	f := strings.Fields(string(b[i+1:]))
-	if len(f) < 20 || len(f[0]) != 1 {
-		return 0, 0, errors.New("stat is too short")
-	}
-	start, err = strconv.ParseUint(f[19], 10, 64)
-	return f[0][0], start, err
-}
-
+// gone reports whether the process has ended; it may still be a zombie.
 func (p *process) gone() bool {
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
@@ -84,7 +68,7 @@ func readable(fd int) bool {
 	return err == nil && n == 1 && fds[0].Revents&unix.POLLIN != 0
 }
 
-// wait returns when the process is gone, or with an error when the pidfd was closed.
+// wait returns when the process is gone, or with an error when the pidfd is closed.
 func (p *process) wait() error {
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
@@ -93,7 +77,7 @@ func (p *process) wait() error {
 	return raw.Read(func(fd uintptr) bool { return readable(int(fd)) })
 }
 
-// reap takes the exit status if the process was our child.
+// reap returns the exit status, and whether the process was our child.
 func (p *process) reap() (unix.WaitStatus, bool) {
 	var ws unix.WaitStatus
 	for {
@@ -122,7 +106,7 @@ func (p *process) kill() error {
 	return killed
 }
 
-// end kills the process, waits for its end (until ctx ends), reaps it and lets go of it.
+// end kills the process, waits for its end until ctx ends, reaps it and closes its pidfd.
 func (p *process) end(ctx context.Context) error {
 	defer p.pidfd.Close()
 	if err := p.kill(); err != nil {
@@ -136,9 +120,11 @@ func (p *process) end(ctx context.Context) error {
 	return nil
 }
 
-// spawn starts argv in a session of its own, with files as its descriptors
-// from firstFD on and out as its output. The caller closes the files.
-func spawn(argv []string, out *os.File, files []*os.File, cred *syscall.Credential) (*process, error) {
+// spawn starts argv in a session of its own. Its output goes to out, and files become its
+// descriptors from firstFD on. The caller closes the files.
+func spawn(
+	argv []string, out *os.File, files []*os.File, cred *syscall.Credential,
+) (*process, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
@@ -153,8 +139,8 @@ func spawn(argv []string, out *os.File, files []*os.File, cred *syscall.Credenti
 	if err != nil {
 		return nil, err
 	}
-	// It may be gone already, which is for the caller to find out: until
-	// somebody reaps it, its pid is its own and its pidfd opens.
+	// The process may have ended already, which the caller finds out. Nobody has reaped it, so the
+	// pid is still its own.
 	fd, err := unix.PidfdOpen(child.Pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
 		child.Kill()
@@ -162,37 +148,10 @@ func spawn(argv []string, out *os.File, files []*os.File, cred *syscall.Credenti
 		return nil, fmt.Errorf("cannot open a pidfd: %w", err)
 	}
 	p := &process{Process: vmm.Process{PID: child.Pid}, pidfd: os.NewFile(uintptr(fd), "pidfd")}
-	if _, p.StartTime, err = readStat(child.Pid); err != nil {
+	if p.StartTime, err = startTime(child.Pid); err != nil {
 		p.end(context.Background())
 		return nil, err
 	}
 	child.Release()
 	return p, nil
-}
-
-// noReason matches lines of a VM's log that never say why its VMM ended: banger's own, and QEMU's
-// notice that it waits for its monitor.
-var noReason = regexp.MustCompile(`^((\d{4}-\S+Z )?banger|\S+: info): `)
-
-// lastLine gives the last line that the VMM wrote to f after offset from, at most 512 bytes of it.
-func lastLine(f *os.File, from int64) string {
-	info, err := f.Stat()
-	if err != nil {
-		return ""
-	}
-	from = max(from, info.Size()-4096)
-	b, err := io.ReadAll(io.NewSectionReader(f, from, info.Size()-from))
-	if err != nil {
-		return ""
-	}
-	line := ""
-	for _, l := range strings.Split(string(b), "\n") {
-		if l = strings.TrimSpace(l); l != "" && !noReason.MatchString(l) {
-			line = l
-		}
-	}
-	if len(line) > 512 {
-		line = line[:512]
-	}
-	return line
 }

@@ -322,7 +322,7 @@ func TestStartRefused(t *testing.T) {
 		{bad, "q35", "invalid kernel header"},       // QEMU's own words, once it makes the machine
 		{good, "none-such", "Use -machine help to"}, // and before
 	} {
-		b.spec.Image.Kernel, b.host.machine = c.kernel, c.machine
+		b.spec.Image.Kernel, b.machine = c.kernel, c.machine
 		_, err := b.Start(within(t, 60*time.Second), b.spec, b.notify)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s on %s: %v; want %q", c.kernel, c.machine, err, c.want)
@@ -424,7 +424,7 @@ func TestBoot(t *testing.T) {
 	for _, machine := range []string{"microvm", "q35"} {
 		t.Run(machine, func(t *testing.T) {
 			b := newBench(t)
-			b.host.machine = machine
+			b.machine = machine
 			b.spec.Image, b.spec.Config.Memory = img, img.Memory
 			b.spec.NIC = vmm.NIC{Mode: vmm.NetUser, MAC: "02:00:00:00:00:07"}
 			m := b.start(t)

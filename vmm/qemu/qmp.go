@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	qmpLineMax    = 1 << 20
+	qmpLineMax    = 1 << 20 // bytes
 	qmpPendingMax = 256
 	qmpDeadline   = 2 * time.Second // of a call whose context has none
 )
@@ -54,28 +54,28 @@ func decodeQMP(line []byte) (qmpMessage, error) {
 	return m, nil
 }
 
-// qmpEvent is what QEMU tells without being asked.
+// qmpEvent is a message of QEMU's own accord.
 type qmpEvent struct {
 	Name string
 	Data json.RawMessage
 }
 
-// qmpClient speaks QMP over one connection. Calls may be made from many
-// goroutines. One goroutine reads; it ends with the connection.
+// qmpClient speaks QMP over one connection. Calls may be made from many goroutines. One goroutine
+// reads, and ends with the connection.
 type qmpClient struct {
 	conn    net.Conn
 	onEvent func(qmpEvent) // called from the reader, must not block
-	writing chan struct{}  // holds a token while nobody writes
+	writing chan struct{}  // holds a token while no write is under way
 	greeted chan struct{}
 	done    chan struct{} // closed when the reader has ended
 
 	mu      sync.Mutex
 	next    uint64
 	pending map[uint64]chan qmpMessage
-	err     error // why the reader ended
+	err     error // why the reader has ended
 }
 
-// newQMP greets QEMU on conn, which it owns from now on, also on an error.
+// newQMP negotiates with QEMU on conn. It owns conn, also after an error.
 func newQMP(ctx context.Context, conn net.Conn, onEvent func(qmpEvent)) (*qmpClient, error) {
 	c := &qmpClient{
 		conn: conn, onEvent: onEvent,
@@ -163,7 +163,7 @@ func (c *qmpClient) read() {
 	c.mu.Unlock()
 }
 
-// answer hands m to whoever waits for it; one who has given up waits no more.
+// answer delivers m to its call, unless that has ended.
 func (c *qmpClient) answer(m qmpMessage) {
 	c.mu.Lock()
 	ch := c.pending[*m.ID]
@@ -174,27 +174,27 @@ func (c *qmpClient) answer(m qmpMessage) {
 	}
 }
 
-// call executes a command and decodes its answer into out unless that is nil.
-// Without a deadline in ctx it waits 2 s.
-func (c *qmpClient) call(ctx context.Context, command string, args, out any) error {
+// call executes a command, and decodes its answer into result unless that is nil. It blocks until
+// the deadline of ctx, or for 2 s if ctx has none.
+func (c *qmpClient) call(ctx context.Context, command string, args, result any) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, qmpDeadline)
 		defer cancel()
 	}
-	if err := c.exchange(ctx, command, args, out); err != nil {
+	if err := c.exchange(ctx, command, args, result); err != nil {
 		return fmt.Errorf("%s: %w", command, err)
 	}
 	return nil
 }
 
-func (c *qmpClient) exchange(ctx context.Context, command string, args, out any) error {
+func (c *qmpClient) exchange(ctx context.Context, command string, args, result any) error {
 	ch := make(chan qmpMessage, 1)
 	c.mu.Lock()
 	// The bound keeps a QEMU that is stopped from filling the socket.
 	if len(c.pending) >= qmpPendingMax {
 		c.mu.Unlock()
-		return errors.New("QEMU owes too many answers")
+		return fmt.Errorf("QEMU has not answered %d commands", qmpPendingMax)
 	}
 	c.next++
 	id := c.next
@@ -214,8 +214,8 @@ func (c *qmpClient) exchange(ctx context.Context, command string, args, out any)
 		c.mu.Unlock()
 		return err
 	}
-	// An unanswered id stays pending until QEMU answers or the connection
-	// ends: that is what counts the commands a stopped QEMU has yet to read.
+	// An id stays pending until QEMU answers or the connection ends. So the map counts the commands
+	// that a stopped QEMU has yet to read.
 	var m qmpMessage
 	select {
 	case m = <-ch:
@@ -223,7 +223,7 @@ func (c *qmpClient) exchange(ctx context.Context, command string, args, out any)
 		return ctx.Err()
 	case <-c.done:
 		select {
-		case m = <-ch: // the last thing it said
+		case m = <-ch: // QEMU's last message
 		default:
 			return c.reason()
 		}
@@ -231,10 +231,10 @@ func (c *qmpClient) exchange(ctx context.Context, command string, args, out any)
 	if m.Error != nil {
 		return m.Error
 	}
-	if out == nil {
+	if result == nil {
 		return nil
 	}
-	return json.Unmarshal(m.Return, out)
+	return json.Unmarshal(m.Return, result)
 }
 
 func (c *qmpClient) write(ctx context.Context, line []byte) error {

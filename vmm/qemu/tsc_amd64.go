@@ -10,7 +10,7 @@ import (
 // rdtsc reads the time stamp counter.
 func rdtsc() uint64
 
-// measureTSC counts for 50 ms.
+// measureTSC returns the frequency in kHz, measured for 50 ms; 0 if that fails.
 func measureTSC() uint64 {
 	tsc0, ns0, ok0 := tscNow()
 	time.Sleep(50 * time.Millisecond)
@@ -21,8 +21,8 @@ func measureTSC() uint64 {
 	return (tsc1 - tsc0) * 1_000_000 / uint64(ns1-ns0)
 }
 
-// tscNow reads counter and clock together: of 32 attempts the one in which
-// they lay closest, so that being preempted in between does no harm.
+// tscNow reads counter and clock together. It returns the closest of 32 pairs, so that a preemption
+// in between does no harm.
 func tscNow() (tsc uint64, ns int64, ok bool) {
 	best := uint64(math.MaxUint64)
 	for range 32 {

@@ -2,5 +2,5 @@
 
 package qemu
 
-// measureTSC tells nothing where the host has no such counter.
+// measureTSC returns 0: this host has no such counter.
 func measureTSC() uint64 { return 0 }

@@ -125,7 +125,8 @@ func (d *Driver) toGuest(spec *vmm.Spec, cid uint32) *guest.Vsock {
 	}
 }
 
-// dialVsock lets ctx end the wait; the kernel's own limit of 2 s ends the attempt.
+// dialVsock dials until ctx ends. An attempt may go on in the background, for the kernel's limit of
+// 2 s.
 func dialVsock(ctx context.Context, cid, port uint32) (net.Conn, error) {
 	type dialled struct {
 		conn net.Conn
