@@ -45,7 +45,7 @@ func TestConsole(t *testing.T) {
 		t.Errorf("%d pending", n)
 	}
 
-	// Nobody takes the input: ctx ends the write and the next one is whole.
+	// The guest reads nothing: ctx ends the write, and the next write is whole.
 	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()
 	if _, err := c.Write(short, []byte("x")); !errors.Is(err, context.DeadlineExceeded) {
@@ -106,7 +106,8 @@ func TestConsoleTrims(t *testing.T) {
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
 	}
-	if kept := st.Blocks * 512; kept < host.TailKeep || kept > host.TailMax || st.Size != int64(len(line)) {
+	kept := st.Blocks * 512
+	if kept < host.TailKeep || kept > host.TailMax || st.Size != int64(len(line)) {
 		t.Errorf("%d of %d bytes kept", kept, st.Size)
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// impostor listens in place of one of a VM's sockets and tells of every byte that it hears.
+// impostor listens in place of one of a VM's sockets, and sends all that it reads to the channel.
 func (b *bench) impostor(t *testing.T, name string) <-chan string {
 	t.Helper()
 	dir, err := host.OpenDir(b.spec.Dir)
@@ -59,14 +59,14 @@ func (b *bench) impostor(t *testing.T, name string) <-chan string {
 	return heard
 }
 
-// The daemon speaks to the process that it started, whoever listens where that did.
+// The daemon connects to no process but the one that it started.
 func TestSocketsOfAnotherProcess(t *testing.T) {
 	for _, name := range socketNames {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			m := b.start(t)
 			proc := m.Process()
-			if name == agentSocket { // which is connected to again and again
+			if name == agentSocket { // the daemon dials it again and again
 				heard := b.impostor(t, name)
 				if _, err := m.Guest().Ping(within(t, 300*time.Millisecond)); err == nil {
 					t.Error("the impostor answers for the guest")
@@ -93,8 +93,7 @@ func TestSocketsOfAnotherProcess(t *testing.T) {
 	}
 }
 
-// rawStart starts a QEMU with these arguments and those sockets, as a daemon that died right
-// after that.
+// rawStart starts a QEMU as a daemon that died right after that.
 func (b *bench) rawStart(t *testing.T, v *commands) vmm.Process {
 	t.Helper()
 	files, err := inherited(b.spec, v.fds, nil)
@@ -124,7 +123,8 @@ func TestAdoptOfWhatHasNotBegun(t *testing.T) {
 	if n := b.processes(); n != 1 {
 		t.Fatalf("%d processes", n)
 	}
-	if _, err := b.Adopt(within(t, 30*time.Second), b.spec, proc, b.notify); !errors.Is(err, vmm.ErrNotFound) {
+	_, err := b.Adopt(within(t, 30*time.Second), b.spec, proc, b.notify)
+	if !errors.Is(err, vmm.ErrNotFound) {
 		t.Errorf("adopted: %v", err)
 	}
 	if n, s := b.processes(), b.sockets(); n != 0 || s != nil {
@@ -132,7 +132,7 @@ func TestAdoptOfWhatHasNotBegun(t *testing.T) {
 	}
 }
 
-// What an earlier banger started had paths where there are descriptors now.
+// A VMM of an earlier banger has paths in place of descriptors.
 func TestAdoptOfAnEarlierBanger(t *testing.T) {
 	b := newBench(t)
 	console := filepath.Join(b.spec.Dir, vmm.ConsoleFile)
@@ -162,8 +162,9 @@ func TestAdoptOfAnEarlierBanger(t *testing.T) {
 	b.exit(t, m)
 	// Found by its UUID, it is ended when nobody wants it.
 	b.rawStart(t, &old)
-	if err := b.Sweep(within(t, 30*time.Second), b.spec.StateDir, func(string) bool { return false }); err != nil || b.processes() != 0 {
-		t.Errorf("%d processes, %v", b.processes(), err)
+	b.sweep(t, b.spec.StateDir, false)
+	if n := b.processes(); n != 0 {
+		t.Errorf("%d processes left", n)
 	}
 }
 
@@ -179,11 +180,12 @@ func TestAdoptOfAnotherUsersProcess(t *testing.T) {
 	proc := b.rawStart(t, v)
 	b.spec.UID, b.spec.GID = testUID, testUID
 	for _, p := range []vmm.Process{proc, {}} {
-		if _, err := b.Adopt(within(t, 30*time.Second), b.spec, p, b.notify); !errors.Is(err, vmm.ErrNotFound) {
+		_, err := b.Adopt(within(t, 30*time.Second), b.spec, p, b.notify)
+		if !errors.Is(err, vmm.ErrNotFound) {
 			t.Errorf("%+v: %v", p, err)
 		}
 	}
 	if err := unix.Kill(proc.PID, 0); err != nil {
-		t.Errorf("another's process was ended: %v", err)
+		t.Errorf("another user's process was ended: %v", err)
 	}
 }

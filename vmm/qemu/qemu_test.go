@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -20,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bench is a VM's directory, a driver and the notices of its machines.
+// bench holds a VM's directory, a driver and the notices of its machines.
 type bench struct {
 	*Driver
 	spec    *vmm.Spec
@@ -28,19 +29,17 @@ type bench struct {
 	log     *bytes.Buffer
 }
 
-// testUID is nobody's.
+// testUID belongs to nobody.
 const testUID = 1879048192 + 999_999
 
-// loopKernel is a multiboot kernel (Multiboot Specification 0.6.96) that only
-// halts, for tests of the process.
+// loopKernel returns a multiboot kernel (Multiboot Specification 0.6.96) that only halts.
 func loopKernel() []byte {
-	word := func(n uint32) []byte { return []byte{byte(n), byte(n >> 8), byte(n >> 16), byte(n >> 24)} }
 	const magic, flags, load = 0x1badb002, 0x10000, 0x100000
 	sum := uint32(0)
 	sum -= magic + flags
 	var b []byte
 	for _, n := range []uint32{magic, flags, sum, load, load, 0, 0, load + 32} {
-		b = append(b, word(n)...)
+		b = binary.LittleEndian.AppendUint32(b, n)
 	}
 	b = append(b, 0xfa, 0xf4, 0xeb, 0xfd) // cli; 1: hlt; jmp 1b
 	return append(b, make([]byte, 8192)...)
@@ -66,7 +65,8 @@ func newBench(t *testing.T) *bench {
 	if err := os.WriteFile(kernel, loopKernel(), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	file, err := os.OpenFile(filepath.Join(dir, vmm.LogFile), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	log := filepath.Join(dir, vmm.LogFile)
+	file, err := os.OpenFile(log, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -77,11 +77,7 @@ func newBench(t *testing.T) *bench {
 		NIC: vmm.NIC{Mode: vmm.NetNone}, Log: b.log, LogFile: file,
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-		defer cancel()
-		if err := d.Sweep(ctx, state, func(string) bool { return false }); err != nil {
-			t.Error(err)
-		}
+		b.sweep(t, state, false)
 		file.Close()
 		if n := b.processes(); n != 0 {
 			t.Errorf("%d processes left", n)
@@ -90,12 +86,22 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
-// runAsOther gives the VM a user of its own.
+// runAsOther makes testUID the VM's user.
 func (b *bench) runAsOther(t *testing.T) {
 	t.Helper()
 	b.spec.UID, b.spec.GID = testUID, testUID
 	if err := os.Chown(vmm.DisksDir(b.spec.Dir), testUID, testUID); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// sweep ends the machines of a state directory, or keeps them all.
+func (b *bench) sweep(t *testing.T, stateDir string, keep bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := b.Sweep(ctx, stateDir, func(string) bool { return keep }); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -156,7 +162,7 @@ func (b *bench) exit(t *testing.T, m *Machine) vmm.Exit {
 			select {
 			case <-m.Done():
 			default:
-				t.Error("told of the exit before Done")
+				t.Error("a notice of the exit before Done")
 			}
 			return m.Exit()
 		case <-within(t, 30*time.Second).Done():
@@ -167,20 +173,22 @@ func (b *bench) exit(t *testing.T, m *Machine) vmm.Exit {
 
 func TestLife(t *testing.T) {
 	b := newBench(t)
-	b.spec.Disks = []vmm.Disk{{Path: vmm.DiskPath(b.spec.Dir, vmm.DiskWork), Format: "qcow2", Size: 8 << 20}}
 	base := filepath.Join(b.spec.Dir, "base,=.img")
 	if err := os.WriteFile(base, make([]byte, 3<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	overlay := vmm.DiskPath(b.spec.Dir, vmm.DiskOverlay)
-	b.spec.Disks = append(b.spec.Disks, vmm.Disk{Path: overlay, Format: "qcow2", Base: base, BaseFormat: "raw"})
+	work := vmm.DiskPath(b.spec.Dir, vmm.DiskWork)
+	b.spec.Disks = []vmm.Disk{
+		{Path: work, Format: qcow2, Size: 8 << 20}, overlayDisk(b.spec.Dir, base, "raw"),
+	}
 	b.spec.NIC = vmm.NIC{Mode: vmm.NetUser, MAC: "02:00:00:00:00:07"}
 	ctx := within(t, 30*time.Second)
 	if err := b.MakeDisks(ctx, b.spec); err != nil {
 		t.Fatal(err)
 	}
 	m := b.start(t)
-	if header, err := os.ReadFile(overlay); err != nil || !bytes.HasPrefix(header, []byte("QFI\xfb")) {
+	header, err := os.ReadFile(b.spec.Disks[1].Path)
+	if err != nil || !bytes.HasPrefix(header, []byte(qcow2Magic)) {
 		t.Errorf("the overlay begins with %.4q: %v", header, err)
 	}
 	if !strings.Contains(b.log.String(), "-uuid "+b.spec.ID) {
@@ -246,7 +254,8 @@ func TestKilledFromOutside(t *testing.T) {
 	if err := unix.Kill(m.Process().PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if e := b.exit(t, m); e.Orderly || e.String() != "killed KILL: the VMM was killed by signal 9 (SIGKILL)" {
+	const want = "killed KILL: the VMM was killed by signal 9 (SIGKILL)"
+	if e := b.exit(t, m); e.Orderly || e.String() != want {
 		t.Errorf("%+v", e)
 	}
 }
@@ -302,7 +311,8 @@ func TestStoppedProcessHangsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Close()
-	if _, err := b.Adopt(within(t, 30*time.Second), b.spec, m.Process(), b.notify); err == nil || errors.Is(err, vmm.ErrNotFound) {
+	_, err := b.Adopt(within(t, 30*time.Second), b.spec, m.Process(), b.notify)
+	if err == nil || errors.Is(err, vmm.ErrNotFound) {
 		t.Errorf("adopt: %v", err)
 	}
 	if n := b.processes(); n != 0 {
@@ -335,9 +345,10 @@ func TestStartRefused(t *testing.T) {
 
 func TestStartCancelled(t *testing.T) {
 	b := newBench(t)
-	for _, after := range []time.Duration{0, time.Millisecond, 10 * time.Millisecond, 30 * time.Millisecond} {
+	for _, ms := range []time.Duration{0, 1, 10, 30} {
+		after := ms * time.Millisecond
 		m, err := b.Start(within(t, after), b.spec, b.notify)
-		if err == nil { // faster than it was given up
+		if err == nil { // faster than the cancellation
 			err = m.Kill(within(t, 30*time.Second))
 		} else if errors.Is(err, context.DeadlineExceeded) {
 			err = nil
@@ -382,22 +393,21 @@ func TestUnprivileged(t *testing.T) {
 func TestSweep(t *testing.T) {
 	b := newBench(t)
 	m := b.start(t)
-	ctx := within(t, 30*time.Second)
+	state, dir := b.spec.StateDir, b.spec.Dir
 	for _, c := range []struct {
 		dir  string
 		keep bool
-	}{{b.spec.StateDir, true}, {b.spec.StateDir + "x", false}, {b.spec.Dir[:len(b.spec.Dir)-1], false}} {
-		if err := b.Sweep(ctx, c.dir, func(string) bool { return c.keep }); err != nil || b.processes() != 1 {
-			t.Fatalf("%+v: %d processes, %v", c, b.processes(), err)
+		left int
+	}{{state, true, 1}, {state + "x", false, 1}, {dir[:len(dir)-1], false, 1}, {state, false, 0}} {
+		b.sweep(t, c.dir, c.keep)
+		if n := b.processes(); n != c.left {
+			t.Fatalf("%+v: %d processes", c, n)
 		}
-	}
-	if err := b.Sweep(ctx, b.spec.StateDir, func(string) bool { return false }); err != nil || b.processes() != 0 {
-		t.Errorf("%d processes, %v", b.processes(), err)
 	}
 	b.exit(t, m)
 }
 
-// builtinImage reads what vmm/image wrote, which this package does not import.
+// builtinImage reads the files of vmm/image, which this package does not import.
 func builtinImage(t *testing.T) vmm.Image {
 	t.Helper()
 	dir := filepath.Join("..", "..", ".cache", "image", "builtin")
@@ -418,7 +428,7 @@ func builtinImage(t *testing.T) vmm.Image {
 	}
 }
 
-// TestBoot lives a guest's life: boot, agent, console, its own power off.
+// TestBoot follows a guest from its boot to its own power off, or its panic.
 func TestBoot(t *testing.T) {
 	img := builtinImage(t)
 	for _, machine := range []string{"microvm", "q35"} {
@@ -476,7 +486,8 @@ func TestBoot(t *testing.T) {
 			if _, err := m.Guest().Ping(ctx); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := m.Console().Write(ctx, []byte("echo "+c.key+" > /proc/sysrq-trigger\n")); err != nil {
+			typed := []byte("echo " + c.key + " > /proc/sysrq-trigger\n")
+			if _, err := m.Console().Write(ctx, typed); err != nil {
 				t.Fatal(err)
 			}
 			if e := b.exit(t, m); e.Orderly != c.orderly || !strings.Contains(e.Reason, c.reason) {

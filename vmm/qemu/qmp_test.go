@@ -17,7 +17,7 @@ import (
 
 const greeting = `{"QMP":{"version":{},"capabilities":[]}}`
 
-// scripted answers each command of a client with what reply gives; "" is silence.
+// scripted is a QEMU that answers each command with the result of reply; "" is silence.
 func scripted(t *testing.T, reply func(command string, id uint64) string) net.Conn {
 	t.Helper()
 	client, server := net.Pipe()
@@ -57,7 +57,9 @@ func within(t *testing.T, d time.Duration) context.Context {
 	return ctx
 }
 
-func dialScript(t *testing.T, onEvent func(qmpEvent), reply func(string, uint64) string) *qmpClient {
+func dialScript(
+	t *testing.T, onEvent func(qmpEvent), reply func(string, uint64) string,
+) *qmpClient {
 	t.Helper()
 	c, err := newQMP(within(t, 10*time.Second), scripted(t, reply), onEvent)
 	if err != nil {
@@ -74,7 +76,7 @@ func TestQMPCalls(t *testing.T) {
 		case "fail":
 			return fmt.Sprintf(`{"id":%d,"error":{"class":"GenericError","desc":"no"}}`, id)
 		case "tell":
-			return fmt.Sprintf("{\"event\":\"STOP\",\"data\":{\"a\":1}}\n{\"return\":{},\"id\":%d}", id)
+			return fmt.Sprintf(`{"event":"STOP","data":{"a":1}}`+"\n"+`{"return":{},"id":%d}`, id)
 		}
 		return fmt.Sprintf(`{"return":{"command":%q},"id":%d}`, command, id)
 	})
@@ -85,14 +87,16 @@ func TestQMPCalls(t *testing.T) {
 			defer wg.Done()
 			var out struct{ Command string }
 			name := fmt.Sprintf("c%d", i)
-			if err := c.call(within(t, 10*time.Second), name, nil, &out); err != nil || out.Command != name {
+			err := c.call(within(t, 10*time.Second), name, nil, &out)
+			if err != nil || out.Command != name {
 				t.Errorf("%s: %q, %v", name, out.Command, err)
 			}
 		}()
 	}
 	wg.Wait()
 	var refused *qmpError
-	if err := c.call(context.Background(), "fail", nil, nil); !errors.As(err, &refused) || refused.Desc != "no" {
+	err := c.call(context.Background(), "fail", nil, nil)
+	if !errors.As(err, &refused) || refused.Desc != "no" {
 		t.Errorf("fail: %v", err)
 	}
 	if err := c.call(context.Background(), "tell", nil, nil); err != nil {
@@ -110,7 +114,8 @@ func TestQMPDeadlineAndBound(t *testing.T) {
 	if err := c.call(ctx, "silence", nil, nil); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	if err := c.call(within(t, 20*time.Millisecond), "silence", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
+	err := c.call(within(t, 20*time.Millisecond), "silence", nil, nil)
+	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
 	for range qmpPendingMax {
@@ -127,7 +132,8 @@ func TestQMPDeadlineAndBound(t *testing.T) {
 func TestQMPNoGreeting(t *testing.T) {
 	client, server := net.Pipe()
 	defer server.Close()
-	if _, err := newQMP(within(t, 20*time.Millisecond), client, nil); !errors.Is(err, context.DeadlineExceeded) {
+	_, err := newQMP(within(t, 20*time.Millisecond), client, nil)
+	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a silent QEMU: %v", err)
 	}
 }
@@ -143,7 +149,8 @@ func TestQMPHostileLines(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := dialScript(t, func(qmpEvent) {}, func(string, uint64) string { return line })
-			if err := c.call(within(t, 10*time.Second), "x", nil, nil); err == nil || errors.Is(err, context.DeadlineExceeded) {
+			err := c.call(within(t, 10*time.Second), "x", nil, nil)
+			if err == nil || errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("the connection outlives it: %v", err)
 			}
 		})
@@ -161,7 +168,8 @@ func TestQMPHostileLines(t *testing.T) {
 func FuzzDecodeQMP(f *testing.F) {
 	for _, s := range []string{
 		greeting, `{"return":{},"id":1}`, `{"id":2,"error":{"class":"a","desc":"b"}}`,
-		`{"timestamp":{"seconds":1,"microseconds":2},"event":"SHUTDOWN","data":{"guest":true,"reason":"guest-shutdown"}}`,
+		`{"timestamp":{"seconds":1,"microseconds":2},"event":"SHUTDOWN",` +
+			`"data":{"guest":true,"reason":"guest-shutdown"}}`,
 		`{"return":null}`, `{"id":-1,"return":1}`, `[]`, `{`,
 	} {
 		f.Add([]byte(s))

@@ -127,7 +127,7 @@ func (l *lines) has(text string) bool {
 	return strings.Contains(l.b.String(), text)
 }
 
-// strange connects to a guest's agent as anybody on this host can, and returns its answer.
+// strange connects to a guest's agent as anybody on this host can, and returns the answer.
 func strange(t *testing.T, ctx context.Context, cid uint32, port uint32) []byte {
 	t.Helper()
 	conn, err := dialVsock(ctx, cid, port)
@@ -137,11 +137,11 @@ func strange(t *testing.T, ctx context.Context, cid uint32, port uint32) []byte 
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	io.WriteString(conn, "GET /ping HTTP/1.1\r\nHost: agent\r\n\r\n") // its error shows below
-	said, err := io.ReadAll(conn)
+	answer, err := io.ReadAll(conn)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("port %d lets a stranger stay", port)
 	}
-	return said
+	return answer
 }
 
 // TestVsock boots a real guest with vsock. The daemon uses it, also after an adoption. Strangers
@@ -168,9 +168,9 @@ func TestVsock(t *testing.T) {
 		t.Fatalf("its address is %d", cid)
 	}
 	for _, port := range []uint32{1023, 1024} {
-		said := strange(t, ctx, cid, port)
-		if len(said) > 32 || bytes.Contains(said, []byte("HTTP")) {
-			t.Errorf("a stranger hears on port %d: %q", port, said)
+		answer := strange(t, ctx, cid, port)
+		if len(answer) > 32 || bytes.Contains(answer, []byte("HTTP")) {
+			t.Errorf("port %d answers a stranger: %q", port, answer)
 		}
 	}
 
@@ -184,7 +184,7 @@ func TestVsock(t *testing.T) {
 		t.Error(err)
 	}
 
-	// The next daemon hands over a secret of its own.
+	// The next daemon has another secret.
 	m.Close()
 	var later lines
 	next, err := New(Options{Log: slog.New(slog.NewTextHandler(&later, nil))})

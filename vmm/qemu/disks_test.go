@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +15,8 @@ import (
 	"banger/vmm"
 )
 
-// newDisks is a bench with a work disk of 8 MiB over nothing and an overlay over 3 MiB, as the VM's own user where that can be.
+// newDisks returns a bench with a work disk of 8 MiB, and an overlay over 3 MiB. They belong to the
+// VM's own user where the test may have one.
 func newDisks(t *testing.T) *bench {
 	t.Helper()
 	b := newBench(t)
@@ -28,20 +28,26 @@ func newDisks(t *testing.T) *bench {
 		b.runAsOther(t)
 	}
 	b.spec.Disks = []vmm.Disk{
-		{Path: vmm.DiskPath(b.spec.Dir, vmm.DiskOverlay), Format: "qcow2", Base: base, BaseFormat: "raw"},
-		{Path: vmm.DiskPath(b.spec.Dir, vmm.DiskWork), Format: "qcow2", Size: 8 << 20},
+		overlayDisk(b.spec.Dir, base, "raw"),
+		{Path: vmm.DiskPath(b.spec.Dir, vmm.DiskWork), Format: qcow2, Size: 8 << 20},
 	}
 	return b
 }
 
-// qemuIO runs a command of qemu-io(1) on a disk and gives what it printed.
-func qemuIO(t *testing.T, path, command string) string {
+// output runs a program and returns its output.
+func output(t *testing.T, program string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command("qemu-io", "-f", "qcow2", "-c", command, path).CombinedOutput()
+	out, err := exec.Command(program, args...).CombinedOutput()
 	if err != nil {
-		t.Fatalf("%s: %v: %s", command, err, out)
+		t.Fatalf("%s %q: %v: %s", program, args, err, out)
 	}
 	return string(out)
+}
+
+// qemuIO returns the output of a command of qemu-io(1) on a disk.
+func qemuIO(t *testing.T, path, command string) string {
+	t.Helper()
+	return output(t, "qemu-io", "-f", "qcow2", "-c", command, path)
 }
 
 // filled reports whether the bytes at the beginning of both disks have that value.
@@ -49,7 +55,8 @@ func (b *bench) filled(t *testing.T, value int) bool {
 	t.Helper()
 	same := true
 	for _, d := range b.spec.Disks {
-		same = same && !strings.Contains(qemuIO(t, d.Path, fmt.Sprintf("read -P %d 1M 64k", value)), "verification failed")
+		out := qemuIO(t, d.Path, fmt.Sprintf("read -P %d 1M 64k", value))
+		same = same && !strings.Contains(out, "verification failed")
 	}
 	return same
 }
@@ -64,16 +71,14 @@ func (b *bench) fill(t *testing.T, value int) {
 func TestDisksAreMadeAndGrown(t *testing.T) {
 	b := newDisks(t)
 	ctx := within(t, time.Minute)
-	for range 2 { // the second time nothing is to be done
+	for range 2 { // the second time there is nothing to do
 		if err := b.MakeDisks(ctx, b.spec); err != nil {
 			t.Fatal(err)
 		}
 	}
 	work := b.spec.Disks[1].Path
 	raw := filepath.Join(t.TempDir(), "raw")
-	if out, err := exec.Command("qemu-img", "convert", "-f", "qcow2", "-O", "raw", work, raw).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	output(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", work, raw)
 	if out, err := exec.Command("e2fsck", "-fn", raw).CombinedOutput(); err != nil {
 		t.Errorf("the new file system: %v: %s", err, out)
 	}
@@ -98,7 +103,8 @@ func TestDisksAreMadeAndGrown(t *testing.T) {
 func TestDisksTooSmallOrTooLargeForTheirFileSystem(t *testing.T) {
 	b := newDisks(t)
 	for _, size := range []int64{4096, 1 << 40} {
-		b.spec.Disks = []vmm.Disk{{Path: vmm.DiskPath(b.spec.Dir, strconv.FormatInt(size, 10)), Format: "qcow2", Size: size}}
+		path := vmm.DiskPath(b.spec.Dir, decimal(size))
+		b.spec.Disks = []vmm.Disk{{Path: path, Format: qcow2, Size: size}}
 		if err := b.MakeDisks(within(t, time.Minute), b.spec); err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +120,7 @@ func TestDisksTooSmallOrTooLargeForTheirFileSystem(t *testing.T) {
 func TestRawDiskOfAnEarlierBanger(t *testing.T) {
 	b := newDisks(t)
 	raw := vmm.DiskPath(b.spec.Dir, vmm.DiskRaw)
-	// What a guest wrote there looks like a disk over a file of the host; nobody may fall for that.
+	// The guest wrote the header of a disk over a file of the host, which nobody may believe.
 	text := append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 1<<20)...)
 	if err := os.WriteFile(raw, text, 0o600); err != nil {
 		t.Fatal(err)
@@ -128,7 +134,8 @@ func TestRawDiskOfAnEarlierBanger(t *testing.T) {
 	if _, err := os.Lstat(raw); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the raw disk is still there: %v", err)
 	}
-	if out := qemuIO(t, b.spec.Disks[1].Path, "read -v 0 8"); !strings.Contains(out, "51 46 49 fb 00 00 00 03") {
+	out := qemuIO(t, b.spec.Disks[1].Path, "read -v 0 8")
+	if !strings.Contains(out, "51 46 49 fb 00 00 00 03") {
 		t.Errorf("its content is not the raw one's: %s", out)
 	}
 	if n, _ := virtualSize(b.spec.Disks[1], b.spec.UID); n != 8<<20 {
@@ -162,10 +169,11 @@ func TestSnapshotsOfRestingDisks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := b.RestoreDisks(ctx, b.spec, "one"); !errors.Is(err, vmm.ErrNotFound) || !b.filled(t, 1) {
-		t.Errorf("restore of what was dropped: %v", err)
+	err := b.RestoreDisks(ctx, b.spec, "one")
+	if !errors.Is(err, vmm.ErrNotFound) || !b.filled(t, 1) {
+		t.Errorf("restore of a dropped snapshot: %v", err)
 	}
-	// A run that ends early leaves nothing that runs on.
+	// A cancelled program is not left running.
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
 	if err := disks.TakeSnapshot(cancelled, "two"); !errors.Is(err, context.Canceled) {
@@ -193,7 +201,7 @@ func TestDisksAreExportedAndImported(t *testing.T) {
 			t.Fatal(err)
 		}
 		if bytes.Contains(text, []byte(b.spec.StateDir)) {
-			t.Errorf("%s tells where it was", filepath.Base(d.Path))
+			t.Errorf("%s reveals its path", filepath.Base(d.Path))
 		}
 		if err := os.WriteFile(d.Path, text, 0o600); err != nil {
 			t.Fatal(err)
@@ -202,7 +210,8 @@ func TestDisksAreExportedAndImported(t *testing.T) {
 	if err := b.ImportDisks(ctx, b.spec); err != nil || !b.filled(t, 7) {
 		t.Fatalf("not as it was: %v", err)
 	}
-	if out := qemuIO(t, b.spec.Disks[0].Path, "read -v 0 8"); !strings.Contains(out, "62 61 73 65") {
+	out := qemuIO(t, b.spec.Disks[0].Path, "read -v 0 8")
+	if !strings.Contains(out, "62 61 73 65") {
 		t.Errorf("nothing of the base is seen: %s", out)
 	}
 	if left, _ := filepath.Glob(vmm.DiskPath(b.spec.Dir, "*.export")); left != nil {
@@ -219,23 +228,24 @@ func TestImportOfHostileDisks(t *testing.T) {
 	}
 	work := b.spec.Disks[1].Path
 	b.spec.Disks = b.spec.Disks[1:]
-	for what, create := range map[string]string{
-		"a backing file":   "qemu-img create -q -f qcow2 -b " + secret + " -F raw $0",
-		"a data file":      "qemu-img create -q -f qcow2 -o data_file=" + secret + ",data_file_raw=on $0 1M",
-		"snapshots":        "qemu-img create -q -f qcow2 $0 1M && qemu-img snapshot -c one $0",
-		"an old version":   "qemu-img create -q -f qcow2 -o compat=0.10 $0 1M",
-		"too long":         "qemu-img create -q -f qcow2 $0 17T",
-		"raw":              "truncate -s 1M $0",
-		"a broken table":   "qemu-img create -q -f qcow2 $0 1M && qemu-io -c 'write 0 64k' $0 >/dev/null && printf '\\377\\377\\377\\377\\377\\377\\376\\000' | dd of=$0 bs=1 seek=262144 conv=notrunc status=none",
+	const create = "qemu-img create -q -f qcow2 "
+	for what, script := range map[string]string{
+		"a backing file": create + "-b " + secret + " -F raw $0",
+		"a data file":    create + "-o data_file=" + secret + ",data_file_raw=on $0 1M",
+		"snapshots":      create + "$0 1M && qemu-img snapshot -c one $0",
+		"an old version": create + "-o compat=0.10 $0 1M",
+		"too long":       create + "$0 17T",
+		"raw":            "truncate -s 1M $0",
+		"a broken table": create + "$0 1M && qemu-io -c 'write 0 64k' $0 >/dev/null && " +
+			`printf '\377\377\377\377\377\377\376\000' | ` +
+			"dd of=$0 bs=1 seek=262144 conv=notrunc status=none",
 		"nothing":          ": > $0",
 		"a link to a file": "ln -sf " + secret + " $0",
 	} {
 		if err := os.RemoveAll(work); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command("bash", "-c", create, work).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", what, err, out)
-		}
+		output(t, "bash", "-c", script, work)
 		if err := os.Lchown(work, b.spec.UID, b.spec.GID); err != nil {
 			t.Fatal(err)
 		}
@@ -245,7 +255,8 @@ func TestImportOfHostileDisks(t *testing.T) {
 	}
 }
 
-// A disk that a VMM taken over by its guest left is opened with that VMM's rights: nobody else's file gets into it.
+// A VMM that its guest took over may leave any disk. It is opened with that VMM's rights, so that
+// no other user's file gets into it.
 func TestHostileDiskReadsNothingOfTheHost(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root runs VMMs as other users: run the suite as root")
@@ -257,19 +268,20 @@ func TestHostileDiskReadsNothingOfTheHost(t *testing.T) {
 	}
 	work := b.spec.Disks[1].Path
 	b.spec.Disks = b.spec.Disks[1:]
-	for _, c := range []struct{ what, create, want string }{
-		{"a backing file", "qemu-img create -q -f qcow2 -b " + secret + " -F raw $0 8M", ""}, // which nobody opens
-		{"a data file", "qemu-img create -q -f qcow2 -o data_file=" + secret + ",data_file_raw=on $0 8M", "Permission denied"},
+	const create = "qemu-img create -q -f qcow2 "
+	for _, c := range []struct{ what, script, want string }{
+		{"a backing file", create + "-b " + secret + " -F raw $0 8M", ""}, // which nobody opens
+		{"a data file", create + "-o data_file=" + secret + ",data_file_raw=on $0 8M",
+			"Permission denied"},
 		{"a link", "ln -s " + secret + " $0", "Permission denied"},
 	} {
 		kept, err := os.ReadFile(secret)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command("bash", "-c", "rm -f $0; "+c.create, work).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", c.what, err, out)
-		}
-		if err := errors.Join(os.Lchown(work, testUID, testUID), os.WriteFile(secret, kept, 0o600)); err != nil {
+		output(t, "bash", "-c", "rm -f $0; "+c.script, work)
+		err = errors.Join(os.Lchown(work, testUID, testUID), os.WriteFile(secret, kept, 0o600))
+		if err != nil {
 			t.Fatal(err)
 		}
 		f, err := b.ExportDisk(within(t, time.Minute), b.spec, b.spec.Disks[0])
@@ -283,11 +295,13 @@ func TestHostileDiskReadsNothingOfTheHost(t *testing.T) {
 			t.Fatalf("%s: %v", c.what, err)
 		}
 		raw := filepath.Join(t.TempDir(), "raw")
-		out, err := exec.Command("qemu-img", "convert", "-f", "qcow2", "-O", "raw", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), raw).CombinedOutput()
-		if err := errors.Join(err, f.Close()); err != nil {
-			t.Fatalf("%s: %v: %s", c.what, err, out)
+		exported := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
+		output(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", exported, raw)
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
 		}
-		if text, err := os.ReadFile(raw); err != nil || bytes.Contains(text, []byte("secret")) || len(text) != 8<<20 {
+		text, err := os.ReadFile(raw)
+		if err != nil || bytes.Contains(text, []byte("secret")) || len(text) != 8<<20 {
 			t.Errorf("%s: %d bytes with the secret in them, %v", c.what, len(text), err)
 		}
 	}
@@ -301,8 +315,9 @@ func liveSnapshots(t *testing.T, ctx context.Context, b *bench, m *Machine) {
 			t.Fatal(err)
 		}
 	}
-	// One disk has it already: the other must not get it.
-	if err := m.call(ctx, "blockdev-snapshot-internal-sync", map[string]string{"device": overlayNode, "name": "half"}, nil); err != nil {
+	// One disk has this snapshot already: the other must not get it.
+	half := snapshotOf(namedNode{Name: overlayNode}, "half")
+	if err := m.call(ctx, "blockdev-snapshot-internal-sync", half, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.TakeSnapshot(ctx, "half"); err == nil {
@@ -313,7 +328,8 @@ func liveSnapshots(t *testing.T, ctx context.Context, b *bench, m *Machine) {
 		t.Fatalf("%d disks, %v", len(nodes), err)
 	}
 	for _, n := range nodes {
-		if !n.Image.has("one") || !n.Image.has("two") || n.Image.has("half") != (n.Name == overlayNode) {
+		isOverlay := n.Name == overlayNode
+		if !n.Image.has("one") || !n.Image.has("two") || n.Image.has("half") != isOverlay {
 			t.Errorf("%+v", n)
 		}
 	}
@@ -325,7 +341,8 @@ func liveSnapshots(t *testing.T, ctx context.Context, b *bench, m *Machine) {
 	if err := m.GrowDisk(ctx, 9<<20+1); err != nil {
 		t.Error(err)
 	}
-	if n, err := virtualSize(vmm.Disk{Path: vmm.DiskPath(b.spec.Dir, vmm.DiskWork), Format: "qcow2"}, b.spec.UID); n != 9<<20+512 || err != nil {
+	work := vmm.Disk{Path: vmm.DiskPath(b.spec.Dir, vmm.DiskWork), Format: qcow2}
+	if n, err := virtualSize(work, b.spec.UID); n != 9<<20+512 || err != nil {
 		t.Errorf("grown to %d, %v", n, err)
 	}
 }
