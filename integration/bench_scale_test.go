@@ -126,10 +126,18 @@ func reportListing(t *testing.T, d *daemon, count int) []line {
 	ours, floor := d.path(), filepath.Join(bare.mount, "vms")
 	var lines []line
 	for _, c := range []struct {
-		what string
-		argv []string
-	}{{"`ls` of %d VMs", []string{"ls"}}, {"`ls -l` of %d VMs", []string{"ls", "-l"}}, {"`find` over %d VMs", []string{"find"}}} {
-		a, b := compare(command(t, c.argv[0], append(c.argv[1:], ours)...), command(t, c.argv[0], append(c.argv[1:], floor)...))
+		what, profile string
+		argv          []string
+	}{
+		{"`ls` of %d VMs", "ls-%d", []string{"ls"}},
+		{"`ls -l` of %d VMs", "ls-l-%d", []string{"ls", "-l"}},
+		{"`find` over %d VMs", "find-%d", []string{"find"}},
+	} {
+		var a, b time.Duration
+		d.profiled(t, fmt.Sprintf(c.profile, count), func() {
+			a, b = compare(command(t, c.argv[0], append(c.argv[1:], ours)...),
+				command(t, c.argv[0], append(c.argv[1:], floor)...))
+		})
 		lines = append(lines, against(fmt.Sprintf(c.what, count), a, b, "≤ 1.0x"))
 	}
 	if count == 10000 {
@@ -183,7 +191,8 @@ func reportWatched(t *testing.T, d *daemon, count int) string {
 		}
 	}()
 	time.Sleep(2 * period)
-	share := d.share(t, 3*period)
+	var share string
+	d.profiled(t, fmt.Sprintf("watched-%d", count), func() { share = d.share(t, 3*period) })
 	close(stop)
 	<-stopped
 	return share
@@ -194,7 +203,13 @@ func reportWhole(t *testing.T, d *daemon) []line {
 	var lines []line
 	buf := make([]byte, 1<<20)
 	for _, file := range []struct{ name, aim string }{{"list", "≤ 20 ms"}, {"metrics", "≤ 150 ms"}} {
-		a, _ := compare(func() time.Duration { return took(func() { readAll(t, filepath.Join(d.mount, file.name), buf) }) }, func() time.Duration { return 0 })
+		whole := func() time.Duration {
+			return took(func() { readAll(t, filepath.Join(d.mount, file.name), buf) })
+		}
+		var a time.Duration
+		d.profiled(t, file.name, func() {
+			a, _ = compare(whole, func() time.Duration { return 0 })
+		})
 		lines = append(lines, line{"one read of `" + file.name + "`, 10,000 running", a.Round(time.Millisecond / 10).String(), "", "", file.aim})
 	}
 	return lines

@@ -134,7 +134,11 @@ func reportReads(t *testing.T) []line {
 	}
 	var lines []line
 	for _, readers := range []int{1, 8, 64} {
-		a, b := compare(func() time.Duration { return open(ours, readers) }, func() time.Duration { return open(floor, readers) })
+		var a, b time.Duration
+		d.profiled(t, fmt.Sprintf("reads-%d", readers), func() {
+			a, b = compare(func() time.Duration { return open(ours, readers) },
+				func() time.Duration { return open(floor, readers) })
+		})
 		lines = append(lines, against(fmt.Sprintf("open+read+close of a cached `stats`, %d readers", readers), a, b, "≤ 1.0x"))
 	}
 	kept := func(path string) func() time.Duration {
@@ -229,8 +233,9 @@ func reportCommits(t *testing.T) []line {
 			})
 		}
 	}
-	a, b := compare(made(1), committed(1))
-	c, e := compare(made(16), committed(16))
+	var a, b, c, e time.Duration
+	d.profiled(t, "commits-1", func() { a, b = compare(made(1), committed(1)) })
+	d.profiled(t, "commits-16", func() { c, e = compare(made(16), committed(16)) })
 	return []line{
 		against("mkdir + rmdir, against the commits", a, b, "≤ 1.3x"),
 		against("the same, 16 at once", c, e, "≤ 1.3x"),

@@ -95,6 +95,10 @@ func (d *daemon) start(flags ...string) error {
 	cmd := exec.Command(argv[0], append(append(argv[1:], []string{
 		"--mount", d.mount, "--state-dir", d.state, "--config", d.config, "--log-level", "debug", "--enable-fake-vmm"}...), flags...)...)
 	cmd.Stderr, cmd.Env = log, append(os.Environ(), d.env...)
+	if *profiles != "" {
+		_ = os.Remove(d.profileSocket()) // of a daemon that was killed
+		cmd.Env = append(cmd.Env, profileEnv+"="+d.profileSocket())
+	}
 	// No program that the daemon starts may have it. Its number is above those that VMMs are given.
 	cmd.ExtraFiles = append(make([]*os.File, 60), log)
 	if err := cmd.Start(); err != nil {

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,6 +27,7 @@ func testMain(m *testing.M) int {
 	if paths := os.Getenv(heldEnv); paths != "" {
 		readForEver(strings.Split(paths, ":"))
 	}
+	flag.Parse()
 	if os.Geteuid() == 0 && os.Getenv(inNamespace) == "" {
 		return reexec()
 	}
@@ -53,6 +55,9 @@ func testMain(m *testing.M) int {
 		if raceEnabled && name == "bangerd" {
 			args = append(args, "-race")
 			cgo = "CGO_ENABLED=1"
+		}
+		if *profiles != "" {
+			args = append(args, "-tags", "profile")
 		}
 		cmd := exec.Command("go", append(args, "./cmd/"+name)...)
 		cmd.Dir = module
