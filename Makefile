@@ -12,7 +12,7 @@ SCRIPTS = integration/install.sh integration/run.sh integration/screenshot.sh .c
 # Of the integration tests: make integration TESTFLAGS='-run TestCrash -crash.rounds 500'.
 TESTFLAGS =
 
-.PHONY: all build run test test-long unit integration lint bench image man screenshot clean help install-deps test-deps
+.PHONY: all build run test test-long unit integration lint bench image man screenshot clean help install-deps test-deps bench-deps
 
 all: build
 
@@ -22,7 +22,7 @@ help:
 	@echo 'make test          everything proven: unit tests, then the suite on fake and real VMs'
 	@echo 'make test-long     the suite with what takes minutes: many bytes and files through guests'
 	@echo 'make lint          gofmt, vet, staticcheck, import rules, shell syntax'
-	@echo 'make bench         ratios against the bare thing'
+	@echo 'make bench         ratios against the bare thing; TESTFLAGS="-report.only boot,exec" chooses parts'
 	@echo 'make image         the built-in image, in .cache/image/builtin'
 	@echo 'make man           the manual pages, in bin/man'
 	@echo "make screenshot    the README's pictures of banger top, docs/top.svg and docs/top-vm.svg"
@@ -51,6 +51,9 @@ test-long:
 test-deps:
 	@sh integration/install.sh --tests
 
+bench-deps:
+	@sh integration/install.sh --bench
+
 unit: test-deps image
 	$(GO) test -race -p 2 $$($(GO) list ./... | grep -v '/integration')
 
@@ -65,8 +68,8 @@ lint: install-deps
 	$(GO) run ./cmd/internal/importcheck ./...
 	@set -e; for s in $(SCRIPTS); do sh -n $$s; done
 
-bench: image
-	$(GO) test ./integration -run TestReport -report -timeout 15m -v
+bench: bench-deps image
+	$(GO) test ./integration -run 'TestReport$$' -report -timeout 3h -v $(TESTFLAGS)
 
 # The manual pages, in bin/man.
 man: install-deps

@@ -19,13 +19,19 @@ import (
 	"banger/vmm/guest"
 )
 
-// realCommandLine boots a VM once and gives QEMU's command line from its log.
-func realCommandLine(t *testing.T, d *daemon, boot func()) string {
-	boot()
-	log, err := read(d.path("web", "log"))
-	if err != nil {
-		t.Fatal(err)
+// needRealVMs skips a test where no real VM can run.
+func needRealVMs(t *testing.T) {
+	t.Helper()
+	if ok, cure := realVMs(); !ok {
+		t.Skip(cure)
 	}
+}
+
+// lastCommandLine returns the command line of the last QEMU of a VM, from its log.
+func lastCommandLine(t *testing.T, d *daemon, vm string) string {
+	t.Helper()
+	log, err := read(d.path(vm, "log"))
+	must(t, err)
 	i := strings.LastIndex(log, "/usr/bin/qemu-system")
 	if i < 0 {
 		t.Fatal("no command line in the log")
@@ -34,7 +40,10 @@ func realCommandLine(t *testing.T, d *daemon, boot func()) string {
 	return commandLine
 }
 
-// bareQEMU is a QEMU without a daemon, with a VM's arguments but for its sockets, which are in dir.
+// logFile is the option of a QEMU's console that names the file of all output.
+var logFile = regexp.MustCompile(`logfile=([^ ,]*)`)
+
+// bareQEMU is a QEMU without a daemon. Its arguments are a VM's, with sockets in dir.
 type bareQEMU struct {
 	*exec.Cmd
 	dir    string
@@ -44,9 +53,10 @@ type bareQEMU struct {
 // newBareQEMU starts nothing yet. The caller ends it.
 func newBareQEMU(t *testing.T, commandLine string) *bareQEMU {
 	dir := t.TempDir()
-	commandLine = regexp.MustCompile(`socket,id=(\w+),fd=\d+`).ReplaceAllString(commandLine, "socket,id=$1,path="+dir+"/$1")
-	commandLine = regexp.MustCompile(`logfile=[^ ,]*`).ReplaceAllString(commandLine, "logfile="+filepath.Join(dir, "console.log"))
-	return &bareQEMU{exec.Command("bash", "-c", "exec "+commandLine), dir, guest.NewClient(func(ctx context.Context) (net.Conn, error) {
+	sockets := regexp.MustCompile(`socket,id=(\w+),fd=\d+`)
+	commandLine = sockets.ReplaceAllString(commandLine, "socket,id=$1,path="+dir+"/$1")
+	commandLine = logFile.ReplaceAllString(commandLine, "logfile="+filepath.Join(dir, "console.log"))
+	dial := func(ctx context.Context) (net.Conn, error) {
 		var n net.Dialer
 		for {
 			c, err := n.DialContext(ctx, "unix", filepath.Join(dir, "agent"))
@@ -59,7 +69,8 @@ func newBareQEMU(t *testing.T, commandLine string) *bareQEMU {
 			case <-time.After(time.Millisecond):
 			}
 		}
-	}, nil)}
+	}
+	return &bareQEMU{exec.Command("bash", "-c", "exec "+commandLine), dir, guest.NewClient(dial, nil)}
 }
 
 func (q *bareQEMU) end() {
@@ -68,68 +79,51 @@ func (q *bareQEMU) end() {
 	_ = q.Wait() // killed
 }
 
-// answers waits until the agent in it does.
+// answers waits until the guest's agent answers.
 func (q *bareQEMU) answers(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if _, err := q.client.Ping(ctx); err != nil {
-		t.Fatal(err)
-	}
+	_, err := q.client.Ping(ctx)
+	must(t, err)
 }
 
-// realDaemon has one VM, `web`, on a network of its own VMM's.
+// realDaemon starts a daemon with one real VM, web, with user networking.
 func realDaemon(t *testing.T) *daemon {
 	d := testDaemon(t, "qemu")
-	if err := os.Mkdir(d.path("web"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := write(d.path("web", "net"), "user"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Mkdir(d.path("web"), 0o755))
+	must(t, write(d.path("web", "net"), "user"))
 	return d
 }
 
-// bootWeb starts the VM, waits until it is healthy, and kills it.
+// bootWeb starts the VM, waits until it is healthy, kills it, and returns the time to its health.
 func bootWeb(t *testing.T, d *daemon) time.Duration {
-	defer func() {
-		if err := write(d.path("web", "state"), "kill"); err != nil {
-			t.Fatal(err)
-		}
-	}()
+	defer func() { must(t, write(d.path("web", "state"), "kill")) }()
 	return took(func() {
-		if err := write(d.path("web", "state"), "start"); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := read(d.path("web", "wait", "healthy")); err != nil {
-			t.Fatal(err)
-		}
+		must(t, write(d.path("web", "state"), "start"))
+		must(t, healthy(d, "web"))
 	})
 }
 
-// reportBoot starts real VMs through the daemon and by hand, with the same arguments but for the sockets.
-func reportBoot(t *testing.T) []line {
-	if ok, cure := realVMs(); !ok {
-		t.Log("no boots measured: ", cure)
-		return nil
-	}
-	d := realDaemon(t)
-	commandLine := realCommandLine(t, d, func() { bootWeb(t, d) })
+// benchBoot starts the same QEMU through the daemon and by hand.
+func benchBoot(b *bench) {
+	needRealVMs(b.T)
+	d := realDaemon(b.T)
+	bootWeb(b.T, d)
+	commandLine := lastCommandLine(b.T, d, "web")
 	bare := func() time.Duration {
-		q := newBareQEMU(t, commandLine)
+		q := newBareQEMU(b.T, commandLine)
 		defer q.end()
 		return took(func() {
-			if err := q.Start(); err != nil {
-				t.Fatal(err)
-			}
-			q.answers(t)
+			must(b.T, q.Start())
+			q.answers(b.T)
 		})
 	}
 	// Boots differ by a fifth from one to the next.
-	a, b := compareRounds(11, func() time.Duration { return bootWeb(t, d) }, bare)
-	return []line{against("start to healthy, against bare QEMU", a.Round(time.Millisecond), b.Round(time.Millisecond), fmt.Sprintf("≤ 1.05x (%d CPUs)", runtime.NumCPU()))}
+	x, y := compareRounds(11, func() time.Duration { return bootWeb(b.T, d) }, bare)
+	b.times("start to healthy, against bare QEMU", x, y, fmt.Sprintf("≤ 1.05x (%d CPUs)", runtime.NumCPU()))
 }
 
-// plainInit does what the agent does as init, but for the agent: it mounts, loads the modules and sleeps.
+// plainInit mounts, loads the same modules as the agent does as init, and sleeps.
 const plainInit = `#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for m in $(cat /etc/banger/modules); do insmod $m; done
@@ -138,7 +132,8 @@ echo plain init is done
 exec sleep 1000000
 `
 
-// onCPU gives how long the threads of a process ran, by the scheduler (/proc/PID/task/TID/schedstat, scheduler/sched-stats.rst).
+// onCPU returns how long the threads of a process ran, from the scheduler
+// (/proc/PID/task/TID/schedstat, scheduler/sched-stats.rst).
 func onCPU(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
@@ -147,61 +142,69 @@ func onCPU(t *testing.T, pid int) time.Duration {
 	}
 	var sum time.Duration
 	for _, f := range files {
-		b, err := os.ReadFile(f)
+		text, err := os.ReadFile(f)
 		if err != nil {
 			continue // a worker of QEMU's that has ended
 		}
-		n, err := strconv.ParseInt(strings.Fields(string(b))[0], 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
+		n, err := strconv.ParseInt(strings.Fields(string(text))[0], 10, 64)
+		must(t, err)
 		sum += time.Duration(n)
 	}
 	return sum
 }
 
-// reportQuiet has a guest with the agent and one without it idle side by side.
-func reportQuiet(t *testing.T) []line {
-	if ok, cure := realVMs(); !ok {
-		t.Log("no idle guests measured: ", cure)
-		return nil
+// sideBySide returns the shares of a core of two processes in the same window.
+func sideBySide(t *testing.T, window time.Duration, pids ...int) []figure {
+	t.Helper()
+	var shares []figure
+	for _, pid := range pids {
+		shares = append(shares, figure{float64(onCPU(t, pid)), "%"})
 	}
-	d := realDaemon(t)
-	commandLine := realCommandLine(t, d, func() { bootWeb(t, d) })
-	if err := d.signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
+	time.Sleep(window)
+	for i, pid := range pids {
+		shares[i] = coreShare(onCPU(t, pid)-time.Duration(shares[i].value), window)
 	}
-	initrd := regexp.MustCompile(`-initrd (\S+)`).FindStringSubmatch(commandLine)[1]
-	plainInitrd := filepath.Join(t.TempDir(), "initrd")
-	appendToInitrd(t, initrd, plainInitrd, map[string][]byte{"plain": []byte(plainInit)})
-	plain := strings.Replace(commandLine, initrd, plainInitrd, 1)
-	plain = strings.Replace(plain, "console=ttyS0", "rdinit=/plain console=ttyS0", 1)
-	with, without := newBareQEMU(t, commandLine), newBareQEMU(t, plain)
-	for _, q := range []*bareQEMU{with, without} {
-		if err := q.Start(); err != nil {
-			t.Fatal(err)
-		}
-		defer q.end()
-	}
-	with.answers(t)
-	if err := with.client.Configure(context.Background(), guest.Config{Hostname: "web", Time: time.Now()}); err != nil { // as a daemon does
-		t.Fatal(err)
-	}
-	for end := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		if b, _ := os.ReadFile(filepath.Join(without.dir, "console.log")); bytes.Contains(b, []byte("plain init is done")) {
-			break
+	return shares
+}
+
+// settleGuest is how long a kernel works after its boot.
+const settleGuest = 20 * time.Second
+
+// awaitText waits until a file contains the text.
+func awaitText(t *testing.T, file, text string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		if b, _ := os.ReadFile(file); bytes.Contains(b, []byte(text)) {
+			return
 		}
 		if time.Now().After(end) {
-			t.Fatal("the guest without an agent does not boot")
+			t.Fatalf("%q is not in %s after a minute", text, file)
 		}
 	}
-	time.Sleep(20 * time.Second) // what a kernel does after its boot
-	const window = 60 * time.Second
-	before := [2]time.Duration{onCPU(t, with.Process.Pid), onCPU(t, without.Process.Pid)}
-	time.Sleep(window)
-	a, b := onCPU(t, with.Process.Pid)-before[0], onCPU(t, without.Process.Pid)-before[1]
-	percent := func(d time.Duration) string {
-		return fmt.Sprintf("%.2f %% of a core", 100*d.Seconds()/window.Seconds())
+}
+
+// benchQuiet compares an idle guest with the agent with one without it, side by side.
+func benchQuiet(b *bench) {
+	needRealVMs(b.T)
+	d := realDaemon(b.T)
+	bootWeb(b.T, d)
+	commandLine := lastCommandLine(b.T, d, "web")
+	must(b.T, d.signal(syscall.SIGTERM))
+	initrd := regexp.MustCompile(`-initrd (\S+)`).FindStringSubmatch(commandLine)[1]
+	plainInitrd := filepath.Join(b.TempDir(), "initrd")
+	appendToInitrd(b.T, initrd, plainInitrd, map[string][]byte{"plain": []byte(plainInit)})
+	plain := strings.Replace(commandLine, initrd, plainInitrd, 1)
+	plain = strings.Replace(plain, "console=ttyS0", "rdinit=/plain console=ttyS0", 1)
+	with, without := newBareQEMU(b.T, commandLine), newBareQEMU(b.T, plain)
+	for _, q := range []*bareQEMU{with, without} {
+		must(b.T, q.Start())
+		defer q.end()
 	}
-	return []line{{"an idle guest, against one without the agent", percent(a), percent(b), fmt.Sprintf("%.2fx", float64(a)/float64(b)), "≤ 1.05x"}}
+	with.answers(b.T)
+	config := guest.Config{Hostname: "web", Time: time.Now()} // as a daemon does
+	must(b.T, with.client.Configure(context.Background(), config))
+	awaitText(b.T, filepath.Join(without.dir, "console.log"), "plain init is done")
+	time.Sleep(settleGuest)
+	shares := sideBySide(b.T, time.Minute, with.Process.Pid, without.Process.Pid)
+	b.row("an idle guest, against one without the agent", shares[0], shares[1], "≤ 1.05x")
 }

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// command runs a program with its output thrown away and gives its time.
+// command returns a function that runs a program, discards its output and returns its time.
 func command(t *testing.T, name string, args ...string) func() time.Duration {
 	return func() time.Duration {
 		return took(func() {
@@ -29,20 +29,17 @@ func command(t *testing.T, name string, args ...string) func() time.Duration {
 	}
 }
 
-// memory gives the resident bytes of a process, cpu its seconds of CPU (proc(5)).
-func memory(t *testing.T, pid int) int {
+// memory returns the resident memory of a process.
+func memory(t *testing.T, pid int) figure {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	kB := regexp.MustCompile(`VmRSS:\s+(\d+)`).FindSubmatch(status)
-	n, err := strconv.Atoi(string(kB[1]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n << 10
+	n, err := strconv.ParseFloat(string(kB[1]), 64)
+	must(t, err)
+	return figure{n * 1024, "B"}
 }
 
+// cpu returns the CPU time that a process has used.
 func cpu(t *testing.T, pid int) time.Duration {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -57,14 +54,12 @@ func cpu(t *testing.T, pid int) time.Duration {
 	return time.Duration(user+system) * 10 * time.Millisecond
 }
 
-func mib(n int) string { return fmt.Sprintf("%d MiB", n>>20) }
-
-// together has 16 workers do something with each of the numbers from to to.
-func together(from, to int, do func(n int)) {
+// together calls do with each number from first up to, but without, end, from 16 goroutines.
+func together(first, end int, do func(n int)) {
 	var next atomic.Int64
-	next.Store(int64(from))
+	next.Store(int64(first))
 	each(16, 16, func() {
-		for n := int(next.Add(1)) - 1; n < to; n = int(next.Add(1)) - 1 {
+		for n := int(next.Add(1)) - 1; n < end; n = int(next.Add(1)) - 1 {
 			do(n)
 		}
 	})
@@ -72,59 +67,54 @@ func together(from, to int, do func(n int)) {
 
 func vmName(n int) string { return fmt.Sprintf("v%d", n) }
 
-// command gives the VMs from to to the same command.
-func (d *daemon) command(t *testing.T, from, to int, word string) {
-	together(from, to, func(n int) {
+// command writes the same word to the state of VMs.
+func (d *daemon) command(t *testing.T, first, end int, word string) {
+	together(first, end, func(n int) {
 		if err := write(d.path(vmName(n), "state"), word); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// reportScale looks at 1,000 and 10,000 VMs, at rest and at work.
-func reportScale(t *testing.T) []line {
-	d := testDaemon(t, "fake")
-	var lines []line
-	made := 0
-	for _, count := range []int{1000, 10000} {
-		together(made, count, func(n int) { d.makeVM(t, vmName(n), "") })
-		made = count
-		lines = append(lines, reportListing(t, d, count)...)
-		d.command(t, 0, count, "start")
-		if count == 1000 {
-			time.Sleep(15 * time.Second) // what was read goes cold
-			lines = append(lines, line{"CPU with 1,000 running, nobody looking", d.share(t, 20*time.Second), "", "", "≤ 0.2 %"})
-		} else {
-			command(t, "find", d.path())()
-			lines = append(lines, line{"RSS half a minute after `find`, 10,000 running", mib(d.quietMemory(t)), "", "", "≤ 120 MB"})
-		}
-		aim := "≤ 2 %"
-		if count == 10000 {
-			aim = "≤ 20 %"
-		}
-		lines = append(lines, line{fmt.Sprintf("CPU with the `stats` of %d VMs being watched", count), reportWatched(t, d, count), "", "", aim})
-		if count == 10000 {
-			lines = append(lines, reportWhole(t, d)...)
-		}
-		d.command(t, 0, count, "kill")
-	}
-	if err := d.signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	a := took(func() {
-		if err := d.start(); err != nil {
-			t.Fatal(err)
-		}
-	})
-	return append(lines, line{"daemon's start with 10,000 records, to the mount answering", a.Round(time.Millisecond).String(), "", "", "≤ 1 s"})
+// benchThousand measures 1,000 VMs, stopped, running unwatched, and watched.
+func benchThousand(b *bench) {
+	const count = 1000
+	d := benchListing(b, count)
+	d.command(b.T, 0, count, "start")
+	time.Sleep(15 * time.Second) // the captures of the listings expire
+	b.row("CPU with 1,000 running, nobody looking", d.share(b.T, 20*time.Second), nothing, "≤ 0.2 %")
+	benchWatched(b, d, count, "≤ 2 %")
 }
 
-// reportListing lists the VMs beside a bare tree of the same shape.
-func reportListing(t *testing.T, d *daemon, count int) []line {
-	bare := startBare(t, count, 400)
+// benchTenThousand measures 10,000 VMs, stopped, listed, watched, and found again by a new daemon.
+func benchTenThousand(b *bench) {
+	const count = 10_000
+	d := benchListing(b, count)
+	d.command(b.T, 0, count, "start")
+	command(b.T, "find", d.path())()
+	b.row("RSS half a minute after `find`, 10,000 running", d.quietMemory(b.T), nothing, "≤ 120 MB")
+	benchWatched(b, d, count, "≤ 20 %")
+	buf := make([]byte, 1<<20)
+	for _, file := range []struct{ name, aim string }{{"list", "≤ 20 ms"}, {"metrics", "≤ 150 ms"}} {
+		whole := func() time.Duration {
+			return took(func() { readAll(b.T, filepath.Join(d.mount, file.name), buf) })
+		}
+		var x time.Duration
+		d.profiled(b.T, file.name, func() { x, _ = compareRounds(11, whole, func() time.Duration { return 0 }) })
+		b.row("one read of `"+file.name+"`, 10,000 running", seconds(x), nothing, file.aim)
+	}
+	d.command(b.T, 0, count, "kill")
+	must(b.T, d.signal(syscall.SIGTERM))
+	x := took(func() { must(b.T, d.start()) })
+	b.row("daemon's start with 10,000 records, to the mount answering", seconds(x), nothing, "≤ 1 s")
+}
+
+// benchListing makes so many VMs and lists them beside a bare tree of the same shape.
+func benchListing(b *bench, count int) *daemon {
+	d := testDaemon(b, "fake")
+	together(0, count, func(n int) { d.makeVM(b.T, vmName(n), "") })
+	bare := startBare(b.T, count, 400)
 	defer bare.stop()
-	ours, floor := d.path(), filepath.Join(bare.mount, "vms")
-	var lines []line
 	for _, c := range []struct {
 		what, profile string
 		argv          []string
@@ -133,41 +123,43 @@ func reportListing(t *testing.T, d *daemon, count int) []line {
 		{"`ls -l` of %d VMs", "ls-l-%d", []string{"ls", "-l"}},
 		{"`find` over %d VMs", "find-%d", []string{"find"}},
 	} {
-		var a, b time.Duration
-		d.profiled(t, fmt.Sprintf(c.profile, count), func() {
-			a, b = compare(command(t, c.argv[0], append(c.argv[1:], ours)...),
-				command(t, c.argv[0], append(c.argv[1:], floor)...))
+		list := func(dir string) func() time.Duration {
+			return command(b.T, c.argv[0], append(c.argv[1:], dir)...)
+		}
+		var x, y time.Duration
+		d.profiled(b.T, fmt.Sprintf(c.profile, count), func() {
+			x, y = compare(list(d.path()), list(filepath.Join(bare.mount, "vms")))
 		})
-		lines = append(lines, against(fmt.Sprintf(c.what, count), a, b, "≤ 1.0x"))
+		b.times(fmt.Sprintf(c.what, count), x, y, "≤ 1.0x")
 	}
-	if count == 10000 {
-		a, b := d.quietMemory(t), memory(t, bare.cmd.Process.Pid)
-		lines = append(lines, line{"RSS half a minute after that, 10,000 stopped", mib(a), mib(b), fmt.Sprintf("%.2fx", float64(a)/float64(b)), "≤ 50 MB"})
+	if count == 10_000 {
+		b.row("RSS half a minute after that, 10,000 stopped", d.quietMemory(b.T),
+			memory(b.T, bare.cmd.Process.Pid), "≤ 50 MB")
 	}
-	return lines
+	return d
 }
 
-// quietMemory is what the daemon holds when it has had time to give back what a burst left.
-func (d *daemon) quietMemory(t *testing.T) int {
+// quietMemory returns the daemon's memory half a minute after a burst of work.
+func (d *daemon) quietMemory(t *testing.T) figure {
 	time.Sleep(30 * time.Second)
 	return memory(t, d.cmd.Process.Pid)
 }
 
-// share measures the daemon's CPU for a while.
-func (d *daemon) share(t *testing.T, window time.Duration) string {
-	before := cpu(t, d.cmd.Process.Pid)
+// share returns the daemon's CPU for a while.
+func (d *daemon) share(t *testing.T, window time.Duration) figure {
+	begun := cpu(t, d.cmd.Process.Pid)
 	time.Sleep(window)
-	return fmt.Sprintf("%.2f %% of a core", 100*(cpu(t, d.cmd.Process.Pid)-before).Seconds()/window.Seconds())
+	return coreShare(cpu(t, d.cmd.Process.Pid)-begun, window)
 }
 
-// reportWatched reads the stats of all VMs every eight seconds, as a monitor does, through descriptors that it keeps, and measures the daemon's CPU.
-func reportWatched(t *testing.T, d *daemon, count int) string {
+// benchWatched reads the stats of all VMs every eight seconds through descriptors that it keeps, as
+// a monitor does, and measures the daemon's CPU.
+func benchWatched(b *bench, d *daemon, count int, aim string) {
 	fds := make([]int, count)
 	for n := range fds {
 		var err error
-		if fds[n], err = unix.Open(d.path(vmName(n), "stats"), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-			t.Fatal(err)
-		}
+		fds[n], err = unix.Open(d.path(vmName(n), "stats"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		must(b.T, err)
 		defer unix.Close(fds[n])
 	}
 	const period = 8 * time.Second
@@ -180,7 +172,7 @@ func reportWatched(t *testing.T, d *daemon, count int) string {
 		for {
 			for _, fd := range fds {
 				if _, err := unix.Pread(fd, buf, 0); err != nil && err != unix.EINTR {
-					t.Error(err)
+					b.Error(err)
 				}
 			}
 			select {
@@ -191,62 +183,48 @@ func reportWatched(t *testing.T, d *daemon, count int) string {
 		}
 	}()
 	time.Sleep(2 * period)
-	var share string
-	d.profiled(t, fmt.Sprintf("watched-%d", count), func() { share = d.share(t, 3*period) })
+	var share figure
+	d.profiled(b.T, fmt.Sprintf("watched-%d", count), func() { share = d.share(b.T, 3*period) })
 	close(stop)
 	<-stopped
-	return share
+	b.row(fmt.Sprintf("CPU with the `stats` of %d VMs being watched", count), share, nothing, aim)
 }
 
-// reportWhole reads the files that show all VMs.
-func reportWhole(t *testing.T, d *daemon) []line {
-	var lines []line
-	buf := make([]byte, 1<<20)
-	for _, file := range []struct{ name, aim string }{{"list", "≤ 20 ms"}, {"metrics", "≤ 150 ms"}} {
-		whole := func() time.Duration {
-			return took(func() { readAll(t, filepath.Join(d.mount, file.name), buf) })
-		}
-		var a time.Duration
-		d.profiled(t, file.name, func() {
-			a, _ = compare(whole, func() time.Duration { return 0 })
-		})
-		lines = append(lines, line{"one read of `" + file.name + "`, 10,000 running", a.Round(time.Millisecond / 10).String(), "", "", file.aim})
-	}
-	return lines
-}
-
-// reportHung reads the stats of healthy VMs one after the other while nobody hangs, and while as many others do and are read too.
-func reportHung(t *testing.T) []line {
-	d := testDaemon(t, "fake")
+// benchHung reads the stats of 500 healthy VMs one after the other. All VMs are read meanwhile,
+// first while the guests of the 500 others hang and then while those are healthy too.
+func benchHung(b *bench) {
 	const count = 1000
+	d := testDaemon(b, "fake")
+	others := func(do func(vm string)) { together(0, count/2, func(n int) { do(vmName(2*n + 1)) }) }
 	together(0, count, func(n int) {
 		hung := ""
 		if n%2 == 1 {
-			hung = "fake.agent=deaf:1s-1h"
+			hung = "fake.agent=deaf:1s-1h" // answers for a second
 		}
-		d.makeVM(t, vmName(n), hung)
+		d.makeVM(b.T, vmName(n), hung)
 	})
+	d.command(b.T, 0, count, "start")
 	p99 := func() time.Duration {
 		buf := make([]byte, 4096)
 		var all []time.Duration
 		for range 20 {
 			for n := 0; n < count; n += 2 {
-				all = append(all, took(func() { readAll(t, d.path(vmName(n), "stats"), buf) }))
+				all = append(all, took(func() { readAll(b.T, d.path(vmName(n), "stats"), buf) }))
 			}
 		}
 		slices.Sort(all)
 		return all[len(all)*99/100]
 	}
-	look := func(from int, stop <-chan struct{}) <-chan struct{} {
-		done := make(chan struct{})
+	measure := func() time.Duration {
+		stop, stopped := make(chan struct{}), make(chan struct{})
 		go func() {
-			defer close(done)
+			defer close(stopped)
 			for {
-				together(0, count/2, func(n int) {
+				others(func(vm string) {
 					select {
 					case <-stop:
 					default:
-						_, _ = read(d.path(vmName(2*n+from), "stats")) // a guest that hangs is left out of it
+						_, _ = read(d.path(vm, "stats")) // without the figures of a guest that hangs
 					}
 				})
 				select {
@@ -256,33 +234,19 @@ func reportHung(t *testing.T) []line {
 				}
 			}
 		}()
-		return done
-	}
-	d.command(t, 0, count, "start")
-	// The odd ones answer for a second: both sides are measured with all of them read.
-	measure := func(others int) time.Duration {
-		stop := make(chan struct{})
-		done := look(others, stop)
 		time.Sleep(8 * time.Second)
 		p := p99()
 		close(stop)
-		<-done
+		<-stopped
 		return p
 	}
-	hung := measure(1)
-	for n := 1; n < count; n += 2 {
-		if err := write(d.path(vmName(n), "state"), "kill"); err != nil {
-			t.Fatal(err)
-		}
-		if err := write(d.path(vmName(n), "cmdline"), ""); err != nil {
-			t.Fatal(err)
-		}
-	}
-	together(0, count/2, func(n int) {
-		if err := write(d.path(vmName(2*n+1), "state"), "start"); err != nil {
-			t.Error(err)
+	hung := measure()
+	others(func(vm string) {
+		for _, x := range [][2]string{{"state", "kill"}, {"cmdline", ""}, {"state", "start"}} {
+			if err := write(d.path(vm, x[0]), x[1]); err != nil {
+				b.Error(err)
+			}
 		}
 	})
-	well := measure(1)
-	return []line{against("p99 of a healthy VM's `stats`, half of 1,000 guests hung", hung, well, "≤ 1.2x")}
+	b.times("p99 of a healthy VM's `stats`, half of 1,000 guests hung", hung, measure(), "≤ 1.2x")
 }

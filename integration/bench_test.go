@@ -1,256 +1,253 @@
 package integration
 
 import (
-	"context"
+	"cmp"
 	"flag"
 	"fmt"
-	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
-
-	"banger/vmm"
-	"banger/vmm/store"
 )
 
-var only = flag.String("report.only", "", "of TestReport: the parts whose names contain this")
+var (
+	report = flag.Bool("report", false, "run TestReport, which prints docs/performance.md's table")
+	only   = flag.String("report.only", "", "the parts of TestReport to run, separated by commas")
+	before = flag.String("report.against", "",
+		"compare with the banger of this source tree, which has its image (make image)")
+	repeats = flag.Int("report.repeats", 2, "with -report.against: runs of each part and tree")
+)
 
-var report = flag.Bool("report", false, "run TestReport, which measures and prints docs/performance.md's table")
-
-// rounds is how often each side is measured, one after the other; the median counts.
-const rounds = 5
-
-// line is one row of the report.
-type line struct{ what, ours, against, ratio, aim string }
-
-// compare measures both sides in turns and gives their medians.
-func compare(ours, floor func() time.Duration) (time.Duration, time.Duration) {
-	return compareRounds(rounds, ours, floor)
+// parts are measured one after the other. Each has daemons of its own.
+var parts = []struct {
+	name    string
+	measure func(*bench)
+}{
+	{"reads", benchReads}, {"once", benchOnce}, {"commits", benchCommits},
+	{"scale1000", benchThousand}, {"scale10000", benchTenThousand}, {"hung", benchHung},
+	{"boot", benchBoot}, {"quiet", benchQuiet}, {"exec", benchExec}, {"files", benchFiles},
+	{"libvirt", benchLibvirt},
 }
 
-func compareRounds(rounds int, ours, floor func() time.Duration) (time.Duration, time.Duration) {
-	var a, b []time.Duration
-	for range rounds {
-		a, b = append(a, ours()), append(b, floor())
+// bench is one run of a part.
+type bench struct {
+	*testing.T
+	print func(row) // called for each row as soon as it is measured
+}
+
+// row is one line of the report. The bare figure has no unit where there is nothing to compare.
+type row struct {
+	what       string
+	ours, bare figure
+	aim        string
+}
+
+// figure is a measured value in seconds ("s"), bytes ("B"), per cent of a core ("%"), or in the
+// unit that it is printed with.
+type figure struct {
+	value float64
+	unit  string
+}
+
+// nothing is the bare figure of a row that compares nothing.
+var nothing figure
+
+func seconds(d time.Duration) figure { return figure{d.Seconds(), "s"} }
+
+// coreShare returns how much of a core was busy for a time in a window.
+func coreShare(busy, window time.Duration) figure {
+	return figure{100 * busy.Seconds() / window.Seconds(), "%"}
+}
+
+// rate returns how many of n, in a unit that ends in /s, fit into a second.
+func rate(n float64, unit string, d time.Duration) figure { return figure{n / d.Seconds(), unit} }
+
+func (f figure) String() string {
+	switch f.unit {
+	case "":
+		return ""
+	case "s":
+		d := time.Duration(f.value * float64(time.Second))
+		unit := time.Nanosecond
+		for unit*10000 <= d { // four digits
+			unit *= 10
+		}
+		return d.Round(unit).String()
+	case "B":
+		return fmt.Sprintf("%.0f MiB", f.value/(1<<20))
+	case "%":
+		return fmt.Sprintf("%.2f %% of a core", f.value)
+	case "MB/s":
+		return fmt.Sprintf("%.1f MB/s", f.value)
 	}
-	slices.Sort(a)
-	slices.Sort(b)
-	return a[rounds/2], b[rounds/2]
+	return fmt.Sprintf("%.0f %s", f.value, f.unit)
 }
 
-func took(f func()) time.Duration {
-	begun := time.Now()
-	f()
-	return time.Since(begun)
+// over returns the ratio of two figures, empty where there is only one.
+func (f figure) over(other figure) string {
+	if f.unit == "" || other.unit == "" || other.value == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2fx", f.value/other.value)
 }
 
-func against(what string, ours, floor time.Duration, aim string) line {
-	return line{what, ours.Round(time.Microsecond / 10).String(), floor.Round(time.Microsecond / 10).String(), fmt.Sprintf("%.2fx", float64(ours)/float64(floor)), aim}
+func (r row) cells() []string {
+	return []string{r.what, r.ours.String(), r.bare.String(), r.ours.over(r.bare), r.aim}
+}
+
+// row adds a row to the report.
+func (b *bench) row(what string, ours, bare figure, aim string) {
+	b.print(row{what, ours, bare, aim})
+}
+
+// times adds a row that compares two durations.
+func (b *bench) times(what string, ours, bare time.Duration, aim string) {
+	b.row(what, seconds(ours), seconds(bare), aim)
+}
+
+// markdown renders one line of a table.
+func markdown(cells ...string) string { return "| " + strings.Join(cells, " | ") + " |" }
+
+// table prints each line at once and all of them again at the end, without what tests print
+// between them.
+type table struct{ lines []string }
+
+func newTable(head ...string) *table {
+	return &table{[]string{markdown(head...), "|" + strings.Repeat("---|", len(head))}}
+}
+
+func (o *table) add(cells ...string) {
+	o.lines = append(o.lines, markdown(cells...))
+	fmt.Println(o.lines[len(o.lines)-1])
 }
 
 // TestReport measures banger beside the bare thing, in one run on this machine, and prints ratios.
+// A part that fails costs its own rows only.
 func TestReport(t *testing.T) {
 	if !*report {
 		t.Skip("a measurement: make bench")
 	}
-	lines := []line{}
-	for _, part := range []struct {
-		name    string
-		measure func(*testing.T) []line
-	}{{"reads", reportReads}, {"once", reportOnce}, {"commits", reportCommits}, {"scale", reportScale}, {"hung", reportHung}, {"boot", reportBoot}, {"quiet", reportQuiet}, {"exec", reportExec}, {"files", reportFiles}} {
-		if strings.Contains(part.name, *only) {
-			lines = append(lines, part.measure(t)...)
+	names := map[string]bool{}
+	for _, p := range parts {
+		names[p.name] = true
+	}
+	chosen := strings.FieldsFunc(*only, func(r rune) bool { return r == ',' })
+	for _, name := range chosen {
+		if !names[name] {
+			t.Fatalf("-report.only: there is no part %q", name)
 		}
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "\n| what | banger | bare | ratio | aim |\n|---|---|---|---|---|\n")
-	for _, l := range lines {
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", l.what, l.ours, l.against, l.ratio, l.aim)
+	out, measure := newTable("what", "banger", "bare", "ratio", "aim"), measureOnce
+	if *before != "" {
+		out, measure = newTable("what", "before", "after", "after/before"), measureBoth(t)
 	}
-	fmt.Println(b.String())
-}
-
-// readAll is what cat does with a small file.
-func readAll(t *testing.T, path string, buf []byte) int {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	total := 0
-	for {
-		n, err := unix.Read(fd, buf)
-		if err == unix.EINTR {
+	for _, p := range parts {
+		if len(chosen) > 0 && !slices.Contains(chosen, p.name) {
 			continue
 		}
-		if err != nil {
-			t.Fatal(err)
+		if !t.Run(p.name, func(t *testing.T) { measure(t, out, p.measure) }) {
+			out.add("part "+p.name, "FAILED; its error is above")
 		}
-		if n == 0 {
-			return total
+	}
+	fmt.Printf("\n%s\n\n", strings.Join(out.lines, "\n"))
+}
+
+// measureOnce measures a part and prints each row as soon as it is measured.
+func measureOnce(t *testing.T, out *table, measure func(*bench)) {
+	measure(&bench{T: t, print: func(r row) { out.add(r.cells()...) }})
+}
+
+// measureBoth builds the programs of the other tree. It returns a function that measures a part
+// with both, in turns, and prints the medians of the rows that both have.
+func measureBoth(t *testing.T) func(*testing.T, *table, func(*bench)) {
+	if *profiles != "" {
+		t.Fatal("-report.profile and -report.against exclude each other")
+	}
+	dir, err := filepath.Abs(*before)
+	must(t, err)
+	type tree struct{ name, module, bin string }
+	old, own := tree{"before", dir, t.TempDir()}, tree{"after", module, bin}
+	must(t, openUp(old.bin))
+	must(t, buildPrograms(old.module, old.bin))
+	return func(t *testing.T, out *table, measure func(*bench)) {
+		t.Cleanup(func() { module, bin = own.module, own.bin })
+		var names []string // of all rows, in the order of their first measurement
+		measured := map[string]map[string][]figure{}
+		for n := range *repeats {
+			turn := []tree{old, own}
+			if n%2 == 1 { // A B B A: a drift of the machine counts for both
+				slices.Reverse(turn)
+			}
+			for _, tree := range turn {
+				module, bin = tree.module, tree.bin
+				note := func(r row) {
+					fmt.Println(tree.name, markdown(r.cells()...))
+					if measured[r.what] == nil {
+						names = append(names, r.what)
+						measured[r.what] = map[string][]figure{}
+					}
+					measured[r.what][tree.name] = append(measured[r.what][tree.name], r.ours)
+				}
+				t.Run(tree.name, func(t *testing.T) { measure(&bench{T: t, print: note}) })
+			}
 		}
-		total += n
+		for _, what := range names {
+			a, b := measured[what]["before"], measured[what]["after"]
+			if len(a) > 0 && len(b) > 0 {
+				x, y := median(a), median(b)
+				out.add(what, x.String(), y.String(), y.over(x))
+			}
+		}
 	}
 }
 
-// each has readers do one thing n times together and gives the time of one.
-func each(readers, n int, do func()) time.Duration {
+// median returns the middle of an odd number of figures, the mean of the middle two of an even one.
+func median(all []figure) figure {
+	slices.SortFunc(all, func(x, y figure) int { return cmp.Compare(x.value, y.value) })
+	low, high := all[(len(all)-1)/2], all[len(all)/2]
+	return figure{(low.value + high.value) / 2, low.unit}
+}
+
+// rounds is how often each side is measured, one after the other; the median counts.
+const rounds = 5
+
+// compare measures both sides in turns and returns their medians.
+func compare(ours, bare func() time.Duration) (time.Duration, time.Duration) {
+	return compareRounds(rounds, ours, bare)
+}
+
+func compareRounds(rounds int, ours, bare func() time.Duration) (time.Duration, time.Duration) {
+	var a, b []time.Duration
+	for range rounds {
+		a, b = append(a, ours()), append(b, bare())
+	}
+	return medianTime(a), medianTime(b)
+}
+
+func medianTime(all []time.Duration) time.Duration {
+	return slices.Sorted(slices.Values(all))[len(all)/2]
+}
+
+// took returns the time of one call.
+func took(do func()) time.Duration {
+	begun := time.Now()
+	do()
+	return time.Since(begun)
+}
+
+// each calls do n times, from so many goroutines, and returns the time of one call.
+func each(workers, n int, do func()) time.Duration {
 	var wg sync.WaitGroup
 	begun := time.Now()
-	for range readers {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			for range n / readers {
+	for range workers {
+		wg.Go(func() {
+			for range n / workers {
 				do()
 			}
-		}()
+		})
 	}
 	wg.Wait()
 	return time.Since(begun) / time.Duration(n)
-}
-
-func reportReads(t *testing.T) []line {
-	d := testDaemon(t, "fake")
-	d.makeVM(t, "web", "")
-	if err := write(d.path("web", "state"), "start"); err != nil {
-		t.Fatal(err)
-	}
-	text, err := read(d.path("web", "stats"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	bare := startBare(t, 1, len(text)+1)
-	ours, floor := d.path("web", "stats"), filepath.Join(bare.mount, "vms/v0/f0")
-	open := func(path string, readers int) time.Duration {
-		return each(readers, 6400, func() { readAll(t, path, make([]byte, 4096)) })
-	}
-	var lines []line
-	for _, readers := range []int{1, 8, 64} {
-		var a, b time.Duration
-		d.profiled(t, fmt.Sprintf("reads-%d", readers), func() {
-			a, b = compare(func() time.Duration { return open(ours, readers) },
-				func() time.Duration { return open(floor, readers) })
-		})
-		lines = append(lines, against(fmt.Sprintf("open+read+close of a cached `stats`, %d readers", readers), a, b, "≤ 1.0x"))
-	}
-	kept := func(path string) func() time.Duration {
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { unix.Close(fd) })
-		buf := make([]byte, 4096)
-		return func() time.Duration {
-			return each(1, 6400, func() {
-				if _, err := unix.Pread(fd, buf, 0); err != nil && err != unix.EINTR {
-					t.Error(err)
-				}
-			})
-		}
-	}
-	a, b := compare(kept(ours), kept(floor))
-	return append(lines, against("pread at 0 on a kept descriptor", a, b, "≤ 1.0x"))
-}
-
-// makeVM makes a fake VM.
-func (d *daemon) makeVM(t *testing.T, name, cmdline string) {
-	if err := os.Mkdir(d.path(name), 0o755); err != nil {
-		t.Error(err)
-		return
-	}
-	if err := write(d.path(name, "config"), "vmm fake\ncmdline "+cmdline); err != nil {
-		t.Error(err)
-	}
-}
-
-// reportOnce has 64 readers ask for stale ports at once.
-func reportOnce(t *testing.T) []line {
-	d := testDaemon(t, "fake")
-	d.makeVM(t, "web", "fake.agent=slow:500ms fake.listen=80/tcp/httpd")
-	if err := write(d.path("web", "state"), "start"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := read(d.path("web", "wait", "healthy")); err != nil {
-		t.Fatal(err)
-	}
-	each(64, 64, func() { readAll(t, d.path("web", "ports"), make([]byte, 4096)) })
-	metrics, err := read(filepath.Join(d.mount, "metrics"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := regexp.MustCompile(`banger_collections_total\{kind="ports"\} (\d+)`).FindStringSubmatch(metrics)
-	if n == nil {
-		t.Fatal("metrics count no collections of ports")
-	}
-	return []line{{"64 readers of stale `ports`", n[1] + " collections", "1", n[1] + "x", "1"}}
-}
-
-func reportCommits(t *testing.T) []line {
-	d := testDaemon(t, "fake")
-	s, err := store.Open(context.Background(), filepath.Join(t.TempDir(), "db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	var next sync.Map
-	serial := func(prefix string) string {
-		n, _ := next.LoadOrStore(prefix, new(counter))
-		return prefix + strconv.FormatInt(n.(*counter).add(), 10)
-	}
-	const n = 320
-	made := func(at int) func() time.Duration {
-		return func() time.Duration {
-			return each(at, n, func() {
-				dir := d.path(serial("v"))
-				if err := os.Mkdir(dir, 0o755); err != nil {
-					t.Error(err)
-				}
-				if err := os.Remove(dir); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-	}
-	committed := func(at int) func() time.Duration {
-		return func() time.Duration {
-			return each(at, n, func() {
-				name := serial("r")
-				r := vmm.Record{ID: name, Name: name, Created: time.Now(), State: vmm.Stopped}
-				if err := s.Insert(context.Background(), &r); err != nil {
-					t.Error(err)
-				}
-				if err := s.Delete(context.Background(), r.Serial); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-	}
-	var a, b, c, e time.Duration
-	d.profiled(t, "commits-1", func() { a, b = compare(made(1), committed(1)) })
-	d.profiled(t, "commits-16", func() { c, e = compare(made(16), committed(16)) })
-	return []line{
-		against("mkdir + rmdir, against the commits", a, b, "≤ 1.3x"),
-		against("the same, 16 at once", c, e, "≤ 1.3x"),
-		{"16 at once against in a row", c.String(), a.String(), fmt.Sprintf("%.1fx faster", float64(a)/float64(c)), "≥ 3x"},
-	}
-}
-
-type counter struct {
-	mu sync.Mutex
-	n  int64
-}
-
-func (c *counter) add() int64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.n++
-	return c.n
 }

@@ -7,13 +7,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"flag"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -194,77 +192,4 @@ func tarOf(t *testing.T, files map[string]string) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
-}
-
-// sshGuest starts a VM web with that much memory and an sshd in it, and gives whom ssh(1) and scp(1) log in as, and their options.
-func sshGuest(t *testing.T, memory string) (d *daemon, host string, options []string) {
-	t.Helper()
-	d = testDaemon(t, "qemu")
-	if err := os.Mkdir(d.path("web"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	startFor(t, d, "web", memory)
-	startSSHD(t, d, "web")
-	address, err := read(d.path("web", "address"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d, "root@" + strings.TrimSpace(address),
-		[]string{"-q", "-i", d.loginKey(), "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"}
-}
-
-// tookRun is the time that a command takes, which must succeed.
-func tookRun(t *testing.T, cmd *exec.Cmd) time.Duration {
-	t.Helper()
-	return took(func() {
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%.300s", cmd, err, out)
-		}
-	})
-}
-
-// reportExec compares commands through the agent with commands through ssh, on the guest's own network, in the same guest.
-func reportExec(t *testing.T) []line {
-	if ok, cure := realVMs(); !ok {
-		t.Log("no commands measured: ", cure)
-		return nil
-	}
-	d, host, options := sshGuest(t, "128M")
-	run := func(cmd *exec.Cmd) time.Duration { return tookRun(t, cmd) }
-	ssh := func(line string) *exec.Cmd {
-		return exec.Command("ssh", append(slices.Clone(options), host, line)...)
-	}
-	round, other := compare(func() time.Duration { return run(d.client("exec", "web", "true")) }, func() time.Duration { return run(ssh("true")) })
-	const size = 32 << 20
-	send := func(cmd *exec.Cmd) func() time.Duration {
-		return func() time.Duration {
-			cmd := exec.Command(cmd.Args[0], cmd.Args[1:]...)
-			cmd.Stdin = noise(2, size)
-			return run(cmd)
-		}
-	}
-	in, sshIn := compareRounds(3, send(d.client("exec", "-i", "web", "--", "/bin/sh", "-c", "cat >/dev/null")), send(ssh("cat >/dev/null")))
-	take := func(cmd *exec.Cmd) func() time.Duration {
-		return func() time.Duration {
-			cmd := exec.Command(cmd.Args[0], cmd.Args[1:]...)
-			cmd.Stdout = io.Discard
-			return took(func() {
-				if err := cmd.Run(); err != nil {
-					t.Fatal(err)
-				}
-			})
-		}
-	}
-	outOf := func(line string) (ours, sshs time.Duration) {
-		return compareRounds(3, take(d.client("exec", "web", "--", "/bin/sh", "-c", line)), take(ssh(line)))
-	}
-	out, sshOut := outOf(fmt.Sprintf("dd if=/dev/zero bs=64k count=%d 2>/dev/null", size>>16))
-	small, sshSmall := outOf(fmt.Sprintf("head -c %d /dev/zero", size)) // busybox prints a few KiB at once
-	rate := func(d time.Duration) string { return fmt.Sprintf("%.1f MB/s", size/d.Seconds()/1e6) }
-	return []line{
-		against("banger exec of true, against ssh", round, other, "≤ 0.5x"),
-		{"throughput into a command, against ssh", rate(in), rate(sshIn), fmt.Sprintf("%.2fx", float64(sshIn)/float64(in)), "≥ 1x"},
-		{"throughput out of a command, against ssh", rate(out), rate(sshOut), fmt.Sprintf("%.2fx", float64(sshOut)/float64(out)), "≥ 1x"},
-		{"the same, printed in small pieces", rate(small), rate(sshSmall), fmt.Sprintf("%.2fx", float64(sshSmall)/float64(small)), "≥ 1x"},
-	}
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -127,53 +126,4 @@ func startFor(t *testing.T, d *daemon, vm, memory string) {
 	if _, err := read(d.path(vm, "wait", "healthy")); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// reportFiles compares copies through the agent with scp, on the guest's own network, into the same guest.
-func reportFiles(t *testing.T) []line {
-	if ok, cure := realVMs(); !ok {
-		t.Log("no copies measured: ", cure)
-		return nil
-	}
-	d, host, options := sshGuest(t, "384M")
-	dir := t.TempDir()
-	const size, many = 32 << 20, 1000
-	big, err := os.Create(filepath.Join(dir, "big"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(big, noise(3, size)); err != nil {
-		t.Fatal(err)
-	}
-	big.Close()
-	writeTree(t, filepath.Join(dir, "tree"), many)
-	for _, sub := range []string{"ours", "theirs"} {
-		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	run := func(cmd *exec.Cmd) time.Duration { return tookRun(t, cmd) }
-	scp := func(from, to string) func() time.Duration {
-		return func() time.Duration {
-			// dropbear has no sftp server: the older protocol, in which a tree is one stream.
-			return run(exec.Command("scp", slices.Concat([]string{"-O", "-r", "-p"}, options, []string{from, to})...))
-		}
-	}
-	cp := func(from, to string) func() time.Duration {
-		return func() time.Duration { return run(d.client("cp", from, to)) }
-	}
-	var lines []line
-	for _, x := range []struct{ what, name string }{{"one file of 32 MiB", "big"}, {fmt.Sprintf("a tree of %d files", many), "tree"}} {
-		from := filepath.Join(dir, x.name)
-		in, scpIn := compareRounds(3, cp(from, "web:/tmp"), scp(from, host+":/tmp"))
-		out, scpOut := compareRounds(3, cp("web:/tmp/"+x.name, dir+"/ours/"), scp(host+":/tmp/"+x.name, dir+"/theirs/"))
-		for _, y := range []struct {
-			way          string
-			ours, theirs time.Duration
-		}{{"into", in, scpIn}, {"out of", out, scpOut}} {
-			lines = append(lines, line{"banger cp of " + x.what + " " + y.way + " a guest, against scp", y.ours.Round(time.Millisecond).String(), y.theirs.Round(time.Millisecond).String(),
-				fmt.Sprintf("%.2fx as fast", float64(y.theirs)/float64(y.ours)), "≥ 1x"})
-		}
-	}
-	return lines
 }

@@ -6,6 +6,7 @@
 #
 #   install.sh          install what is missing
 #   install.sh --tests  also what only the tests need
+#   install.sh --bench  also what only the benchmarks need
 #   install.sh --check  say what is missing, exit status 1 if anything is
 #   install.sh --go     print the path of a good enough go, exit status 1 if there is none
 set -eu
@@ -53,8 +54,16 @@ mcopy mtools
 mkfs.vfat dosfstools
 sfdisk fdisk
 '
+bench_needs='
+ssh openssh-client
+scp openssh-client
+ssh-keygen openssh-client
+dropbear dropbear-bin
+dropbearconvert dropbear-bin
+'
 case ${1-} in
 --tests) needs=$needs$test_needs ;;
+--bench) needs=$needs$bench_needs ;;
 esac
 
 # good_go PATH: a go command that can fetch the toolchain that go.mod names.

@@ -49,8 +49,16 @@ func testMain(m *testing.M) int {
 	if module, err = filepath.Abs(".."); err != nil {
 		return fail(err)
 	}
+	if err := buildPrograms(module, bin); err != nil {
+		return fail(err)
+	}
+	return m.Run()
+}
+
+// buildPrograms builds the programs of a source tree into dir.
+func buildPrograms(tree, dir string) error {
 	for _, name := range []string{"bangerd", "banger", "banger-agent"} {
-		args := []string{"build", "-o", filepath.Join(bin, name)}
+		args := []string{"build", "-o", filepath.Join(dir, name)}
 		cgo := "CGO_ENABLED=0"
 		if raceEnabled && name == "bangerd" {
 			args = append(args, "-race")
@@ -60,13 +68,13 @@ func testMain(m *testing.M) int {
 			args = append(args, "-tags", "profile")
 		}
 		cmd := exec.Command("go", append(args, "./cmd/"+name)...)
-		cmd.Dir = module
+		cmd.Dir = tree
 		cmd.Env = append(os.Environ(), cgo)
 		if out, err := cmd.CombinedOutput(); err != nil {
-			return fail(fmt.Errorf("cannot build %s: %w\n%s", name, err, out))
+			return fmt.Errorf("cannot build %s: %w\n%s", name, err, out)
 		}
 	}
-	return m.Run()
+	return nil
 }
 
 // reexec runs this test again in a network namespace made for it.
