@@ -141,7 +141,7 @@ func TestReport(t *testing.T) {
 	}
 	out, measure := newTable("what", "banger", "bare", "ratio", "aim"), measureOnce
 	if *before != "" {
-		out, measure = newTable("what", "before", "after", "after/before"), measureBoth(t)
+		out, measure = newTable("what", "before", "after", "after/before", "of the ratios to bare"), measureBoth(t)
 	}
 	for _, p := range parts {
 		if len(chosen) > 0 && !slices.Contains(chosen, p.name) {
@@ -174,7 +174,7 @@ func measureBoth(t *testing.T) func(*testing.T, *table, func(*bench)) {
 	return func(t *testing.T, out *table, measure func(*bench)) {
 		t.Cleanup(func() { module, bin = own.module, own.bin })
 		var names []string // of all rows, in the order of their first measurement
-		measured := map[string]map[string][]figure{}
+		measured := map[string]map[string][]row{}
 		for n := range *repeats {
 			turn := []tree{old, own}
 			if n%2 == 1 { // A B B A: a drift of the machine counts for both
@@ -186,9 +186,9 @@ func measureBoth(t *testing.T) func(*testing.T, *table, func(*bench)) {
 					fmt.Println(tree.name, markdown(r.cells()...))
 					if measured[r.what] == nil {
 						names = append(names, r.what)
-						measured[r.what] = map[string][]figure{}
+						measured[r.what] = map[string][]row{}
 					}
-					measured[r.what][tree.name] = append(measured[r.what][tree.name], r.ours)
+					measured[r.what][tree.name] = append(measured[r.what][tree.name], r)
 				}
 				t.Run(tree.name, func(t *testing.T) { measure(&bench{T: t, print: note}) })
 			}
@@ -196,11 +196,28 @@ func measureBoth(t *testing.T) func(*testing.T, *table, func(*bench)) {
 		for _, what := range names {
 			a, b := measured[what]["before"], measured[what]["after"]
 			if len(a) > 0 && len(b) > 0 {
-				x, y := median(a), median(b)
-				out.add(what, x.String(), y.String(), y.over(x))
+				x, y := medianRow(a), medianRow(b)
+				out.add(what, x.ours.String(), y.ours.String(), y.ours.over(x.ours), y.overBare(x))
 			}
 		}
 	}
+}
+
+// overBare compares two ratios to the bare thing. A load of the machine is in both sides of each.
+func (r row) overBare(other row) string {
+	if r.bare.unit == "" || other.bare.unit == "" {
+		return ""
+	}
+	ratio := func(r row) figure { return figure{r.ours.value / r.bare.value, "x"} }
+	return ratio(r).over(ratio(other))
+}
+
+func medianRow(all []row) row {
+	var ours, bare []figure
+	for _, r := range all {
+		ours, bare = append(ours, r.ours), append(bare, r.bare)
+	}
+	return row{ours: median(ours), bare: median(bare)}
 }
 
 // median returns the middle of an odd number of figures, the mean of the middle two of an even one.
