@@ -5,103 +5,85 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"unsafe"
 )
 
-// What the users who are not root may have open at once, one of them and all together. One more
-// file, of whatever length, is opened while a user has less than the bytes.
+// Bounds of what users other than root have open: one of them, and all together. A user below the
+// bound of bytes may open one more file of any length.
 const (
 	maxFiles, maxAllFiles = 1 << 14, 1 << 16
 	maxBytes, maxAllBytes = 64 << 20, 512 << 20
 )
 
-// allowances counts what users have open. An entry stays: there are no more than the host has uids.
+// allowances counts the open files of users. Its entries stay: a host has a bounded number of uids.
 type allowances struct {
 	all allowance
 	of  sync.Map // *allowance by uid
 }
 
-// allowance counts what one uid has open; nil stands for root's, which has no bounds.
+// allowance counts the open files of one uid, or of all.
 type allowance struct {
 	uid          uint32
-	all          *allowance // of all users; nil in that itself
 	files, bytes atomic.Int64
 }
 
-// file counts one more open file of the request's uid. EDQUOT if that has too many. The caller ends
-// it.
-func (t *allowances) file(r *request) (*allowance, error) {
-	if r.isRoot() {
-		return nil, nil
+// share is the part of its user's allowance that one open file takes. Root's files take none.
+type share struct {
+	user, all *allowance // nil for root
+	bytes     atomic.Int64
+}
+
+// newShare counts one more open file of a user until its Release. EDQUOT beyond the bounds.
+func (s *Server) newShare(uid uint32) (*share, error) {
+	if s.isRoot(uid) {
+		return new(share), nil
 	}
-	known, ok := t.of.Load(r.uid)
+	known, ok := s.allowances.of.Load(uid)
 	if !ok {
-		known, _ = t.of.LoadOrStore(r.uid, &allowance{uid: r.uid, all: &t.all})
+		known, _ = s.allowances.of.LoadOrStore(uid, &allowance{uid: uid})
 	}
-	a := known.(*allowance)
-	files, all := a.files.Add(1), t.all.files.Add(1)
+	h := &share{user: known.(*allowance), all: &s.allowances.all}
+	files, all := h.user.files.Add(1), h.all.files.Add(1)
 	if files <= maxFiles && all <= maxAllFiles {
-		return a, nil
+		return h, nil
 	}
-	a.end()
+	h.Release()
 	if files <= maxFiles {
 		return nil, fmt.Errorf("all users together have %d files open: %w", all-1, syscall.EDQUOT)
 	}
-	return nil, fmt.Errorf("uid %d has %d files open: close some: %w", a.uid, maxFiles, syscall.EDQUOT)
+	return nil, fmt.Errorf("uid %d has %d files open: close some: %w", uid, maxFiles, syscall.EDQUOT)
 }
 
-// end takes back one file.
-func (a *allowance) end() {
-	if a != nil {
-		a.files.Add(-1)
-		a.all.files.Add(-1)
-	}
-}
-
-// add counts so many bytes more, or less. EDQUOT if there are too many already.
-func (a *allowance) add(n int64) error {
-	if a == nil || n == 0 {
+// Hold counts the bytes that the file needs from now on in place of those before. EDQUOT if its
+// user was at the bound already; fewer bytes are never refused.
+func (h *share) Hold(bytes int64) error {
+	if h.user == nil {
 		return nil
 	}
-	before, allBefore := a.bytes.Add(n)-n, a.all.bytes.Add(n)-n
-	if n < 0 || before < maxBytes && allBefore < maxAllBytes {
+	n := bytes - h.bytes.Swap(bytes)
+	user, all := h.user.bytes.Add(n)-n, h.all.bytes.Add(n)-n
+	if n <= 0 || user < maxBytes && all < maxAllBytes {
 		return nil
 	}
-	a.bytes.Add(-n)
-	a.all.bytes.Add(-n)
-	if before < maxBytes {
-		return fmt.Errorf("all users together have files of %d bytes open: %w", allBefore, syscall.EDQUOT)
+	h.user.bytes.Add(-n)
+	h.all.bytes.Add(-n)
+	h.bytes.Store(bytes - n)
+	if user < maxBytes {
+		return fmt.Errorf("all users together have files of %d bytes open: %w", all, syscall.EDQUOT)
 	}
-	return fmt.Errorf("uid %d has files of %d bytes open: close some: %w", a.uid, before, syscall.EDQUOT)
+	return fmt.Errorf("uid %d has files of %d bytes open: close some: %w", h.user.uid, user, syscall.EDQUOT)
 }
 
-// holds counts the bytes that the open file has from now on in the place of those that it had.
-func (h *opened) holds(bytes int64) error {
-	if h.allowance == nil {
-		return nil
+// Release returns the whole share. It does nothing on nil.
+func (h *share) Release() {
+	if h == nil || h.user == nil {
+		return
 	}
-	was := h.held.Swap(bytes)
-	err := h.allowance.add(bytes - was)
-	if err != nil {
-		h.held.Store(was)
-	}
-	return err
+	_ = h.Hold(0)
+	h.user.files.Add(-1)
+	h.all.files.Add(-1)
 }
 
-// letAllowance gives back all that the open file was counted with.
-func (h *opened) letAllowance() {
-	if h.allowance != nil {
-		_ = h.holds(0) // less is never refused
-		h.allowance.end()
-	}
-}
-
-// entriesBytes is what a directory's names take, which themselves are the VMs'.
-func entriesBytes(entries []entry) int64 {
-	return int64(cap(entries)) * int64(unsafe.Sizeof(entry{}))
-}
-
-// slots bounds how many of a kind are open at once, by what they belong to.
+// slots bounds how many of a kind are in use at once, by key.
 type slots struct {
 	most int // immutable
 
@@ -111,21 +93,21 @@ type slots struct {
 
 func newSlots(most int) slots { return slots{most: most, used: make(map[uint64]int)} }
 
-// take reports whether there was one; the caller gives it back.
-func (s *slots) take(of uint64) bool {
+// acquire reports whether a slot was free. The caller releases it.
+func (s *slots) acquire(key uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.used[of] >= s.most {
+	if s.used[key] >= s.most {
 		return false
 	}
-	s.used[of]++
+	s.used[key]++
 	return true
 }
 
-func (s *slots) giveBack(of uint64) {
+func (s *slots) release(key uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.used[of]--; s.used[of] == 0 {
-		delete(s.used, of)
+	if s.used[key]--; s.used[key] == 0 {
+		delete(s.used, key)
 	}
 }

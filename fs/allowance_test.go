@@ -14,11 +14,11 @@ func TestAllowances(t *testing.T) {
 	open := func(uid uint32, bytes int64) (*opened, error) {
 		h := new(opened)
 		var err error
-		if h.allowance, err = s.allowances.file(&request{server: s, uid: uid}); err == nil {
-			err = h.holds(bytes)
+		if h.share, err = s.newShare(uid); err == nil {
+			err = h.share.Hold(bytes)
 		}
 		if err != nil {
-			h.letAllowance()
+			h.share.Release()
 			return nil, err
 		}
 		return h, nil
@@ -42,16 +42,16 @@ func TestAllowances(t *testing.T) {
 	}
 	_, err := open(99, 1)
 	refused(err, "all users together")
-	if err := all[0].holds(1); err != nil {
+	if err := all[0].share.Hold(1); err != nil {
 		t.Error(err)
 	}
 	if h, err := open(0, 10*maxAllBytes); err != nil {
 		t.Error("root:", err)
 	} else {
-		h.letAllowance()
+		h.share.Release()
 	}
 	for _, h := range all {
-		h.letAllowance()
+		h.share.Release()
 	}
 	// The number of files, from many threads.
 	var work sync.WaitGroup
@@ -72,7 +72,7 @@ func TestAllowances(t *testing.T) {
 	for _, some := range count {
 		n += len(some)
 		for _, h := range some {
-			h.letAllowance()
+			h.share.Release()
 		}
 	}
 	if n > maxFiles || n < maxFiles-len(count) {

@@ -22,17 +22,17 @@ const (
 // exportOpen makes an archive of the VM, which takes as long as its disks are long.
 func exportOpen(r *request, _ bool) (handle, error) {
 	ofVM, ofUser, serial, uid := &r.server.exports, &r.server.exporters, r.vm.Serial(), uint64(r.uid)
-	if !ofVM.take(serial) {
+	if !ofVM.acquire(serial) {
 		return nil, r.tooMany("%s has %d exports open: close some: %w",
 			r.snap().Name, ofVM.most, vmm.ErrBusy)
 	}
-	if !ofUser.take(uid) {
-		ofVM.giveBack(serial)
+	if !ofUser.acquire(uid) {
+		ofVM.release(serial)
 		return nil, r.tooMany("uid %d has %d exports open: close some: %w", uid, ofUser.most, vmm.ErrBusy)
 	}
 	end := func() {
-		ofVM.giveBack(serial)
-		ofUser.giveBack(uid)
+		ofVM.release(serial)
+		ofUser.release(uid)
 	}
 	defer r.blocking()()
 	a, err := r.server.o.Archives.Export(r.ctx, r.vm)

@@ -36,20 +36,20 @@ func (k *keptCaller) release() {
 	}
 	k.Root.Close() // of nil, too
 	k.Dir.Close()
-	k.all.giveBack(uint64(k.UID))
+	k.all.release(uint64(k.UID))
 }
 
 // keptCaller returns the process that makes the request, for as long as the file is open that the
 // request opens; the caller releases it.
 func (r *request) keptCaller() (*keptCaller, error) {
 	all := &r.server.callers
-	if !all.take(uint64(r.uid)) {
+	if !all.acquire(uint64(r.uid)) {
 		return nil, fmt.Errorf("cannot open %s of %s: uid %d has %d files open that take paths: close some: %w",
 			r.file.name, r.whose(), r.uid, all.most, vmm.ErrBusy)
 	}
 	c, err := r.caller()
 	if err != nil {
-		all.giveBack(uint64(r.uid))
+		all.release(uint64(r.uid))
 		return nil, err
 	}
 	k := &keptCaller{Caller: c, all: all}
@@ -107,7 +107,9 @@ func parseGroups(status []byte) ([]uint32, error) {
 }
 
 // isRoot reports whether the request is root's or of the daemon's own user.
-func (r *request) isRoot() bool { return r.uid == 0 || r.uid == r.server.uid }
+func (r *request) isRoot() bool { return r.server.isRoot(r.uid) }
+
+func (s *Server) isRoot(uid uint32) bool { return uid == 0 || uid == s.uid }
 
 // mayDelete returns the check whether the request may remove or rename what belongs to an owner in
 // a directory of the daemon's with the sticky bit (unlink(2), EPERM). The kernel has asked the same

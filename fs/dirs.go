@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -90,9 +91,9 @@ func (s raw) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	}
 	h := new(opened)
 	var err error
-	if h.allowance, err = s.allowances.file(r); err == nil {
+	if h.share, err = s.newShare(r.uid); err == nil {
 		h.entries = s.entries(r)
-		err = h.holds(entriesBytes(h.entries))
+		err = h.share.Hold(entriesBytes(h.entries))
 	}
 	if err != nil {
 		s.letGo(h)
@@ -111,7 +112,7 @@ func (s raw) rewound(cancel <-chan struct{}, in *fuse.ReadIn, h *opened) ([]entr
 		h.entries = nil
 		if r, code := s.request(cancel, &in.InHeader); code.Ok() { // not one of a VM that was removed
 			h.entries = s.entries(r)
-			if err := h.holds(entriesBytes(h.entries)); err != nil {
+			if err := h.share.Hold(entriesBytes(h.entries)); err != nil {
 				h.entries = nil
 				return nil, s.overdrawn(r, err)
 			}
@@ -199,3 +200,8 @@ func (s raw) ReleaseDir(in *fuse.ReleaseIn) {
 }
 
 func (s raw) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status { return fuse.OK }
+
+// entriesBytes returns the memory of a directory's names, without the names, which the VMs have.
+func entriesBytes(entries []entry) int64 {
+	return int64(cap(entries)) * int64(unsafe.Sizeof(entry{}))
+}

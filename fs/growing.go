@@ -74,7 +74,7 @@ const maxLogs = 1024
 func logOf(name string) func(*request, bool) (handle, error) {
 	return func(r *request, _ bool) (handle, error) {
 		uid := r.uid
-		if !r.isRoot() && !r.server.logs.take(uint64(uid)) {
+		if !r.isRoot() && !r.server.logs.acquire(uint64(uid)) {
 			return nil, fmt.Errorf("uid %d has %d logs and consoles open: close some: %w",
 				uid, maxLogs, syscall.EDQUOT)
 		}
@@ -95,7 +95,7 @@ func logOf(name string) func(*request, bool) (handle, error) {
 // closedLog gives back what logOf took.
 func (r *request) closedLog(uid uint32) {
 	if !r.isRoot() {
-		r.server.logs.giveBack(uint64(uid))
+		r.server.logs.release(uint64(uid))
 	}
 }
 

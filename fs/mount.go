@@ -23,6 +23,7 @@ import (
 
 	"banger/collector"
 	"banger/collector/metrics"
+	"banger/fs/guestfs"
 	"banger/internal/host"
 	"banger/vmm"
 )
@@ -61,10 +62,8 @@ type Server struct {
 	uid     uint32
 	gid     uint32
 	vmsMode uint32
-	// Whether the mount keeps the kernel from following symbolic links (MS_NOSYMFOLLOW of mount(2)): a guest's would lead to the host's files.
-	noFollow bool
-	work     sync.WaitGroup
-	begun    sync.WaitGroup // what goes on when its request has ended
+	work    sync.WaitGroup
+	begun   sync.WaitGroup // what goes on when its request has ended
 
 	handles    handles
 	sizes      sizes
@@ -81,8 +80,7 @@ type Server struct {
 	held       *held
 	texts      sync.Map // *text by node
 
-	guestNodes    *guestNodes
-	guestSessions guestSessions
+	guests *guestfs.FS
 
 	nudgerTID atomic.Uint32 // the kernel names a request's sender by its thread
 
@@ -114,8 +112,7 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		s.vmsMode = 0o1775
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.guestNodes = newGuestNodes(maxGuestNodes)
-	s.guestSessions = guestSessions{ctx: s.ctx, work: &s.work, now: time.Now, after: time.After, open: make(map[uint64]*guestSession)}
+	s.guests = guestfs.New(s.ctx, &s.work, guestMount{s})
 	bridge, figures := newTimed(tree{raw{fuse.NewDefaultRawFileSystem(), s}})
 	if err := o.Metrics.Register(figures); err != nil {
 		s.cancel()
@@ -135,7 +132,7 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		DirectMountFlags:  unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOSYMFOLLOW,
 		DisableXAttrs:     true,
 		DisableSplice:     true, // an answer in memory would be tried through a pipe first: two system calls for nothing
-		MaxWrite:          maxIO,
+		MaxWrite:          guestfs.MaxIO,
 		MaxBackground:     1 << 14,
 		PanicHandler: func(v any) fuse.Status {
 			o.Log.Error("a request panicked", "panic", v, "stack", string(debug.Stack()))
@@ -155,7 +152,9 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	if err := s.serve(ctx, server.WaitMount); err != nil {
 		return nil, err
 	}
-	s.noFollow = mountHas(o.Dir, "nosymfollow")
+	if mountHas(o.Dir, "nosymfollow") {
+		s.guests.ShowLinks()
+	}
 	o.Manager.OnChange(s.changed, func() {})
 	s.work.Add(2)
 	go s.nudger()
@@ -208,7 +207,7 @@ func (s *Server) Wait() { s.fuse.Wait() }
 // when files are still open, and waits for what the package runs.
 func (s *Server) Unmount(ctx context.Context) error {
 	s.cancel()
-	s.guestSessions.close()
+	s.guests.Close()
 	s.work.Wait()
 	err := s.unmount(ctx)
 	s.sessions.closeAll()

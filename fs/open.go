@@ -53,7 +53,7 @@ func (s raw) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 // begin takes what the open file needs; the caller lets it go, also after an error.
 func (s raw) begin(r *request, h *opened, access uint32) fuse.Status {
 	var err error
-	if h.allowance, err = s.allowances.file(r); err != nil {
+	if h.share, err = s.newShare(r.uid); err != nil {
 		return s.overdrawn(r, err)
 	}
 	if r.file.paths && access != syscall.O_RDONLY {
@@ -75,7 +75,7 @@ func (s raw) begin(r *request, h *opened, access uint32) fuse.Status {
 		return s.overdrawn(r, err)
 	}
 	if g, ok := h.handle.(*generated); ok {
-		if err := h.holds(int64(cap(g.capture))); err != nil {
+		if err := h.share.Hold(int64(cap(g.capture))); err != nil {
 			return s.overdrawn(r, err)
 		}
 	}
@@ -180,7 +180,7 @@ func (s raw) renew(cancel <-chan struct{}, in *fuse.ReadIn, h *opened, g *genera
 
 // unread gives the errno of a read that failed, and logs what no other errno explains.
 func (s *Server) unread(r *request, err error) fuse.Status {
-	name, file := "", "a guest's"
+	name, file := "", ""
 	code := errno(err)
 	if r.vm != nil {
 		name = r.snap().Name
@@ -272,7 +272,7 @@ func (s raw) letGo(h *opened) {
 	if h.heeds != 0 {
 		s.held.closed(h.heeds)
 	}
-	h.letAllowance()
+	h.share.Release()
 }
 
 // opened is one open file or directory.
@@ -285,11 +285,7 @@ type opened struct {
 	caller   *keptCaller // of a row of paths opened to be written, else nil
 	session  *session    // that it keeps alive
 	heeds    uint64      // its node, if whoever has it open is told of changes of health; else 0
-	guest    *guestFile
-	guestDir *guestDir
-
-	allowance *allowance   // that it counts for, nil for root's
-	held      atomic.Int64 // bytes that it was counted with
+	share    *share
 
 	mu      sync.Mutex // guards what follows
 	entries []entry    // of a directory

@@ -63,7 +63,7 @@ func (g *generated) again() bool {
 func (g *generated) renew(h *opened, c capture) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if err := h.holds(int64(cap(c))); err != nil {
+	if err := h.share.Hold(int64(cap(c))); err != nil {
 		return err
 	}
 	g.capture = c
@@ -86,10 +86,10 @@ func consoleOpen(r *request, readWrite bool) (handle, error) {
 		return nil, err
 	}
 	all, serial := &r.server.terminals, r.vm.Serial()
-	if !all.take(serial) {
+	if !all.acquire(serial) {
 		return nil, r.tooMany("%s has %d terminals: close some: %w", r.snap().Name, all.most, vmm.ErrBusy)
 	}
-	return terminal{c.Subscribe(), func() { all.giveBack(serial) }}, nil
+	return terminal{c.Subscribe(), func() { all.release(serial) }}, nil
 }
 
 // tooMany refuses an open; the VM's `error` tells it.

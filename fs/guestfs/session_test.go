@@ -1,4 +1,4 @@
-package fs
+package guestfs
 
 import (
 	"context"
@@ -104,7 +104,7 @@ func (g *filesGuest) begun() int {
 type filesTest struct {
 	*testing.T
 	*clock
-	sessions *guestSessions
+	sessions *sessions
 	state    atomic.Pointer[vmm.Snapshot]
 	touched  atomic.Int32
 }
@@ -123,7 +123,7 @@ func (f *filesTest) run() *filesGuest {
 func newFilesTest(t *testing.T) *filesTest {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &filesTest{T: t, clock: newClock()}
-	f.sessions = &guestSessions{ctx: ctx, work: new(sync.WaitGroup), now: f.now, after: f.after, open: make(map[uint64]*guestSession)}
+	f.sessions = &sessions{ctx: ctx, work: new(sync.WaitGroup), now: f.now, after: f.after, open: make(map[uint64]*session)}
 	t.Cleanup(func() {
 		f.sessions.close()
 		cancel()
@@ -138,24 +138,24 @@ func newFilesTest(t *testing.T) *filesTest {
 	return f
 }
 
-// stat asks for the root, which must give that error, and gives the session.
-func (f *filesTest) stat(want error) (session *guestSession) {
+// stat asks for the root, which must return that error, and returns the session.
+func (f *filesTest) stat(want error) (used *session) {
 	f.Helper()
-	err := f.sessions.ask(context.Background(), f, 10*time.Second, func(ctx context.Context, g *guestSession) error {
-		session = g
+	err := f.sessions.ask(context.Background(), f, 10*time.Second, func(ctx context.Context, g *session) error {
+		used = g
 		_, err := g.client.Stat(ctx, "/")()
 		return err
 	})
 	if want == nil && err != nil || !errors.Is(err, want) {
 		f.Fatalf("%v, not %v", err, want)
 	}
-	return session
+	return used
 }
 
 // late has a question run out of time.
 func (f *filesTest) late(limit time.Duration, meanwhile func()) {
 	f.Helper()
-	err := f.sessions.ask(context.Background(), f, limit, func(ctx context.Context, g *guestSession) error {
+	err := f.sessions.ask(context.Background(), f, limit, func(ctx context.Context, g *session) error {
 		meanwhile()
 		return context.DeadlineExceeded
 	})
@@ -165,7 +165,7 @@ func (f *filesTest) late(limit time.Duration, meanwhile func()) {
 }
 
 // forgotten waits until the VM has no session.
-func (f *filesTest) forgotten(g *guestSession) {
+func (f *filesTest) forgotten(g *session) {
 	f.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		f.sessions.mu.Lock()
@@ -188,7 +188,7 @@ func TestSessionIsShared(t *testing.T) {
 		work.Add(1)
 		go func() {
 			defer work.Done()
-			if err := f.sessions.ask(context.Background(), f, 10*time.Second, func(ctx context.Context, g *guestSession) error {
+			if err := f.sessions.ask(context.Background(), f, 10*time.Second, func(ctx context.Context, g *session) error {
 				_, err := g.client.Stat(ctx, "/")()
 				return err
 			}); err != nil {
@@ -224,7 +224,7 @@ func TestSessionRests(t *testing.T) {
 	f.late(4*time.Second, func() { f.move(3 * time.Second) })
 	<-f.set // to rest
 	f.stat(vmm.ErrTimeout)
-	f.move(guestRest - 1)
+	f.move(restFor - 1)
 	f.stat(vmm.ErrTimeout)
 	if n := guest.begun(); n != 1 {
 		t.Errorf("%d sessions were begun while the guest was to rest", n-1)
@@ -249,7 +249,7 @@ func TestSessionSaysNothing(t *testing.T) {
 	if n := guest.begun(); n != 1 {
 		t.Errorf("%d sessions were begun", n)
 	}
-	f.move(guestRest)
+	f.move(restFor)
 	guest.refuse(vmm.ErrNoAgent)
 	f.stat(vmm.ErrNoAgent)
 	// What was refused, and not silent, may be asked at once.
@@ -262,18 +262,18 @@ func TestSessionIdles(t *testing.T) {
 	guest := f.run()
 	g := f.stat(nil)
 	<-f.set
-	f.move(guestIdle - 1)
+	f.move(idleFor - 1)
 	f.stat(nil)
 	f.move(1) // a minute after it began, but it was used
 	<-f.set
 	g.opens.Add(1)
-	f.move(guestIdle)
+	f.move(idleFor)
 	<-f.set
 	if f.stat(nil) != g {
 		t.Error("a session ended in which a file is open")
 	}
 	g.opens.Add(-1)
-	f.move(guestIdle)
+	f.move(idleFor)
 	f.forgotten(g)
 	f.stat(nil)
 	if n := guest.begun(); n != 2 {

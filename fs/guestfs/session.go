@@ -1,4 +1,4 @@
-package fs
+package guestfs
 
 import (
 	"context"
@@ -14,11 +14,11 @@ import (
 )
 
 const (
-	guestWait  = 3 * time.Second  // for what a guest says of its files
-	dataWait   = 10 * time.Second // for what is in them
-	guestRest  = time.Second      // after it did not answer in time, a guest is not asked: who waits for a directory's lock cannot be killed
-	guestIdle  = time.Minute      // without use until a session is closed
-	touchEvery = time.Second      // a use of a VM's files renews its lease so often
+	askWait    = 3 * time.Second  // for attributes and names
+	dataWait   = 10 * time.Second // for content
+	restFor    = time.Second      // without requests after a guest did not answer in time
+	idleFor    = time.Minute      // without use until a session is closed
+	touchEvery = time.Second      // how often using a VM's files renews its lease
 )
 
 var (
@@ -27,20 +27,20 @@ var (
 	errReplace = fmt.Errorf("another run of the VM began: %w", vmm.ErrNotRunning)
 )
 
-// guestSessions are the file transfers with guests, one for each VM whose files are used.
-type guestSessions struct {
+// sessions holds one SFTP session for each VM whose files are used.
+type sessions struct {
 	ctx   context.Context // ends with the mount
 	work  *sync.WaitGroup
 	now   func() time.Time
 	after func(time.Duration) <-chan time.Time
 
 	mu     sync.Mutex // guards what follows
-	open   map[uint64]*guestSession
+	open   map[uint64]*session
 	closed bool
 }
 
-// close lets no session begin any more; those there are end with the mount.
-func (t *guestSessions) close() {
+// close keeps new sessions from beginning. Those that exist end with ctx.
+func (t *sessions) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
@@ -53,8 +53,8 @@ type filesVM interface {
 	Touch()
 }
 
-// guestSession is one run's. It may still be opening.
-type guestSession struct {
+// session belongs to one run of a VM. It may still be opening.
+type session struct {
 	machine vmm.Machine // immutable
 	ready   chan struct{}
 	// Set before ready is closed.
@@ -64,11 +64,11 @@ type guestSession struct {
 	opens   atomic.Int64 // files and directories of it that are open
 	used    atomic.Int64 // UnixNano
 	touched atomic.Int64 // when its use renewed the VM's lease; UnixNano
-	rests   atomic.Int64 // until then it is not asked; UnixNano
+	rests   atomic.Int64 // when the guest may be asked again; UnixNano
 }
 
-// get gives the session of a VM that runs, opening it if there is none. ctx bounds the waiting.
-func (t *guestSessions) get(ctx context.Context, v filesVM) (*guestSession, error) {
+// get returns the session of a running VM, which it opens if there is none. ctx bounds the waiting.
+func (t *sessions) get(ctx context.Context, v filesVM) (*session, error) {
 	s := v.Snapshot()
 	if s.State != vmm.Running || s.Machine == nil {
 		return nil, fmt.Errorf("cannot use the files of %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
@@ -84,7 +84,7 @@ func (t *guestSessions) get(ctx context.Context, v filesVM) (*guestSession, erro
 		if g != nil && g.machine != s.Machine {
 			g.drop(errReplace)
 		}
-		g = &guestSession{machine: s.Machine, ready: make(chan struct{})}
+		g = &session{machine: s.Machine, ready: make(chan struct{})}
 		g.used.Store(now.UnixNano())
 		t.open[v.Serial()] = g
 		t.work.Add(1)
@@ -98,7 +98,8 @@ func (t *guestSessions) get(ctx context.Context, v filesVM) (*guestSession, erro
 	}
 	t.mu.Unlock()
 	g.used.Store(now.UnixNano())
-	if last := g.touched.Load(); now.UnixNano()-last >= int64(touchEvery) && g.touched.CompareAndSwap(last, now.UnixNano()) {
+	last := g.touched.Load()
+	if now.UnixNano()-last >= int64(touchEvery) && g.touched.CompareAndSwap(last, now.UnixNano()) {
 		v.Touch()
 	}
 	select {
@@ -109,8 +110,8 @@ func (t *guestSessions) get(ctx context.Context, v filesVM) (*guestSession, erro
 	}
 }
 
-// over reports whether it was opened, or was not, and has ended.
-func (g *guestSession) over() bool {
+// over reports whether the session has ended, or could not be opened.
+func (g *session) over() bool {
 	select {
 	case <-g.ready:
 	default:
@@ -127,22 +128,22 @@ func (g *guestSession) over() bool {
 	}
 }
 
-// drop ends it for all who use it.
-func (g *guestSession) drop(why error) {
+// drop ends the session for all its users.
+func (g *session) drop(why error) {
 	select {
 	case <-g.ready:
 		if g.err == nil {
 			go g.client.Close(why) // waited for by serve
 		}
-	default: // it ends with the machine
+	default: // the session ends with the machine
 	}
 }
 
-// serve opens a session and stays with it until it ends, is not used for long, or the mount ends.
-func (t *guestSessions) serve(serial uint64, g *guestSession) {
+// serve opens a session and watches it until it ends, idles, or the mount ends.
+func (t *sessions) serve(serial uint64, g *session) {
 	g.client, g.err = t.begin(g.machine)
 	if errors.Is(g.err, vmm.ErrTimeout) {
-		g.rests.Store(t.now().Add(guestRest).UnixNano())
+		g.rests.Store(t.now().Add(restFor).UnixNano())
 	}
 	close(g.ready)
 	if g.err == nil {
@@ -161,9 +162,9 @@ func (t *guestSessions) serve(serial uint64, g *guestSession) {
 	}
 }
 
-// watch returns when the session has ended or should, and why.
-func (t *guestSessions) watch(g *guestSession) error {
-	for idle := guestIdle; ; {
+// watch returns when the session has ended or should, with the reason.
+func (t *sessions) watch(g *session) error {
+	for idle := idleFor; ; {
 		select {
 		case <-g.client.Done():
 			return nil
@@ -173,9 +174,9 @@ func (t *guestSessions) watch(g *guestSession) error {
 			return t.ctx.Err()
 		case <-t.after(idle):
 		}
-		idle = guestIdle - t.now().Sub(time.Unix(0, g.used.Load()))
+		idle = idleFor - t.now().Sub(time.Unix(0, g.used.Load()))
 		if g.opens.Load() > 0 {
-			idle = guestIdle
+			idle = idleFor
 		}
 		if idle <= 0 {
 			return errIdle
@@ -183,8 +184,8 @@ func (t *guestSessions) watch(g *guestSession) error {
 	}
 }
 
-func (t *guestSessions) begin(m vmm.Machine) (*sftp.Client, error) {
-	ctx, cancel := context.WithTimeout(t.ctx, guestWait)
+func (t *sessions) begin(m vmm.Machine) (*sftp.Client, error) {
+	ctx, cancel := context.WithTimeout(t.ctx, askWait)
 	defer cancel()
 	g, ok := m.(vmm.Guester)
 	if !ok {
@@ -205,8 +206,11 @@ func (t *guestSessions) begin(m vmm.Machine) (*sftp.Client, error) {
 	return c, err
 }
 
-// ask calls f with the session of a VM, bounded in time. When a guest has said nothing for half of that or longer, the session ends, and with it the requests of others.
-func (t *guestSessions) ask(ctx context.Context, v filesVM, limit time.Duration, f func(context.Context, *guestSession) error) error {
+// ask calls f with the session of a VM, bounded in time. A guest that was silent for half of the
+// limit or longer loses its session, and with it the requests of others: callers that wait for a
+// directory's lock in the kernel cannot be killed.
+func (t *sessions) ask(ctx context.Context, v filesVM, limit time.Duration,
+	f func(context.Context, *session) error) error {
 	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	g, err := t.get(bounded, v)
@@ -217,9 +221,9 @@ func (t *guestSessions) ask(ctx context.Context, v filesVM, limit time.Duration,
 	case err == nil || ctx.Err() != nil:
 		return err
 	case errors.Is(err, context.DeadlineExceeded):
-		// Half of it is long enough: the answer to something earlier may have come just after this was asked.
+		// Half is long enough: an earlier request may have been answered just after this one began.
 		if g != nil && t.now().Sub(g.client.Heard()) > limit/2 {
-			g.rests.Store(t.now().Add(guestRest).UnixNano())
+			g.rests.Store(t.now().Add(restFor).UnixNano())
 			g.drop(errSilent)
 		}
 		return errSilent

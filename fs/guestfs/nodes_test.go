@@ -1,4 +1,4 @@
-package fs
+package guestfs
 
 import (
 	"errors"
@@ -9,27 +9,30 @@ import (
 	"banger/vmm"
 )
 
-func TestGuestNodes(t *testing.T) {
-	nodes := newGuestNodes(maxGuestNodes)
-	name := func(dir *guestNode, name string, kind uint32) *guestNode {
+// testRoot takes the number of a root for the serial of its VM.
+func testRoot(node uint64) (uint64, bool) { return node, !IsFile(node) }
+
+func TestNodes(t *testing.T) {
+	nodes := newNodes(maxNodes, testRoot)
+	name := func(dir *node, name string, kind uint32) *node {
 		t.Helper()
 		n, err := nodes.named(dir, name, kind)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !isGuest(n.id) || nodes.get(n.id) != n {
+		if !IsFile(n.id) || nodes.get(n.id) != n {
 			t.Fatalf("%s has node %x", name, n.id)
 		}
 		return n
 	}
-	is := func(n *guestNode, want string) {
+	is := func(n *node, want string) {
 		t.Helper()
 		path, err := nodes.path(n)
 		if want == "" && !errors.Is(err, vmm.ErrNotFound) || want != "" && (path != want || err != nil) {
 			t.Errorf("it is %s (%v), not %s", path, err, want)
 		}
 	}
-	root := nodes.get(nodeID(7, fsRow.row, 0))
+	root := nodes.get(7)
 	is(root, "/")
 	d := name(root, "d", syscall.S_IFDIR)
 	f := name(d, "f", syscall.S_IFREG)
@@ -77,12 +80,12 @@ func TestGuestNodes(t *testing.T) {
 	}
 }
 
-// TestGuestNodesShare has one guest with more files than there is room for: another's are still known.
-func TestGuestNodesShare(t *testing.T) {
+// TestNodesShare has one guest with more files than there is room for: another's are still known.
+func TestNodesShare(t *testing.T) {
 	const most = 1 << 12
-	nodes := newGuestNodes(most)
+	nodes := newNodes(most, testRoot)
 	fill := func(serial uint64) int {
-		root := nodes.get(nodeID(serial, fsRow.row, 0))
+		root := nodes.get(serial)
 		for i := 0; ; i++ {
 			if _, err := nodes.named(root, strconv.Itoa(i), syscall.S_IFREG); err != nil {
 				if !errors.Is(err, vmm.ErrNoMemory) {

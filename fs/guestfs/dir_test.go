@@ -1,4 +1,4 @@
-package fs
+package guestfs
 
 import (
 	"context"
@@ -52,7 +52,7 @@ func endlessDir(conn net.Conn) {
 	}
 }
 
-func TestGuestDirWithoutEnd(t *testing.T) {
+func TestDirWithoutEnd(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	here, there := net.Pipe()
@@ -66,15 +66,15 @@ func TestGuestDirWithoutEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &guestSession{client: client}
-	var d guestDir
+	g := &session{client: client}
+	var d dir
 	n := uint64(0)
-	for err == nil && n <= 2*maxGuestNames {
+	for err == nil && n <= 2*maxNames {
 		var names []sftp.Name
-		names, err = d.at(ctx, g, "/", n)
+		names, err = d.from(ctx, g, "/", n)
 		n += uint64(len(names))
 	}
-	if !errors.Is(err, vmm.ErrTooBig) || n > maxGuestNames {
+	if !errors.Is(err, vmm.ErrTooBig) || n > maxNames {
 		t.Errorf("%d names were read: %v", n, err)
 	}
 	d.close()
