@@ -292,16 +292,6 @@ func TestDefaultMount(t *testing.T) {
 	}
 }
 
-func TestProgressIsSilentWithoutATerminal(t *testing.T) {
-	var b bytes.Buffer
-	p := newProgress(&b, "web")
-	p.tick()
-	p.end()
-	if b.Len() != 0 || time.Since(p.begun) < 0 {
-		t.Errorf("%q", b.String())
-	}
-}
-
 func TestBoot(t *testing.T) {
 	root := web(t)
 	dir := filepath.Join(root, "vms/web")
@@ -309,8 +299,8 @@ func TestBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out, errs bytes.Buffer
-	c := &client{std: stdio{strings.NewReader(""), &out, &errs}, mount: root}
-	if err := c.boot("web", dir, "cpus 2\nmemory 192M\n", time.Minute); err != nil {
+	c := &client{std: stdio{strings.NewReader(""), &out, &errs}, tree: tree(root)}
+	if err := c.boot(vm{"web", dir}, "cpus 2\nmemory 192M\n", time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if got := out.String(); got != "web is healthy after 2.41 s at 172.30.0.2\n" || errs.Len() != 0 {

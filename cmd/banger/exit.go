@@ -2,18 +2,19 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"syscall"
 )
 
-// Exit codes of banger.
+// Exit codes of banger. exitHelp explains them.
 const (
 	exitOK       = 0
-	exitFailed   = 1 // anything that has no code of its own
-	exitUsage    = 2 // the command line is wrong; nothing was done
-	exitNoVM     = 3 // no VM of that name
-	exitState    = 4 // not possible in the state that the VM is in
-	exitTimeout  = 5 // it did not come in time
-	exitNoDaemon = 6 // bangerd does not run, or serves another directory
+	exitFailed   = 1
+	exitUsage    = 2
+	exitNoVM     = 3
+	exitState    = 4
+	exitTimeout  = 5
+	exitNoDaemon = 6
 )
 
 const exitHelp = `Exit codes:
@@ -22,11 +23,11 @@ const exitHelp = `Exit codes:
   2  wrong usage, nothing was done
   3  no such VM
   4  not possible in the VM's state
-  5  it did not come in time
+  5  timed out
   6  bangerd does not run here
 Of several VMs the first that failed decides; the others are still tried.`
 
-// failure is an error of a command that was understood. Every other error is one of usage.
+// failure is an error of a valid command line. Every other error is one of usage.
 type failure struct {
 	code int
 	err  error
@@ -35,25 +36,23 @@ type failure struct {
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
-func exitCode(err error) int {
-	var f *failure
-	switch {
-	case err == nil:
-		return exitOK
-	case errors.As(err, &f):
-		return f.code
-	default:
-		return exitUsage
-	}
+func failf(code int, format string, args ...any) error {
+	return &failure{code, fmt.Errorf(format, args...)}
 }
 
-// codeOf gives the exit code for what a file of the tree answered.
-func codeOf(err error) int {
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
-		return exitFailed
+func exitCode(err error) int {
+	if err == nil {
+		return exitOK
 	}
-	switch errno {
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f.code
+	}
+	return exitUsage
+}
+
+// codeOf returns the exit code for an error of a file of the tree.
+func codeOf(err error) int {
+	switch errnoOf(err) {
 	case syscall.ENOENT:
 		return exitNoVM
 	case syscall.EBUSY, syscall.EHOSTDOWN:

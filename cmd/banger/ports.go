@@ -4,87 +4,83 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
-
-	"banger/internal/printable"
 )
 
-// portsAtOnce bounds the VMs whose ports are read side by side.
+// portsAtOnce bounds the VMs whose ports are read in parallel.
 const portsAtOnce = 16
 
 func (c *client) portsCmd() *cobra.Command {
-	var asJSON, all bool
 	cmd := &cobra.Command{
-		Use: "ports NAME | ports -a", Short: "List what listens in a VM, or in all that run", Args: cobra.MaximumNArgs(1), ValidArgsFunction: c.complete(1),
-		Long: "List what listens in a VM: scheme, port, endpoint, bind address, pid, process, command line.\nPrints the file `ports`; with -a those of all running VMs, each line beginning with the VM's name.",
-		RunE: func(_ *cobra.Command, args []string) error {
-			if all == (len(args) == 1) {
-				return &failure{exitUsage, errors.New("give the name of one VM, or -a for all")}
-			}
-			if all {
-				return c.allPorts(asJSON)
-			}
-			dir, err := c.tree().vm(args[0])
-			if err != nil {
-				return err
-			}
-			return c.show("cannot list the ports of "+args[0], filepath.Join(dir, twin("ports", asJSON)), "")
-		},
+		Use:   "ports NAME | ports -a",
+		Short: "List the listening ports of a VM, or of all running ones",
+		Long: "List the listening ports of a VM:\n" +
+			"scheme, port, endpoint, bind address, pid, process, command line.\n" +
+			"Prints the file `ports`; with -a of all running VMs, each line after the VM's name.",
+		Args: cobra.MaximumNArgs(1), ValidArgsFunction: c.completeVMs(1),
 	}
-	jsonFlag(cmd, &asJSON)
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "of all running VMs; as JSON an object with a list for each VM")
+	twin := jsonFlag(cmd)
+	all := cmd.Flags().BoolP("all", "a", false, "of all running VMs; as JSON one list for each VM")
+	ofAll := c.onTree(func([]string) error { return c.allPorts(twin("ports")) })
+	ofVM := c.onVM(func(v vm, _ []string) error {
+		return c.show("cannot list the ports of "+v.name, v.file(twin("ports")))
+	})
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		switch {
+		case *all == (len(args) == 1):
+			return errors.New("give the name of one VM, or -a for all")
+		case *all:
+			return ofAll(cmd, args)
+		}
+		return ofVM(cmd, args)
+	}
 	return cmd
 }
 
-// allPorts prints the ports of all running VMs in the order of their names, and fails as the first that failed.
-func (c *client) allPorts(asJSON bool) error {
-	if err := c.tree().check(); err != nil {
-		return err
+// allPorts prints a file of all running VMs, ordered by name. It returns the first error.
+func (c *client) allPorts(file string) error {
+	names := c.tree.names("vms")
+	type answer struct {
+		text string
+		err  error
 	}
-	names := c.tree().names()
-	texts, errs := make([]string, len(names)), make([]error, len(names))
+	answers := make(map[string]*answer, len(names))
 	slots := make(chan struct{}, portsAtOnce)
-	var wg sync.WaitGroup
-	for i, name := range names {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+	var reads sync.WaitGroup
+	for _, name := range names {
+		a := new(answer)
+		answers[name] = a
+		reads.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			texts[i], errs[i] = read(filepath.Join(c.tree().top("vms"), name, twin("ports", asJSON)))
-		}()
+			a.text, a.err = read(c.tree.file("vms/" + name + "/" + file))
+		})
 	}
-	wg.Wait()
+	reads.Wait()
 	width := 0
-	for i, name := range names {
-		if errs[i] == nil && texts[i] != "" {
+	asJSON, byName := file == "ports.json", map[string]json.RawMessage{}
+	for name, a := range answers {
+		if a.err == nil && a.text != "" {
 			width = max(width, len(name))
+			byName[name] = json.RawMessage(a.text)
 		}
 	}
-	var first error
-	byName := map[string]json.RawMessage{}
-	for i, name := range names {
-		switch err := errs[i]; {
-		case errors.Is(err, syscall.EHOSTDOWN) || errors.Is(err, syscall.ENOENT): // not running, or removed meanwhile
-		case err != nil:
-			err = explain("cannot list the ports of "+name, "", err)
-			if first == nil {
-				first = err
-			} else {
-				fmt.Fprintln(c.std.err, "banger:", printable.Message(err.Error()))
-			}
-		case asJSON:
-			byName[name] = json.RawMessage(texts[i])
-		default:
-			for _, line := range lines(texts[i]) {
+	first := c.each(names, func(name string) error {
+		switch a := answers[name]; {
+		case errors.Is(a.err, syscall.EHOSTDOWN): // not running
+		case errors.Is(a.err, syscall.ENOENT): // removed meanwhile
+		case a.err != nil:
+			return explain("cannot list the ports of "+name, "", a.err)
+		case !asJSON:
+			for _, line := range lines(a.text) {
 				fmt.Fprintf(c.std.out, "%-*s  %s\n", width, name, line)
 			}
 		}
-	}
+		return nil
+	})
 	if asJSON {
 		b, err := json.Marshal(byName)
 		if err != nil {

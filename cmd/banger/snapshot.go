@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -17,127 +16,129 @@ import (
 )
 
 func (c *client) snapshotCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "snapshot", Short: "Take, list, restore and remove snapshots of a VM's disks"}
-	take := &cobra.Command{
-		Use: "create NAME SNAPSHOT", Short: "Take a snapshot of a VM's disks, running or not", Args: cobra.ExactArgs(2), ValidArgsFunction: c.complete(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			return c.inSnapshots(args[0], args[1], "take the snapshot "+args[1], func(path string) error { return os.Mkdir(path, 0o777) })
-		},
+	cmd := &cobra.Command{
+		Use: "snapshot", Short: "Take, list, restore and remove snapshots of a VM's disks",
 	}
-	remove := &cobra.Command{
-		Use: "rm NAME SNAPSHOT...", Short: "Remove snapshots", Args: cobra.MinimumNArgs(2), ValidArgsFunction: c.completeSnapshot,
-		RunE: func(_ *cobra.Command, args []string) error {
-			for _, name := range args[1:] {
-				if err := c.inSnapshots(args[0], name, "remove the snapshot "+name, syscall.Rmdir); err != nil {
-					return err
+	cmd.AddCommand(
+		c.snapshotLsCmd(),
+		&cobra.Command{
+			Use: "create NAME SNAPSHOT", Short: "Take a snapshot of a VM's disks, running or not",
+			Args: cobra.ExactArgs(2), ValidArgsFunction: c.completeVMs(1),
+			RunE: c.onVM(func(v vm, args []string) error {
+				return v.onSnapshot(args[0], "take the snapshot "+args[0],
+					func(path string) error { return os.Mkdir(path, 0o777) })
+			}),
+		},
+		&cobra.Command{
+			Use: "rm NAME SNAPSHOT...", Short: "Remove snapshots",
+			Args: cobra.MinimumNArgs(2), ValidArgsFunction: c.completeSnapshots,
+			RunE: c.onVM(func(v vm, args []string) error {
+				for _, name := range args {
+					doing := "remove the snapshot " + name
+					if err := v.onSnapshot(name, doing, syscall.Rmdir); err != nil {
+						return err
+					}
 				}
-			}
-			return nil
+				return nil
+			}),
 		},
-	}
-	restore := &cobra.Command{
-		Use: "restore NAME SNAPSHOT", Short: "Put the disks of a stopped VM back to a snapshot", Args: cobra.ExactArgs(2), ValidArgsFunction: c.completeSnapshot,
-		RunE: func(_ *cobra.Command, args []string) error {
-			return c.inSnapshots(args[0], args[1], "restore", func(path string) error {
-				return write(filepath.Join(filepath.Dir(filepath.Dir(path)), "restore"), args[1]+"\n")
-			})
+		&cobra.Command{
+			Use: "restore NAME SNAPSHOT", Short: "Return the disks of a stopped VM to a snapshot",
+			Args: cobra.ExactArgs(2), ValidArgsFunction: c.completeSnapshots,
+			RunE: c.onVM(func(v vm, args []string) error {
+				return v.onSnapshot(args[0], "restore",
+					func(string) error { return write(v.file("restore"), args[0]+"\n") })
+			}),
 		},
-	}
-	cmd.AddCommand(c.snapshotLsCmd(), take, remove, restore)
+	)
 	return cmd
 }
 
-// inSnapshots does something with one name in a VM's snapshots/.
-func (c *client) inSnapshots(name, snapshot, doing string, do func(path string) error) error {
-	dir, err := c.tree().vm(name)
-	if err != nil {
-		return err
+// onSnapshot calls do with the path of one snapshot and explains its error.
+func (v vm) onSnapshot(name, doing string, do func(path string) error) error {
+	if !isName(name) {
+		return failf(exitUsage, "%q is no name of a snapshot", name)
 	}
-	if snapshot == "" || snapshot == "." || snapshot == ".." || strings.Contains(snapshot, "/") {
-		return &failure{exitUsage, fmt.Errorf("%q is no name of a snapshot", snapshot)}
-	}
-	switch err := do(filepath.Join(dir, "snapshots", snapshot)); {
+	switch err := do(v.file("snapshots/" + name)); {
 	case errors.Is(err, fs.ErrExist):
-		return &failure{exitFailed, fmt.Errorf("%s has a snapshot %s already", name, snapshot)}
-	case errors.Is(err, fs.ErrNotExist): // the VM is there
-		return &failure{exitFailed, fmt.Errorf("%s has no snapshot %s", name, snapshot)}
+		return failf(exitFailed, "%s has a snapshot %s already", v.name, name)
+	case errors.Is(err, fs.ErrNotExist): // the VM exists
+		return failf(exitFailed, "%s has no snapshot %s", v.name, name)
 	default:
-		return explain("cannot "+doing+" of "+name, filepath.Join(dir, "error"), err)
+		return v.explain("cannot "+doing+" of "+v.name, err)
 	}
 }
 
-// snapshotFacts is what is known of one snapshot.
-type snapshotFacts struct {
+// snapshot holds the files of one directory below snapshots/.
+type snapshot struct {
 	Name    string      `json:"name"`
-	Created json.Number `json:"created"`
-	Size    json.Number `json:"size"`
+	Created json.Number `json:"created"` // Unix time in seconds
+	Size    json.Number `json:"size"`    // bytes
 	State   string      `json:"state"`
 	Frozen  json.Number `json:"frozen"`
 }
 
 func (c *client) snapshotLsCmd() *cobra.Command {
-	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "ls NAME", Short: "List a VM's snapshots: name, time, bytes, state, whether its file systems stood still",
-		Args: cobra.ExactArgs(1), ValidArgsFunction: c.complete(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			all, err := c.snapshots(args[0])
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				b, err := json.Marshal(all)
-				if err == nil {
-					_, err = fmt.Fprintf(c.std.out, "%s\n", b)
-				}
-				return explain("cannot list the snapshots of "+args[0], "", err)
-			}
-			w := tabwriter.NewWriter(c.std.out, 0, 0, 2, ' ', 0)
-			for _, s := range all {
-				at, _ := strconv.ParseFloat(s.Created.String(), 64) // the daemon's own
-				held := "-"
-				if s.Frozen == "1" {
-					held = "frozen"
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, time.UnixMilli(int64(at*1000)).Format(time.DateTime), s.Size, s.State, held)
-			}
-			return explain("cannot list the snapshots of "+args[0], "", w.Flush())
-		},
+		Use:   "ls NAME",
+		Short: "List a VM's snapshots: name, time, bytes, state, whether file systems were frozen",
+		Args:  cobra.ExactArgs(1), ValidArgsFunction: c.completeVMs(1),
 	}
-	jsonFlag(cmd, &asJSON)
+	twin := jsonFlag(cmd)
+	cmd.RunE = c.onVM(func(v vm, _ []string) error {
+		all, err := v.snapshots()
+		if err != nil {
+			return err
+		}
+		doing := "cannot list the snapshots of " + v.name
+		if twin("") != "" {
+			b, err := json.Marshal(all)
+			if err == nil {
+				_, err = fmt.Fprintf(c.std.out, "%s\n", b)
+			}
+			return explain(doing, "", err)
+		}
+		w := tabwriter.NewWriter(c.std.out, 0, 0, 2, ' ', 0)
+		for _, s := range all {
+			seconds, _ := strconv.ParseFloat(s.Created.String(), 64)
+			created := time.UnixMilli(int64(seconds * 1000)).Format(time.DateTime)
+			frozen := "-"
+			if s.Frozen == "1" {
+				frozen = "frozen"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, created, s.Size, s.State, frozen)
+		}
+		return explain(doing, "", w.Flush())
+	})
 	return cmd
 }
 
-// snapshots gives a VM's, oldest first; one that is removed meanwhile is left out.
-func (c *client) snapshots(name string) ([]snapshotFacts, error) {
-	dir, err := c.tree().vm(name)
+// snapshots returns a VM's snapshots, oldest first, without those that are removed meanwhile.
+func (v vm) snapshots() ([]snapshot, error) {
+	dir, err := os.Open(v.file("snapshots"))
 	if err != nil {
-		return nil, err
+		return nil, explain("cannot list the snapshots of "+v.name, "", err)
 	}
-	f, err := os.Open(filepath.Join(dir, "snapshots"))
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1) // in the daemon's order
 	if err != nil {
-		return nil, explain("cannot list the snapshots of "+name, "", err)
+		return nil, explain("cannot list the snapshots of "+v.name, "", err)
 	}
-	defer f.Close()
-	names, err := f.Readdirnames(-1) // as the daemon orders them
-	if err != nil {
-		return nil, explain("cannot list the snapshots of "+name, "", err)
-	}
-	all := []snapshotFacts{}
-	for _, n := range names {
-		s := snapshotFacts{Name: n}
-		var err error
+	all := []snapshot{}
+	for _, name := range names {
+		var errs []error
 		fact := func(file string) string {
-			text, e := read(filepath.Join(dir, "snapshots", n, file))
-			err = errors.Join(err, e)
-			return strings.TrimSpace(text)
+			text, err := readTrimmed(filepath.Join(dir.Name(), name, file))
+			errs = append(errs, err)
+			return text
 		}
+		s := snapshot{Name: name, State: fact("state")}
 		s.Created, s.Size = json.Number(fact("created")), json.Number(fact("size"))
-		s.State, s.Frozen = fact("state"), json.Number(fact("frozen"))
-		switch {
+		s.Frozen = json.Number(fact("frozen"))
+		switch err := errors.Join(errs...); {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
-			return nil, explain("cannot read the snapshot "+n+" of "+name, "", err)
+			return nil, explain("cannot read the snapshot "+name+" of "+v.name, "", err)
 		default:
 			all = append(all, s)
 		}
@@ -145,13 +146,16 @@ func (c *client) snapshots(name string) ([]snapshotFacts, error) {
 	return all, nil
 }
 
-// completeSnapshot offers VMs, then the snapshots of the one given.
-func (c *client) completeSnapshot(cmd *cobra.Command, args []string, to string) ([]string, cobra.ShellCompDirective) {
+// completeSnapshots offers VMs, then the snapshots of the VM that was typed.
+func (c *client) completeSnapshots(
+	cmd *cobra.Command, args []string, typed string,
+) ([]string, directive) {
 	if len(args) == 0 {
-		return c.complete(1)(cmd, args, to)
+		return c.completeVMs(1)(cmd, args, typed)
 	}
 	var names []string
-	if all, err := c.snapshots(args[0]); err == nil {
+	if v, err := c.tree.vm(args[0]); err == nil {
+		all, _ := v.snapshots()
 		for _, s := range all {
 			names = append(names, s.Name)
 		}

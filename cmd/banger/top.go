@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -12,45 +11,42 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// topPace is how often `banger top` looks, detailPace how often at the VM that it shows.
+// topPace is how often `banger top` reads the list; detailPace, how often it reads the VM on the
+// screen of one VM.
 const (
 	topPace    = time.Second
 	detailPace = 2 * time.Second
 )
 
-// patience is for how many looks the list may be awaited before the user is told.
+// patience is how many ticks the list may take before the screen says so.
 const patience = 3
 
 func (c *client) topCmd() *cobra.Command {
 	return &cobra.Command{
-		Use: "top", Short: "Watch all VMs in the terminal", Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
-		Long: "Watch all VMs in the terminal: figures, CPU over time, and a VM's ports and events on Enter.\n" +
-			"Reads the file `list.json` and, of the VMs on the screen, `stats.json`: only they are kept warm. The keys are shown at the bottom; Ctrl-C quits too.",
-		RunE: func(*cobra.Command, []string) error {
-			if err := c.tree().check(); err != nil {
-				return err
-			}
+		Use: "top", Short: "Watch all VMs in the terminal",
+		Long: "Watch all VMs in the terminal: figures, and CPU over time.\n" +
+			"Enter shows a VM's ports and events. The last line shows the keys.\n" +
+			"Reads the file `list.json`, and `stats.json` only of the VMs on the screen.",
+		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: c.onTree(func([]string) error {
 			_, in := terminal(c.std.in)
 			if _, out := terminal(c.std.out); !in || !out {
-				return &failure{exitUsage, fmt.Errorf("top needs a terminal; `banger ls` prints the same once")}
+				return errors.New("top needs a terminal; `banger ls` prints the same once")
 			}
-			p := tea.NewProgram(newTop(c.tree()), tea.WithInput(c.std.in), tea.WithOutput(c.std.out))
+			p := tea.NewProgram(newTop(c.tree), tea.WithInput(c.std.in), tea.WithOutput(c.std.out))
 			if _, err := p.Run(); err != nil && !errors.Is(err, tea.ErrInterrupted) {
-				return &failure{exitFailed, fmt.Errorf("cannot use this terminal: %w", err)}
+				return terminalError(err)
 			}
 			return nil
-		},
+		}),
 	}
 }
 
-// order is what the rows may be sorted by.
-type order struct {
-	name string
-	less func(a, b *topRow) int
-}
-
-// orders begin with the one at the start; biggest first where that is what one looks for.
-var orders = []order{
+// orders are the ways to sort rows, the default first. Figures are sorted with the largest first.
+var orders = []struct {
+	name    string
+	compare func(a, b *topRow) int
+}{
 	{"name", func(a, b *topRow) int { return strings.Compare(a.Name, b.Name) }},
 	{"cpu", func(a, b *topRow) int { return cmp.Compare(or(b.CPU, -1), or(a.CPU, -1)) }},
 	{"memory", func(a, b *topRow) int { return cmp.Compare(or(b.RSS, -1), or(a.RSS, -1)) }},
@@ -58,38 +54,40 @@ var orders = []order{
 	{"uptime", func(a, b *topRow) int { return cmp.Compare(or(b.Uptime, -1), or(a.Uptime, -1)) }},
 }
 
-func or[T any](v *T, otherwise T) T {
+// or returns the value behind v, or fallback if v is nil.
+func or[T any](v *T, fallback T) T {
 	if v == nil {
-		return otherwise
+		return fallback
 	}
 	return *v
 }
 
-// top is the model of the program (tea.Model); only bubbletea's own goroutine touches it.
+// top is the program's model (tea.Model). Only bubbletea's goroutine uses it.
 type top struct {
 	tree          tree
 	width, height int
 
-	rows    []topRow             // as sorted and filtered
-	all     []topRow             // nil before the first list came
+	rows    []topRow             // sorted and filtered
+	all     []topRow             // nil before the first list
 	history map[string][]float64 // CPU percent by VM, oldest first
-	asked   map[string]bool      // VMs whose figures are being read
-	awaited int                  // looks since the list was asked for, 0 when it is there
+	reading map[string]bool      // VMs whose figures are being read
+	waited  int                  // ticks since the read of the list began, 0 after its end
 
 	order    int
 	reversed bool
 	filter   string
-	typing   bool   // the filter
-	selected string // a VM's name
-	place    int    // row of the selected VM, also after it was removed
+	typing   bool   // a filter
+	selected string // name of a VM
+	place    int    // row of the selected VM, also after its removal
 	first    int    // row at the top of the screen
 
-	detail *detail // of the VM that is shown, nil for the list
+	detail *detail // nil for the list
 	err    string  // why the list is old
 }
 
 func newTop(t tree) *top {
-	return &top{tree: t, width: 80, height: 24, history: map[string][]float64{}, asked: map[string]bool{}}
+	return &top{tree: t, width: 80, height: 24,
+		history: map[string][]float64{}, reading: map[string]bool{}}
 }
 
 type (
@@ -100,7 +98,7 @@ type (
 	}
 	figuresMsg struct {
 		name string
-		row  *topRow // nil if they could not be read
+		row  *topRow // nil after an error
 	}
 )
 
@@ -108,12 +106,12 @@ func tick() tea.Cmd { return tea.Tick(topPace, func(t time.Time) tea.Msg { retur
 
 func (m *top) Init() tea.Cmd { return m.look() }
 
-// look asks for the list once it has the last one, and looks again later.
+// look starts a read of the list, unless one runs, and the next tick.
 func (m *top) look() tea.Cmd {
-	if m.awaited++; m.awaited == 1 {
+	if m.waited++; m.waited == 1 {
 		return tea.Batch(m.readList, tick())
 	}
-	if m.awaited > patience {
+	if m.waited > patience {
 		m.err = "bangerd does not answer"
 	}
 	return tick()
@@ -129,7 +127,7 @@ func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case listMsg:
 		return m, m.listed(msg)
 	case figuresMsg:
-		delete(m.asked, msg.name)
+		delete(m.reading, msg.name)
 		m.figures(msg)
 	case partMsg:
 		if m.detail == msg.of {
@@ -146,9 +144,9 @@ func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return m, nil
 }
 
-// listed takes a new list and asks for the figures of the VMs on the screen.
+// listed stores a new list and starts reads of the figures of the VMs on the screen.
 func (m *top) listed(msg listMsg) tea.Cmd {
-	m.awaited = 0
+	m.waited = 0
 	if msg.err != nil {
 		m.err = msg.err.Error()
 		return nil
@@ -179,15 +177,15 @@ func (m *top) listed(msg listMsg) tea.Cmd {
 	}
 	var cmds []tea.Cmd
 	for _, r := range shown {
-		if (r.State == "running" || r.State == "paused") && !m.asked[r.Name] {
-			m.asked[r.Name] = true
+		if (r.State == "running" || r.State == "paused") && !m.reading[r.Name] {
+			m.reading[r.Name] = true
 			cmds = append(cmds, m.readFigures(r.Name))
 		}
 	}
 	return tea.Batch(cmds...)
 }
 
-// figures shows what a VM's own stats say until the next list.
+// figures stores a VM's own figures until the next list.
 func (m *top) figures(msg figuresMsg) {
 	if msg.row == nil {
 		return
@@ -199,12 +197,12 @@ func (m *top) figures(msg figuresMsg) {
 	}
 }
 
-// index is the place of a VM, -1 if it is not there.
+// index returns the row of a VM, -1 if there is none.
 func index(rows []topRow, name string) int {
 	return slices.IndexFunc(rows, func(r topRow) bool { return r.Name == name })
 }
 
-// row is what the list says of a VM, nil if it is not there.
+// row returns the list's row of a VM, nil if there is none.
 func (m *top) row(name string) *topRow {
 	if i := index(m.all, name); i >= 0 {
 		return &m.all[i]
@@ -212,7 +210,7 @@ func (m *top) row(name string) *topRow {
 	return nil
 }
 
-// arrange filters and sorts, and keeps the selected VM selected and on the screen.
+// arrange filters and sorts the rows and keeps the selected VM on the screen.
 func (m *top) arrange() {
 	m.rows = m.rows[:0:0]
 	for _, r := range m.all {
@@ -220,28 +218,27 @@ func (m *top) arrange() {
 			m.rows = append(m.rows, r)
 		}
 	}
-	less := orders[m.order].less
+	compare := orders[m.order].compare
 	slices.SortStableFunc(m.rows, func(a, b topRow) int {
 		if m.reversed {
-			return less(&b, &a)
+			return compare(&b, &a)
 		}
-		return less(&a, &b)
+		return compare(&a, &b)
 	})
-	if len(m.rows) == 0 { // the selected VM may come back
+	if len(m.rows) == 0 { // the selection stays for when the VM returns
 		m.first = 0
 		return
 	}
-	at := index(m.rows, m.selected)
-	if at < 0 { // its neighbour
-		at = min(m.place, len(m.rows)-1)
-		m.selected = m.rows[at].Name
+	m.place = max(0, min(m.place, len(m.rows)-1)) // a neighbour, if the VM is gone
+	if i := index(m.rows, m.selected); i >= 0 {
+		m.place = i
 	}
-	m.place = at
+	m.selected = m.rows[m.place].Name
 	page := m.page()
-	m.first = max(0, min(m.first, at, len(m.rows)-page), at-page+1)
+	m.first = max(0, min(m.first, m.place, len(m.rows)-page), m.place-page+1)
 }
 
-// page is how many rows the screen has.
+// page returns how many rows the screen has.
 func (m *top) page() int { return max(1, m.height-headLines-footLines) }
 
 func (m *top) visible() []topRow {
@@ -256,14 +253,14 @@ func (m *top) move(by int) {
 	m.arrange()
 }
 
-// key handles one key press. text is what it prints, empty for keys such as Enter.
+// key handles one key press. text is the key's character, empty for keys such as Enter.
 func (m *top) key(name, text string) tea.Cmd {
 	if name == "ctrl+c" {
 		return tea.Quit
 	}
 	switch {
 	case m.typing:
-		m.typed(name, text)
+		m.editFilter(name, text)
 	case m.detail != nil:
 		switch name {
 		case "esc", "enter", "backspace", "left":
@@ -312,8 +309,8 @@ func (m *top) listKey(name string) tea.Cmd {
 	return nil
 }
 
-// typed changes the filter.
-func (m *top) typed(name, text string) {
+// editFilter handles a key press while the filter is typed.
+func (m *top) editFilter(name, text string) {
 	switch name {
 	case "enter":
 		m.typing = false
@@ -325,7 +322,7 @@ func (m *top) typed(name, text string) {
 	m.extend(text)
 }
 
-// extend adds the printable ASCII of text, of which names consist, to the filter.
+// extend adds text to the filter, without characters that no name has.
 func (m *top) extend(text string) {
 	for _, r := range text {
 		if r > ' ' && r < 0x7f {

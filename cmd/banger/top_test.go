@@ -99,8 +99,8 @@ func TestTopFits(t *testing.T) {
 
 func TestTopColumnsStayInPlace(t *testing.T) {
 	wide, plain := "unhealthy", "漢字漢字"
-	a := row(8, "a", "running", wide, "1.0", "", "1M", "1s", "-")
-	b := row(8, "b", "running", plain, "1.0", "▁█", "1M", "1s", "-")
+	a := rowText(8, "a", "running", wide, "1.0", "", "1M", "1s", "-")
+	b := rowText(8, "b", "running", plain, "1.0", "▁█", "1M", "1s", "-")
 	at := func(s string) int { return ansi.StringWidth(s[:strings.Index(s, "1M")]) }
 	if at(a) != at(b) {
 		t.Errorf("\n%s\n%s", a, b)
@@ -160,7 +160,7 @@ func TestTopWaits(t *testing.T) {
 		t.Error(m.screen())
 	}
 	m.Update(listMsg{rows: fleet(3)})
-	if m.awaited != 0 || strings.Contains(m.screen(), "does not answer") {
+	if m.waited != 0 || strings.Contains(m.screen(), "does not answer") {
 		t.Error("the list came", m.screen())
 	}
 	keys(m, "enter", "esc", "enter")

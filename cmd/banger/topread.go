@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"path/filepath"
 	"strings"
 
 	tea "charm.land/bubbletea/v2"
@@ -10,7 +9,7 @@ import (
 	"banger/internal/printable"
 )
 
-// topRow is one VM of list.json, or of stats.json where the keys agree; nil is not known.
+// topRow is one VM of list.json. The keys of stats.json are the same; nil stands for unknown.
 type topRow struct {
 	Name    string   `json:"name"`
 	State   string   `json:"state"`
@@ -21,11 +20,11 @@ type topRow struct {
 	Uptime  *float64 `json:"uptime"`
 }
 
-// detail is what is shown of one VM, until another is opened. Its text comes escaped from the daemon.
+// detail holds the screen of one VM. The daemon escaped its text.
 type detail struct {
 	name string // immutable
 
-	err    string // why the rest is old
+	err    string // why the other fields are old
 	facts  []string
 	health string
 	failed string // the file error
@@ -33,19 +32,20 @@ type detail struct {
 	events []string
 }
 
-// partMsg is a part of what is shown of one VM. Each is read at its own pace, so that what a guest does not answer holds up nothing else.
+// partMsg is a part of the screen of one VM. Each part has its own pace, so that a guest that does
+// not answer delays no other part.
 type partMsg struct {
 	of    *detail
 	fill  func()
 	again func(*detail) tea.Msg
 }
 
-// detailEvents bounds the events that are shown of one VM.
+// detailEvents bounds the events on the screen of one VM.
 const detailEvents = 100
 
-// readList and the other reads run in goroutines of bubbletea's; they touch nothing of the model but its tree.
+// readList and the other reads run in bubbletea's goroutines. They use only the model's tree.
 func (m *top) readList() tea.Msg {
-	text, err := read(m.tree.top("list.json"))
+	text, err := read(m.tree.file("list.json"))
 	if err != nil {
 		return listMsg{err: m.why("cannot list the VMs", err)}
 	}
@@ -54,9 +54,10 @@ func (m *top) readList() tea.Msg {
 		return listMsg{err: err}
 	}
 	for i := range rows {
-		for _, s := range []*string{&rows[i].Name, &rows[i].State, rows[i].Health, rows[i].Address} {
+		r := &rows[i]
+		for _, s := range []*string{&r.Name, &r.State, r.Health, r.Address} {
 			if s != nil {
-				*s = printable.Sentence(*s) // JSON is escaped for JSON only
+				*s = printable.Sentence(*s) // the daemon escaped it for JSON only
 			}
 		}
 	}
@@ -65,7 +66,7 @@ func (m *top) readList() tea.Msg {
 
 func (m *top) readFigures(name string) tea.Cmd {
 	return func() tea.Msg {
-		text, err := read(filepath.Join(m.tree.top("vms"), name, "stats.json"))
+		text, err := read(m.tree.file("vms/" + name + "/stats.json"))
 		if err != nil {
 			return figuresMsg{name: name}
 		}
@@ -77,7 +78,7 @@ func (m *top) readFigures(name string) tea.Cmd {
 	}
 }
 
-// open shows a VM.
+// open shows the screen of a VM.
 func (m *top) open(name string) tea.Cmd {
 	d := &detail{name: name}
 	m.detail = d
@@ -88,16 +89,16 @@ func (m *top) open(name string) tea.Cmd {
 	return tea.Batch(cmds...)
 }
 
-// of reads a file of a VM.
-func (m *top) of(d *detail, file string) (string, error) {
-	return read(filepath.Join(m.tree.top("vms"), d.name, file))
+// readFile reads a file of the VM.
+func (m *top) readFile(d *detail, name string) (string, error) {
+	return read(m.tree.file("vms/" + d.name + "/" + name))
 }
 
-// readFacts reads what no guest is asked for.
+// readFacts reads the files that need no answer of the guest.
 func (m *top) readFacts(d *detail) tea.Msg {
 	var facts []string
 	for _, file := range []string{"state", "address", "image", "cpus", "memory", "pid"} {
-		text, err := m.of(d, file)
+		text, err := m.readFile(d, file)
 		if err != nil {
 			why := m.why("cannot read "+d.name, err).Error()
 			if codeOf(err) == exitNoVM && m.tree.check() == nil {
@@ -109,8 +110,8 @@ func (m *top) readFacts(d *detail) tea.Msg {
 			facts = append(facts, file+" "+text)
 		}
 	}
-	failed, _ := m.of(d, "error")
-	text, _ := m.of(d, "events")
+	failed, _ := m.readFile(d, "error")
+	text, _ := m.readFile(d, "events")
 	events := orNone(lines(text))
 	return partMsg{d, func() {
 		d.err, d.facts, d.failed = "", facts, strings.TrimSpace(failed)
@@ -118,7 +119,7 @@ func (m *top) readFacts(d *detail) tea.Msg {
 	}, m.readFacts}
 }
 
-// why says why something failed: first of all because no daemon is there.
+// why returns the reason of a failure: above all that no daemon serves the tree.
 func (m *top) why(doing string, err error) error {
 	if gone := m.tree.check(); gone != nil {
 		return gone
@@ -126,9 +127,9 @@ func (m *top) why(doing string, err error) error {
 	return explain(doing, "", err)
 }
 
-// readHealth blocks for the 3 seconds that a guest has to answer at most.
+// readHealth blocks for at most 3 seconds, the guest's time to answer.
 func (m *top) readHealth(d *detail) tea.Msg {
-	text, err := m.of(d, "health")
+	text, err := m.readFile(d, "health")
 	return partMsg{d, func() {
 		if err == nil {
 			d.health = strings.TrimSpace(text)
@@ -136,9 +137,9 @@ func (m *top) readHealth(d *detail) tea.Msg {
 	}, m.readHealth}
 }
 
-// readPorts blocks as readHealth does.
+// readPorts blocks as long as readHealth.
 func (m *top) readPorts(d *detail) tea.Msg {
-	text, err := m.of(d, "ports")
+	text, err := m.readFile(d, "ports")
 	ports := orNone(lines(text))
 	if err != nil {
 		ports = []string{"(" + m.why("not known", err).Error() + ")"}

@@ -17,13 +17,13 @@ const (
 	footLines = 1
 )
 
-// roomy is the height of a screen with room for empty lines.
+// roomy is the least height of a screen with empty lines between its parts.
 const roomy = 16
 
-// sparkWidth is how many samples of CPU are shown, one each second.
+// sparkWidth is how many samples of CPU a bar shows, one each second.
 const sparkWidth = 10
 
-// Attributes, which are no colours: every terminal of a program like this one has them, and NO_COLOR does not mean them.
+// Attributes of text. Every terminal has them, and NO_COLOR, being about colours, allows them.
 const (
 	bold    = "\x1b[1m"
 	faint   = "\x1b[2m"
@@ -38,7 +38,7 @@ func (m *top) View() tea.View {
 	return v
 }
 
-// screen has exactly height lines of at most width cells, so that nothing scrolls or wraps.
+// screen returns height lines of at most width cells, so that nothing scrolls or wraps.
 func (m *top) screen() string {
 	var body []string
 	if m.detail != nil {
@@ -53,7 +53,7 @@ func (m *top) screen() string {
 	return strings.Join(body[:room], "\n") + "\n" + m.line(faint, m.keys())
 }
 
-// line is a line of the screen with an attribute.
+// line returns a line of the screen with an attribute.
 func (m *top) line(attribute, text string) string {
 	return attribute + fit(text, m.width) + plain
 }
@@ -68,7 +68,7 @@ func (m *top) keys() string {
 	return "q quit  ↑↓ select  Enter one VM  s sort  r reverse  / filter  PgUp PgDn pages"
 }
 
-// fit cuts a text to a width in cells: some characters take two.
+// fit cuts a text to a width in cells. A wide character needs two.
 func fit(s string, width int) string { return ansi.Truncate(s, max(0, width), "") }
 
 // pad cuts or fills a text with spaces to a width in cells.
@@ -77,7 +77,7 @@ func pad(s string, width int) string {
 	return s + strings.Repeat(" ", max(0, width-ansi.StringWidth(s)))
 }
 
-// shorten leaves out what is in the middle of a name: the names of a fleet differ at their ends.
+// shorten cuts the middle out of a name: the names of a fleet differ at their ends.
 func shorten(name string, width int) string {
 	const tail = 5
 	if len(name) <= width {
@@ -95,7 +95,8 @@ func (m *top) listLines() []string {
 		cpu += or(m.all[i].CPU, 0)
 		rss += or(m.all[i].RSS, 0)
 	}
-	title := fmt.Sprintf("banger: %d VMs, %d running, cpu %.1f%%, memory %s, by %s", len(m.all), running, cpu, bytesText(rss), orders[m.order].name)
+	title := fmt.Sprintf("banger: %d VMs, %d running, cpu %.1f%%, memory %s, by %s",
+		len(m.all), running, cpu, bytesText(rss), orders[m.order].name)
 	if m.filter != "" && !m.typing {
 		title += ", only " + m.filter
 	}
@@ -103,12 +104,14 @@ func (m *top) listLines() []string {
 		title = m.err
 	}
 	names := m.nameWidth()
-	out := []string{m.line(bold, title), m.line(faint, row(names, "NAME", "STATE", "HEALTH", "CPU%", "", "MEMORY", "UPTIME", "ADDRESS"))}
+	head := rowText(names, "NAME", "STATE", "HEALTH", "CPU%", "", "MEMORY", "UPTIME", "ADDRESS")
+	out := []string{m.line(bold, title), m.line(faint, head)}
 	if len(m.rows) == 0 {
 		return append(out, fit(m.nothing(), m.width))
 	}
 	for _, r := range m.visible() {
-		line := row(names, r.Name, r.State, or(r.Health, "-"), floatText(r.CPU), spark(m.history[r.Name]), rssText(r.RSS), uptimeText(r.Uptime), or(r.Address, "-"))
+		line := rowText(names, r.Name, r.State, or(r.Health, "-"), floatText(r.CPU),
+			spark(m.history[r.Name]), rssText(r.RSS), uptimeText(r.Uptime), or(r.Address, "-"))
 		if r.Name == m.selected {
 			line = m.line(inverse, pad(line, m.width))
 		}
@@ -117,7 +120,7 @@ func (m *top) listLines() []string {
 	return out
 }
 
-// nothing says why there are no rows.
+// nothing returns why there are no rows.
 func (m *top) nothing() string {
 	switch {
 	case m.all == nil && m.err == "":
@@ -130,7 +133,8 @@ func (m *top) nothing() string {
 	return ""
 }
 
-// nameWidth is that of the longest name, as far as there is room beside the other columns; the same wherever one scrolls to.
+// nameWidth returns the width of the column of names: that of the longest name on any page, as far
+// as there is room beside the other columns.
 func (m *top) nameWidth() int {
 	const least, others = 8, 55
 	width, address := len("NAME"), len("ADDRESS")
@@ -140,22 +144,19 @@ func (m *top) nameWidth() int {
 	return min(width, max(least, m.width-others-address))
 }
 
-func row(nameWidth int, name, state, health, cpu, spark, rss, uptime, address string) string {
-	return fmt.Sprintf("%s %-8s %s %6s %s %7s %8s %s", pad(shorten(name, nameWidth), nameWidth), state, pad(health, 9), cpu, pad(spark, sparkWidth), rss, uptime, address)
+func rowText(nameWidth int, name, state, health, cpu, spark, rss, uptime, address string) string {
+	return fmt.Sprintf("%s %-8s %s %6s %s %7s %8s %s", pad(shorten(name, nameWidth), nameWidth),
+		state, pad(health, 9), cpu, pad(spark, sparkWidth), rss, uptime, address)
 }
 
-// spark draws CPU percent over time, a full block being 100 or the highest there is.
+// spark draws CPU percent over time. A full block stands for 100 or a higher maximum.
 func spark(history []float64) string {
-	const blocks = "▁▂▃▄▅▆▇█"
-	all := []rune(blocks)
-	most := 100.0
-	for _, v := range history {
-		most = max(most, v)
-	}
+	blocks := []rune("▁▂▃▄▅▆▇█")
+	full := slices.Max(append([]float64{100}, history...))
 	var b strings.Builder
 	for _, v := range history {
-		i := int(v / most * float64(len(all)))
-		b.WriteRune(all[max(0, min(i, len(all)-1))])
+		i := int(v / full * float64(len(blocks)))
+		b.WriteRune(blocks[max(0, min(i, len(blocks)-1))])
 	}
 	return b.String()
 }
@@ -174,7 +175,7 @@ func rssText(v *int64) string {
 	return bytesText(*v)
 }
 
-// bytesText gives at most four digits and a unit, powers of 1024.
+// bytesText returns at most four digits and a unit, a power of 1024.
 func bytesText(n int64) string {
 	const units = "BKMGT"
 	v, i := float64(n), 0
@@ -203,12 +204,13 @@ func uptimeText(seconds *float64) string {
 	return fmt.Sprintf("%dm%02ds", d/time.Minute, d%time.Minute/time.Second)
 }
 
-// detailLines gives a VM's facts, its first ports and, in what room is left, its last events.
+// detailLines returns a VM's facts, its first ports and, in the room below, its last events.
 func (m *top) detailLines() []string {
 	d := m.detail
 	title := "banger: " + d.name
 	if r := m.row(d.name); r != nil && r.CPU != nil {
-		title += fmt.Sprintf(", cpu %.1f%% %s memory %s, up %s", *r.CPU, pad(spark(m.history[d.name]), sparkWidth), rssText(r.RSS), uptimeText(r.Uptime))
+		title += fmt.Sprintf(", cpu %.1f%% %s memory %s, up %s", *r.CPU,
+			pad(spark(m.history[d.name]), sparkWidth), rssText(r.RSS), uptimeText(r.Uptime))
 	}
 	out := []string{m.line(bold, title)}
 	switch {
@@ -233,17 +235,13 @@ func (m *top) detailLines() []string {
 	ports := firstOf(orReading(d.ports), max(2, (m.height-footLines-len(out)-heads)/2))
 	events := orReading(d.events)
 	out = append(append(out, gap...), m.line(faint, "PORTS"))
-	for _, l := range ports {
-		out = append(out, fit(l, m.width))
-	}
+	out = append(out, m.fitAll(ports)...)
 	out = append(append(out, gap...), m.line(faint, "EVENTS"))
-	for _, l := range events[max(0, len(events)-max(1, m.height-footLines-len(out))):] {
-		out = append(out, fit(l, m.width))
-	}
-	return out
+	room := max(1, m.height-footLines-len(out))
+	return append(out, m.fitAll(events[max(0, len(events)-room):])...)
 }
 
-// firstOf gives the first lines, and in the last one's place how many there are beside them.
+// firstOf returns the first lines. The last line counts those that have no room.
 func firstOf(lines []string, room int) []string {
 	if len(lines) <= room {
 		return lines
@@ -252,7 +250,7 @@ func firstOf(lines []string, room int) []string {
 	return append(slices.Clone(shown), fmt.Sprintf("... and %d more", len(lines)-len(shown)))
 }
 
-// flow puts facts beside each other as far as the width goes.
+// flow joins facts to lines as far as the width allows.
 func (m *top) flow(facts []string) []string {
 	const gap = "   "
 	var out []string
@@ -263,10 +261,15 @@ func (m *top) flow(facts []string) []string {
 			out = append(out, f)
 		}
 	}
-	for i := range out {
-		out[i] = fit(out[i], m.width)
+	return m.fitAll(out)
+}
+
+func (m *top) fitAll(lines []string) []string {
+	fitted := make([]string, len(lines))
+	for i, l := range lines {
+		fitted[i] = fit(l, m.width)
 	}
-	return out
+	return fitted
 }
 
 func orReading(lines []string) []string {

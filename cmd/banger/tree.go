@@ -16,7 +16,8 @@ import (
 // tree is the directory that bangerd serves.
 type tree string
 
-// defaultMount is where the daemon is expected: the system's for root and wherever there is one, else the user's own.
+// defaultMount returns the daemon's usual directory: the system's for root and wherever a daemon
+// serves it, else the user's own.
 func defaultMount() string {
 	if dir := os.Getenv("BANGER_MOUNT"); dir != "" {
 		return dir
@@ -30,21 +31,17 @@ func defaultMount() string {
 	return system
 }
 
-// open opens without Go's poller: that would make the descriptor non-blocking (a FUSE file seems pollable), and files that wait would
-// answer EAGAIN.
+// open opens a file without Go's poller. The poller makes descriptors non-blocking, and files that
+// wait would return EAGAIN.
 func open(path string, flags int) (*os.File, error) {
-	for {
-		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
-		switch {
-		case err == nil:
-			return os.NewFile(uintptr(fd), path), nil
-		case err != unix.EINTR:
-			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
-		}
+	fd, err := retry(func() (int, error) { return unix.Open(path, flags|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
-// read gives a file's content. It blocks as long as the file does.
+// read returns the content of a file. It blocks as long as the file does.
 func read(path string) (string, error) {
 	f, err := open(path, os.O_RDONLY)
 	if err != nil {
@@ -55,7 +52,13 @@ func read(path string) (string, error) {
 	return string(b), err
 }
 
-// write writes text with one write(2): one command.
+// readTrimmed is read without the white space at both ends.
+func readTrimmed(path string) (string, error) {
+	text, err := read(path)
+	return strings.TrimSpace(text), err
+}
+
+// write writes text with one write(2), which makes it one command.
 func write(path, text string) error {
 	f, err := open(path, os.O_WRONLY|os.O_TRUNC)
 	if err != nil {
@@ -66,64 +69,80 @@ func write(path, text string) error {
 	return err
 }
 
+func (t tree) file(name string) string { return filepath.Join(string(t), name) }
+
 // check fails when no daemon serves the tree.
 func (t tree) check() error {
-	if _, err := os.Stat(filepath.Join(string(t), "vms")); err != nil {
-		return &failure{exitNoDaemon, fmt.Errorf("cannot reach bangerd at %s, is it running? (%w)", t, errnoOf(err))}
+	if _, err := os.Stat(t.file("vms")); err != nil {
+		err = fmt.Errorf("cannot reach bangerd at %s, is it running? (%w)", t, errnoOf(err))
+		return &failure{exitNoDaemon, err}
 	}
 	return nil
 }
 
-func (t tree) top(file string) string { return filepath.Join(string(t), file) }
-
-// vm gives the directory of a VM that exists.
-func (t tree) vm(name string) (string, error) {
-	dir, err := t.dir(name)
-	if err != nil {
-		return "", err
-	}
-	if _, err := os.Stat(dir); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return "", &failure{exitNoVM, fmt.Errorf("no VM is called %s", name)}
-		}
-		return "", &failure{codeOf(err), fmt.Errorf("cannot find %s: %w", name, errnoOf(err))}
-	}
-	return dir, nil
-}
-
-// dir gives the directory of a VM, whether it exists or not.
-func (t tree) dir(name string) (string, error) {
-	if err := t.check(); err != nil {
-		return "", err
-	}
-	if name == "" || name == "." || name == ".." || strings.Contains(name, "/") {
-		return "", &failure{exitUsage, fmt.Errorf("%q is no name of a VM", name)}
-	}
-	return filepath.Join(string(t), "vms", name), nil
-}
-
-// names gives the VMs there are.
-func (t tree) names() []string {
-	entries, err := os.ReadDir(t.top("vms"))
-	if err != nil {
-		return nil
-	}
-	names := make([]string, 0, len(entries))
-	for _, e := range entries {
-		names = append(names, e.Name())
+// names returns the names in a directory of the tree, none if it cannot be read.
+func (t tree) names(dir string) []string {
+	entries, _ := os.ReadDir(t.file(dir))
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
 	}
 	return names
 }
 
-// explain makes the failure of doing something to a VM: with the sentence that the daemon left in errorFile, if it left one.
+// vm is a VM and its directory.
+type vm struct{ name, dir string }
+
+func (v vm) file(name string) string { return filepath.Join(v.dir, name) }
+
+// explain returns the failure of an action on the VM, with the sentence in the VM's file `error`.
+func (v vm) explain(doing string, err error) error { return explain(doing, v.file("error"), err) }
+
+// command writes a word to the VM's state and waits until the daemon has done it.
+func (v vm) command(word string) error {
+	return v.explain("cannot "+word+" "+v.name, write(v.file("state"), word+"\n"))
+}
+
+// vm returns a VM that exists.
+func (t tree) vm(name string) (vm, error) {
+	v, err := t.newVM(name)
+	if err != nil {
+		return vm{}, err
+	}
+	if _, err := os.Stat(v.dir); errors.Is(err, fs.ErrNotExist) {
+		return vm{}, failf(exitNoVM, "no VM is called %s", name)
+	} else if err != nil {
+		return vm{}, failf(codeOf(err), "cannot find %s: %w", name, errnoOf(err))
+	}
+	return v, nil
+}
+
+// newVM returns a VM that need not exist.
+func (t tree) newVM(name string) (vm, error) {
+	if err := t.check(); err != nil {
+		return vm{}, err
+	}
+	if !isName(name) {
+		return vm{}, failf(exitUsage, "%q is no name of a VM", name)
+	}
+	return vm{name, t.file("vms/" + name)}, nil
+}
+
+// isName reports whether s can be the name of one file.
+func isName(s string) bool {
+	return s != "" && s != "." && s != ".." && !strings.Contains(s, "/")
+}
+
+// explain returns the failure of an action. Its text is the sentence that the daemon left in
+// errorFile, if there is one.
 func explain(doing, errorFile string, err error) error {
 	if err == nil {
 		return nil
 	}
 	code := codeOf(err)
 	if errorFile != "" {
-		if sentence, rerr := read(errorFile); rerr == nil && strings.TrimSpace(sentence) != "" {
-			return &failure{code, errors.New(strings.TrimSpace(sentence))}
+		if sentence, err := readTrimmed(errorFile); err == nil && sentence != "" {
+			return &failure{code, errors.New(sentence)}
 		}
 	}
 	err = errnoOf(err)
@@ -133,7 +152,7 @@ func explain(doing, errorFile string, err error) error {
 	return &failure{code, fmt.Errorf("%s: %w", doing, err)}
 }
 
-// meanings are what the tree's errnos stand for, where the system's own words would mislead.
+// meanings holds what errnos mean in the tree where the system's words would mislead.
 var meanings = map[error]string{
 	syscall.EBUSY:        "not possible in this state",
 	syscall.EHOSTDOWN:    "it is not running",
@@ -143,10 +162,9 @@ var meanings = map[error]string{
 	syscall.ENOTCONN:     "bangerd is gone",
 }
 
-// errnoOf drops the path and the system call's name, which say nothing to a user who typed neither.
+// errnoOf drops the path and the name of the system call: the user typed neither.
 func errnoOf(err error) error {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno
 	}
 	return err
