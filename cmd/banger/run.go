@@ -42,13 +42,13 @@ func (c *client) runCmd() *cobra.Command {
 		if err := c.createVM(v, *publish); err != nil {
 			return err
 		}
-		settings := ""
+		var settings strings.Builder
 		for _, name := range []string{"image", "cpus", "memory"} {
 			if flags.Changed(name) {
-				settings += name + " " + flags.Lookup(name).Value.String() + "\n"
+				settings.WriteString(name + " " + flags.Lookup(name).Value.String() + "\n")
 			}
 		}
-		return c.boot(v, settings, *timeout)
+		return c.boot(v, settings.String(), *timeout)
 	}
 	return cmd
 }

@@ -330,7 +330,7 @@ func allowOther() bool {
 	if err != nil {
 		return false
 	}
-	for _, line := range strings.Split(string(b), "\n") {
+	for line := range strings.SplitSeq(string(b), "\n") {
 		if strings.TrimSpace(line) == "user_allow_other" {
 			return true
 		}

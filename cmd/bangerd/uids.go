@@ -50,7 +50,7 @@ const maxOverlaps = 8
 // overlaps returns those of the lines NAME:... that have ids of the daemon's, without what follows the ids.
 func overlaps(text string, column int, count bool, base int) []string {
 	var all []string
-	for _, line := range strings.Split(text, "\n") {
+	for line := range strings.SplitSeq(text, "\n") {
 		words := strings.Split(line, ":")
 		if len(words) <= column {
 			continue

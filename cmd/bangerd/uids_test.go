@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -15,11 +16,11 @@ func TestOverlaps(t *testing.T) {
 	if got, want := overlaps(subuid, 1, true, base), []string{"b:1073741824+1073741824", "d:2013264895+2"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
-	many := ""
+	var many strings.Builder
 	for range 20 {
-		many += "x:2013265920:1\n"
+		many.WriteString("x:2013265920:1\n")
 	}
-	if got := overlaps(many, 1, true, base); len(got) != maxOverlaps+1 {
+	if got := overlaps(many.String(), 1, true, base); len(got) != maxOverlaps+1 {
 		t.Errorf("%d are told", len(got))
 	}
 }

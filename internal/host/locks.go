@@ -82,7 +82,7 @@ func holdsLock(fdinfo string, dev, inode uint64) bool {
 // "lock: 1: FLOCK ADVISORY WRITE 359 00:13:11691 0 EOF".
 func locks(info string, dev, inode uint64) bool {
 	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(dev), unix.Minor(dev), inode)
-	for _, line := range strings.Split(info, "\n") {
+	for line := range strings.SplitSeq(info, "\n") {
 		words := strings.Fields(line)
 		if len(words) > 6 && words[0] == "lock:" && words[6] == file {
 			return true

@@ -81,7 +81,7 @@ func hasUID(pid, uid int) bool {
 	}
 	_, rest, _ := bytes.Cut(text, []byte("\nUid:"))
 	line, _, _ := bytes.Cut(rest, []byte("\n"))
-	for _, word := range bytes.Fields(line) {
+	for word := range bytes.FieldsSeq(line) {
 		if string(word) == strconv.Itoa(uid) {
 			return true
 		}

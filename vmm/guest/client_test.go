@@ -243,18 +243,15 @@ func hostile(t *testing.T, f func(net.Conn)) func(context.Context) (net.Conn, er
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
-	wg.Add(1)
-	go func() {
-		defer wg.Done()
+	wg.Go(func() {
 		for {
 			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
-			wg.Add(1)
-			go func() { defer wg.Done(); defer conn.Close(); f(conn) }()
+			wg.Go(func() { defer conn.Close(); f(conn) })
 		}
-	}()
+	})
 	t.Cleanup(func() { l.Close(); wg.Wait() })
 	return dialUnix(path)
 }

@@ -126,14 +126,14 @@ func TestExecCut(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := ""
+		var got strings.Builder
 		for buf := make([]byte, 100); err == nil; {
 			var n int
 			n, err = e.Read(context.Background(), buf)
-			got += string(buf[:n])
+			got.WriteString(string(buf[:n]))
 		}
-		if got != "out" || !errors.Is(err, want) {
-			t.Errorf("%d bytes told: %q, %v", bytes, got, err)
+		if got.String() != "out" || !errors.Is(err, want) {
+			t.Errorf("%d bytes told: %q, %v", bytes, got.String(), err)
 		}
 		e.Close()
 	}

@@ -65,11 +65,9 @@ func (g *Gate) Serve(l net.Listener, h http.Handler) error {
 	}
 	server := newServer(h)
 	var wg sync.WaitGroup
-	wg.Add(1)
-	go func() {
-		defer wg.Done()
+	wg.Go(func() {
 		server.Serve(admitted)
-	}()
+	})
 	defer wg.Wait()
 	defer server.Close() // which closes admitted
 	defer g.closeUnproved()
@@ -88,13 +86,11 @@ func (g *Gate) Serve(l net.Listener, h http.Handler) error {
 			conn.Close()
 			continue
 		}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		wg.Go(func() {
 			if !g.prove(conn, s) || !admitted.pass(conn) {
 				conn.Close()
 			}
-		}()
+		})
 	}
 }
 

@@ -133,11 +133,9 @@ func TestOverVsock(t *testing.T) {
 	c, n := v.client(t, dialUnix(v.vsock))
 	var all sync.WaitGroup
 	for range 20 {
-		all.Add(1)
-		go func() {
-			defer all.Done()
+		all.Go(func() {
 			ping(t, c)
-		}()
+		})
 	}
 	all.Wait()
 	conn, err := c.Stream(within(t, 20*time.Second), "/echo", "hello")
@@ -173,11 +171,9 @@ func TestRestartedAgent(t *testing.T) {
 	v.restart()
 	var all sync.WaitGroup
 	for range 20 {
-		all.Add(1)
-		go func() {
-			defer all.Done()
+		all.Go(func() {
 			ping(t, c)
-		}()
+		})
 	}
 	all.Wait()
 	if got := v.calls.Load(); got != 21 || n.String() != "[<nil>]" {

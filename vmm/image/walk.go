@@ -249,7 +249,7 @@ func (m *mount) check() error {
 	case m.kind != "fuse" && m.kind != "fuseblk" && !strings.HasPrefix(m.kind, "fuse."):
 		return nil
 	}
-	for _, option := range strings.Split(m.options, ",") {
+	for option := range strings.SplitSeq(m.options, ",") {
 		id, ok := strings.CutPrefix(option, "user_id=")
 		if ok && (id == "0" || id == strconv.Itoa(os.Getuid())) {
 			return nil

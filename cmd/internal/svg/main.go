@@ -92,7 +92,7 @@ func cut(line string, s *style) (text, rest string) {
 		return line, ""
 	}
 	attributes, rest, _ := strings.Cut(line[len(escape):], "m")
-	for _, a := range strings.Split(attributes, ";") {
+	for a := range strings.SplitSeq(attributes, ";") {
 		switch a {
 		case "", "0":
 			*s = style{}

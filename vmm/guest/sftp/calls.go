@@ -242,14 +242,12 @@ func (h *Handle) Close() {
 	if c.err != nil {
 		return
 	}
-	c.work.Add(1)
-	go func() { // ends when the request is sent, at the latest with the session
-		defer c.work.Done()
+	c.work.Go(func() { // ends when the request is sent, at the latest with the session
 		k, err := c.begin(context.Background(), kindClose, nil, appendString(nil, h.id))
 		if err == nil {
 			c.leave(k)
 		}
-	}()
+	})
 }
 
 // Read returns at most n bytes from off, and none at the end. It requests more than MaxData in

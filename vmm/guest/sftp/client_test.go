@@ -47,8 +47,7 @@ func dial(t *testing.T, serve func(net.Conn)) *Client {
 	noLeak(t)
 	here, there := net.Pipe()
 	var work sync.WaitGroup
-	work.Add(1)
-	go func() { defer work.Done(); serve(there) }()
+	work.Go(func() { serve(there) })
 	t.Cleanup(work.Wait)
 	c, err := NewClient(within(t, 10*time.Second), here)
 	if err != nil {
@@ -225,9 +224,7 @@ func TestMany(t *testing.T) {
 	// Many calls at once, each with its own answer.
 	var work sync.WaitGroup
 	for i := range 64 {
-		work.Add(1)
-		go func() {
-			defer work.Done()
+		work.Go(func() {
 			path := fmt.Sprint("/of", i)
 			data := bytes.Repeat([]byte{byte(i)}, 10_000+i)
 			h, err := c.Open(ctx, path, Read|Write|Create, 0o600)()
@@ -242,7 +239,7 @@ func TestMany(t *testing.T) {
 			if got, err := h.Read(ctx, 1<<20, 0); err != nil || !bytes.Equal(got, data) {
 				t.Errorf("%s: %d bytes, %v", path, len(got), err)
 			}
-		}()
+		})
 	}
 	work.Wait()
 }

@@ -324,15 +324,13 @@ func (s *server) setstat(id uint32, d *decoder, b []byte) (byte, []byte, error) 
 		err := set()
 		return reply, appendAttr(b, &now), err
 	}
-	s.syncs.Add(1)
-	go func() { // ends when the disk has it
-		defer s.syncs.Done()
+	s.syncs.Go(func() { // ends when the disk has it
 		err := set()
 		s.mu.Lock()
 		s.addLocked(id, reply, appendAttr(beginPacket(s.answers, id), &now), err)
 		s.mu.Unlock()
 		_ = s.send(0) // serve notices a broken stream too
-	}()
+	})
 	return kindNone, b, nil
 }
 

@@ -106,7 +106,7 @@ func Applets(ctx context.Context, busybox string) ([]string, error) {
 func appletNames(out string) []string {
 	seen := map[string]bool{"busybox": true}
 	var names []string
-	for _, name := range strings.Fields(out) {
+	for name := range strings.FieldsSeq(out) {
 		if !seen[name] && !strings.Contains(name, "/") {
 			seen[name] = true
 			names = append(names, name)

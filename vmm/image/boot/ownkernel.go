@@ -135,7 +135,7 @@ func (k *Kernel) isBuiltin(module string) bool {
 	if k.builtin == nil {
 		return false
 	}
-	for _, line := range strings.Fields(string(*k.builtin)) {
+	for line := range strings.FieldsSeq(string(*k.builtin)) {
 		if path.Base(line) == module+".ko" {
 			return true
 		}

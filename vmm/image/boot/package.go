@@ -76,7 +76,7 @@ func newestPackage(dir string) string {
 
 // dependsOn finds the kernel in the output of apt-cache depends.
 func dependsOn(out string) string {
-	for _, line := range strings.Split(out, "\n") {
+	for line := range strings.SplitSeq(out, "\n") {
 		pkg, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: ")
 		if ok && strings.HasPrefix(pkg, "linux-image-") {
 			return pkg

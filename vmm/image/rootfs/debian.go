@@ -202,7 +202,7 @@ func debianMirror(etc string) string {
 		if err != nil {
 			continue
 		}
-		for _, line := range strings.Split(string(b), "\n") {
+		for line := range strings.SplitSeq(string(b), "\n") {
 			words := strings.Fields(line)
 			if len(words) < 2 || words[0] != "deb" && words[0] != "URIs:" {
 				continue

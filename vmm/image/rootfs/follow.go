@@ -16,7 +16,7 @@ func split(name string) ([]string, error) {
 		return nil, fmt.Errorf("a path with a NUL byte: %s", base(name))
 	}
 	var parts []string
-	for _, p := range strings.Split(name, "/") {
+	for p := range strings.SplitSeq(name, "/") {
 		switch {
 		case p == "" || p == ".":
 		case p == "..":
@@ -115,7 +115,7 @@ func (t *tree) follow(name string) *node {
 		} else {
 			parts = parts[:len(parts)-1]
 		}
-		for _, p := range strings.Split(n.link, "/") {
+		for p := range strings.SplitSeq(n.link, "/") {
 			switch p {
 			case "", ".":
 			case "..": // drops a name: right unless that name is a symbolic link

@@ -331,7 +331,7 @@ func FuzzTree(f *testing.F) {
 			t.Error("the root is no directory any more")
 		}
 		tr.measure()
-		for _, path := range strings.Split(list(tr), "\n") {
+		for path := range strings.SplitSeq(list(tr), "\n") {
 			if strings.Contains(path, "/../") {
 				t.Error(path)
 			}
