@@ -13,11 +13,11 @@ import (
 // adoptionsAtOnce bounds what Open asks side by side.
 const adoptionsAtOnce = 32
 
-// recoverWait is how long Open waits for VMs that were not stopped: a VMM that does not answer
-// takes less. Tests change it.
+// recoverWait bounds Open's wait for VMs that were not stopped. It is longer than the wait for a
+// VMM that does not answer. Tests change it.
 var recoverWait = 15 * time.Second
 
-// recover makes VMs of the records: adopts, or says what became of them.
+// recover makes VMs of the records and adopts their machines.
 func (m *Manager) recover(ctx context.Context, records []Record) error {
 	living := make(map[string]bool)
 	ids := make(map[string]bool)
@@ -26,7 +26,8 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 		living[r.ID] = r.State.Alive() || r.State == Starting
 	}
 	for _, d := range m.o.Drivers {
-		if err := d.Sweep(ctx, m.o.StateDir, func(id string) bool { return living[id] }); err != nil {
+		err := d.Sweep(ctx, m.o.StateDir, func(id string) bool { return living[id] })
+		if err != nil {
 			m.o.Log.Error("cannot end leftover machines", "err", err)
 		}
 	}
@@ -36,7 +37,7 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 	}
 	for _, e := range entries {
 		if !ids[strings.TrimSuffix(e.Name(), movingSuffix)] {
-			m.o.Log.Info("removing the directory of a VM that is gone", "id", e.Name())
+			m.o.Log.Info("deleting the directory of a removed VM", "id", e.Name())
 			if err := os.RemoveAll(filepath.Join(m.vmsDir, e.Name())); err != nil {
 				return err
 			}
@@ -58,7 +59,8 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 	for _, v := range m.VMs() {
 		s := v.Snapshot()
 		if err := renew(s.Dir, v.uid()); err != nil { // its next start tries again
-			m.o.Log.Error("cannot change the directory of a VM of an earlier banger", "vm", s.Name, "err", err)
+			m.o.Log.Error("cannot change the directory of a VM of an earlier banger",
+				"vm", s.Name, "err", err)
 		}
 	}
 	if err := m.adopt(ctx); err != nil {
@@ -67,9 +69,8 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 	return m.o.Network.Settle()
 }
 
-// adopt recovers the VMs that were not stopped, side by side. It returns when that is done or
-// after recoverWait: what takes longer goes on in the background, and commands to that VM wait
-// for it, or are refused.
+// adopt recovers the VMs that were not stopped, side by side. It returns after recoverWait at the
+// latest. Longer recoveries go on in the background; commands to those VMs wait or are refused.
 func (m *Manager) adopt(ctx context.Context) error {
 	slots := make(chan struct{}, adoptionsAtOnce)
 	var under []<-chan error
@@ -107,8 +108,8 @@ func (m *Manager) adopt(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// adopt begins the recovery of a VM, whose result it gives, and then goes on with a stop that was
-// under way.
+// adopt begins the recovery of a VM and then goes on with a stop that was under way. The channel
+// receives the result of the recovery.
 func (v *VM) adopt(slots chan struct{}) (<-chan error, error) {
 	recovered := make(chan error, 1)
 	command := adopt
@@ -117,8 +118,8 @@ func (v *VM) adopt(slots chan struct{}) (<-chan error, error) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	_, err := v.launchLocked(command, func(ctx context.Context) error { // a kill waits: what it is to kill is not known yet
-		err := v.recoverIn(slots)
+	_, err := v.launchLocked(command, func(ctx context.Context) error {
+		err := v.recoverIn(slots) // a kill waits: the machine is not known yet
 		recovered <- err
 		if err != nil || v.Snapshot().State != Stopping {
 			return err
@@ -131,7 +132,7 @@ func (v *VM) adopt(slots chan struct{}) (<-chan error, error) {
 	return recovered, err
 }
 
-// recoverIn is recover that waits for a slot.
+// recoverIn waits for a slot and recovers the VM.
 func (v *VM) recoverIn(slots chan struct{}) error {
 	select {
 	case slots <- struct{}{}:
@@ -145,8 +146,7 @@ func (v *VM) recoverIn(slots chan struct{}) error {
 	return nil
 }
 
-// recoverAgain is the work of every command to a VM that was not recovered, of which nothing
-// else is known.
+// recoverAgain is the work of every command to a VM that could not be recovered.
 func (v *VM) recoverAgain(ctx context.Context) error {
 	err := v.recover(v.m.ctx)
 	if err == nil && v.Snapshot().State == Stopping {
@@ -156,10 +156,12 @@ func (v *VM) recoverAgain(ctx context.Context) error {
 		return err
 	}
 	s := v.Snapshot()
-	return fmt.Errorf("%s was only now found to be %s: write it again: %w", s.Name, s.State, ErrBusy)
+	return fmt.Errorf("%s was found to be %s just now: write the command again: %w",
+		s.Name, s.State, ErrBusy)
 }
 
-// recover finds out what became of a VM that was not stopped when the daemon before this one ended.
+// recover adopts the machine of a VM that was not stopped when the last daemon ended, or records
+// how the machine ended.
 func (v *VM) recover(ctx context.Context) error {
 	s := v.Snapshot()
 	if s.BootID != v.m.bootID {
@@ -167,7 +169,7 @@ func (v *VM) recover(ctx context.Context) error {
 	}
 	driver := v.m.drivers[s.Config.VMM]
 	if driver == nil {
-		return v.enter(Failed, ended(fmt.Sprintf("vmm %s, which ran it, is not here any more", s.Config.VMM)))
+		return v.enter(Failed, ended(fmt.Sprintf("its vmm %s is no longer here", s.Config.VMM)))
 	}
 	image, err := v.m.o.Images.Image(s.Config.Image)
 	if err != nil {
@@ -180,7 +182,7 @@ func (v *VM) recover(ctx context.Context) error {
 		spec.Log, spec.LogFile = ownLog{log}, log
 	case errors.Is(err, os.ErrNotExist):
 		return v.enter(Stopped, ended("")) // it never had a directory, so nothing ran
-	default: // which says nothing of its VMM
+	default: // its VMM may run all the same
 		v.m.o.Log.Error("cannot open a VM's log", "vm", s.Name, "err", err)
 	}
 	machine, err := driver.Adopt(ctx, spec, s.Process, v.notify)
@@ -207,11 +209,11 @@ func (v *VM) recover(ctx context.Context) error {
 	if _, unwired := driver.(Unwired); !unwired && s.Address.IsValid() {
 		run.Address6 = v.m.o.Network.Address6(s.Address).Addr()
 	}
-	v.publish(func(now *Snapshot) { now.CurrentRun = run })
+	v.publish(func(s *Snapshot) { s.CurrentRun = run })
 	complaint := v.reconnect(ctx)
-	// From here on by the monotonic clock, what the record knows by the wall's as well.
-	at := time.Now()
-	monotonic := func(wall time.Time) time.Time { return at.Add(-at.Sub(wall)) }
+	// The record has times of the wall clock. From here on the monotonic clock counts.
+	now := time.Now()
+	monotonic := func(wall time.Time) time.Time { return now.Add(-now.Sub(wall)) }
 	if !s.Touched.IsZero() {
 		v.SetTouched(monotonic(s.Touched))
 	}
@@ -221,7 +223,7 @@ func (v *VM) recover(ctx context.Context) error {
 			d.fail(complaint.Error())
 		}
 		if d.Started.IsZero() || s.State == Starting {
-			d.Started = at
+			d.Started = now
 		}
 		run.Since = monotonic(d.Started)
 		d.run = &run
@@ -231,7 +233,7 @@ func (v *VM) recover(ctx context.Context) error {
 	}
 	v.logf("adopted process %d", machine.Process().PID)
 	select {
-	case <-machine.Done(): // before anybody could be told
+	case <-machine.Done(): // before v.notify could record it
 		v.m.spawn(v.exited)
 	default:
 		if state != Stopping {

@@ -23,7 +23,7 @@ type Archives interface {
 	Import(ctx context.Context, name string, owner Owner, r io.Reader) (*VM, error)
 }
 
-// Archive is the content of an exported VM, which later changes of the VM leave as it is. The caller
+// Archive is the content of an exported VM. Later changes of the VM do not change it. The caller
 // closes it.
 type Archive interface {
 	io.ReaderAt

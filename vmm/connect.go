@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
-// What of a VM's network is in force. All of it happens in the VM's turn, so that what was asked last is what is in force.
+// All of a VM's network is enforced in the VM's turn, so that the last change is in force.
 
 // wired reports whether the VM is on the bridge.
 func (v *VM) wired(s *Snapshot) bool {
@@ -15,23 +16,25 @@ func (v *VM) wired(s *Snapshot) bool {
 }
 
 func (v *VM) connect(r *Record, all []Publication) error {
-	return v.m.o.Network.Connect(Connection{Serial: v.serial, MAC: r.MAC, Address: r.Address, Isolate: r.Config.Isolate, Publish: all})
+	return v.m.o.Network.Connect(Connection{
+		Serial: v.serial, MAC: r.MAC, Address: r.Address, Isolate: r.Config.Isolate, Publish: all,
+	})
 }
 
-// enforce puts in force what s says of a VM that runs, or is about to.
+// enforce puts the settings of s in force for a VM that runs, or is about to.
 func (v *VM) enforce(ctx context.Context, s *Snapshot) error {
 	if v.wired(s) {
 		return v.connect(&s.Record, s.Config.Publications())
 	}
 	if f, ok := s.Machine.(Forwarder); ok && s.Config.Net == NetUser {
 		if err := f.Forward(ctx, s.Config.Publications()); !errors.Is(err, ErrNotRunning) {
-			return err // otherwise it has just ended, and with it what it forwarded
+			return err // a machine that has just ended forwards nothing
 		}
 	}
 	return nil
 }
 
-// forward puts in force what needs the machine that has just been started.
+// forward enforces the settings that need a started machine.
 func (v *VM) forward(ctx context.Context) error {
 	t, err := v.acquire(ctx)
 	if err != nil {
@@ -44,11 +47,13 @@ func (v *VM) forward(ctx context.Context) error {
 	return nil
 }
 
-// admit takes the ports of changed settings and, where the VM runs, puts them in force; after an error all is as before.
+// admit claims the ports of changed settings and enforces them if the VM runs. After an error
+// nothing is changed.
 func (v *VM) admit(old *Config, s *Snapshot) error {
 	had, all := old.Publications(), s.Config.Publications()
 	added := without(all, had)
-	if err := checkPublish(&s.Config, v.m.drivers[s.Config.VMM], s.Owner.UID, all, added); err != nil {
+	driver := v.m.drivers[s.Config.VMM]
+	if err := checkPublish(&s.Config, driver, s.Owner.UID, all, added); err != nil {
 		return err
 	}
 	if err := v.m.claims.take(v.serial, added, v.m.nameOf); err != nil {
@@ -60,7 +65,7 @@ func (v *VM) admit(old *Config, s *Snapshot) error {
 			return nil
 		}
 		if !alive || !v.wired(s) {
-			// Sockets that only another port of the guest is behind now are this VM's own.
+			// A socket that only leads to another port of the guest now is this VM's own.
 			if err := probe(notServed(added, had, alive)); err != nil {
 				return err
 			}
@@ -68,7 +73,7 @@ func (v *VM) admit(old *Config, s *Snapshot) error {
 		if !alive {
 			return nil
 		}
-		return v.enforce(context.Background(), s) // bounded by the driver, and not to be left half done
+		return v.enforce(context.Background(), s) // the driver bounds it; half of it would be wrong
 	}()
 	if err != nil {
 		v.m.claims.set(v.serial, had)
@@ -76,37 +81,29 @@ func (v *VM) admit(old *Config, s *Snapshot) error {
 	return err
 }
 
-// notServed gives those of added whose socket the VM does not hold already for one of had.
+// notServed returns those of added whose socket a VM that runs does not have for one of had.
 func notServed(added, had []Publication, alive bool) []Publication {
-	var rest []Publication
-	for _, p := range added {
-		held := false
-		for _, q := range had {
-			held = held || alive && p.Overlaps(q)
-		}
-		if !held {
-			rest = append(rest, p)
-		}
-	}
-	return rest
+	return slices.DeleteFunc(slices.Clone(added), func(p Publication) bool {
+		return alive && slices.ContainsFunc(had, p.Overlaps)
+	})
 }
 
-// admitted ends what admit began: err says why the settings could not be recorded, and then those of before are put in force again.
+// admitted ends what admit began. If err says that the settings could not be recorded, those of
+// before are enforced again.
 func (v *VM) admitted(before *Snapshot, err error) {
+	v.m.claims.set(v.serial, v.Snapshot().Config.Publications())
 	if err == nil {
-		v.m.claims.set(v.serial, v.Snapshot().Config.Publications())
 		return
 	}
-	v.m.claims.set(v.serial, before.Config.Publications())
 	if before.State.Alive() || before.State == Starting {
 		if err := v.enforce(context.Background(), before); err != nil {
-			v.m.o.Log.Error("cannot put the recorded ports in force again", "vm", before.Name, "err", err)
+			v.m.o.Log.Error("cannot restore the ports of a VM", "vm", before.Name, "err", err)
 		}
 	}
 }
 
-// reconnect puts in force what is recorded of a VM that was adopted. Whoever took a published port while no daemon ran keeps it: that
-// port is told in the error, all others are in force.
+// reconnect enforces the settings of an adopted VM. A published port that another process took
+// while no daemon ran stays that process's. The error names it, and all other ports are in force.
 func (v *VM) reconnect(ctx context.Context) error {
 	s := *v.Snapshot()
 	all := s.Config.Publications()
@@ -132,12 +129,12 @@ func (v *VM) reconnect(ctx context.Context) error {
 		}
 	}
 	err = fmt.Errorf("not all of its network is in force: %w", errors.Join(errs...))
-	v.m.o.Log.Error("a VM was adopted in part", "vm", s.Name, "err", err)
+	v.m.o.Log.Error("a VM was adopted without all of its network", "vm", s.Name, "err", err)
 	v.logf("%v", err)
 	return err
 }
 
-// nameOf gives the name of a VM by its serial.
+// nameOf returns the name of a VM by its serial.
 func (m *Manager) nameOf(serial uint64) string {
 	if v := m.BySerial(serial); v != nil {
 		return v.Snapshot().Name

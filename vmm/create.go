@@ -74,7 +74,7 @@ func (m *Manager) Rename(ctx context.Context, from, to string, may Permit) error
 	return nil
 }
 
-// rename gives the VM a name that the caller has taken.
+// rename renames the VM. The caller has reserved the name.
 func (v *VM) rename(ctx context.Context, from, to string, may Permit) error {
 	t, err := v.acquireDown(ctx, func(s *Snapshot) error { return s.named(from, may) })
 	if err != nil {
@@ -92,8 +92,8 @@ func (v *VM) rename(ctx context.Context, from, to string, may Permit) error {
 	return nil
 }
 
-// named reports why what is asked of the VM by its name cannot be done to it: it has another name
-// now, or may does not permit it.
+// named refuses a change of the VM that names it, if it has another name now or may does not permit
+// the change.
 func (s *Snapshot) named(name string, may Permit) error {
 	if s.Name != name {
 		return ErrNotFound
@@ -124,7 +124,7 @@ func (v *VM) remove(ctx context.Context, name string, may Permit) error {
 		if s.Config.Protected {
 			return fmt.Errorf("write 0 to its file protected first: %w", ErrProtected)
 		}
-		v.removed = true // no command begins from here on
+		v.removed = true // no command can begin any more
 		return nil
 	})
 	if err != nil {
@@ -142,7 +142,7 @@ func (v *VM) remove(ctx context.Context, name string, may Permit) error {
 	v.publish(func(*Snapshot) {}) // wakes all waiters for a change
 	v.emit(EventRemove, "")
 	v.events.end()
-	v.m.release(v.Snapshot().Name)
+	v.m.release(name)
 	return nil
 }
 
@@ -175,17 +175,17 @@ func (m *Manager) discard(dir string) {
 func (m *Manager) reserve(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.byName[name] != nil || m.taken[name] {
+	if m.byName[name] != nil || m.reserved[name] {
 		return false
 	}
-	m.taken[name] = true
+	m.reserved[name] = true
 	return true
 }
 
 func (m *Manager) release(name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.taken, name)
+	delete(m.reserved, name)
 }
 
 func (m *Manager) insert(v *VM) {
@@ -196,23 +196,23 @@ func (m *Manager) insert(v *VM) {
 	m.listChangedLocked()
 }
 
-// renamed lists a VM by its new name; the old one stays taken until its caller releases it.
+// renamed lists a VM by its new name. The caller releases the old one.
 func (m *Manager) renamed(v *VM, from, to string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.byName, from)
 	m.byName[to] = v
-	m.taken[from] = true
+	m.reserved[from] = true
 	m.listChangedLocked()
 }
 
-// forget takes a VM from the lists; its name stays taken until its caller releases it.
+// forget removes a VM from the lists. The caller releases its name.
 func (m *Manager) forget(v *VM) {
 	name := v.Snapshot().Name
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.byName, name)
-	m.taken[name] = true
+	m.reserved[name] = true
 	delete(m.bySerial, v.serial)
 	m.claims.set(v.serial, nil)
 	m.listChangedLocked()

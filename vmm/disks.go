@@ -11,11 +11,12 @@ import (
 	"banger/internal/host"
 )
 
-// disksOf gives the disks of a VM with these settings.
+// disksOf returns the disks of a VM with these settings.
 func disksOf(dir string, c *Config, image *Image) []Disk {
 	var disks []Disk
 	if image.Root != "" {
-		disks = append(disks, Disk{Path: DiskPath(dir, DiskOverlay), Format: "qcow2", Base: image.Root, BaseFormat: image.RootFormat})
+		disks = append(disks, Disk{Path: DiskPath(dir, DiskOverlay), Format: "qcow2",
+			Base: image.Root, BaseFormat: image.RootFormat})
 	}
 	if c.Disk > 0 {
 		disks = append(disks, Disk{Path: DiskPath(dir, DiskWork), Format: "qcow2", Size: c.Disk})
@@ -23,7 +24,7 @@ func disksOf(dir string, c *Config, image *Image) []Disk {
 	return disks
 }
 
-// diskSpec gives what the driver has to know of the disks; the driver is nil if it keeps none.
+// diskSpec returns the Spec for work on the disks, and the driver, nil if it keeps no disks.
 func (v *VM) diskSpec() (*Spec, DiskKeeper, error) {
 	s := v.Snapshot()
 	image, err := v.m.o.Images.Image(s.Config.Image)
@@ -43,29 +44,30 @@ func (v *VM) diskSpec() (*Spec, DiskKeeper, error) {
 	return spec, keeper, nil
 }
 
-// hasOverlay reports whether the VM's system disk holds anything.
+// hasOverlay reports whether the VM has a system disk.
 func (s *Snapshot) hasOverlay() bool {
 	_, err := os.Lstat(DiskPath(s.Dir, DiskOverlay))
 	return err == nil
 }
 
-// checkBase refuses an image that is not the one with which the VM was started before. Its overlay
-// and another image would together be neither disk, and whoever may make images would run in a VM
-// of somebody else.
+// checkBase refuses an image that is not that of the VM's last start. The overlay of one image over
+// another is a broken disk, and a maker of images could get into the VM of another user.
 func (s *Snapshot) checkBase(image *Image) error {
 	switch {
 	case s.Base == "", s.Base == image.Digest, image.Name == BuiltinImage:
 		return nil
 	case s.hasOverlay():
-		return fmt.Errorf("its system disk is over an image of digest %s, and %s is now another: make a new VM, or write %s to its file restore, which discards what is on the system disk: %w",
+		return fmt.Errorf("its system disk is over an image of digest %s, and %s is now another: "+
+			"make a new VM, or write %s to its file restore, which discards the system disk: %w",
 			s.Base, image.Name, resetWord, ErrBusy)
 	}
-	return fmt.Errorf("its image %s was replaced: it had the digest %s at the last start and now has %s: "+
-		"write %s to its file image to take the new one: %w", image.Name, s.Base, image.Digest, image.Name, ErrBusy)
+	return fmt.Errorf("its image %[1]s was replaced: it had the digest %[2]s at the last start "+
+		"and now has %[3]s: write %[1]s to its file image to use the new one: %[4]w",
+		image.Name, s.Base, image.Digest, ErrBusy)
 }
 
-// makeDir makes the VM's directory, which only the daemon enters, and in it that of its disks,
-// which is its user's.
+// makeDir makes the VM's directory, which only the daemon enters, and the directory of its disks,
+// which belongs to the VM's user.
 func makeDir(spec *Spec) error {
 	if err := renew(spec.Dir, spec.UID); err != nil {
 		return err
@@ -87,8 +89,10 @@ func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error
 		return nil
 	}
 	if base := spec.Image.Digest; spec.Image.Root != "" && v.Snapshot().Base != base {
-		// Before there is an overlay, so that there never is one of which it is not known.
-		if err := v.update(context.WithoutCancel(ctx), func(d *draft) error { d.Base = base; return nil }); err != nil {
+		// Before there is an overlay, so that its base is always known.
+		set := func(d *draft) error { d.Base = base; return nil }
+		err := v.update(context.WithoutCancel(ctx), set)
+		if err != nil {
 			return err
 		}
 	}
@@ -103,8 +107,8 @@ func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error
 	return driver.MakeDisks(ctx, spec)
 }
 
-// ownDisks gives the disks to the VM's user. Before they are those of nobody, after an import,
-// or of the user that the VM had under another configuration: whoever has their directory.
+// ownDisks makes the VM's user the owner of its disks. After an import they are the daemon's. After
+// a change of vm_uid_base they are another user's: the owner of their directory.
 func ownDisks(spec *Spec) error {
 	dir := DisksDir(spec.Dir)
 	var st unix.Stat_t
@@ -118,16 +122,17 @@ func ownDisks(spec *Spec) error {
 	for _, name := range []string{DiskOverlay, DiskWork, DiskRaw} {
 		f, err := host.OpenRegular(DiskPath(spec.Dir, name), os.O_RDONLY, int(st.Uid))
 		if err != nil {
-			continue // it is not there, or nothing that the driver takes
+			continue // it does not exist, or is no file that the driver would use
 		}
 		if err := errors.Join(f.Chown(spec.UID, spec.GID), f.Close()); err != nil {
 			return err
 		}
 	}
-	return os.Lchown(dir, spec.UID, spec.GID) // last: after a crash it shows what is still to be done
+	return os.Lchown(dir, spec.UID, spec.GID) // last: after a crash the rest is done again
 }
 
-// DiskBytes is what a disk's file takes on the host (st_blocks, which is in units of 512 whatever the file system, stat(2)); -1 if there is none.
+// DiskBytes returns how many bytes of the host a disk's file uses, -1 if there is none. It counts
+// st_blocks, which is in units of 512 in every file system (stat(2)).
 func DiskBytes(path string) int64 {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -136,7 +141,7 @@ func DiskBytes(path string) int64 {
 	return st.Blocks * 512
 }
 
-// diskBytes is what all disks in a VM's directory take.
+// diskBytes returns how many bytes of the host all disks in a VM's directory use.
 func diskBytes(dir string) int64 {
 	sum := int64(0)
 	for _, name := range []string{DiskOverlay, DiskWork, DiskRaw} {

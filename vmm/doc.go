@@ -1,13 +1,12 @@
 // Package vmm says what a VM is and how it lives.
 //
-// The [Manager] owns every [VM] of one state directory. A VM has one owner at a
-// time for its transitions (start, stop, kill, pause, ...): whoever holds the
-// transition does the I/O, everybody else reads the immutable [Snapshot] that
-// the last transition published, so that a reader never waits for a boot.
+// The [Manager] owns every [VM] of one state directory. A VM has one transition at a time (start,
+// stop, kill, pause, ...), in a goroutine of the Manager's, which does the I/O. Readers share the
+// immutable [Snapshot] that the last change published, so that they never wait for a boot. The
+// Manager also runs a goroutine that sweeps for idle VMs, and one for each VM that waits for its
+// agent; Close waits for all of them.
 //
-// The package does not know the mount: it returns errors that wrap the values of
-// errors.go, and fs turns those into errnos. What it needs from outside comes
-// through small interfaces, above all [Driver], [Store], [Network], [Images] and
-// [Guest]; their implementations are the sub-packages, which import vmm and never
-// the reverse.
+// The package does not know the mount: its errors wrap ErrNotFound and the like, and fs maps those
+// to errnos. It uses the outside through small interfaces, above all [Driver], [Store], [Network]
+// and [Images]. The sub-packages implement them and import vmm, never the reverse.
 package vmm

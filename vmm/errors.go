@@ -6,8 +6,8 @@ import (
 	"banger/vmm/guest"
 )
 
-// What callers test for with errors.Is; fs/errno.go maps each to one errno.
-// The errors that functions return wrap one of these with a sentence that names the object.
+// Errors that callers test for with errors.Is. fs/errno.go maps each to one errno. Functions wrap
+// them in a sentence that names the object.
 var (
 	ErrInvalid      = guest.ErrInvalid                  // EINVAL
 	ErrNameTooLong  = errors.New("name too long")       // ENAMETOOLONG

@@ -7,11 +7,11 @@ import (
 	"sync"
 )
 
-// eventLog keeps the last EventHistory events and wakes those who follow.
+// eventLog keeps the last EventHistory events and wakes its readers.
 type eventLog struct {
 	mu     sync.Mutex
 	events []Event
-	next   uint64        // how many were ever added; the newest has the number next-1
+	next   uint64        // the number of the next event
 	wake   chan struct{} // closed at the next event, nil while nobody waits
 	ended  bool
 }
@@ -27,7 +27,7 @@ func (l *eventLog) add(e Event) {
 	l.rouse()
 }
 
-// end makes readers that have read everything get io.EOF.
+// end lets readers return io.EOF after the last event.
 func (l *eventLog) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -55,24 +55,24 @@ func (l *eventLog) all() []Event {
 func (l *eventLog) follow() *eventReader {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return &eventReader{log: l, at: l.next}
+	return &eventReader{l, l.next}
 }
 
-// eventReader is one EventReader; it is used by one goroutine at a time.
+// eventReader implements EventReader.
 type eventReader struct {
-	log *eventLog
-	at  uint64 // the number of the next event to give; guarded by log.mu
+	log  *eventLog
+	next uint64 // the number of the next event to return; guarded by log.mu
 }
 
 func (r *eventReader) Ready() bool {
 	r.log.mu.Lock()
 	defer r.log.mu.Unlock()
-	return r.at < r.log.next || r.log.ended
+	return r.next < r.log.next || r.log.ended
 }
 
 func (r *eventReader) Next(ctx context.Context, most int) ([]Event, uint64, error) {
 	for {
-		events, lost, wake := r.take(most)
+		events, lost, wake := r.poll(most)
 		if events != nil {
 			return events, lost, nil
 		}
@@ -87,19 +87,20 @@ func (r *eventReader) Next(ctx context.Context, most int) ([]Event, uint64, erro
 	}
 }
 
-// take gives what there is, so many at most, or the channel to wait on, or neither at the end.
-func (r *eventReader) take(most int) (events []Event, lost uint64, wake <-chan struct{}) {
+// poll returns at most that many events, or the channel to wait for, or neither after the last
+// event.
+func (r *eventReader) poll(most int) (events []Event, lost uint64, wake <-chan struct{}) {
 	l := r.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if n := l.next - r.at; n > 0 {
+	if n := l.next - r.next; n > 0 {
 		kept := l.kept()
 		if have := uint64(len(kept)); n > have {
 			lost, n = n-have, have
 		}
 		events := kept[uint64(len(kept))-n:]
 		events = events[:min(len(events), most)]
-		r.at = l.next - n + uint64(len(events))
+		r.next = l.next - n + uint64(len(events))
 		return slices.Clone(events), lost, nil
 	}
 	if l.ended {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// What an event says, the fourth word of its line.
+// The kinds of events, which are the fourth word of a line.
 const (
 	EventCreate = "create"
 	EventRemove = "remove"
@@ -41,26 +41,25 @@ type Event struct {
 // EventHistory is how many events are kept, for all VMs together and for each.
 const EventHistory = 4096
 
-// EventReader follows the events from where it was opened.
+// EventReader follows the events from its opening on. One goroutine at a time uses it.
 type EventReader interface {
-	// Next gives the events since the last call, at least one and so many at
-	// most, and how many were lost before them because the reader was too slow.
-	// It blocks until there is one or ctx ends. At a removed VM's end it gives io.EOF.
+	// Next returns the events since the last call, at least one and at most that many, and how many
+	// were lost before them because the reader was too slow. It blocks until there is one or ctx
+	// ends. After the last event of a removed VM it returns io.EOF.
 	Next(ctx context.Context, most int) (events []Event, lost uint64, err error)
 	// Ready reports whether Next would return without blocking.
 	Ready() bool
 }
 
-// Events gives the events since the daemon started, at most the last EventHistory. They have no
-// detail that is for readers of the VM only.
+// Events returns the events since the daemon's start, at most the last EventHistory. They lack the
+// details for readers of the VM only.
 func (m *Manager) Events() []Event { return m.events.all() }
 
-// Follow gives a reader of the events to come.
+// Follow returns a reader of later events.
 func (m *Manager) Follow() EventReader { return m.events.follow() }
 
-// OnChange registers f to be called after each event was published, in order, from one goroutine
-// of the Manager. When f was too slow for EventHistory events, missed is called in the place of those that it is not told of.
-// Before Open's VMs are used.
+// OnChange has f called after each event, in order, by one goroutine of the Manager. When f is too
+// slow for EventHistory events, missed is called instead of f for the lost ones.
 func (m *Manager) OnChange(f func(Event), missed func()) {
 	r := m.events.follow()
 	m.spawn(func() {
@@ -70,7 +69,7 @@ func (m *Manager) OnChange(f func(Event), missed func()) {
 				return
 			}
 			if lost > 0 {
-				m.o.Log.Warn("watchers were not told of events", "lost", lost)
+				m.o.Log.Warn("watchers have lost events", "lost", lost)
 				missed()
 			}
 			for _, e := range events {
@@ -80,13 +79,14 @@ func (m *Manager) OnChange(f func(Event), missed func()) {
 	})
 }
 
-// Events gives this VM's events, Follow a reader of those to come.
-func (v *VM) Events() []Event     { return v.events.all() }
+// Events returns this VM's events, at most the last EventHistory.
+func (v *VM) Events() []Event { return v.events.all() }
+
+// Follow returns a reader of this VM's later events.
 func (v *VM) Follow() EventReader { return v.events.follow() }
 
-// openSeq finds the number of the last event of the daemon before. It is kept
-// in the page cache only: it outlives the daemon's death, which is when readers
-// go on counting, and costs no sync for each event.
+// openSeq reads the number of the last event of the last daemon. The number is in the page cache
+// only: it survives the daemon, as its readers do, and costs no sync for each event.
 func (m *Manager) openSeq() error {
 	f, err := os.OpenFile(filepath.Join(m.o.StateDir, "seq"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -100,14 +100,14 @@ func (m *Manager) openSeq() error {
 	return nil
 }
 
-// emit numbers an event and shows it to all who follow; v is nil for one of no VM.
+// emit numbers an event and adds it to the logs. v is nil for an event of no VM.
 func (m *Manager) emit(v *VM, name, what, detail string) {
 	m.emitMu.Lock()
 	defer m.emitMu.Unlock()
 	m.seq++
 	var b [8]byte
 	binary.LittleEndian.PutUint64(b[:], m.seq)
-	// 8 bytes into the page cache: no waiting for a disk, though under a lock.
+	// 8 bytes into the page cache wait for no disk, though under a lock.
 	if _, err := m.seqF.WriteAt(b[:], 0); err != nil && !errors.Is(err, fs.ErrClosed) {
 		m.o.Log.Error("cannot keep the number of the last event", "err", err)
 	}
@@ -119,8 +119,8 @@ func (m *Manager) emit(v *VM, name, what, detail string) {
 	m.events.add(e.forAll())
 }
 
-// forAll is the event as everybody may see it. The VM's own readers get what its owner wrote and
-// what its guest or its VMM printed.
+// forAll returns the event as everybody may see it: without the text that the owner wrote, or that
+// the guest or its VMM printed.
 func (e Event) forAll() Event {
 	switch e.What {
 	case EventError, EventPanic, EventOOM:

@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	// fullSweeps is after how many sweeps a VM that found no space on the host may resume: every 3 s.
+	// fullSweeps is after how many sweeps VMs that found no space may resume: every 3 s.
 	fullSweeps = 3
 	// roomToResume is how many bytes must be free then. With less the VM would stop again at once.
 	roomToResume = 64 << 20

@@ -10,7 +10,7 @@ import (
 
 const (
 	configureWait = 3 * time.Second        // bounds the agent's work on the guest's settings
-	greetAgain    = 100 * time.Millisecond // after the first greeting that failed, then twice as long
+	greetAgain    = 100 * time.Millisecond // after the first failed greeting, then twice as long
 	greetAtLast   = 5 * time.Second        // and at most this
 )
 
@@ -68,8 +68,7 @@ func (v *VM) introduce(ctx context.Context, g guest.Agent) error {
 	return g.Configure(ctx, c)
 }
 
-// guestConfig returns the guest's settings, from its start on. Time and keys are added when an agent
-// receives them.
+// guestConfig returns the guest's settings, from its start on. Only a greeting adds time and keys.
 func (v *VM) guestConfig() guest.Config {
 	s := v.Snapshot()
 	c := guest.Config{Hostname: s.Name, MAC: s.MAC}

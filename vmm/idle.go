@@ -45,8 +45,8 @@ func (v *VM) SetTouched(t time.Time) {
 	})
 }
 
-// idle reports whether the VM was not used for its idle_timeout. Times of this daemon's life compare
-// by the monotonic clock.
+// idle reports whether the VM was not used for its idle_timeout. Times of this daemon's life are
+// compared by the monotonic clock.
 func (v *VM) idle(s *Snapshot) bool {
 	on := s.State == Running || s.State == Paused
 	if s.Config.IdleTimeout == NoLimit || !on || v.users.Load() > 0 {
@@ -59,8 +59,8 @@ func (v *VM) idle(s *Snapshot) bool {
 	return time.Since(used) >= s.Config.IdleTimeout
 }
 
-// sweep stops VMs after their idle_timeout, resumes those that found no space, and records the times
-// of use. No VM holds up the others: what cannot be done at once is left to the next sweep.
+// sweep stops VMs after their idle_timeout, resumes those that found no space, and records times of
+// use. No VM holds up the others: work that would block is left to the next sweep.
 func (m *Manager) sweep() {
 	tick := time.NewTicker(m.o.Sweep)
 	defer tick.Stop()

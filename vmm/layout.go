@@ -12,38 +12,37 @@ import (
 	"banger/internal/sshkeys"
 )
 
-// An earlier banger gave a VM's user the whole of the VM's directory. What is found there may be
-// the work of a VMM that its guest has taken over, and that still runs.
+// In an earlier banger the whole directory of a VM belonged to the VM's user. Its files may be the
+// work of a VMM that its guest has taken over, and that still runs.
 
-// movingSuffix is of the name of a directory while it is changed.
+// movingSuffix ends the name of a directory while it is changed.
 const movingSuffix = ".moving"
 
-// takenFiles are what is taken out of such a directory, as the kind of file that it has to be.
-// What is of another kind stays with the disks, where nobody looks at it.
-var takenFiles = []struct {
+// movedFiles are moved out of such a directory if they are of this kind. A file of another kind
+// stays with the disks, where nothing uses it.
+var movedFiles = []struct {
 	name string
 	kind uint32
 }{
 	{LogFile, unix.S_IFREG}, {ConsoleFile, unix.S_IFREG},
-	// The sockets of a VMM that runs: it listens on them, whatever their names are.
+	// A VMM that runs listens on its sockets, whatever their names are.
 	{"qmp", unix.S_IFSOCK}, {"agent", unix.S_IFSOCK}, {"console", unix.S_IFSOCK},
 }
 
-// isOld reports whether the directory of a VM whose user is uid is an earlier banger's.
+// isOld reports whether a directory has an earlier banger's layout. uid is the VM's user.
 func isOld(dir string, uid int) bool {
 	var st unix.Stat_t
 	if unix.Lstat(dir, &st) != nil {
 		return false
 	}
 	if uid >= 0 && int(st.Uid) != os.Geteuid() {
-		return true // also if there is a directory of that name in it: anybody's
+		return true // a directory of disks in it may be anybody's
 	}
 	return unix.Lstat(DisksDir(dir), &st) != nil
 }
 
-// renew makes a directory of an earlier banger one of this: it becomes that of the disks, in a
-// new one. A crash leaves it as it was, or under a name that is found again. The VM may run:
-// what its VMM has open stays what it is.
+// renew changes a directory of an earlier banger: it becomes the directory of disks in a new one.
+// After a crash the next call goes on. The VM may run: files that its VMM has open stay open.
 func renew(dir string, uid int) error {
 	moving := dir + movingSuffix
 	if isOld(dir, uid) {
@@ -58,23 +57,24 @@ func renew(dir string, uid int) error {
 		return nil
 	}
 	if _, err := os.Lstat(DisksDir(moving)); errors.Is(err, os.ErrNotExist) {
-		return os.Remove(moving) // of a crash before anything was moved
+		return os.Remove(moving) // a crash came before anything was moved
 	}
-	for _, f := range takenFiles {
-		if err := takeFile(moving, f.name, f.kind); err != nil {
-			return fmt.Errorf("cannot take %s out of %s: %w", f.name, DisksDir(moving), err)
+	for _, f := range movedFiles {
+		if err := moveFile(moving, f.name, f.kind); err != nil {
+			return fmt.Errorf("cannot move %s out of %s: %w", f.name, DisksDir(moving), err)
 		}
 	}
-	if err := sshkeys.MoveHostKey(DiskPath(moving, HostKeyFile), filepath.Join(moving, HostKeyFile)); err != nil {
+	key := filepath.Join(moving, HostKeyFile)
+	if err := sshkeys.MoveHostKey(DiskPath(moving, HostKeyFile), key); err != nil {
 		return fmt.Errorf("cannot keep the ssh host key of %s: %w", moving, err)
 	}
-	_ = os.Remove(DiskPath(moving, DiskSeed)) // made anew; a VMM that has it open reads on
+	_ = os.Remove(DiskPath(moving, DiskSeed)) // the next start makes it; a running VMM has it open
 	return os.Rename(moving, dir)
 }
 
-// takeFile moves a file out of the directory of the disks, if it is of that kind and has one
-// name, and makes it the daemon's. It is looked at where nobody can exchange it any more.
-func takeFile(dir, name string, kind uint32) error {
+// moveFile moves a file out of the directory of the disks, if it is of that kind and has one name,
+// and makes the daemon its owner. It checks the file where nobody can exchange it any more.
+func moveFile(dir, name string, kind uint32) error {
 	path := filepath.Join(dir, name)
 	err := os.Rename(DiskPath(dir, name), path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -82,10 +82,10 @@ func takeFile(dir, name string, kind uint32) error {
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
-		return nil // there is none; or it was there already, after a crash
+		return nil // there is none
 	}
 	if st.Mode&unix.S_IFMT != kind || st.Nlink != 1 {
-		return os.Rename(path, DiskPath(dir, name+"-"+uuid.NewString())) // a name that nobody has taken before
+		return os.Rename(path, DiskPath(dir, name+"-"+uuid.NewString())) // no such file can exist
 	}
 	if err := os.Lchown(path, os.Geteuid(), os.Getegid()); err != nil {
 		return err

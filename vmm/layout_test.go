@@ -166,7 +166,7 @@ func TestRenewAfterCrash(t *testing.T) {
 			return errors.Join(os.Mkdir(moving, 0o700), os.Rename(dir, DisksDir(moving)))
 		},
 		"after": func(dir, moving string) error {
-			return errors.Join(os.Mkdir(moving, 0o700), os.Rename(dir, DisksDir(moving)), takeFile(moving, LogFile, unix.S_IFREG))
+			return errors.Join(os.Mkdir(moving, 0o700), os.Rename(dir, DisksDir(moving)), moveFile(moving, LogFile, unix.S_IFREG))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -12,30 +12,33 @@ import (
 	"banger/internal/printable"
 )
 
-// logf adds a line to the VM's `log`, if it has been started before.
+// logf adds a line to the VM's `log`, if the VM has a directory.
 func (v *VM) logf(format string, args ...any) {
 	f, err := v.openLog()
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	fmt.Fprintf(ownLog{f}, "%s banger: %s\n", time.Now().UTC().Format("2006-01-02T15:04:05.000Z"), fmt.Sprintf(format, args...))
+	now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
+	fmt.Fprintf(ownLog{f}, now+" banger: "+format+"\n", args...)
 }
 
-// ownLog adds lines of banger's own to a VM's `log`. What they quote of a guest, its agent or its
-// VMM can neither begin another line nor reach a terminal as a control character.
+// ownLog adds lines of banger's own to a VM's `log`. A text of a guest, its agent or its VMM in
+// them can neither begin another line nor bring control characters to a terminal.
 type ownLog struct{ f *os.File }
 
-// Write takes one line.
+// Write appends one line.
 func (l ownLog) Write(line []byte) (int, error) {
-	if _, err := io.WriteString(l.f, printable.Line(strings.TrimSuffix(string(line), "\n"))+"\n"); err != nil {
+	text := printable.Line(strings.TrimSuffix(string(line), "\n"))
+	if _, err := io.WriteString(l.f, text+"\n"); err != nil {
 		return 0, err
 	}
 	return len(line), nil
 }
 
 func (v *VM) openLog() (*os.File, error) {
-	return host.OpenOrCreate(filepath.Join(v.Snapshot().Dir, LogFile), os.O_WRONLY|os.O_APPEND, host.AnyOwner)
+	path := filepath.Join(v.Snapshot().Dir, LogFile)
+	return host.OpenOrCreate(path, os.O_WRONLY|os.O_APPEND, host.AnyOwner)
 }
 
 func (v *VM) trimLog(s *Snapshot) {

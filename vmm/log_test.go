@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestOwnLog writes what a guest may make banger quote: it stays one line without control characters.
+// TestOwnLog writes what a guest may make banger quote: it stays one line without control
+// characters.
 func TestOwnLog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), LogFile)
 	f, err := os.Create(path)

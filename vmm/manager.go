@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,7 +18,7 @@ import (
 	"banger/internal/host"
 )
 
-// Options are what a Manager is made of. The Manager closes none of them but the Store.
+// Options are what a Manager works with. Of these it closes the Store only.
 type Options struct {
 	StateDir string
 	Store    Store
@@ -25,49 +26,50 @@ type Options struct {
 	Network  Network
 	Images   Images
 	Log      *slog.Logger
-	// DNS are the resolvers on the bridge that guests there are told of; none where nobody answers.
+	// DNS are the resolvers on the bridge that its guests receive, if any.
 	DNS []netip.Addr
-	// Defaults for new VMs; Memory 0 stands for the image's own.
+	// Defaults are the settings of new VMs. Memory 0 stands for the image's own.
 	Defaults Config
-	// VMUIDBase, when not 0, runs the VMM of serial N as uid and gid VMUIDBase+N.
+	// VMUIDBase, when not 0, is the base of VMs' users: the VMM of serial N has uid and gid
+	// VMUIDBase+N.
 	VMUIDBase int
-	// Sweep is how often the idle_timeout sweep looks; 1 s if 0.
+	// Sweep is the interval of sweeps for idle VMs; 0 stands for 1 s.
 	Sweep time.Duration
 }
 
-// defaultMemory is for VMs made before their image, bytes.
+// defaultMemory is the memory of VMs whose image does not exist yet, bytes.
 const defaultMemory = 128 << 20
 
-// autostartsAtOnce bounds the boots that Open begins side by side.
+// autostartsAtOnce bounds the autostarts that run side by side.
 const autostartsAtOnce = 4
 
 // Manager owns all VMs of one state directory.
 //
-// Lock order: a VM's own channel, then VM.mu, then emitMu, then an eventLog's;
-// mu is held alone, but that claims.mu may be taken under it.
+// Lock order: a VM's turn, then VM.mu, then emitMu, then an eventLog's mu. Nothing but claims.mu is
+// locked under Manager.mu.
 type Manager struct {
 	o       Options // immutable
 	drivers map[string]Driver
 	bootID  string
 	vmsDir  string
-	ctx     context.Context // ends when Close gives up waiting
+	ctx     context.Context // ends when Close stops waiting
 	cancel  context.CancelFunc
 	closing chan struct{}  // closed when Close begins
 	work    sync.WaitGroup // every goroutine of the Manager
 
 	discarding sync.Mutex // held over the deletion of one directory, above all other locks
 
-	mu       sync.RWMutex // guards the next five
+	mu       sync.RWMutex // guards the fields up to changed, and stores of sorted
 	closed   bool
 	byName   map[string]*VM
-	taken    map[string]bool // names that are being given or given up: nobody else may have them
+	reserved map[string]bool // names that a caller is about to give to a VM, or to free
 	bySerial map[uint64]*VM
 	changed  time.Time
-	sorted   atomic.Pointer[[]*VM] // nil when byName has changed since; stored under mu
+	sorted   atomic.Pointer[[]*VM] // nil after a change of byName
 
 	claims    claims
 	named     atomic.Bool // the host finds guests by their names
-	byAddress sync.Map    // netip.Addr of a guest that runs, to its *VM
+	byAddress sync.Map    // running VMs: netip.Addr to *VM
 
 	counts [len(counted)]struct{ done, failed atomic.Uint64 }
 
@@ -77,15 +79,15 @@ type Manager struct {
 	events eventLog
 }
 
-// Open loads the records, adopts what still runs, marks what died, removes what belongs to no
-// record, and begins the autostarts. It returns when every VM may be used.
+// Open loads the records, adopts the machines that run, records those that died, deletes
+// directories without a record, and begins the autostarts. It returns when every VM can be used.
 func Open(ctx context.Context, o Options) (*Manager, error) {
 	if o.Sweep == 0 {
 		o.Sweep = time.Second
 	}
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return nil, fmt.Errorf("cannot tell this boot of the host from others: %w", err)
+		return nil, fmt.Errorf("cannot read the id of this boot of the host: %w", err)
 	}
 	m := &Manager{
 		o:        o,
@@ -94,7 +96,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		vmsDir:   filepath.Join(o.StateDir, "vms"),
 		closing:  make(chan struct{}),
 		byName:   make(map[string]*VM),
-		taken:    make(map[string]bool),
+		reserved: make(map[string]bool),
 		bySerial: make(map[uint64]*VM),
 		changed:  time.Now(),
 		claims:   claims{of: make(map[uint64][]Publication)},
@@ -149,7 +151,7 @@ func (m *Manager) autostart() {
 	}
 }
 
-// spawn runs f in a goroutine that Close waits for; it reports false when the Manager is closing.
+// spawn runs f in a goroutine that Close waits for. It reports false when the Manager is closing.
 func (m *Manager) spawn(f func()) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -164,8 +166,8 @@ func (m *Manager) spawn(f func()) bool {
 	return true
 }
 
-// Close lets go of the running machines without ending them, waits for the transitions under way
-// (until ctx ends) and for every goroutine of the Manager, and closes the store.
+// Close waits for the transitions under way until ctx ends, and then for every goroutine of the
+// Manager. It disconnects from the running machines, which go on, and closes the store.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	if m.closed {
@@ -201,8 +203,8 @@ func (m *Manager) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// workWait is for goroutines whose work was given up: one may hang in the kernel, on a disk for
-// example. Tests change it.
+// workWait bounds the wait for goroutines whose context has ended: one may hang in the kernel, on a
+// disk for example. Tests change it.
 var workWait = 5 * time.Second
 
 // waitWork reports whether all goroutines have ended.
@@ -222,21 +224,21 @@ func (m *Manager) waitWork() bool {
 	}
 }
 
-// VM finds by name, nil if there is none; it does not block.
+// VM returns the VM of that name, or nil. It does not block.
 func (m *Manager) VM(name string) *VM {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return m.byName[name]
 }
 
-// BySerial finds by serial, nil if there is none; it does not block.
+// BySerial returns the VM of that serial, or nil. It does not block.
 func (m *Manager) BySerial(serial uint64) *VM {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return m.bySerial[serial]
 }
 
-// VMs gives all VMs sorted by name; the slice is shared and immutable.
+// VMs returns all VMs, sorted by name. The slice is shared: nobody changes it.
 func (m *Manager) VMs() []*VM {
 	if p := m.sorted.Load(); p != nil {
 		return *p
@@ -244,19 +246,14 @@ func (m *Manager) VMs() []*VM {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	list := make([]*VM, 0, len(m.byName))
-	names := make([]string, 0, len(m.byName))
-	for name := range m.byName {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(m.byName)) {
 		list = append(list, m.byName[name])
 	}
 	m.sorted.Store(&list)
 	return list
 }
 
-// ListChanged is when the set of names last changed.
+// ListChanged returns when the set of names last changed. It does not block.
 func (m *Manager) ListChanged() time.Time {
 	m.mu.RLock()
 	defer m.mu.RUnlock()

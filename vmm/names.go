@@ -12,7 +12,7 @@ import (
 // Zone is the domain of VMs' names.
 const Zone = guest.Zone
 
-// DNS is the name by which the host's programs find the guest now: NAME.vm, empty while they would not.
+// DNS returns the name by which the host's programs find the guest: NAME.vm, or "" if they do not.
 func (s *Snapshot) DNS() string {
 	if !s.Named || !s.GuestAddress().IsValid() {
 		return ""
@@ -20,7 +20,7 @@ func (s *Snapshot) DNS() string {
 	return s.Name + "." + Zone
 }
 
-// addresses are those at which the guest is reached now.
+// addresses returns the addresses at which the host reaches the guest.
 func (s *Snapshot) addresses() []netip.Addr {
 	var all []netip.Addr
 	for _, a := range []netip.Addr{s.GuestAddress(), s.GuestAddress6()} {
@@ -31,17 +31,17 @@ func (s *Snapshot) addresses() []netip.Addr {
 	return all
 }
 
-// SetNamed says whether the host finds guests by their names from now on, which every snapshot then tells. It does not block.
+// SetNamed sets in every snapshot whether the host finds guests by their names. It does not block.
 func (m *Manager) SetNamed(on bool) {
 	if m.named.Swap(on) == on {
 		return
 	}
-	for _, v := range m.VMs() { // one that is not in the list yet takes it from named at its next change, before it has an address
+	for _, v := range m.VMs() { // a new VM gets it at its next change, before it has an address
 		v.publish(func(*Snapshot) {})
 	}
 }
 
-// Addresses gives those of the running VM of that name, none if there is no such VM; it does not block.
+// Addresses returns the addresses of the running VM of that name, if any. It does not block.
 func (m *Manager) Addresses(name string) []netip.Addr {
 	v := m.VM(name)
 	if v == nil {
@@ -50,33 +50,39 @@ func (m *Manager) Addresses(name string) []netip.Addr {
 	return v.Snapshot().addresses()
 }
 
-// NameOf gives the running VM that has the address, empty if none has; it does not block, nor take longer the more VMs there are.
+// NameOf returns the name of the running VM that has the address, "" if none has. It does not
+// block, and its time does not grow with the number of VMs.
 func (m *Manager) NameOf(a netip.Addr) string {
 	v, ok := m.byAddress.Load(a)
 	if !ok {
 		return ""
 	}
 	s := v.(*VM).Snapshot()
-	if !slices.Contains(s.addresses(), a) { // just now it stopped
+	if !slices.Contains(s.addresses(), a) { // it has just stopped
 		return ""
 	}
 	return s.Name
 }
 
-// indexAddresses keeps byAddress when a VM's snapshot changes; v.mu is held, or nobody has v yet.
+// indexAddresses updates byAddress for a changed snapshot. The caller holds v.mu, or is alone with
+// v.
 func (v *VM) indexAddresses(old, now *Snapshot) {
-	for _, a := range [][2]netip.Addr{{old.GuestAddress(), now.GuestAddress()}, {old.GuestAddress6(), now.GuestAddress6()}} {
-		if a[0] == a[1] {
-			continue
-		}
-		v.m.byAddress.CompareAndDelete(a[0], v)
-		if a[1].IsValid() {
-			v.m.byAddress.Store(a[1], v)
-		}
+	v.indexAddress(old.GuestAddress(), now.GuestAddress())
+	v.indexAddress(old.GuestAddress6(), now.GuestAddress6())
+}
+
+func (v *VM) indexAddress(old, now netip.Addr) {
+	if old == now {
+		return
+	}
+	v.m.byAddress.CompareAndDelete(old, v)
+	if now.IsValid() {
+		v.m.byAddress.Store(now, v)
 	}
 }
 
-// Hosts gives a line of hosts(5) for each address of the running VMs, sorted by name; with short also each name without its domain. It does not block.
+// Hosts returns a line of hosts(5) for each address of the running VMs, sorted by name. With short,
+// lines have the names without the domain, too. It does not block.
 func (m *Manager) Hosts(short bool) []byte {
 	var b strings.Builder
 	for _, v := range m.VMs() {

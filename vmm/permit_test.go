@@ -57,7 +57,8 @@ func TestPermitIsAskedAboutTheOwnerOfNow(t *testing.T) {
 	}
 }
 
-// A change of the owner is made of the owner that is there, not of the one that somebody has seen before.
+// A change of the owner is made of the owner that is there, not of the one that somebody has seen
+// before.
 func TestChownOfTheOwnerOfNow(t *testing.T) {
 	ctx := context.Background()
 	m := open(t, t.TempDir(), newStore())

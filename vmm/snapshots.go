@@ -13,32 +13,32 @@ import (
 )
 
 const (
-	// maxSnapshots is how many a VM may have: each makes removing others slower.
+	// maxSnapshots bounds the snapshots of a VM: each makes removing others slower.
 	maxSnapshots = 256
-	// resetWord is what `restore` takes to empty the system disk, and so the name of no snapshot.
+	// resetWord, written to `restore`, empties the system disk. It is the name of no snapshot.
 	resetWord = "reset"
 
-	snapshotWait = time.Minute     // for the VMM to take or drop a snapshot
-	freezeWait   = 2 * time.Second // for the agent to hold the guest's file systems
-	frozenMost   = 5 * time.Second // the agent lets them go by itself
+	snapshotWait = time.Minute     // bounds the VMM's work on a snapshot
+	freezeWait   = 2 * time.Second // bounds the agent's freeze of the guest's file systems
+	frozenMost   = 5 * time.Second // after which the agent thaws them by itself
 	thawWait     = 2 * time.Second
-	tidyWait     = 5 * time.Minute // for qemu-img to make, drop or restore
+	tidyWait     = 5 * time.Minute // bounds qemu-img's work on disks
 )
 
-// SnapshotPhase is how far a snapshot is made or removed; what is in the disks is told by it also after a crash.
+// SnapshotPhase says how far a snapshot is made or removed, also after a crash.
 type SnapshotPhase string
 
 const (
-	SnapshotMaking    SnapshotPhase = "making"   // it may be in some of the disks, and is to be removed
-	SnapshotKept      SnapshotPhase = "kept"     // it is in all of them
-	SnapshotRemoving  SnapshotPhase = "removing" // as SnapshotMaking
+	SnapshotMaking    SnapshotPhase = "making"   // it is in some disks: a crash's is removed
+	SnapshotKept      SnapshotPhase = "kept"     // it is in all disks
+	SnapshotRemoving  SnapshotPhase = "removing" // it is in some disks
 	SnapshotRestoring SnapshotPhase = "restoring"
 )
 
 // DiskSnapshot is one snapshot of a VM's disks. It is a plain value.
 type DiskSnapshot struct {
 	Serial  uint64 // the VM's
-	Number  uint16 // among the VM's, from 1; given by the store
+	Number  uint16 // among the VM's, from 1; the store chooses it
 	Name    string
 	Created time.Time
 	State   State // in which it was taken
@@ -47,50 +47,56 @@ type DiskSnapshot struct {
 	Phase   SnapshotPhase
 }
 
-// tag is its name in the disks.
+// tag returns the snapshot's name in the disks.
 func (d *DiskSnapshot) tag() string { return "banger-" + strconv.Itoa(int(d.Number)) }
 
-func (d *DiskSnapshot) kept() bool { return d.Phase == SnapshotKept || d.Phase == SnapshotRestoring }
+func (d *DiskSnapshot) kept() bool {
+	return d.Phase == SnapshotKept || d.Phase == SnapshotRestoring
+}
 
-// Kept are the snapshots that are there, oldest first.
+// Kept returns the complete snapshots, oldest first.
 func (s *Snapshot) Kept() []DiskSnapshot {
 	return slices.DeleteFunc(slices.Clone(s.Saved), func(d DiskSnapshot) bool { return !d.kept() })
 }
 
-// saved gives the snapshot of that name, nil if it is not there.
+// saved returns a copy of the snapshot of that name, nil if there is none.
 func (s *Snapshot) saved(name string) *DiskSnapshot {
-	i := slices.IndexFunc(s.Saved, func(d DiskSnapshot) bool { return d.Name == name && d.kept() })
-	if i < 0 {
-		return nil
+	for _, d := range s.Saved {
+		if d.Name == name && d.kept() {
+			return &d
+		}
 	}
-	d := s.Saved[i]
-	return &d
+	return nil
 }
 
-// untidy reports whether something is left of snapshots that a crash or an error cut short.
+// untidy reports whether a crash or an error has interrupted a change of snapshots.
 func (s *Snapshot) untidy() bool {
-	return slices.ContainsFunc(s.Saved, func(d DiskSnapshot) bool { return d.Phase != SnapshotKept })
+	changing := func(d DiskSnapshot) bool { return d.Phase != SnapshotKept }
+	return slices.ContainsFunc(s.Saved, changing)
 }
 
-// TakeSnapshot takes a snapshot of all disks, in the state in which the VM is. It returns when it is durable; when ctx ends first it
-// goes on. ErrInvalid, ErrNameTooLong, ErrExists, ErrBusy during a transition, ErrUnsupported for a VM without a disk, ErrNoSpace.
+// TakeSnapshot takes a snapshot of all disks, whatever the VM's state. It returns when the snapshot
+// is durable; the work goes on if ctx ends first. ErrInvalid, ErrNameTooLong, ErrExists,
+// ErrNoSpace, ErrBusy during a transition, ErrUnsupported for a VM without a disk.
 func (v *VM) TakeSnapshot(ctx context.Context, name string, may Permit) error {
 	doing := fmt.Sprintf("cannot take the snapshot %.63s of %s", name, v.Snapshot().Name)
 	if err := CheckName(name); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	if name == resetWord {
-		return fmt.Errorf("%s: the word %s written to restore empties the system disk: %w", doing, resetWord, ErrInvalid)
+		return fmt.Errorf("%s: the word %s written to restore empties the system disk: %w",
+			doing, resetWord, ErrInvalid)
 	}
 	return v.during(ctx, Take, doing, func(ctx context.Context) error {
 		if err := may.ask(v.Snapshot().Owner); err != nil {
 			return err
 		}
-		return v.take(ctx, name)
+		return v.takeSnapshot(ctx, name)
 	})
 }
 
-// RemoveSnapshot removes a snapshot, whatever the VM does. ErrNotFound, ErrBusy during a transition.
+// RemoveSnapshot removes a snapshot, whatever the VM's state. It returns when the snapshot is gone.
+// ErrNotFound, ErrBusy during a transition.
 func (v *VM) RemoveSnapshot(ctx context.Context, name string, may Permit) error {
 	doing := fmt.Sprintf("cannot remove the snapshot %.63s of %s", name, v.Snapshot().Name)
 	return v.during(ctx, Drop, doing, func(ctx context.Context) error {
@@ -110,8 +116,9 @@ func (v *VM) RemoveSnapshot(ctx context.Context, name string, may Permit) error 
 	})
 }
 
-// Restore puts the disks back to what they were at a snapshot; the word `reset` removes the overlay, so that the next start
-// begins with the image as it is. ErrNotFound, ErrBusy unless stopped or failed.
+// Restore makes the disks what they were at a snapshot. The word `reset` removes the overlay, so
+// that the next start begins with the image as it is. ErrNotFound, ErrBusy unless stopped or
+// failed.
 func (v *VM) Restore(ctx context.Context, name string) error {
 	doing := fmt.Sprintf("cannot restore %s to %.63q", v.Snapshot().Name, name)
 	return v.during(ctx, Restore, doing, func(ctx context.Context) error {
@@ -124,12 +131,13 @@ func (v *VM) Restore(ctx context.Context, name string) error {
 		}
 		d := s.saved(name)
 		if d == nil {
-			return fmt.Errorf("it has no such snapshot; `ls snapshots` shows those that it has: %w", ErrNotFound)
+			return fmt.Errorf("it has no such snapshot; `ls snapshots` lists its snapshots: %w",
+				ErrNotFound)
 		}
 		if err := v.tidy(ctx); err != nil {
 			return err
 		}
-		// From here on the disks may be a mix, which no start may see: see tidy.
+		// From here on the disks may be a mix. tidy ends the restore before any start.
 		d.Phase = SnapshotRestoring
 		if err := v.keep(ctx, d); err != nil {
 			return err
@@ -142,7 +150,7 @@ func (v *VM) Restore(ctx context.Context, name string) error {
 	})
 }
 
-// keep records a snapshot and shows it.
+// keep records and publishes a changed snapshot.
 func (v *VM) keep(ctx context.Context, d *DiskSnapshot) error {
 	if err := v.m.o.Store.UpdateSnapshot(context.WithoutCancel(ctx), d); err != nil {
 		return err
@@ -166,7 +174,7 @@ func (v *VM) showSaved(change func([]DiskSnapshot) []DiskSnapshot) {
 	})
 }
 
-func (v *VM) take(ctx context.Context, name string) error {
+func (v *VM) takeSnapshot(ctx context.Context, name string) error {
 	if err := v.tidy(ctx); err != nil {
 		return err
 	}
@@ -181,7 +189,8 @@ func (v *VM) take(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	d := &DiskSnapshot{Serial: v.serial, Name: name, Created: time.Now(), State: s.State, Size: diskBytes(s.Dir), Phase: SnapshotMaking}
+	d := &DiskSnapshot{Serial: v.serial, Name: name, Created: time.Now(), State: s.State,
+		Size: diskBytes(s.Dir), Phase: SnapshotMaking}
 	if err := v.m.o.Store.AddSnapshot(context.WithoutCancel(ctx), d); err != nil {
 		return err
 	}
@@ -196,7 +205,7 @@ func (v *VM) take(ctx context.Context, name string) error {
 		err = v.keep(ctx, d)
 	}
 	if err != nil {
-		// What is left of it goes now or, if that fails too, before anything else is done with the disks.
+		// If this fails too, the next work on the disks removes the rest first.
 		if e := v.tidy(ctx); e != nil {
 			v.logf("cannot remove what is left of the snapshot %s: %v", name, e)
 		}
@@ -207,8 +216,8 @@ func (v *VM) take(ctx context.Context, name string) error {
 	return nil
 }
 
-// frozen runs f while the guest's file systems stand still, if its agent can do that, and reports whether they did until the end.
-// A guest is never left so: the agent lets go by itself after frozenMost.
+// frozen runs f while the guest's file systems are frozen, if its agent can do that. It reports
+// whether they were frozen until the end. The agent thaws them by itself after frozenMost.
 func (v *VM) frozen(ctx context.Context, s *Snapshot, f func() error) (bool, error) {
 	var freezer guest.Freezer
 	if g, ok := s.Machine.(Guester); ok && s.State == Running && s.Ready {
@@ -221,20 +230,21 @@ func (v *VM) frozen(ctx context.Context, s *Snapshot, f func() error) (bool, err
 	_, err := freezer.Freeze(asked, frozenMost)
 	cancel()
 	if err != nil {
-		v.logf("the guest's file systems do not stand still for the snapshot: %v", err)
+		v.logf("the guest's file systems are not frozen for the snapshot: %v", err)
 	}
 	failure := f()
-	// Also after an error and for who gave up: the agent may have frozen some, or be about to.
+	// Also after an error, and when ctx has ended: the agent may have frozen some, or be about to.
 	asked, cancel = context.WithTimeout(context.WithoutCancel(ctx), thawWait)
 	defer cancel()
-	held, thawed := freezer.Thaw(asked)
-	if thawed != nil && err == nil {
-		v.logf("the agent did not answer that it let the file systems go; it does so by itself: %v", thawed)
+	still, thawErr := freezer.Thaw(asked)
+	if thawErr != nil && err == nil {
+		v.logf("the agent did not confirm that it thawed the file systems; "+
+			"it does so by itself: %v", thawErr)
 	}
-	return err == nil && thawed == nil && held, failure
+	return err == nil && thawErr == nil && still, failure
 }
 
-// snapshotter gives what takes snapshots of the VM's disks as it is now. A stopped VM's disks are made before.
+// snapshotter returns the Snapshotter for the VM's state. It makes the disks of a stopped VM first.
 func (v *VM) snapshotter(ctx context.Context) (Snapshotter, error) {
 	s := v.Snapshot()
 	spec, driver, err := v.diskSpec()
@@ -260,8 +270,8 @@ func (v *VM) snapshotter(ctx context.Context) (Snapshotter, error) {
 	return driver.Disks(spec), nil
 }
 
-// tidy removes from the disks what is left of snapshots half made or half removed, and ends a restore that was begun. Until then
-// nothing else is done with the disks.
+// tidy ends the changes of snapshots that a crash or an error has interrupted: it removes half made
+// snapshots and repeats a restore. All other work on the disks comes after it.
 func (v *VM) tidy(ctx context.Context) error {
 	s := v.Snapshot()
 	if !s.untidy() {
@@ -289,7 +299,7 @@ func (v *VM) tidy(ctx context.Context) error {
 			if err != nil && !errors.Is(err, ErrNotFound) {
 				return err
 			}
-			d.Phase = SnapshotKept // without it in any disk nothing was changed
+			d.Phase = SnapshotKept // after ErrNotFound nothing was changed
 			if e := v.keep(ctx, &d); e != nil || err != nil {
 				return errors.Join(err, e)
 			}
@@ -297,18 +307,20 @@ func (v *VM) tidy(ctx context.Context) error {
 			if err := disks.DropSnapshot(ctx, d.tag()); err != nil {
 				return err
 			}
-			if err := v.m.o.Store.DeleteSnapshot(ctx, &d); err != nil && !errors.Is(err, ErrNotFound) {
+			err := v.m.o.Store.DeleteSnapshot(ctx, &d)
+			if err != nil && !errors.Is(err, ErrNotFound) {
 				return err
 			}
+			same := func(other DiskSnapshot) bool { return other.Number == d.Number }
 			v.showSaved(func(all []DiskSnapshot) []DiskSnapshot {
-				return slices.DeleteFunc(all, func(x DiskSnapshot) bool { return x.Number == d.Number })
+				return slices.DeleteFunc(all, same)
 			})
 		}
 	}
 	return nil
 }
 
-// tidyUp is tidy in the background, for what a daemon before this one left.
+// tidyUp runs tidy in the background, after a crash of the last daemon.
 func (v *VM) tidyUp() {
 	if !v.Snapshot().untidy() {
 		return
@@ -316,12 +328,13 @@ func (v *VM) tidyUp() {
 	v.m.spawn(func() {
 		err := v.during(v.m.ctx, Drop, "cannot finish a change of its snapshots", v.tidy)
 		if err != nil && v.m.ctx.Err() == nil {
-			v.m.o.Log.Error("the disks of a VM need a second try, at its next start", "vm", v.Snapshot().Name, "err", err)
+			v.m.o.Log.Error("the disks of a VM are tidied at its next start only",
+				"vm", v.Snapshot().Name, "err", err)
 		}
 	})
 }
 
-// reset removes the overlay. Its snapshots would go with it, so it must have none.
+// reset removes the overlay. The VM must have no snapshots, which the overlay contains.
 func (v *VM) reset(ctx context.Context) error {
 	if err := v.tidy(ctx); err != nil {
 		return err
@@ -330,7 +343,8 @@ func (v *VM) reset(ctx context.Context) error {
 	if len(s.Saved) > 0 {
 		return fmt.Errorf("its snapshots would be lost: remove them first: %w", ErrBusy)
 	}
-	if err := os.Remove(DiskPath(s.Dir, DiskOverlay)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := os.Remove(DiskPath(s.Dir, DiskOverlay))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	v.emit(EventSnapshot, resetWord)

@@ -190,7 +190,8 @@ func TestCommandsDuringSnapshot(t *testing.T) {
 	}
 }
 
-// What a daemon that died left half done is undone or ended by the next before anything else is done with the disks.
+// What a daemon that died left half done is undone or ended by the next before anything else is
+// done with the disks.
 func TestSnapshotsAfterCrash(t *testing.T) {
 	ctx := context.Background()
 	dir, store := t.TempDir(), newStore()
@@ -242,7 +243,8 @@ func TestDiskGrowsWhileItRuns(t *testing.T) {
 	}
 }
 
-// A disk that finds no space pauses the VM, which goes on when there is some; who pauses it meanwhile is obeyed.
+// A disk that finds no space pauses the VM, which goes on when there is some; who pauses it
+// meanwhile is obeyed.
 func TestFullDiskPauses(t *testing.T) {
 	m := open(t, t.TempDir(), newStore())
 	v := withDisk(t, m, "web", "fake.full=10ms")

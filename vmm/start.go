@@ -60,7 +60,8 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	s := v.Snapshot()
 	driver := v.m.drivers[s.Config.VMM]
 	if driver == nil {
-		return nil, &refusal{fmt.Errorf("this host has no vmm %q: %w", s.Config.VMM, ErrUnsupported)}
+		err := fmt.Errorf("this host has no vmm %q: %w", s.Config.VMM, ErrUnsupported)
+		return nil, &refusal{err}
 	}
 	image, err := v.m.o.Images.Image(s.Config.Image)
 	if err != nil {
@@ -76,8 +77,8 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	bridged := s.Config.Net == NetBridge && !unwired
 	var address netip.Addr
 	if bridged {
-		n := v.m.o.Network
-		address, err = v.m.o.Store.Lease(context.WithoutCancel(ctx), v.serial, n.Prefix(), n.Gateway())
+		n, store := v.m.o.Network, v.m.o.Store
+		address, err = store.Lease(context.WithoutCancel(ctx), v.serial, n.Prefix(), n.Gateway())
 		if err != nil {
 			return nil, &refusal{fmt.Errorf("cannot lease an address: %w", err)}
 		}

@@ -67,8 +67,8 @@ func (v *VM) wake(ctx context.Context, machine Machine) {
 // awaitOff waits until the guest is off. It kills the guest after the given time, or when a user
 // asks for that. When leave is closed or the Manager waits no longer, it leaves the guest to the
 // next daemon.
-func (v *VM) awaitOff(ctx context.Context, machine Machine, most time.Duration, leave <-chan struct{},
-) error {
+func (v *VM) awaitOff(ctx context.Context, machine Machine, most time.Duration,
+	leave <-chan struct{}) error {
 	timer := time.NewTimer(most)
 	defer timer.Stop()
 	select {
@@ -182,8 +182,8 @@ func (v *VM) end(ctx context.Context, machine Machine, why string) error {
 	defer cancel()
 	if err := machine.Kill(ctx); err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("its process %d was killed, but the kernel has not ended it within %v: %w",
-				machine.Process().PID, killWait, ErrBusy)
+			return fmt.Errorf("its process %d was killed, but the kernel has not ended it "+
+				"within %v: %w", machine.Process().PID, killWait, ErrBusy)
 		}
 		return err
 	}

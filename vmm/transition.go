@@ -224,7 +224,8 @@ func (v *VM) launchLocked(c Command, do work) (*transition, error) {
 	})
 	if !ok {
 		cancel()
-		return nil, fmt.Errorf("cannot %s %s: the daemon is ending: %w", c, v.Snapshot().Name, ErrBusy)
+		return nil, fmt.Errorf("cannot %s %s: the daemon is ending: %w",
+			c, v.Snapshot().Name, ErrBusy)
 	}
 	v.busy = t
 	return t, nil
@@ -283,7 +284,8 @@ func (v *VM) plan(c Command) plan {
 			a = row[i]
 		}
 		if a.refuse != nil {
-			return nil, fmt.Errorf("cannot %s %s: it is %s: %w", c, v.Snapshot().Name, state, a.refuse)
+			return nil, fmt.Errorf("cannot %s %s: it is %s: %w",
+				c, v.Snapshot().Name, state, a.refuse)
 		}
 		if a.run == nil || a.only != nil && !a.only(v) {
 			return nil, nil

@@ -9,7 +9,7 @@ import (
 	"banger/internal/value"
 )
 
-// State is where a VM is in its life; its text is what the file `state` shows.
+// State is where a VM is in its life, as the file `state` shows it.
 type State string
 
 const (
@@ -38,13 +38,16 @@ const (
 	Pause   Command = "pause"
 	Resume  Command = "resume"
 
-	Take    Command = "snapshot" // these three are no words of `state`: mkdir and rmdir in snapshots/
+	// These are no words of `state`. The first three are mkdir and rmdir in snapshots/ and a write
+	// to restore, the fourth is an open of wait/export.
+	Take    Command = "snapshot"
 	Drop    Command = "removal of a snapshot"
 	Restore Command = "restore"
-	Export  Command = "export" // nor is this: wait/export
+	Export  Command = "export"
 
-	exit  Command = "exit"     // no user's: what the Manager does when a machine ends by itself
-	adopt Command = "adoption" // nor this: what Open does with a VM that was not stopped
+	// These are the Manager's own: a machine ended by itself, and a recovery by Open.
+	exit  Command = "exit"
+	adopt Command = "adoption"
 )
 
 // NetMode is how a guest is connected.
@@ -59,7 +62,7 @@ const (
 // NoLimit is the duration written as `max`.
 const NoLimit = value.NoLimit
 
-// Config is what a user may set of a VM. It is a plain value: copies are independent.
+// Config is the settings of a VM. It is a plain value: copies are independent.
 type Config struct {
 	Image       string
 	CPUs        int
@@ -80,15 +83,14 @@ type Config struct {
 	AuthorizedKeys string // ssh keys that may log in, as authorized_keys of sshd(8)
 }
 
-// Owner is who a VM's directory belongs to.
+// Owner is the owner of a VM's or an image's directory.
 type Owner struct {
 	UID, GID uint32
 	Mode     uint32 // permission bits of the directory, e.g. 0o755
 }
 
-// Permit decides whether somebody may do something to what belongs to the owner. It is asked at the
-// moment of the change, when the owner cannot become another. It does not block. A nil Permit
-// permits everything.
+// Permit decides whether a caller may change an object of the owner. It is called at the moment of
+// the change, while the owner cannot change, and must not block. A nil Permit permits everything.
 type Permit func(Owner) error
 
 func (p Permit) ask(o Owner) error {
@@ -98,9 +100,9 @@ func (p Permit) ask(o Owner) error {
 	return p(o)
 }
 
-// Record is what the store keeps of a VM; all of it survives the daemon.
+// Record is the durable part of a VM.
 type Record struct {
-	Serial  uint64 // given by the store, never reused; node numbers are computed from it
+	Serial  uint64 // the store chooses it and never reuses it; node numbers are computed from it
 	ID      string // UUID
 	Name    string
 	Config  Config
@@ -115,8 +117,8 @@ type Record struct {
 	Process Process
 	Run     uint64 // counts the starts
 	MAC     string
-	Base    string     // digest of the image at the last start, which the overlay is over; empty if there was none, and for the built-in one
-	Address netip.Addr // leased address, kept until the VM is removed; invalid if none was leased yet
+	Base    string     // digest of the image at the last start; empty for none and the built-in one
+	Address netip.Addr // leased until the VM is removed; invalid before its first lease
 }
 
 // Process names one process for good: pids are reused, a pid with its start time is not.
@@ -125,14 +127,15 @@ type Process struct {
 	StartTime uint64 // clock ticks after boot, field 22 of /proc/PID/stat (proc(5))
 }
 
-// Snapshot is an immutable picture of a VM. Readers share it; nobody changes it.
+// Snapshot is the immutable state of a VM at one moment. Readers share it.
 type Snapshot struct {
 	Record
 	CurrentRun
-	// Changed tells when each setting or fact last changed, by file name
-	// ("state", "memory", "config", ...); Created for what is not in it.
+	// Changed has the times at which settings and facts last changed, by file name ("state",
+	// "memory", "config", ...). Those without one have not changed since Created.
 	Changed Changes
-	// Saved are the snapshots of the disks, oldest first, also those half made or half removed; Kept gives those that are there.
+	// Saved are the snapshots of the disks, oldest first, with those half made or half removed.
+	// Kept returns the complete ones.
 	Saved []DiskSnapshot
 	// Named is true while the host finds guests by their names; see DNS.
 	Named bool
@@ -141,23 +144,22 @@ type Snapshot struct {
 	Dir string
 }
 
-// CurrentRun is what the daemon knows of a VM from its start until its machine is gone. A start, an
-// adoption and an end replace the whole of it; the zero value stands for a VM that does not run.
+// CurrentRun is the run of a VM. A start, an adoption and an end replace the whole value. It is
+// zero for a VM that does not run.
 type CurrentRun struct {
-	// Machine is what runs, nil unless State.Alive().
+	// Machine is nil unless State.Alive().
 	Machine Machine
-	// Ready is true once the guest's agent of this run has answered and was
-	// told its address, host name and time.
+	// Ready is true once the agent of this run has accepted address, host name and time.
 	Ready   bool
 	ReadyIn time.Duration // from the start of the VMM to Ready
 	// Address6 is the guest's IPv6 address, invalid if it has none.
 	Address6 netip.Addr
-	// Since is when the machine of this run was started or adopted, by the
-	// monotonic clock; zero while nothing runs.
+	// Since is when the machine of this run was started or adopted, by the monotonic clock.
 	Since time.Time
 }
 
-// Changes are the times at which things last changed, by their names. Immutable: a list is a tenth of a map, and there are as many as VMs.
+// Changes are times of changes by name. They are immutable. A list needs a tenth of a map's memory,
+// and each VM has one.
 type Changes []change
 
 type change struct {
@@ -165,7 +167,7 @@ type change struct {
 	at   time.Time
 }
 
-// Of gives the time of one change; false if it never was one.
+// Of returns when a name last changed, false if it never did.
 func (c Changes) Of(name string) (time.Time, bool) {
 	for i := range c {
 		if c[i].name == name {
@@ -175,7 +177,7 @@ func (c Changes) Of(name string) (time.Time, bool) {
 	return time.Time{}, false
 }
 
-// with gives changes in which those of the names are now.
+// with returns changes in which the names have changed now.
 func (c Changes) with(now time.Time, names ...string) Changes {
 	changed := make(Changes, len(c), len(c)+len(names))
 	copy(changed, c)
@@ -190,7 +192,7 @@ func (c Changes) with(now time.Time, names ...string) Changes {
 	return changed
 }
 
-// GuestAddress is the address at which the host reaches the guest now, invalid if it cannot.
+// GuestAddress returns the address at which the host reaches the guest, invalid if it cannot.
 func (s *Snapshot) GuestAddress() netip.Addr {
 	if s.State.Alive() && s.Config.Net == NetBridge {
 		return s.Address
@@ -206,9 +208,9 @@ func (s *Snapshot) GuestAddress6() netip.Addr {
 	return netip.Addr{}
 }
 
-// DisksDir is the directory of the disks of the VM whose directory is dir. It belongs to the
-// VM's user, and with it whatever a VMM that its guest has taken over puts there: open nothing
-// in it but with host.OpenRegular.
+// DisksDir is the directory of the disks of the VM whose directory is dir. It belongs to the VM's
+// user, so that a VMM that its guest has taken over can put any file there: open its files with
+// host.OpenRegular only.
 func DisksDir(dir string) string { return filepath.Join(dir, "disks") }
 
 // DiskPath is the path of a disk of the VM whose directory is dir.
@@ -217,13 +219,13 @@ func DiskPath(dir, name string) string { return filepath.Join(DisksDir(dir), nam
 // Names of files in a VM's directory on the host.
 const (
 	// These are in DisksDir, but for the seed, which no VMM writes.
-	DiskOverlay = "overlay.img" // the system disk's overlay, qcow2; absent for images without a disk
+	DiskOverlay = "overlay.img" // the system disk, qcow2; absent for images without a disk
 	DiskWork    = "work.qcow2"  // the VM's own writable disk
-	DiskRaw     = "work.img"    // the same, raw, as banger made it before it had snapshots
-	DiskSeed    = "seed.img"    // what cloud-init configures a guest with a kernel of its own from, ISO 9660; absent for others
+	DiskRaw     = "work.img"    // the same, raw, of a banger without snapshots
+	DiskSeed    = "seed.img"    // settings for cloud-init, ISO 9660; absent for others
 
 	// These are beside DisksDir.
-	ConsoleFile = "console.log" // what the guest printed, trimmed from its beginning
-	LogFile     = "log"         // what the VMM printed and banger did
+	ConsoleFile = "console.log" // the guest's output, trimmed at its head
+	LogFile     = "log"         // the VMM's output and banger's actions
 	HostKeyFile = "ssh_host_ed25519_key"
 )

@@ -39,7 +39,8 @@ func TrimHead(f *os.File, keep int64) error {
 }
 
 // Tail is a file that grows at its end and is trimmed at its head. Offsets count from its base,
-// which is the first byte that was kept at the open, until SetBase. One goroutine at a time uses it.
+// which is the first byte that was kept at the open, until SetBase. One goroutine at a time uses
+// it.
 type Tail struct {
 	path string
 	f    *os.File // nil while the file does not exist
@@ -78,8 +79,8 @@ func (t *Tail) file() (*os.File, error) {
 }
 
 // TailSize returns how many bytes can be read now from base on, and when the last was written. A
-// negative base stands for the first byte that is kept. The time is zero if the file does not exist.
-// Only a file that was trimmed is opened for it.
+// negative base stands for the first byte that is kept. The time is zero if the file does not
+// exist. Only a file that was trimmed is opened for it.
 func TailSize(path string, base int64) (int64, time.Time) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {

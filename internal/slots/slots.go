@@ -46,7 +46,8 @@ func (s *Slots) Try(uid uint32) bool {
 	return s.takeLocked(uid)
 }
 
-// Wait takes a slot as soon as the uid may have one. It returns the error of ctx if that ends first.
+// Wait takes a slot as soon as the uid may have one. It returns the error of ctx if that ends
+// first.
 func (s *Slots) Wait(ctx context.Context, uid uint32) error {
 	s.mu.Lock()
 	if s.takeLocked(uid) {

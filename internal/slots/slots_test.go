@@ -14,7 +14,10 @@ func TestSlots(t *testing.T) {
 	for _, c := range []struct {
 		uid  uint32
 		want bool
-	}{{alice, true}, {alice, true}, {alice, false}, {bob, true}, {bob, false}, {carol, true}, {dave, false}} {
+	}{
+		{alice, true}, {alice, true}, {alice, false},
+		{bob, true}, {bob, false}, {carol, true}, {dave, false},
+	} {
 		if got := slots.Try(c.uid); got != c.want {
 			t.Errorf("uid %d: %v", c.uid, got)
 		}

@@ -25,7 +25,8 @@ import (
 // maxHostKey bounds the file of a host key, bytes.
 const maxHostKey = 4 << 10
 
-// CheckAuthorized returns an error for the first line that is no line of authorized_keys of sshd(8).
+// CheckAuthorized returns an error for the first line that is no line of authorized_keys of
+// sshd(8).
 func CheckAuthorized(lines string) error {
 	for _, line := range strings.Split(lines, "\n") {
 		if line == "" || line[0] == '#' {

@@ -38,7 +38,7 @@ type manifest struct {
 	Name        string `json:"name"`
 	Image       string `json:"image"`
 	ImageDigest string `json:"image_digest"`
-	ImageSource string `json:"image_source,omitempty"` // for the message of a failed import only
+	ImageSource string `json:"image_source,omitempty"` // for messages only
 	Disks       []disk `json:"disks"`
 
 	settings map[string]json.RawMessage

@@ -40,7 +40,8 @@ func (images) Image(name string) (vmm.Image, error) {
 	case "builtin":
 		return vmm.Image{Name: name, Memory: 1}, nil
 	case "a", "b":
-		return vmm.Image{Name: name, Memory: 1, Root: "/x", RootFormat: "raw", Digest: "sha256:" + name}, nil
+		return vmm.Image{Name: name, Memory: 1, Root: "/x", RootFormat: "raw",
+			Digest: "sha256:" + name}, nil
 	}
 	return vmm.Image{}, vmm.ErrNotFound
 }
@@ -138,7 +139,8 @@ func (d *daemon) exported(t *testing.T, v *vmm.VM) []byte {
 		t.Fatal(err)
 	}
 	part := make([]byte, 700)
-	if n, err := a.ReadAt(part, 400); n != len(part) || err != nil || !bytes.Equal(part, b[400:1100]) {
+	n, err := a.ReadAt(part, 400)
+	if n != len(part) || err != nil || !bytes.Equal(part, b[400:1100]) {
 		t.Errorf("a part of it: %d, %v", n, err)
 	}
 	return b
@@ -163,7 +165,8 @@ func tarOf(t *testing.T, members ...string) []byte {
 func header(t *testing.T, name string, size int64) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := tar.NewWriter(&b).WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: size}); err != nil {
+	h := &tar.Header{Name: name, Mode: 0o600, Size: size}
+	if err := tar.NewWriter(&b).WriteHeader(h); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -186,7 +189,8 @@ func TestExportAndImport(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(v.Snapshot().Dir, "*.export")); left != nil {
 		t.Errorf("left: %v", left)
 	}
-	if _, err := d.Import(ctx, "", vmm.Owner{}, bytes.NewReader(b)); !errors.Is(err, vmm.ErrExists) {
+	_, err := d.Import(ctx, "", vmm.Owner{}, bytes.NewReader(b))
+	if !errors.Is(err, vmm.ErrExists) {
 		t.Errorf("a name of another VM: %v", err)
 	}
 	// What follows the archive is not read.
@@ -230,34 +234,38 @@ func TestImportOfWhatIsNoArchive(t *testing.T) {
 		const digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
 		return manifest("builtin", "", `{"name":"`+name+`","size":1,"sha256":"`+digest+`"}`)
 	}
-	for what, c := range map[string]struct {
-		b    []byte
-		want error
-	}{
-		"nothing":         {nil, vmm.ErrInvalid},
-		"text":            {[]byte(strings.Repeat("text", 1000)), vmm.ErrInvalid},
-		"cut short":       {whole[:len(whole)-1500], nil},
-		"changed":         {bytes.Replace(whole, []byte("content"), []byte("contend"), 1), vmm.ErrInvalid},
-		"another version": {tarOf(t, "banger.json", `{"version":2}`), vmm.ErrInvalid},
-		"another image": {tarOf(t, "banger.json",
-			strings.Replace(one("overlay.img"), `t":""`, `t":"sha256:0"`, 1)), vmm.ErrNotFound},
-		"no such image": {tarOf(t, "banger.json", manifest("none", "sha256:0", "")), vmm.ErrNotFound},
-		"too much memory": {tarOf(t, "banger.json",
-			strings.Replace(none, "134217728", "99999999999999999", 1)), vmm.ErrInvalid},
-		"a path": {tarOf(t, "banger.json", one("../../x"), "../../x", "x"), vmm.ErrInvalid},
-		"a disk that the VM has not": {tarOf(t, "banger.json", one("overlay.img"), "overlay.img", "x"),
-			vmm.ErrInvalid},
-		"a member too many": {tarOf(t, "banger.json", one("work.qcow2"), "work.qcow2", "x", "more", ""),
-			vmm.ErrInvalid},
-		"another member":     {tarOf(t, "banger.json", one("work.qcow2"), "other", "x"), vmm.ErrInvalid},
-		"a huge banger.json": {tarOf(t, "banger.json", strings.Repeat(" ", 1<<20)), vmm.ErrInvalid},
-		"a longer disk": {tarOf(t, "banger.json", one("work.qcow2"), "work.qcow2", "xx"),
-			vmm.ErrInvalid},
-	} {
-		_, err := d.Import(ctx, "copy", vmm.Owner{}, bytes.NewReader(c.b))
-		if err == nil || c.want != nil && !errors.Is(err, c.want) {
+	refused := func(what string, want error, b []byte) {
+		t.Helper()
+		_, err := d.Import(ctx, "copy", vmm.Owner{}, bytes.NewReader(b))
+		if err == nil || want != nil && !errors.Is(err, want) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+	changed := bytes.Replace(whole, []byte("content"), []byte("contend"), 1)
+	refused("nothing", vmm.ErrInvalid, nil)
+	refused("text", vmm.ErrInvalid, []byte(strings.Repeat("text", 1000)))
+	refused("an archive cut short", nil, whole[:len(whole)-1500])
+	refused("a changed disk", vmm.ErrInvalid, changed)
+	for _, c := range []struct {
+		what    string
+		want    error
+		about   string
+		members []string
+	}{
+		{"another version", vmm.ErrInvalid, `{"version":2}`, nil},
+		{"another image", vmm.ErrNotFound,
+			strings.Replace(one("overlay.img"), `t":""`, `t":"sha256:0"`, 1), nil},
+		{"no such image", vmm.ErrNotFound, manifest("none", "sha256:0", ""), nil},
+		{"too much memory", vmm.ErrInvalid,
+			strings.Replace(none, "134217728", "99999999999999999", 1), nil},
+		{"a path", vmm.ErrInvalid, one("../../x"), []string{"../../x", "x"}},
+		{"a disk of no VM", vmm.ErrInvalid, one("overlay.img"), []string{"overlay.img", "x"}},
+		{"a member too many", vmm.ErrInvalid, one("work.qcow2"), []string{"work.qcow2", "x", "more", ""}},
+		{"another member", vmm.ErrInvalid, one("work.qcow2"), []string{"other", "x"}},
+		{"a longer disk", vmm.ErrInvalid, one("work.qcow2"), []string{"work.qcow2", "xx"}},
+		{"a huge banger.json", vmm.ErrInvalid, strings.Repeat(" ", 1<<20), nil},
+	} {
+		refused(c.what, c.want, tarOf(t, append([]string{"banger.json", c.about}, c.members...)...))
 	}
 	good := tarOf(t, "banger.json", one("work.qcow2"), "work.qcow2", "x")
 	if _, err := d.Import(ctx, "good", vmm.Owner{}, bytes.NewReader(good)); err != nil {
@@ -279,7 +287,7 @@ func TestImportNeedsItsImage(t *testing.T) {
 	const overlay = `{"name":"overlay.img","size":0,"sha256":""}`
 	for _, c := range []struct{ image, digest, disks, says string }{
 		{"a", "sha256:old", overlay, `it needs the image "a" of digest "sha256:old", ` +
-			`made from "oci:/srv/app.tar", and the image of that name has "sha256:a" here: make an image`},
+			`made from "oci:/srv/app.tar", and the image of that name has "sha256:a" here: make`},
 		{"none", "sha256:old", "", "no image has that name here"},
 		{"a", "sha256:old", "", `the image of that name has "sha256:a" here`}, // which has a disk
 		{"builtin", "sha256:old", overlay, `the image of that name has "" here`},
@@ -313,7 +321,8 @@ func TestImportOfBombs(t *testing.T) {
 	defer cancel()
 	d := open(t)
 	const size = 1 << 40
-	text := manifest("builtin", "", fmt.Sprintf(`{"name":"work.qcow2","size":%d,"sha256":""}`, size))
+	work := fmt.Sprintf(`{"name":"work.qcow2","size":%d,"sha256":""}`, size)
+	text := manifest("builtin", "", work)
 	about := bytes.TrimRight(tarOf(t, "banger.json", text), "\x00")
 	about = append(about, make([]byte, (512-len(about)%512)%512)...) // without the tar's end
 	bomb := bytes.NewReader(tartest.Sparse(t, "work.qcow2", size))
@@ -323,8 +332,9 @@ func TestImportOfBombs(t *testing.T) {
 	}
 	// The same terabyte of zeros, all of it sent.
 	stopped, stop := context.WithCancel(ctx)
-	_, err = d.Import(stopped, "bomb", vmm.Owner{}, io.MultiReader(bytes.NewReader(about),
-		bytes.NewReader(header(t, "work.qcow2", size)), host.NewReader(ctx, zeros{}, func(int) { stop() })))
+	endless := host.NewReader(ctx, zeros{}, func(int) { stop() })
+	_, err = d.Import(stopped, "bomb", vmm.Owner{}, io.MultiReader(
+		bytes.NewReader(about), bytes.NewReader(header(t, "work.qcow2", size)), endless))
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("an import that was cancelled: %v", err)
 	}

@@ -25,8 +25,8 @@ const checkWait = 5 * time.Minute
 func (a *Archives) Import(ctx context.Context, name string, owner vmm.Owner, r io.Reader,
 ) (*vmm.VM, error) {
 	if !a.imports.Try(owner.UID) {
-		return nil, fmt.Errorf("cannot import: %d imports of one user, or %d of all, are under way: %w",
-			importsOfOne, importsAtOnce, vmm.ErrBusy)
+		return nil, fmt.Errorf("cannot import: %d imports of one user, or %d of all, "+
+			"are under way: %w", importsOfOne, importsAtOnce, vmm.ErrBusy)
 	}
 	defer a.imports.End(owner.UID)
 	v, err := a.load(ctx, name, owner, tar.NewReader(host.NewReader(ctx, r, nil)))
@@ -116,8 +116,8 @@ func (a *Archives) imageFor(m *manifest) (*vmm.Image, error) {
 	}
 	here := "no image has that name here"
 	if image, err := a.o.Images.Image(m.Image); err == nil {
-		overlay := slices.ContainsFunc(m.Disks, func(d disk) bool { return d.Name == vmm.DiskOverlay })
-		if !overlay && image.Root == "" {
+		isSystem := func(d disk) bool { return d.Name == vmm.DiskOverlay }
+		if image.Root == "" && !slices.ContainsFunc(m.Disks, isSystem) {
 			return &image, nil
 		}
 		here = fmt.Sprintf("the image of that name has %q here", image.Digest)
@@ -145,8 +145,8 @@ func (m *manifest) copyDisks(ctx context.Context, r *tar.Reader, spec *vmm.Spec)
 				d.Name, manifestName, err, vmm.ErrInvalid)
 		}
 		if host.Sparse(h) {
-			return fmt.Errorf("the disk %s is a sparse member, whose holes the archive leaves out: %w",
-				d.Name, vmm.ErrInvalid)
+			return fmt.Errorf("the disk %s is a sparse member, "+
+				"whose holes the archive leaves out: %w", d.Name, vmm.ErrInvalid)
 		}
 		if err := d.copyTo(ctx, spec.Disks[i].Path, r); err != nil {
 			return err
@@ -204,8 +204,8 @@ func (a *Archives) checkDisks(ctx context.Context, spec *vmm.Spec, keeper vmm.Di
 	return errors.Join(job.Kill(), reclaim(spec))
 }
 
-// reclaim makes the daemon the owner of checked disks. The program that checked them read strangers'
-// bytes: each disk must be a regular file with one name, and no other file may be there.
+// reclaim makes the daemon the owner of checked disks. The program that checked them read
+// strangers' bytes: each disk must be a regular file with one name, and no other file may be there.
 func reclaim(spec *vmm.Spec) error {
 	dir := vmm.DisksDir(spec.Dir)
 	if err := os.Chown(dir, os.Getuid(), os.Getgid()); err != nil {
@@ -218,7 +218,8 @@ func reclaim(spec *vmm.Spec) error {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		if !slices.ContainsFunc(spec.Disks, func(d vmm.Disk) bool { return d.Path == path }) {
-			return fmt.Errorf("the check of its disks made a file %.64q: %w", e.Name(), vmm.ErrInvalid)
+			return fmt.Errorf("the check of its disks made a file %.64q: %w",
+				e.Name(), vmm.ErrInvalid)
 		}
 		f, err := host.OpenRegular(path, os.O_RDONLY, host.AnyOwner)
 		if err != nil {
