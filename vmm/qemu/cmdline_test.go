@@ -41,6 +41,8 @@ func TestCommandLine(t *testing.T) {
 		host   platform
 	}{
 		"microvm": {func(*vmm.Spec) {}, micro},
+		"microvm-no-tsc": {func(s *vmm.Spec) { s.Image.Cmdline, s.Config.Cmdline = "", "" },
+			platform{binary: binary, accel: tcg, machine: microvm}},
 		"user-disks": {func(s *vmm.Spec) {
 			s.NIC.Mode = vmm.NetUser
 			s.Disks = []vmm.Disk{

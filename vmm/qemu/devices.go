@@ -25,7 +25,7 @@ func devices(spec *vmm.Spec, p platform) []device {
 		on = "-device"
 	}
 	all := []device{
-		board{p.machine, firmware},
+		board{p.machine, firmware, p.accel == tcg && p.tscKHz == 0},
 		processor{p.accel, translationBuffer(spec)},
 		confinement,
 		identity(spec),
@@ -72,12 +72,16 @@ func identity(spec *vmm.Spec) options {
 type board struct {
 	machine  string
 	firmware bool
+	timer    bool // microvm has an i8254, which only a guest that has to measure its TSC needs
 }
 
 func (b board) addTo(c *commands) {
 	switch {
-	case b.machine == microvm:
+	case b.machine == microvm && b.timer:
 		c.add("-M", "microvm,acpi=on")
+	case b.machine == microvm:
+		// The kernel leaves an unused i8254 ticking, which wakes an idle QEMU 70 times a second.
+		c.add("-M", "microvm,acpi=on,pit=off")
 	case b.firmware:
 		// Without a display, firmware and boot loader print to the serial line.
 		c.add("-M", b.machine+",graphics=off")
