@@ -32,7 +32,7 @@ import (
 type Options struct {
 	Manager      *vmm.Manager
 	Log          *slog.Logger  // nil: silent
-	Network      vmm.Network   // whose links are read if it is a vmm.LinkStatser
+	Network      vmm.Network   // whose links are read; nil for none
 	StatsMaxAge  time.Duration // 1 s if 0
 	PortsMaxAge  time.Duration // 2 s
 	HealthMaxAge time.Duration // 1 s
@@ -220,8 +220,8 @@ func newCollector(o Options) *Collector {
 		untold:       map[uint64]news{},
 		meters:       newMeters(),
 	}
-	if n, ok := o.Network.(vmm.LinkStatser); ok {
-		c.links.dump = n.LinkStats
+	if o.Network != nil {
+		c.links.dump = o.Network.LinkStats
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.NewTextHandler(io.Discard, nil))

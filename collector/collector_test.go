@@ -57,7 +57,19 @@ func hang(ctx context.Context) error {
 	return vmm.ErrTimeout
 }
 
-type testMachine struct{ vmm.Machine }
+type testMachine struct {
+	vmm.BaseMachine
+	required
+}
+
+// required holds the methods that vmm.BaseMachine lacks. The collector calls none of them.
+type required interface {
+	Process() vmm.Process
+	Done() <-chan struct{}
+	Exit() vmm.Exit
+	Kill(context.Context) error
+	Close() error
+}
 
 type guestMachine struct {
 	testMachine

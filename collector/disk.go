@@ -22,13 +22,12 @@ func (e *entry) diskStats(s *vmm.Snapshot, st *Stats) {
 
 // blockStats fills in what the VMM counts of the guest's disks; nothing for a VM that does not run, has none, or whose VMM does not answer.
 func (c *Collector) blockStats(ctx context.Context, s *vmm.Snapshot, st *Stats) {
-	counts, ok := s.Machine.(vmm.BlockStatser)
-	if !ok || !s.State.Alive() || st.OverlayBytes == nil && st.WorkBytes == nil {
+	if !s.State.Alive() || st.OverlayBytes == nil && st.WorkBytes == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, blockTimeout)
 	defer cancel()
-	b, err := counts.BlockStats(ctx)
+	b, err := s.Machine.BlockStats(ctx)
 	if err != nil {
 		c.log.Debug("no block figures", "vm", s.Name, "err", err)
 		return

@@ -76,8 +76,8 @@ func (p *patience) rests(s *vmm.Snapshot, now time.Time) bool {
 
 // ask calls the agent of the machine in s and bounds its time. vmm.ErrTimeout, vmm.ErrNoAgent, or what call returns.
 func (c *Collector) ask(ctx context.Context, e *entry, s *vmm.Snapshot, call func(context.Context, guest.Agent) error) error {
-	m, ok := s.Machine.(vmm.Guester)
-	if !ok {
+	agent := s.Agent()
+	if agent == nil {
 		return fmt.Errorf("cannot ask %s: %w", s.Name, vmm.ErrNoAgent)
 	}
 	given := e.guest.left(s, c.now(), c.guestTimeout)
@@ -93,7 +93,7 @@ func (c *Collector) ask(ctx context.Context, e *entry, s *vmm.Snapshot, call fun
 		return fmt.Errorf("cannot ask %s, too many guests are being asked: %w", s.Name, cmp.Or(ctx.Err(), vmm.ErrTimeout))
 	}
 	c.guestCalls.Add(1)
-	err := call(bounded, m.Guest())
+	err := call(bounded, agent)
 	if ctx.Err() != nil { // nobody waits any more: this says nothing of the guest
 		return fmt.Errorf("cannot ask %s: %w", s.Name, ctx.Err())
 	}

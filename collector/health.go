@@ -48,7 +48,7 @@ func passive(s *vmm.Snapshot) (status, reason string) {
 	case vmm.Paused:
 		return Paused, ""
 	case vmm.Running:
-		if _, ok := s.Machine.(vmm.Guester); !ok {
+		if s.Agent() == nil {
 			return Unhealthy, "no agent"
 		}
 		if !s.Ready {

@@ -34,13 +34,9 @@ func (c *Collector) vmmMetrics(ctx context.Context, v subject) (json.RawMessage,
 // vmmMetricsOf asks the VMM of the VM that s shows.
 func (c *Collector) vmmMetricsOf(s *vmm.Snapshot) func(context.Context) (*json.RawMessage, error) {
 	return func(ctx context.Context) (*json.RawMessage, error) {
-		reader, ok := s.Machine.(vmm.MetricsReader)
-		if !ok {
-			return nil, fmt.Errorf("cannot read the VMM's metrics of %s: %w", s.Name, vmm.ErrUnsupported)
-		}
 		ctx, cancel := context.WithTimeout(ctx, c.guestTimeout)
 		defer cancel()
-		b, err := reader.Metrics(ctx)
+		b, err := s.Machine.Metrics(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("cannot read the VMM's metrics of %s: %w", s.Name, err)
 		}

@@ -84,7 +84,7 @@ func (c *Collector) waitReady(ctx context.Context, e *entry) (*vmm.Snapshot, err
 			if s.Ready {
 				return s, nil
 			}
-			if _, ok := s.Machine.(vmm.Guester); !ok {
+			if s.Agent() == nil {
 				return nil, fmt.Errorf("cannot wait for %s: %w", s.Name, vmm.ErrNoAgent)
 			}
 		}

@@ -236,11 +236,11 @@ func (r *request) guest() (guest.Agent, error) {
 	if s.Machine == nil {
 		return nil, fmt.Errorf("cannot run commands in %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
 	}
-	g, ok := s.Machine.(vmm.Guester)
-	if !ok {
+	agent := s.Agent()
+	if agent == nil {
 		return nil, fmt.Errorf("%s runs no commands: %w", s.Name, vmm.ErrUnsupported)
 	}
-	return g.Guest(), nil
+	return agent, nil
 }
 
 // clone is an open exec/clone; it gives the session's number once.

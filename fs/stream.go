@@ -104,11 +104,11 @@ func guestConsole(r *request) (vmm.Console, error) {
 	if s.Machine == nil {
 		return nil, fmt.Errorf("cannot use the console of %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
 	}
-	c, ok := s.Machine.(vmm.Consoler)
-	if !ok {
+	c := s.Machine.Console()
+	if c == nil {
 		return nil, fmt.Errorf("%s has no console: %w", s.Name, vmm.ErrUnsupported)
 	}
-	return c.Console(), nil
+	return c, nil
 }
 
 func consoleType(r *request, p []byte) (int, error) {

@@ -206,7 +206,7 @@ func (v *VM) recover(ctx context.Context) error {
 		state = Paused
 	}
 	run := CurrentRun{Machine: machine}
-	if _, unwired := driver.(Unwired); !unwired && s.Address.IsValid() {
+	if driver.Capabilities().Lack(FeatureBridge) == "" && s.Address.IsValid() {
 		run.Address6 = v.m.o.Network.Address6(s.Address).Addr()
 	}
 	v.publish(func(s *Snapshot) { s.CurrentRun = run })

@@ -33,7 +33,7 @@ type Archive interface {
 // ExportDisks calls read with the disks of a VM, as a transition of the VM. It makes the disks that
 // no start has made. The work ends with ctx. ErrBusy unless the VM is stopped or failed.
 func (v *VM) ExportDisks(ctx context.Context,
-	read func(context.Context, *Spec, DiskKeeper) error) error {
+	read func(context.Context, *Spec, Driver) error) error {
 	doing := "cannot export " + v.Snapshot().Name
 	return v.during(context.WithoutCancel(ctx), Export, doing, func(work context.Context) error {
 		if ctx.Err() != nil {
@@ -48,15 +48,12 @@ func (v *VM) ExportDisks(ctx context.Context,
 		if err := v.tidy(work); err != nil {
 			return err
 		}
-		spec, keeper, err := v.diskSpec()
+		spec, driver, err := v.diskSpec()
 		if err == nil && len(spec.Disks) > 0 {
-			if keeper == nil {
-				return ErrUnsupported
-			}
-			err = v.makeDisks(work, spec, keeper)
+			err = v.makeDisks(work, spec, driver)
 		}
 		if err == nil {
-			err = read(work, spec, keeper)
+			err = read(work, spec, driver)
 		}
 		if err == nil {
 			v.logf("exported")
@@ -66,11 +63,10 @@ func (v *VM) ExportDisks(ctx context.Context,
 }
 
 // CreateWithDisks makes a VM of the defaults, as settings changes them, and of the disks that fill
-// puts in place. fill gets a nil DiskKeeper from a driver that keeps no disks. Nobody else can have
-// the name meanwhile. After an error or a crash nothing is left. ErrInvalid, ErrNameTooLong,
-// ErrExists.
+// puts in place. Nobody else can have the name meanwhile. After an error or a crash nothing is left.
+// ErrInvalid, ErrNameTooLong, ErrExists.
 func (m *Manager) CreateWithDisks(ctx context.Context, name string, owner Owner, image *Image,
-	settings func(*Config) error, fill func(*Spec, DiskKeeper) error) (*VM, error) {
+	settings func(*Config) error, fill func(*Spec, Driver) error) (*VM, error) {
 	c := m.o.Defaults
 	if err := settings(&c); err != nil {
 		return nil, err
@@ -92,10 +88,9 @@ func (m *Manager) CreateWithDisks(ctx context.Context, name string, owner Owner,
 	dir := filepath.Join(m.vmsDir, r.ID) // without a record the next start removes it
 	spec := &Spec{ID: r.ID, Name: name, StateDir: m.o.StateDir, Dir: dir, Config: c, Image: *image,
 		Disks: disksOf(dir, &c, image), UID: -1, GID: -1}
-	keeper, _ := m.drivers[c.VMM].(DiskKeeper)
 	err := makeDir(spec)
 	if err == nil {
-		err = fill(spec, keeper)
+		err = fill(spec, m.driver(c.VMM))
 	}
 	var v *VM
 	if err == nil {

@@ -191,9 +191,5 @@ func growDisk(ctx context.Context, s *Snapshot) error {
 	if s.State != Running && s.State != Paused {
 		return fmt.Errorf("it is %s: %w", s.State, ErrBusy)
 	}
-	g, ok := s.Machine.(DiskGrower)
-	if !ok {
-		return fmt.Errorf("not while it is %s: %w", s.State, ErrUnsupported)
-	}
-	return g.GrowDisk(ctx, s.Config.Disk)
+	return s.Machine.GrowDisk(ctx, s.Config.Disk)
 }

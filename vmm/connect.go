@@ -11,8 +11,8 @@ import (
 
 // wired reports whether the VM is on the bridge.
 func (v *VM) wired(s *Snapshot) bool {
-	_, unwired := v.m.drivers[s.Config.VMM].(Unwired)
-	return s.Config.Net == NetBridge && !unwired && s.Address.IsValid()
+	return s.Config.Net == NetBridge && s.Address.IsValid() &&
+		v.m.driver(s.Config.VMM).Capabilities().Lack(FeatureBridge) == ""
 }
 
 func (v *VM) connect(r *Record, all []Publication) error {
@@ -26,8 +26,8 @@ func (v *VM) enforce(ctx context.Context, s *Snapshot) error {
 	if v.wired(s) {
 		return v.connect(&s.Record, s.Config.Publications())
 	}
-	if f, ok := s.Machine.(Forwarder); ok && s.Config.Net == NetUser {
-		if err := f.Forward(ctx, s.Config.Publications()); !errors.Is(err, ErrNotRunning) {
+	if s.Machine != nil && s.Config.Net == NetUser {
+		if err := s.Machine.Forward(ctx, s.Config.Publications()); !errors.Is(err, ErrNotRunning) {
 			return err // a machine that has just ended forwards nothing
 		}
 	}
@@ -52,8 +52,7 @@ func (v *VM) forward(ctx context.Context) error {
 func (v *VM) admit(old *Config, s *Snapshot) error {
 	had, all := old.Publications(), s.Config.Publications()
 	added := without(all, had)
-	driver := v.m.drivers[s.Config.VMM]
-	if err := checkPublish(&s.Config, driver, s.Owner.UID, all, added); err != nil {
+	if err := checkPublish(&s.Config, v.m.driver(s.Config.VMM), s.Owner.UID, all, added); err != nil {
 		return err
 	}
 	if err := v.m.claims.take(v.serial, added, v.m.nameOf); err != nil {

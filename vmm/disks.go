@@ -24,8 +24,8 @@ func disksOf(dir string, c *Config, image *Image) []Disk {
 	return disks
 }
 
-// diskSpec returns the Spec for work on the disks, and the driver, nil if it keeps no disks.
-func (v *VM) diskSpec() (*Spec, DiskKeeper, error) {
+// diskSpec returns the Spec for work on the disks, and the driver.
+func (v *VM) diskSpec() (*Spec, Driver, error) {
 	s := v.Snapshot()
 	image, err := v.m.o.Images.Image(s.Config.Image)
 	if err != nil {
@@ -34,14 +34,13 @@ func (v *VM) diskSpec() (*Spec, DiskKeeper, error) {
 	if err := s.checkBase(&image); err != nil && !s.State.Alive() {
 		return nil, nil, err
 	}
-	keeper, _ := v.m.drivers[s.Config.VMM].(DiskKeeper)
 	spec := v.spec(image)
 	if !s.State.Alive() {
 		if err := ownDisks(spec); err != nil {
 			return nil, nil, err
 		}
 	}
-	return spec, keeper, nil
+	return spec, v.m.driver(s.Config.VMM), nil
 }
 
 // hasOverlay reports whether the VM has a system disk.
@@ -81,11 +80,11 @@ func makeDir(spec *Spec) error {
 }
 
 // makeDisks makes the directory and the disks of a VM that does not run.
-func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver DiskKeeper) error {
+func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver Driver) error {
 	if err := makeDir(spec); err != nil {
 		return err
 	}
-	if driver == nil || len(spec.Disks) == 0 {
+	if len(spec.Disks) == 0 {
 		return nil
 	}
 	if base := spec.Image.Digest; spec.Image.Root != "" && v.Snapshot().Base != base {

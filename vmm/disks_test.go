@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // imageSet is images by name.
@@ -19,6 +20,9 @@ func (s imageSet) Image(name string) (vmm.Image, error) {
 		return i, nil
 	}
 	return vmm.Image{}, vmm.ErrNotFound
+}
+func (imageSet) Seed(string, vmm.NetMode, guest.Config) ([]byte, error) {
+	return nil, vmm.ErrUnsupported
 }
 
 func openImages(t *testing.T) (*vmm.Manager, imageSet) {

@@ -11,28 +11,43 @@ import (
 	"banger/vmm/guest"
 )
 
-// Driver starts machines of one kind of VMM. Its methods may be called from many goroutines.
+// Driver starts machines of one kind of VMM. It embeds BaseDriver, whose methods refuse what this
+// driver cannot do. Many goroutines may call its methods.
 type Driver interface {
-	// Name is the word of the file `vmm`.
-	Name() string
-	// Start boots a machine and returns when its CPUs run. On an error or a
-	// cancelled ctx nothing is left: no process, no socket.
-	// notify is called (never while Start runs, never after Exited) from the
-	// driver's own goroutine and must not block.
+	// Capabilities returns the same value at every call, and does not block.
+	Capabilities() Capabilities
+	// Start boots a machine and returns when its CPUs run. After an error or the end of ctx nothing
+	// is left: no process, no socket. The driver calls notify from a goroutine of its own, never
+	// while Start runs and never after NoticeExited; notify must not block.
 	Start(ctx context.Context, spec *Spec, notify func(Notice)) (Machine, error)
-	// Adopt finds the machine that an earlier daemon started from the same spec.
-	// proc may be zero when the daemon died before it could record it; the
-	// machine is then found by its UUID. ErrNotFound: no such process lives, and
-	// whatever it left in spec.Dir (sockets) has been removed.
+	// Adopt finds the machine that an earlier daemon started from the same spec. proc may be zero
+	// when that daemon died before it recorded the process; the machine is then found by its UUID.
+	// ErrNotFound means that no such process lives and that its sockets in spec.Dir were removed.
 	Adopt(ctx context.Context, spec *Spec, proc Process, notify func(Notice)) (Machine, error)
-	// Sweep ends every process this driver ever started for the given state
-	// directory whose UUID keep does not want. It is called once, before any Start or Adopt.
+	// Sweep ends every process of this driver for the given state directory whose UUID keep
+	// refuses. The Manager calls it once, before any Start or Adopt.
 	Sweep(ctx context.Context, stateDir string, keep func(uuid string) bool) error
-}
 
-// Unwired is a Driver whose machines use no network of the host: no address
-// is leased for them and no tap is made.
-type Unwired interface{ Unwired() }
+	// The rest is FeatureDisks: the disks of a VM and the snapshots in them. While the VM runs,
+	// only its Machine uses its disks. These methods block until they are done or ctx ends.
+
+	// MakeDisks makes the missing disks of spec, each whole or not at all, and grows those that are
+	// smaller than their Size. A new disk without a Base has an empty file system.
+	MakeDisks(ctx context.Context, spec *Spec) error
+	// Disks returns the snapshots in the disks of a VM that does not run.
+	Disks(spec *Spec) Snapshotter
+	// RestoreDisks resets the disks of a VM that does not run to the snapshot with that tag. It may
+	// be repeated, also after a crash. A disk without the snapshot stays as it is. ErrNotFound
+	// means that no disk has it and that nothing was changed.
+	RestoreDisks(ctx context.Context, spec *Spec, tag string) error
+	// ExportDisk writes a disk to a new file without a name, and returns that at its beginning. The
+	// file has no snapshots, and of an overlay only what its Base lacks. The caller closes it.
+	ExportDisk(ctx context.Context, spec *Spec, d Disk) (*os.File, error)
+	// ImportDisks turns files that ExportDisk or anybody else wrote into disks over their Bases. It
+	// changes them in place and removes none. ErrInvalid means that one is damaged or refers to
+	// another file.
+	ImportDisks(ctx context.Context, spec *Spec) error
+}
 
 // Spec is all that a driver needs to know of a VM. It is inert data; files stay owned by the caller.
 type Spec struct {
@@ -123,82 +138,55 @@ func (e Exit) String() string {
 	return status + ": " + e.Reason
 }
 
-// Machine is a running VMM. What it can do beyond this is an interface of its own, found by type
-// assertion, such as Pauser, Guester, Snapshotter and PowerButton.
+// Machine is a running VMM. It embeds BaseMachine, whose methods refuse what this machine cannot do.
 type Machine interface {
 	Process() Process
-	// Accel is what runs the CPUs: "kvm", "tcg", "fake".
-	Accel() string
 	// Done is closed when the VMM's process is gone; Exit is valid from then on.
 	Done() <-chan struct{}
 	Exit() Exit
 	// Kill ends the process at once and returns when it is gone.
 	Kill(ctx context.Context) error
-	// Close lets go of the machine without ending it (the daemon exits): connections closed, goroutines ended.
+	// Close releases the machine without ending it: it closes connections and ends goroutines.
 	Close() error
-}
 
-// Pauser is a Machine whose CPUs can be stopped and continued.
-type Pauser interface {
+	// The rest is optional. Methods with a context block until the VMM has answered or ctx ends.
+
+	// Guest returns the agent, always the same; nil if machines of this driver have none.
+	Guest() guest.Agent
+	// Console returns the serial console, nil if there is none. The VMM itself also appends what
+	// the guest prints to ConsoleFile in the VM's directory.
+	Console() Console
+	// Pause stops the CPUs, Resume continues them.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
-}
-
-// Fuller is a Machine that knows whether its CPUs were stopped because a disk found no space on the host.
-type Fuller interface {
-	// Full does not block. It is false once somebody asked for the CPUs to be stopped or continued.
+	// Paused reports whether the CPUs are stopped. It does not block.
+	Paused() bool
+	// Full reports whether the VMM stopped the CPUs because a disk found no space on the host. It
+	// is false after the next Pause or Resume. It does not block.
 	Full() bool
-}
-
-// DiskKeeper is a Driver that makes the disks of its VMs and keeps snapshots in them. While the VM runs, only its Machine touches its disks.
-type DiskKeeper interface {
-	// MakeDisks makes those of spec's disks that are not there yet, each whole or not at all, and grows those that are smaller than
-	// their Size. A new disk without a Base has an empty file system. It blocks until that is done or ctx ends.
-	MakeDisks(ctx context.Context, spec *Spec) error
-	// Disks gives the snapshots in the disks of a VM that does not run.
-	Disks(spec *Spec) Snapshotter
-	// RestoreDisks puts the disks of a VM that does not run back to the snapshot of that tag; to do it again, also after a crash, is
-	// harmless. A disk that has no such snapshot stays as it is; ErrNotFound, and nothing was changed, if none has.
-	RestoreDisks(ctx context.Context, spec *Spec, tag string) error
-	// ExportDisk writes a disk as it is, without snapshots and of an overlay only what is not its Base's, to a new file, and gives that at its
-	// beginning and without a name. The caller closes it.
-	ExportDisk(ctx context.Context, spec *Spec, d Disk) (*os.File, error)
-	// ImportDisks makes those of spec's disks that are there, which ExportDisk wrote or anybody else, disks over their Bases; ErrInvalid for
-	// one that is damaged or that refers to any other file. It writes to them and removes none.
-	ImportDisks(ctx context.Context, spec *Spec) error
-}
-
-// Snapshotter takes snapshots of all disks of a VM at one moment, named by tags of a-z, 0-9 and '-': a Machine of those of its guest,
-// DiskKeeper.Disks of those of a VM that does not run. The methods block until it is done or ctx ends; it may then still happen.
-type Snapshotter interface {
-	// TakeSnapshot takes one of all disks. After an error some disks may have it.
-	TakeSnapshot(ctx context.Context, tag string) error
-	// DropSnapshot removes it from all disks; nil for those that have none of that tag.
-	DropSnapshot(ctx context.Context, tag string) error
-}
-
-// DiskGrower is a Machine whose work disk can grow while it runs.
-type DiskGrower interface {
-	// GrowDisk makes the disk that many bytes long for the guest, which learns of it by itself. It blocks until the VMM has done it or ctx ends.
+	Snapshotter
+	// GrowDisk makes the work disk that many bytes long. The guest notices it by itself.
 	GrowDisk(ctx context.Context, size int64) error
-}
-
-// PowerButton is a Machine whose guest can be asked to end without an agent.
-type PowerButton interface {
-	// PressPower returns when the button is pressed; what the guest makes of it is its own affair. ErrUnsupported for a guest
-	// of which it is known that it makes nothing of it.
+	// PressPower presses the power button, and does not wait for the guest. ErrUnsupported means
+	// that the guest is known to ignore it.
 	PressPower(ctx context.Context) error
+	// Forward makes exactly these the host's ports that the VMM forwards to a guest with NetUser,
+	// whatever they were before. After an error they are as they were.
+	Forward(ctx context.Context, all []Publication) error
+	// BlockStats returns what the VMM counts of its disks.
+	BlockStats(ctx context.Context) (BlockStats, error)
+	// Metrics returns what the VMM reports of itself, as one JSON object.
+	Metrics(ctx context.Context) (json.RawMessage, error)
 }
 
-// Guester is a Machine that has an agent inside. Guest is never nil and the same for the life of the Machine.
-type Guester interface {
-	Guest() guest.Agent
-}
-
-// Consoler is a Machine with a serial console. What the guest prints is also
-// appended to ConsoleFile in the VM's directory, by the VMM itself.
-type Consoler interface {
-	Console() Console
+// Snapshotter takes snapshots of all disks of a VM at one moment. Their tags have a-z, 0-9 and '-'.
+// A Machine has those of its running guest, and Driver.Disks returns those of a VM that does not
+// run. The methods block until they are done or ctx ends; after that the work may still be done.
+type Snapshotter interface {
+	// TakeSnapshot takes a snapshot of all disks. After an error some disks may have it.
+	TakeSnapshot(ctx context.Context, tag string) error
+	// DropSnapshot removes it from all disks. It returns nil where there is none.
+	DropSnapshot(ctx context.Context, tag string) error
 }
 
 // Console is a serial line.
@@ -223,30 +211,15 @@ type BlockStats struct {
 	ReadOps, WriteOps     uint64
 }
 
-// BlockStatser is a Machine whose VMM counts what its disks transfer.
-type BlockStatser interface {
-	// BlockStats asks the VMM and blocks until it answers or ctx ends.
-	BlockStats(ctx context.Context) (BlockStats, error)
-}
-
-// MetricsReader is a Machine whose VMM reports figures of its own.
-type MetricsReader interface {
-	// Metrics gives what the VMM reports, as one JSON object. It asks the VMM and blocks until that answers or ctx ends.
-	Metrics(ctx context.Context) (json.RawMessage, error)
-}
-
 // Images gives what VMs boot from. Implemented by vmm/image.
 type Images interface {
 	// Names of the images that exist, sorted.
 	Names() []string
 	// Image of that name, or ErrNotFound.
 	Image(name string) (Image, error)
-}
-
-// Seeder is an Images that can tell guests that boot a kernel of their own who they are.
-type Seeder interface {
-	// Seed gives the content of the raw disk from which such a guest configures itself; equal arguments give equal bytes
-	// as long as the agent is the same. Of c, time and keys are not used: the agent is told them when it answers.
+	// Seed returns the raw disk that configures a guest which boots a kernel of its own. Equal
+	// arguments return equal bytes as long as the agent is the same. It ignores time and keys of c,
+	// which the agent receives later.
 	Seed(id string, mode NetMode, c guest.Config) ([]byte, error)
 }
 
@@ -275,6 +248,10 @@ type Network interface {
 	// Tap makes the VM's tap, in the bridge, up, and owned by nobody but its
 	// open file: it vanishes when the last holder (the VMM) closes it.
 	Tap(ctx context.Context, serial uint64, uuid string) (*os.File, error)
+	// LinkStats returns the counters of all taps by the VM's serial. Only the kernel blocks it.
+	LinkStats() (map[uint64]LinkStats, error)
+	// Release removes what no guest uses any more, at the daemon's end.
+	Release() error
 }
 
 // Connection is what a guest on the bridge is and may do.
@@ -284,18 +261,6 @@ type Connection struct {
 	Address netip.Addr
 	Isolate bool // no other guest is reached, whatever that one's setting
 	Publish []Publication
-}
-
-// Forwarder is a Machine whose VMM itself forwards ports of the host to a guest with NetUser.
-type Forwarder interface {
-	// Forward makes exactly these the forwarded ports, whatever was before, also by an earlier daemon. After an error what was still is.
-	Forward(ctx context.Context, all []Publication) error
-}
-
-// StreamsOnly is a Driver whose user networking may lead streams into a guest, but bring no answers to datagrams back.
-type StreamsOnly interface {
-	// StreamsOnly reports whether that is so here.
-	StreamsOnly() bool
 }
 
 // What a guest with NetUser is given: the defaults of QEMU's user networking (qemu(1), -netdev user).
@@ -308,10 +273,4 @@ var (
 // LinkStats are the counters of a VM's tap as the host sees it: what it received is what the guest sent.
 type LinkStats struct {
 	RxBytes, TxBytes, RxPackets, TxPackets uint64
-}
-
-// LinkStatser is a Network that counts what taps carry.
-type LinkStatser interface {
-	// LinkStats gives the counters of all taps by the VM's serial. It blocks for the kernel only.
-	LinkStats() (map[uint64]LinkStats, error)
 }

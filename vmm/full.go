@@ -15,8 +15,8 @@ const (
 
 // full reports whether the VMM stopped the CPUs because a disk found no space on the host.
 func (v *VM) full() bool {
-	f, ok := v.Snapshot().Machine.(Fuller)
-	return ok && f.Full()
+	machine := v.Snapshot().Machine
+	return machine != nil && machine.Full()
 }
 
 // fullError is the error of a VM that found no space on the host for a disk.
@@ -28,8 +28,7 @@ func (v *VM) fullError(disk string) error {
 
 // resumeFull resumes a VM that found no space on the host if there is some again.
 func (v *VM) resumeFull(s *Snapshot) {
-	f, ok := s.Machine.(Fuller)
-	if s.State != Paused || !ok || !f.Full() {
+	if s.State != Paused || s.Machine == nil || !s.Machine.Full() {
 		return
 	}
 	var st unix.Statfs_t

@@ -17,8 +17,8 @@ const (
 // greet waits, in the background, until the agent of a new machine answers, and sends the guest its
 // settings.
 func (v *VM) greet(machine Machine) {
-	g, ok := machine.(Guester)
-	if !ok {
+	agent := machine.Guest()
+	if agent == nil {
 		return
 	}
 	v.m.spawn(func() {
@@ -27,7 +27,7 @@ func (v *VM) greet(machine Machine) {
 		ctx, cancel = endsWith(ctx, v.m.closing)
 		defer cancel()
 		for wait := greetAgain; ; wait = min(2*wait, greetAtLast) {
-			err := v.introduce(ctx, g.Guest())
+			err := v.introduce(ctx, agent)
 			if err == nil {
 				break
 			}

@@ -58,14 +58,14 @@ func keysFor(c *Config) string { return c.AuthorizedKeys + "\n" }
 // configureWait, or is not ready, a greeting sends them in the background.
 func (v *VM) sendKeys(ctx context.Context) {
 	s := v.Snapshot()
-	g, ok := s.Machine.(Guester)
-	if !ok {
+	agent := s.Agent()
+	if agent == nil {
 		return
 	}
 	if s.Ready {
 		ctx, cancel := context.WithTimeout(ctx, configureWait)
 		defer cancel()
-		err := g.Guest().Configure(ctx, guest.Config{AuthorizedKeys: keysFor(&s.Config)})
+		err := agent.Configure(ctx, guest.Config{AuthorizedKeys: keysFor(&s.Config)})
 		if err == nil {
 			return
 		}

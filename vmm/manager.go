@@ -102,7 +102,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		claims:   claims{of: make(map[uint64][]Publication)},
 	}
 	for _, d := range o.Drivers {
-		m.drivers[d.Name()] = d
+		m.drivers[d.Capabilities().Name] = d
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if err := errors.Join(host.MakeDirs(m.vmsDir, 0o700), os.Chmod(m.vmsDir, 0o700)); err != nil {
@@ -260,10 +260,27 @@ func (m *Manager) ListChanged() time.Time {
 	return m.changed
 }
 
+// Drivers returns what each driver can do; the first is the default. It does not block.
+func (m *Manager) Drivers() []Capabilities {
+	var all []Capabilities
+	for _, d := range m.o.Drivers {
+		all = append(all, d.Capabilities())
+	}
+	return all
+}
+
+// driver returns the driver of that name. Without one, it returns a driver that refuses everything.
+func (m *Manager) driver(name string) Driver {
+	if d := m.drivers[name]; d != nil {
+		return d
+	}
+	return BaseDriver{Capabilities{Name: name, Unusable: fmt.Sprintf("vmm %q is not here", name)}}
+}
+
 func (m *Manager) driverNames() []string {
 	var names []string
 	for _, d := range m.o.Drivers {
-		names = append(names, d.Name())
+		names = append(names, d.Capabilities().Name)
 	}
 	return names
 }

@@ -16,6 +16,7 @@ import (
 
 	"banger/vmm"
 	"banger/vmm/fake"
+	"banger/vmm/guest"
 )
 
 // memory is a Store that keeps its records over the lives of Managers.
@@ -122,6 +123,9 @@ func (images) Image(name string) (vmm.Image, error) {
 	}
 	return vmm.Image{Name: name, Memory: 128 << 20}, nil
 }
+func (images) Seed(string, vmm.NetMode, guest.Config) ([]byte, error) {
+	return nil, vmm.ErrUnsupported
+}
 
 type network struct{}
 
@@ -139,6 +143,10 @@ func (network) MTU() int                         { return 0 }
 func (network) Connect(vmm.Connection) error     { return nil }
 func (network) Disconnect(uint64)                {}
 func (network) Settle() error                    { return nil }
+func (network) Release() error                   { return nil }
+func (network) LinkStats() (map[uint64]vmm.LinkStats, error) {
+	return nil, vmm.ErrUnsupported
+}
 func (network) Tap(context.Context, uint64, string) (*os.File, error) {
 	return nil, vmm.ErrNotPermitted
 }

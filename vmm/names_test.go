@@ -35,6 +35,8 @@ func (bridged) Tap(context.Context, uint64, string) (*os.File, error) { return o
 // wired is the fake driver with a place in the network.
 type wired struct{ vmm.Driver }
 
+func (wired) Capabilities() vmm.Capabilities { return vmm.Capabilities{Name: "fake"} }
+
 func openBridged(t *testing.T, dir string, store vmm.Store) *vmm.Manager {
 	t.Helper()
 	return openWith(t, dir, store, images{}, func(o *vmm.Options) {

@@ -6,20 +6,16 @@ import (
 )
 
 func (v *VM) pause(ctx context.Context) error {
-	return v.halt(ctx, Paused, func(p Pauser) error { return p.Pause(ctx) })
+	return v.halt(ctx, Paused, func(m Machine) error { return m.Pause(ctx) })
 }
 
 func (v *VM) resume(ctx context.Context) error {
-	return v.halt(ctx, Running, func(p Pauser) error { return p.Resume(ctx) })
+	return v.halt(ctx, Running, func(m Machine) error { return m.Resume(ctx) })
 }
 
-func (v *VM) halt(ctx context.Context, to State, do func(Pauser) error) error {
+func (v *VM) halt(ctx context.Context, to State, do func(Machine) error) error {
 	s := v.Snapshot()
-	p, ok := s.Machine.(Pauser)
-	if !ok {
-		return fmt.Errorf("%s cannot be paused: %w", s.Name, ErrUnsupported)
-	}
-	if err := do(p); err != nil {
+	if err := do(s.Machine); err != nil {
 		return fmt.Errorf("cannot make %s %s: %w", s.Name, to, err)
 	}
 	return v.enter(to, func(d *draft) { d.fail("") })
@@ -27,8 +23,7 @@ func (v *VM) halt(ctx context.Context, to State, do func(Pauser) error) error {
 
 // isPaused reports whether the CPUs of a machine are stopped.
 func isPaused(machine Machine) bool {
-	p, ok := machine.(interface{ Paused() bool })
-	return ok && p.Paused()
+	return machine != nil && machine.Paused()
 }
 
 // halted records that the VMM stopped the CPUs by itself.

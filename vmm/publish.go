@@ -191,15 +191,14 @@ func checkPublish(c *Config, driver Driver, owner uint32, all, added []Publicati
 	if len(all) > 0 && c.Net == NetNone {
 		return fmt.Errorf("a VM with net = none has no ports to publish: %w", ErrInvalid)
 	}
-	streams, ok := driver.(StreamsOnly)
-	closed := ok && streams.StreamsOnly()
+	noUDP := driver.Capabilities().Lack(FeatureUDP)
 	for _, p := range all {
 		switch {
 		case c.Net != NetUser:
 		case !p.Host.Addr().Is4():
 			return fmt.Errorf("cannot publish %s: net = user forwards from IPv4 addresses only: %w", p, ErrUnsupported)
-		case p.Protocol == "udp" && closed:
-			return fmt.Errorf("cannot publish %s: with net = user a guest's answers to datagrams are dropped unless the daemon's user_world is on; use net = bridge: %w", p, ErrUnsupported)
+		case p.Protocol == "udp" && noUDP != "":
+			return fmt.Errorf("cannot publish %s: %s: %w", p, noUDP, ErrUnsupported)
 		}
 	}
 	least := unprivilegedPorts()

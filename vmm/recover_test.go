@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"banger/vmm/guest"
 )
 
 // quietStore has these records and takes what it is told.
@@ -36,15 +38,16 @@ type noImages struct{}
 
 func (noImages) Names() []string             { return nil }
 func (noImages) Image(string) (Image, error) { return Image{}, ErrNotFound }
-
-// hangingDriver has machines that hang in the kernel, as their names say.
-type hangingDriver struct{ release chan struct{} }
-
-func (hangingDriver) Name() string { return "hanging" }
-func (hangingDriver) Unwired()     {}
-func (hangingDriver) Start(context.Context, *Spec, func(Notice)) (Machine, error) {
+func (noImages) Seed(string, NetMode, guest.Config) ([]byte, error) {
 	return nil, ErrUnsupported
 }
+
+// hangingDriver has machines that hang in the kernel, as their names say.
+type hangingDriver struct {
+	BaseDriver
+	release chan struct{}
+}
+
 func (hangingDriver) Sweep(context.Context, string, func(string) bool) error {
 	return errors.New("a leftover process does not end")
 }
@@ -57,13 +60,14 @@ func (d hangingDriver) Adopt(_ context.Context, spec *Spec, _ Process, _ func(No
 }
 
 type hangingMachine struct {
+	BaseMachine
+
 	done     chan struct{}
 	once     sync.Once
 	immortal bool
 }
 
 func (*hangingMachine) Process() Process        { return Process{PID: 1 << 30, StartTime: 1} }
-func (*hangingMachine) Accel() string           { return "none" }
 func (m *hangingMachine) Done() <-chan struct{} { return m.done }
 func (*hangingMachine) Exit() Exit              { return Exit{Orderly: true} }
 func (*hangingMachine) Close() error            { return nil }
@@ -111,7 +115,10 @@ func TestHungVMHoldsUpNobody(t *testing.T) {
 		}
 		records = append(records, r)
 	}
-	driver := hangingDriver{make(chan struct{})}
+	driver := hangingDriver{
+		BaseDriver{Capabilities{Name: "hanging", Lacks: map[Feature]string{FeatureBridge: "it hangs"}}},
+		make(chan struct{}),
+	}
 	defer close(driver.release)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()

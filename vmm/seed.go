@@ -13,11 +13,10 @@ import (
 
 // addSeed gives a guest that boots a kernel of its own its seed disk, which is made anew when it would differ from what is there.
 func (v *VM) addSeed(spec *Spec) error {
-	images, ok := v.m.o.Images.(Seeder)
-	if !spec.Image.Firmware || !ok {
+	if !spec.Image.Firmware {
 		return nil
 	}
-	seed, err := images.Seed(spec.ID, spec.Config.Net, v.guestConfig())
+	seed, err := v.m.o.Images.Seed(spec.ID, spec.Config.Net, v.guestConfig())
 	if err == nil {
 		path := filepath.Join(spec.Dir, DiskSeed)
 		spec.Disks = append(spec.Disks, Disk{Path: path, Format: "raw", ReadOnly: true})

@@ -220,8 +220,8 @@ func (v *VM) takeSnapshot(ctx context.Context, name string) error {
 // whether they were frozen until the end. The agent thaws them by itself after frozenMost.
 func (v *VM) frozen(ctx context.Context, s *Snapshot, f func() error) (bool, error) {
 	var freezer guest.Freezer
-	if g, ok := s.Machine.(Guester); ok && s.State == Running && s.Ready {
-		freezer, _ = g.Guest().(guest.Freezer)
+	if s.State == Running && s.Ready {
+		freezer, _ = s.Agent().(guest.Freezer)
 	}
 	if freezer == nil {
 		return false, f()
@@ -254,15 +254,8 @@ func (v *VM) snapshotter(ctx context.Context) (Snapshotter, error) {
 	if len(spec.Disks) == 0 {
 		return nil, fmt.Errorf("it has no disk; its file `disk` gives it one: %w", ErrUnsupported)
 	}
-	switch {
-	case s.State.Alive():
-		disks, ok := s.Machine.(Snapshotter)
-		if !ok {
-			return nil, ErrUnsupported
-		}
-		return disks, nil
-	case driver == nil:
-		return nil, ErrUnsupported
+	if s.State.Alive() {
+		return s.Machine, nil
 	}
 	if err := v.makeDisks(ctx, spec, driver); err != nil {
 		return nil, err
@@ -283,17 +276,13 @@ func (v *VM) tidy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var disks Snapshotter
-	if s.State.Alive() {
-		disks, _ = s.Machine.(Snapshotter)
-	} else if driver != nil {
+	var disks Snapshotter = s.Machine
+	if !s.State.Alive() {
 		disks = driver.Disks(spec)
 	}
 	for _, d := range s.Saved {
 		switch {
 		case d.Phase == SnapshotKept || d.Phase == SnapshotRestoring && s.State.Alive():
-		case disks == nil:
-			return ErrUnsupported
 		case d.Phase == SnapshotRestoring:
 			err := driver.RestoreDisks(ctx, spec, d.tag())
 			if err != nil && !errors.Is(err, ErrNotFound) {

@@ -73,8 +73,7 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	if err := v.m.o.Network.Check(s.Config.Net); err != nil {
 		return nil, &refusal{err}
 	}
-	_, unwired := driver.(Unwired)
-	bridged := s.Config.Net == NetBridge && !unwired
+	bridged := s.Config.Net == NetBridge && driver.Capabilities().Lack(FeatureBridge) == ""
 	var address netip.Addr
 	if bridged {
 		n, store := v.m.o.Network, v.m.o.Store
@@ -107,8 +106,7 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	if err := v.tidy(ctx); err != nil {
 		return nil, fmt.Errorf("cannot finish a change of its snapshots: %w", err)
 	}
-	keeper, _ := driver.(DiskKeeper)
-	if err := v.makeDisks(ctx, spec, keeper); err != nil {
+	if err := v.makeDisks(ctx, spec, driver); err != nil {
 		return nil, err
 	}
 	if err := v.addSeed(spec); err != nil {

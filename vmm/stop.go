@@ -57,10 +57,8 @@ func (v *VM) enterStopping(timeout time.Duration) error {
 
 // wake resumes paused CPUs, so that the guest can stop.
 func (v *VM) wake(ctx context.Context, machine Machine) {
-	if p, ok := machine.(Pauser); ok {
-		if err := p.Resume(ctx); err != nil {
-			v.logf("cannot resume it for its stop: %v", err)
-		}
+	if err := machine.Resume(ctx); err != nil {
+		v.logf("cannot resume it for its stop: %v", err)
 	}
 }
 
@@ -113,13 +111,13 @@ func (v *VM) resumeStop(ctx context.Context) error {
 
 // powerOff reports whether the guest has accepted to end.
 func (v *VM) powerOff(ctx context.Context, machine Machine) bool {
-	g, ok := machine.(Guester)
-	if !ok {
+	agent := machine.Guest()
+	if agent == nil {
 		return false
 	}
 	asking, cancel := context.WithTimeout(ctx, powerOffWait)
 	defer cancel()
-	err := g.Guest().PowerOff(asking)
+	err := agent.PowerOff(asking)
 	if err == nil || ctx.Err() != nil {
 		return err == nil
 	}
@@ -134,13 +132,9 @@ func (v *VM) powerOff(ctx context.Context, machine Machine) bool {
 
 // pressPower presses the machine's power button and reports whether that was possible.
 func (v *VM) pressPower(ctx context.Context, machine Machine) bool {
-	b, ok := machine.(PowerButton)
-	if !ok {
-		return false
-	}
 	ctx, cancel := context.WithTimeout(ctx, powerOffWait)
 	defer cancel()
-	err := b.PressPower(ctx)
+	err := machine.PressPower(ctx)
 	switch {
 	case err == nil:
 		v.logf("its power button was pressed")

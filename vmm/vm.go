@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"banger/internal/value"
+	"banger/vmm/guest"
 )
 
 // State is where a VM is in its life, as the file `state` shows it.
@@ -156,6 +157,14 @@ type CurrentRun struct {
 	Address6 netip.Addr
 	// Since is when the machine of this run was started or adopted, by the monotonic clock.
 	Since time.Time
+}
+
+// Agent returns the guest's agent, nil where nothing runs or the machine has none.
+func (r *CurrentRun) Agent() guest.Agent {
+	if r.Machine == nil {
+		return nil
+	}
+	return r.Machine.Guest()
 }
 
 // Changes are times of changes by name. They are immutable. A list needs a tenth of a map's memory,

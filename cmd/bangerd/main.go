@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"math"
 	"os"
-	"os/exec"
 	"os/signal"
 	"os/user"
 	"path/filepath"
@@ -208,9 +207,7 @@ func run(log *slog.Logger, f flags) (err error) {
 			err = errors.Join(err, fmt.Errorf("cannot %s: %w", what, e))
 		}
 	}
-	if n, ok := net.(interface{ Release() error }); ok {
-		defer closing("release the network", func(context.Context) error { return n.Release() })
-	}
+	defer closing("release the network", func(context.Context) error { return net.Release() })
 	defer closing("close the records", manager.Close)
 	images.Serve(manager)
 	defer images.Close()
@@ -274,38 +271,22 @@ func openNetwork(log *slog.Logger, c config, instance string, root bool) (vmm.Ne
 	return network.Without(err), vmm.NetUser, nil
 }
 
-// drivers gives the real one first. Where QEMU cannot be used the daemon serves all the same, and a start says why.
+// drivers returns the real driver first. Where QEMU cannot be used, the daemon serves all the same,
+// and a start and `vmms` say why.
 func drivers(log *slog.Logger, c config, withFake bool) []vmm.Driver {
 	var all []vmm.Driver
 	if d, err := qemu.New(qemu.Options{Binary: c.QEMU, Accel: c.Accel, Machine: c.Machine, UserWorld: bool(c.UserWorld), Log: log}); err == nil {
 		all = append(all, d)
 	} else {
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
-			err = fmt.Errorf("QEMU is not installed; install it with `apt install qemu-system-x86`: %w", err)
-		}
 		log.Warn("no QEMU", "err", err)
-		all = append(all, missing{"qemu", err})
+		can := vmm.Capabilities{Name: "qemu", Unusable: err.Error()}
+		all = append(all, vmm.BaseDriver{Can: can})
 	}
 	if withFake {
 		all = append(all, fake.New())
 	}
 	return all
 }
-
-// missing is a driver whose VMM cannot be used on this host.
-type missing struct {
-	name string
-	why  error
-}
-
-func (m missing) Name() string { return m.name }
-func (m missing) Start(context.Context, *vmm.Spec, func(vmm.Notice)) (vmm.Machine, error) {
-	return nil, fmt.Errorf("%w: %v", vmm.ErrUnsupported, m.why)
-}
-func (m missing) Adopt(context.Context, *vmm.Spec, vmm.Process, func(vmm.Notice)) (vmm.Machine, error) {
-	return nil, fmt.Errorf("%w: %v", vmm.ErrNotFound, m.why)
-}
-func (m missing) Sweep(context.Context, string, func(string) bool) error { return nil }
 
 // group is the gid whose members may create VMs: the user's own for a user, root's where there is no such group.
 func group(log *slog.Logger, name string, root bool) int {

@@ -187,11 +187,7 @@ func (t *sessions) watch(g *session) error {
 func (t *sessions) begin(m vmm.Machine) (*sftp.Client, error) {
 	ctx, cancel := context.WithTimeout(t.ctx, askWait)
 	defer cancel()
-	g, ok := m.(vmm.Guester)
-	if !ok {
-		return nil, vmm.ErrNoAgent
-	}
-	streamer, ok := g.Guest().(guest.Streamer)
+	streamer, ok := m.Guest().(guest.Streamer)
 	if !ok {
 		return nil, vmm.ErrNoAgent
 	}

@@ -55,13 +55,19 @@ func (c *clock) move(d time.Duration) {
 
 // filesMachine is one whose guest's agent serves a directory.
 type filesMachine struct {
-	vmm.Machine
-	gone  chan struct{}
-	guest filesGuest
+	vmm.Machine // nil: only the methods below are called
+	gone        chan struct{}
+	guest       filesGuest
 }
 
 func (m *filesMachine) Done() <-chan struct{} { return m.gone }
 func (m *filesMachine) Guest() guest.Agent    { return &m.guest }
+
+// agentless is a machine without an agent.
+type agentless struct{ vmm.Machine }
+
+func (agentless) Done() <-chan struct{} { return nil }
+func (agentless) Guest() guest.Agent    { return nil }
 
 type filesGuest struct {
 	guest.Agent
@@ -306,6 +312,6 @@ func TestSessionAnew(t *testing.T) {
 	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Stopped}})
 	f.stat(vmm.ErrNotRunning)
 	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Running},
-		CurrentRun: vmm.CurrentRun{Machine: struct{ vmm.Machine }{}}})
+		CurrentRun: vmm.CurrentRun{Machine: agentless{}}})
 	f.stat(vmm.ErrNoAgent)
 }

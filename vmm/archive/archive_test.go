@@ -31,7 +31,7 @@ type daemon struct {
 }
 
 // images are "builtin", and "a" and "b", which have a disk.
-type images struct{}
+type images struct{ vmm.Images }
 
 func (images) Names() []string { return []string{"a", "b", "builtin"} }
 

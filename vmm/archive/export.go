@@ -39,14 +39,14 @@ func (a *Archives) Export(ctx context.Context, v *vmm.VM) (vmm.Archive, error) {
 }
 
 // fill makes the archive of a VM's disks.
-func (x *export) fill(ctx context.Context, spec *vmm.Spec, keeper vmm.DiskKeeper) error {
+func (x *export) fill(ctx context.Context, spec *vmm.Spec, driver vmm.Driver) error {
 	image := &spec.Image
 	m := manifest{
 		Version: manifestVersion, Name: spec.Name,
 		Image: spec.Config.Image, ImageDigest: image.Digest, ImageSource: image.Source,
 	}
 	for _, d := range spec.Disks {
-		f, err := keeper.ExportDisk(ctx, spec, d)
+		f, err := driver.ExportDisk(ctx, spec, d)
 		if err != nil {
 			return err
 		}

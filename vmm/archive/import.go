@@ -53,15 +53,12 @@ func (a *Archives) load(ctx context.Context, name string, owner vmm.Owner, r *ta
 		c.Image = image.Name
 		return m.apply(c)
 	}
-	fill := func(spec *vmm.Spec, keeper vmm.DiskKeeper) error {
+	fill := func(spec *vmm.Spec, driver vmm.Driver) error {
 		err := m.copyDisks(ctx, r, spec)
 		if err != nil || len(m.Disks) == 0 {
 			return err
 		}
-		if keeper == nil {
-			return vmm.ErrUnsupported
-		}
-		return a.checkDisks(ctx, spec, keeper)
+		return a.checkDisks(ctx, spec, driver)
 	}
 	return a.o.Manager.CreateWithDisks(ctx, name, owner, image, settings, fill)
 }
@@ -177,7 +174,7 @@ func (d *disk) copyTo(ctx context.Context, path string, r io.Reader) error {
 
 // checkDisks has the driver check the disks, as a uid of this import alone. Afterwards the daemon
 // owns them.
-func (a *Archives) checkDisks(ctx context.Context, spec *vmm.Spec, keeper vmm.DiskKeeper,
+func (a *Archives) checkDisks(ctx context.Context, spec *vmm.Spec, driver vmm.Driver,
 ) (err error) {
 	job, err := a.o.Jobs.Begin()
 	if err != nil {
@@ -198,7 +195,7 @@ func (a *Archives) checkDisks(ctx context.Context, spec *vmm.Spec, keeper vmm.Di
 	}
 	bounded, cancel := context.WithTimeout(ctx, checkWait)
 	defer cancel()
-	if err := keeper.ImportDisks(bounded, spec); err != nil {
+	if err := driver.ImportDisks(bounded, spec); err != nil {
 		return err
 	}
 	return errors.Join(job.Kill(), reclaim(spec))

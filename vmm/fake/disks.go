@@ -19,7 +19,7 @@ import (
 // savedDir is the directory of a snapshot, beside the disks.
 const savedDir = "snapshot-"
 
-// MakeDisks implements vmm.DiskKeeper with sparse files.
+// MakeDisks implements vmm.Driver with sparse files.
 func (d *Driver) MakeDisks(_ context.Context, spec *vmm.Spec) error {
 	for _, disk := range spec.Disks {
 		f, err := os.OpenFile(disk.Path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -37,13 +37,13 @@ func (d *Driver) MakeDisks(_ context.Context, spec *vmm.Spec) error {
 	return nil
 }
 
-// Disks implements vmm.DiskKeeper.
+// Disks implements vmm.Driver.
 func (d *Driver) Disks(spec *vmm.Spec) vmm.Snapshotter {
 	s, err := parseScript(spec.Config.Cmdline)
 	return disks{vmm.DisksDir(spec.Dir), s, err}
 }
 
-// RestoreDisks implements vmm.DiskKeeper.
+// RestoreDisks implements vmm.Driver.
 func (d *Driver) RestoreDisks(_ context.Context, spec *vmm.Spec, tag string) error {
 	dir := vmm.DisksDir(spec.Dir)
 	from := filepath.Join(dir, savedDir+tag)
@@ -57,7 +57,7 @@ func (d *Driver) RestoreDisks(_ context.Context, spec *vmm.Spec, tag string) err
 	return err
 }
 
-// ExportDisk implements vmm.DiskKeeper.
+// ExportDisk implements vmm.Driver.
 func (d *Driver) ExportDisk(_ context.Context, _ *vmm.Spec, disk vmm.Disk) (*os.File, error) {
 	path := disk.Path + ".export"
 	if err := copySparse(disk.Path, path); err != nil {
@@ -67,7 +67,7 @@ func (d *Driver) ExportDisk(_ context.Context, _ *vmm.Spec, disk vmm.Disk) (*os.
 	return f, errors.Join(err, os.Remove(path))
 }
 
-// ImportDisks implements vmm.DiskKeeper.
+// ImportDisks implements vmm.Driver.
 func (d *Driver) ImportDisks(context.Context, *vmm.Spec) error { return nil }
 
 // disks are the files of one VM.
@@ -117,7 +117,7 @@ func (m *machine) DropSnapshot(ctx context.Context, tag string) error {
 	return m.disks().DropSnapshot(ctx, tag)
 }
 
-// GrowDisk implements vmm.DiskGrower.
+// GrowDisk implements vmm.Machine.
 func (m *machine) GrowDisk(_ context.Context, size int64) error {
 	if err := os.Truncate(vmm.DiskPath(m.dir, vmm.DiskWork), size); err != nil {
 		return err
@@ -159,10 +159,4 @@ func copySparse(from, to string) error {
 	return errors.Join(err, out.Close())
 }
 
-var (
-	_ vmm.DiskKeeper  = (*Driver)(nil)
-	_ vmm.Snapshotter = (*machine)(nil)
-	_ vmm.DiskGrower  = (*machine)(nil)
-	_ vmm.Fuller      = (*machine)(nil)
-	_ guest.Freezer   = agent{}
-)
+var _ guest.Freezer = agent{}

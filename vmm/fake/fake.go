@@ -23,12 +23,19 @@ const stateFile = "fake.json"
 
 // Driver makes fake machines.
 type Driver struct {
+	vmm.BaseDriver
 	process vmm.Process
 }
 
 // New makes the driver; its machines carry the calling process's pid.
 func New() *Driver {
-	return &Driver{process: vmm.Process{PID: os.Getpid(), StartTime: startTime()}}
+	return &Driver{
+		vmm.BaseDriver{Can: vmm.Capabilities{Name: "fake", Accel: "fake", Lacks: map[vmm.Feature]string{
+			vmm.FeatureBridge: "a fake machine has no network",
+			vmm.FeaturePower:  "a fake machine has no power button",
+		}}},
+		vmm.Process{PID: os.Getpid(), StartTime: startTime()},
+	}
 }
 
 // startTime is when this process was started, 0 if that cannot be read.
@@ -39,12 +46,6 @@ func startTime() uint64 {
 	}
 	return host.StartTime(stat)
 }
-
-// Name implements vmm.Driver.
-func (d *Driver) Name() string { return "fake" }
-
-// Unwired implements vmm.Unwired: fake machines need no tap and get no address.
-func (d *Driver) Unwired() {}
 
 // Start implements vmm.Driver; it takes the script's boot time.
 func (d *Driver) Start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Notice)) (vmm.Machine, error) {
@@ -154,9 +155,10 @@ func load(path string) (k kept, err error) {
 	return k, json.Unmarshal(b, &k)
 }
 
-// machine implements vmm.Machine, Pauser, Guester, Consoler, BlockStatser, MetricsReader, Snapshotter, DiskGrower and Fuller.
+// machine implements vmm.Machine.
 type machine struct {
 	// Immutable.
+	vmm.BaseMachine
 	driver    *Driver
 	name, dir string // and no more of its spec: there may be ten thousand
 	memory    int64
@@ -185,7 +187,7 @@ type machine struct {
 }
 
 func (d *Driver) machine(spec *vmm.Spec, s script, k kept, notify func(vmm.Notice)) *machine {
-	m := &machine{driver: d, name: spec.Name, dir: spec.Dir, memory: spec.Config.Memory, disk: spec.Config.Disk, script: s, notify: notify, done: make(chan struct{}), kept: k, resumed: make(chan struct{})}
+	m := &machine{BaseMachine: vmm.BaseMachine(d.BaseDriver), driver: d, name: spec.Name, dir: spec.Dir, memory: spec.Config.Memory, disk: spec.Config.Disk, script: s, notify: notify, done: make(chan struct{}), kept: k, resumed: make(chan struct{})}
 	if !k.Paused {
 		close(m.resumed)
 	}
@@ -193,7 +195,6 @@ func (d *Driver) machine(spec *vmm.Spec, s script, k kept, notify func(vmm.Notic
 }
 
 func (m *machine) Process() vmm.Process  { return m.driver.process }
-func (m *machine) Accel() string         { return "fake" }
 func (m *machine) Done() <-chan struct{} { return m.done }
 func (m *machine) Guest() guest.Agent    { return agent{m} }
 func (m *machine) Console() vmm.Console  { return terminal{m} }
@@ -249,7 +250,7 @@ func (m *machine) age() time.Duration {
 	return m.kept.Ran + time.Since(m.kept.Since)
 }
 
-// BlockStats implements vmm.BlockStatser: the guest reads and writes a page each second.
+// BlockStats implements vmm.Machine: the guest reads and writes a page each second.
 func (m *machine) BlockStats(context.Context) (vmm.BlockStats, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -257,7 +258,7 @@ func (m *machine) BlockStats(context.Context) (vmm.BlockStats, error) {
 	return vmm.BlockStats{ReadBytes: n * 4096, WriteBytes: n * 4096, ReadOps: n, WriteOps: n}, nil
 }
 
-// Metrics implements vmm.MetricsReader.
+// Metrics implements vmm.Machine.
 func (m *machine) Metrics(context.Context) (json.RawMessage, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -309,6 +310,9 @@ func (m *machine) Close() error {
 	return nil
 }
 
+// Forward implements vmm.Machine. Nothing listens: the guest has no network.
+func (m *machine) Forward(context.Context, []vmm.Publication) error { return nil }
+
 func (m *machine) Pause(context.Context) error  { return m.setPaused(true) }
 func (m *machine) Resume(context.Context) error { return m.setPaused(false) }
 
@@ -319,7 +323,7 @@ func (m *machine) Paused() bool {
 	return m.kept.Paused
 }
 
-// Full implements vmm.Fuller.
+// Full implements vmm.Machine.
 func (m *machine) Full() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -86,7 +86,7 @@ func TestEnds(t *testing.T) {
 func TestAdopt(t *testing.T) {
 	s := spec(t, "")
 	m, _ := start(t, s)
-	if err := m.(vmm.Pauser).Pause(context.Background()); err != nil {
+	if err := m.Pause(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Close(); err != nil {
@@ -96,7 +96,7 @@ func TestAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !again.(interface{ Paused() bool }).Paused() {
+	if !again.Paused() {
 		t.Error("the pause is forgotten")
 	}
 	if err := again.Kill(context.Background()); err != nil {
@@ -112,19 +112,19 @@ func TestAgent(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	m, _ := start(t, spec(t, "fake.agent=never"))
-	if _, err := m.(vmm.Guester).Guest().Ping(ctx); !errors.Is(err, vmm.ErrNoAgent) {
+	if _, err := m.Guest().Ping(ctx); !errors.Is(err, vmm.ErrNoAgent) {
 		t.Errorf("no agent: %v", err)
 	}
 	m, _ = start(t, spec(t, "fake.agent=hang"))
-	if _, err := m.(vmm.Guester).Guest().Stats(ctx); !errors.Is(err, vmm.ErrTimeout) {
+	if _, err := m.Guest().Stats(ctx); !errors.Is(err, vmm.ErrTimeout) {
 		t.Errorf("an agent that hangs: %v", err)
 	}
 	m, _ = start(t, spec(t, "fake.listen=80/tcp/httpd"))
-	ls, err := m.(vmm.Guester).Guest().Listeners(context.Background())
+	ls, err := m.Guest().Listeners(context.Background())
 	if err != nil || len(ls) != 1 || ls[0].Port != 80 {
 		t.Errorf("listeners %v, %v", ls, err)
 	}
-	if err := m.(vmm.Guester).Guest().PowerOff(context.Background()); err != nil {
+	if err := m.Guest().PowerOff(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	within(t, "the power off", m.Done())

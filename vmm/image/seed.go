@@ -8,9 +8,9 @@ import (
 	"banger/vmm/image/boot"
 )
 
-var _ vmm.Seeder = (*Set)(nil)
+var _ vmm.Images = (*Set)(nil)
 
-// Seed implements vmm.Seeder. The agent comes from the built-in image.
+// Seed implements vmm.Images. The agent comes from the built-in image.
 func (s *Set) Seed(id string, mode vmm.NetMode, c guest.Config) ([]byte, error) {
 	img, err := s.Image(Builtin)
 	if err != nil {

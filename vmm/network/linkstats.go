@@ -31,7 +31,7 @@ func (statsRequest) Serialize() []byte {
 	return b
 }
 
-// LinkStats implements vmm.LinkStatser with one RTM_GETSTATS dump (rtnetlink(7), linux/if_link.h).
+// LinkStats implements vmm.Network with one RTM_GETSTATS dump (rtnetlink(7), linux/if_link.h).
 func (n *Network) LinkStats() (map[uint64]vmm.LinkStats, error) {
 	request := nl.NewNetlinkRequest(unix.RTM_GETSTATS, unix.NLM_F_DUMP)
 	request.AddData(statsRequest{})

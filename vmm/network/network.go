@@ -65,10 +65,7 @@ type Network struct {
 	taps   map[int]uint64 // whose taps links are, by index; 0 for a link that is none of ours
 }
 
-var (
-	_ vmm.Network     = (*Network)(nil)
-	_ vmm.LinkStatser = (*Network)(nil)
-)
+var _ vmm.Network = (*Network)(nil)
 
 // New makes the bridge, or takes over the one an earlier daemon of the same instance made. The tables are replaced at once if no guest is
 // there, and otherwise by Settle: guests that run are not cut off meanwhile. It needs CAP_NET_ADMIN. What makes no sense in the options is vmm.ErrInvalid.
@@ -569,6 +566,10 @@ func (unprivileged) MTU() int                         { return 0 }
 func (u unprivileged) Connect(c vmm.Connection) error { return u.Check(vmm.NetBridge) }
 func (unprivileged) Disconnect(uint64)                {}
 func (unprivileged) Settle() error                    { return nil }
+func (unprivileged) Release() error                   { return nil }
+
+func (unprivileged) LinkStats() (map[uint64]vmm.LinkStats, error) { return nil, nil }
+
 func (u unprivileged) Tap(context.Context, uint64, string) (*os.File, error) {
 	return nil, u.Check(vmm.NetBridge)
 }

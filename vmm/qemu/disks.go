@@ -34,7 +34,7 @@ var makeFS = []string{"-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i",
 	"-L", "work", "-O", "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit," +
 		"flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum"}
 
-// MakeDisks implements vmm.DiskKeeper. A crash leaves each disk as it was or whole.
+// MakeDisks implements vmm.Driver. A crash leaves each disk as it was or whole.
 func (d *Driver) MakeDisks(ctx context.Context, spec *vmm.Spec) error {
 	t, err := newTools(spec)
 	if err != nil {

@@ -41,13 +41,13 @@ type Options struct {
 
 // Driver starts QEMUs. It holds no resources and needs no closing.
 type Driver struct {
+	vmm.BaseDriver
 	log *slog.Logger
 	platform
 }
 
 // New examines QEMU and the host. It runs QEMU once for the list of its machines, and may measure
-// the TSC for 50 ms. It fails with ErrUnsupported where there is no QEMU, and with ErrInvalid for
-// unknown words.
+// the TSC for 50 ms. It fails with ErrInvalid for unknown words.
 func New(o Options) (*Driver, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
@@ -60,7 +60,7 @@ func New(o Options) (*Driver, error) {
 		path, err = filepath.Abs(path)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("no QEMU (install qemu-system-x86): %w: %v", vmm.ErrUnsupported, err)
+		return nil, fmt.Errorf("no QEMU (install qemu-system-x86): %w", err)
 	}
 	accel, why, err := chooseAccel(o.Accel)
 	if err != nil {
@@ -76,7 +76,13 @@ func New(o Options) (*Driver, error) {
 	}
 	o.Log.Info("qemu", "binary", path, "machine", machine, "accel", accel, "because", why,
 		"tsc_khz", p.tscKHz)
-	return &Driver{o.Log, p}, nil
+	can := vmm.Capabilities{Name: "qemu", Accel: accel}
+	if !o.UserWorld {
+		// With restrict=on libslirp drops every datagram of a guest, answers included (udp_input).
+		can.Lacks = map[vmm.Feature]string{vmm.FeatureUDP: "with net = user a guest's answers to " +
+			"datagrams are dropped unless the daemon's user_world is on; use net = bridge"}
+	}
+	return &Driver{vmm.BaseDriver{Can: can}, o.Log, p}, nil
 }
 
 func chooseMachine(wish, binary string) (string, error) {
@@ -101,29 +107,7 @@ func chooseMachine(wish, binary string) (string, error) {
 	return "q35", nil
 }
 
-// Name implements vmm.Driver.
-func (d *Driver) Name() string { return "qemu" }
-
-// Accel returns what runs the CPUs of new machines: kvm or tcg.
-func (d *Driver) Accel() string { return d.accel }
-
-// StreamsOnly implements vmm.StreamsOnly. With restrict=on libslirp drops every datagram of a
-// guest, answers included (its udp_input).
-func (d *Driver) StreamsOnly() bool { return !d.userWorld }
-
 var (
-	_ vmm.Driver        = (*Driver)(nil)
-	_ vmm.DiskKeeper    = (*Driver)(nil)
-	_ vmm.StreamsOnly   = (*Driver)(nil)
-	_ vmm.Machine       = (*Machine)(nil)
-	_ vmm.Pauser        = (*Machine)(nil)
-	_ vmm.Guester       = (*Machine)(nil)
-	_ vmm.Consoler      = (*Machine)(nil)
-	_ vmm.BlockStatser  = (*Machine)(nil)
-	_ vmm.MetricsReader = (*Machine)(nil)
-	_ vmm.PowerButton   = (*Machine)(nil)
-	_ vmm.Snapshotter   = (*Machine)(nil)
-	_ vmm.DiskGrower    = (*Machine)(nil)
-	_ vmm.Fuller        = (*Machine)(nil)
-	_ vmm.Forwarder     = (*Machine)(nil)
+	_ vmm.Driver  = (*Driver)(nil)
+	_ vmm.Machine = (*Machine)(nil)
 )

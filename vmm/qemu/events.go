@@ -99,7 +99,7 @@ func (m *Machine) setFull(full bool) {
 	m.full = full
 }
 
-// Full implements vmm.Fuller.
+// Full implements vmm.Machine.
 func (m *Machine) Full() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -118,7 +118,7 @@ func (m *Machine) status(ctx context.Context) (string, error) {
 	return s.Status, err
 }
 
-// Pause implements vmm.Pauser. It returns when the CPUs stand still.
+// Pause implements vmm.Machine. It returns when the CPUs stand still.
 func (m *Machine) Pause(ctx context.Context) error {
 	m.mu.Lock()
 	m.pausing++
@@ -136,7 +136,7 @@ func (m *Machine) Pause(ctx context.Context) error {
 	return nil
 }
 
-// Resume implements vmm.Pauser.
+// Resume implements vmm.Machine.
 func (m *Machine) Resume(ctx context.Context) error {
 	// The RESUME event precedes the answer. A STOP of a disk that is still full may follow it, so
 	// nothing is recorded here.

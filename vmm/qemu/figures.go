@@ -8,7 +8,7 @@ import (
 	"banger/vmm"
 )
 
-// BlockStats implements vmm.BlockStatser with query-blockstats.
+// BlockStats implements vmm.Machine with query-blockstats.
 func (m *Machine) BlockStats(ctx context.Context) (vmm.BlockStats, error) {
 	var devices []struct {
 		Stats struct {
@@ -41,7 +41,7 @@ var metricsQueries = []struct {
 	{"query-balloon", nil},
 }
 
-// Metrics implements vmm.MetricsReader with QMP's answers by command. Commands that this QEMU
+// Metrics implements vmm.Machine with QMP's answers by command. Commands that this QEMU
 // refuses are left out.
 func (m *Machine) Metrics(ctx context.Context) (json.RawMessage, error) {
 	answers := map[string]json.RawMessage{}

@@ -19,7 +19,7 @@ func (m *Machine) humanMonitor(ctx context.Context, line string) (string, error)
 	return strings.TrimSpace(answer), err
 }
 
-// Forward implements vmm.Forwarder with QEMU's hostfwd. It asks QEMU for the present rules, so that
+// Forward implements vmm.Machine with QEMU's hostfwd. It asks QEMU for the present rules, so that
 // it does not matter who made them.
 func (m *Machine) Forward(ctx context.Context, all []vmm.Publication) error {
 	text, err := m.humanMonitor(ctx, "info usernet")

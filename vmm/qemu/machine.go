@@ -23,9 +23,10 @@ const (
 	listenTick = 2 * time.Millisecond // between attempts to connect before QEMU listens
 )
 
-// Machine is one QEMU. It implements vmm.Machine and most of the interfaces beside that one. All
-// methods may be called from many goroutines.
+// Machine is one QEMU. Many goroutines may call its methods.
 type Machine struct {
+	vmm.BaseMachine
+
 	// Immutable once serve runs.
 	id       string
 	accel    string
@@ -190,7 +191,7 @@ func (m *Machine) serve() {
 // Process implements vmm.Machine.
 func (m *Machine) Process() vmm.Process { return m.proc.Process }
 
-// Accel implements vmm.Machine.
+// Accel is what runs the CPUs: kvm or tcg.
 func (m *Machine) Accel() string { return m.accel }
 
 // Done implements vmm.Machine.
@@ -249,7 +250,7 @@ func (m *Machine) call(ctx context.Context, command string, args, answer any) er
 	return m.qmp.call(ctx, command, args, answer)
 }
 
-// PressPower implements vmm.PowerButton. The init of a cloud image acts on ACPI's button. In a
+// PressPower implements vmm.Machine. The init of a cloud image acts on ACPI's button. In a
 // guest of banger's own kernel there may be nobody who does.
 func (m *Machine) PressPower(ctx context.Context) error {
 	if !m.firmware {
@@ -258,8 +259,8 @@ func (m *Machine) PressPower(ctx context.Context) error {
 	return m.call(ctx, "system_powerdown", nil, nil)
 }
 
-// Guest implements vmm.Guester.
+// Guest implements vmm.Machine.
 func (m *Machine) Guest() guest.Agent { return m.guest }
 
-// Console implements vmm.Consoler.
+// Console implements vmm.Machine.
 func (m *Machine) Console() vmm.Console { return m.serial }

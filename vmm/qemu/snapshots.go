@@ -13,7 +13,7 @@ import (
 	"banger/vmm"
 )
 
-// Disks implements vmm.DiskKeeper.
+// Disks implements vmm.Driver.
 func (d *Driver) Disks(spec *vmm.Spec) vmm.Snapshotter { return restingDisks{spec} }
 
 // restingDisks are the disks of a VM that does not run.
@@ -47,7 +47,7 @@ func (r restingDisks) DropSnapshot(ctx context.Context, tag string) error {
 	return err
 }
 
-// RestoreDisks implements vmm.DiskKeeper.
+// RestoreDisks implements vmm.Driver.
 func (d *Driver) RestoreDisks(ctx context.Context, spec *vmm.Spec, tag string) error {
 	t, err := newTools(spec)
 	if err != nil {
@@ -191,7 +191,7 @@ func (m *Machine) DropSnapshot(ctx context.Context, tag string) error {
 	return nil
 }
 
-// GrowDisk implements vmm.DiskGrower.
+// GrowDisk implements vmm.Machine.
 func (m *Machine) GrowDisk(ctx context.Context, size int64) error {
 	grown := map[string]any{"node-name": workNode, "size": inSectors(size)}
 	return noSpace(m.call(ctx, "block_resize", grown, nil))

@@ -15,7 +15,7 @@ import (
 	"banger/vmm"
 )
 
-// ExportDisk implements vmm.DiskKeeper.
+// ExportDisk implements vmm.Driver.
 func (d *Driver) ExportDisk(
 	ctx context.Context, spec *vmm.Spec, disk vmm.Disk,
 ) (*os.File, error) {
@@ -53,7 +53,7 @@ func (t *tools) rebase(ctx context.Context, path string, base ...string) error {
 	return t.qemuImg(ctx, "", append(args, toolPath(path))...)
 }
 
-// ImportDisks implements vmm.DiskKeeper.
+// ImportDisks implements vmm.Driver.
 func (d *Driver) ImportDisks(ctx context.Context, spec *vmm.Spec) error {
 	t, err := newTools(spec)
 	if err != nil {
