@@ -95,6 +95,8 @@ func topFiles() []file {
 		{name: "metrics", mode: 0o444, doc: "all figures as Prometheus metrics", show: func(r *request) ([]byte, error) { return r.server.o.Metrics.Text() }},
 		{name: "list", mode: 0o444, doc: "table, one row per VM", show: listShow},
 		{name: "list.json", mode: 0o444, doc: "list as JSON", show: listJSONShow},
+		{name: "vmms", mode: 0o444, doc: "table, one row per driver", show: vmmsShow},
+		{name: "vmms.json", mode: 0o444, doc: "vmms as JSON", show: vmmsJSONShow},
 		{name: "hosts", mode: 0o444, doc: "names and addresses of the running VMs", show: func(r *request) ([]byte, error) { return r.server.o.Manager.Hosts(true), nil }},
 		{name: "events", mode: 0o444, doc: "what happened since the daemon started", open: eventsOpen, size: eventsSize, watch: true, heeds: true},
 		{name: "error", mode: 0o444, doc: "the last refusal of a mkdir, rmdir or mv by the reader's uid", show: topErrorShow},
