@@ -37,20 +37,21 @@ func BenchmarkWarm(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	for range b.N {
-		c.answers(e).stats.mu.Lock()
-		c.answers(e).stats.read, c.answers(e).stats.tried, c.answers(e).stats.value = c.now(), time.Time{}, nil
-		c.answers(e).stats.mu.Unlock()
-		c.answers(e).stats.warm(c, epochOf(s), c.now(), c.statsMaxAge, lane{slots: c.warming}, c.statsOf(e, s, true))
+		k := e.cached(statsKind)
+		k.mu.Lock()
+		k.read, k.tried, k.value = c.now(), time.Time{}, nil
+		k.mu.Unlock()
+		k.warm(&task{kind: statsKind, c: c, e: e, s: s}, c.now(), lane{slots: c.warming})
 		for done := false; !done; {
-			c.answers(e).stats.mu.Lock()
-			f := c.answers(e).stats.flight
-			c.answers(e).stats.mu.Unlock()
+			k.mu.Lock()
+			f := k.flight
+			k.mu.Unlock()
 			if done = f == nil; !done {
 				<-f.done
 			}
 		}
 	}
-	if st, _, _ := c.known(v); st == nil || st.CPUUsec == nil || st.Guest == nil {
+	if st, _, _ := c.Known(v); st == nil || st.CPUUsec == nil || st.Guest == nil {
 		b.Fatal(fmt.Sprint(st))
 	}
 }

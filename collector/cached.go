@@ -4,80 +4,73 @@ import (
 	"context"
 	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"banger/vmm"
 )
 
-// epoch is the part of a VM's life that an answer belongs to: what was collected in another is no answer now.
+// epoch is the part of a VM's life that an answer belongs to. It answers no read of another epoch.
 type epoch struct {
 	run   uint64
 	state vmm.State
 	ready bool
-	named bool // by name, not address, `ports` tells where to connect
+	named bool // the endpoints of `ports` hold the guest's name, not its address
 }
 
 func epochOf(s *vmm.Snapshot) epoch { return epoch{s.Run, s.State, s.Ready, s.Named} }
 
-// spread is the part of max_age by which answers are collected early by chance, so that what was read together spreads.
+// spread is the part of max_age by which answers are collected early by chance, so that
+// collections of VMs that were read together spread.
 const spread = 1.0 / 32
 
-// cached is the last answer of one kind of one VM, and the collection in flight if there is one. Without an answer it is empty, but for its meter.
-// Its lock is never held while something is collected.
-type cached[T any] struct {
-	meter *meter        // immutable
-	due   *atomic.Int64 // immutable: when the poller looks at the entry again, see entry
-
+// cached is the last answer of one kind about one VM, and the collection in flight. Its zero value
+// is empty. Its lock is never held during a collection.
+type cached struct {
 	mu sync.Mutex
 	// guarded by mu
 	epoch  epoch
-	value  *T
-	begun  time.Time     // when the collection of value was
-	at     time.Time     // when value was complete
-	took   time.Duration // for value
+	value  any           // nil for none
+	begun  time.Time     // when the collection of value began
+	ended  time.Time     // when it ended
+	took   time.Duration // the difference
 	chance float64       // 0 to 1, anew for each value
 	tried  time.Time     // when the last collection ended, well or not
-	read   time.Time     // when somebody last asked
-	flight *flight[T]
+	read   time.Time     // the last read
+	flight *flight
 }
 
-// flight is one collection, shared by all who wait for it.
-type flight[T any] struct {
-	cancel  context.CancelFunc
+// flight is one collection, shared by all its waiters.
+type flight struct {
+	cancel  context.CancelFunc // nil: it cannot block
 	begun   time.Time
-	waiting int // guarded by the cached's mu; who is last to leave cancels
+	waiters int // guarded by the cached's mu; the last to leave cancels
 
 	done  chan struct{} // closed when value and err are final
-	value *T
+	value any
 	err   error
 }
 
-// init is for a new entry.
-func (k *cached[T]) init(m *meter, due *atomic.Int64) { k.meter, k.due = m, due }
-
-// get gives an answer of the epoch no older than maxAge, collecting if need be. When ctx ends first its error is returned;
-// the collection goes on for the others, and ends only when nobody waits for it any more.
-// An error reaches all who wait and is not kept: the next to ask collects again.
-func (k *cached[T]) get(ctx context.Context, c *Collector, ep epoch, maxAge time.Duration, collect func(context.Context) (*T, error)) (*T, error) {
+// get returns an answer of the task's epoch no older than maxAge, and collects one if need be. It
+// returns ctx's error if ctx ends first. The collection then goes on for its other waiters, and
+// ends with the last of them. All waiters get its error, which is not kept.
+func (k *cached) get(ctx context.Context, t *task, maxAge time.Duration) (any, error) {
+	now := t.c.now()
 	k.mu.Lock()
-	now := c.now()
-	if now.Sub(k.read) > keepWarm {
-		k.due.Store(0) // this kind is not yet among those that are kept warm
-	}
-	k.read = now
-	k.enter(ep)
-	if k.value != nil && now.Sub(k.at) <= maxAge {
-		v := k.value
+	cold := k.wantLocked(now)
+	k.enter(epochOf(t.s))
+	if k.value != nil && now.Sub(k.ended) <= maxAge {
+		value := k.value
 		k.mu.Unlock()
-		k.meter.hits.Add(1)
-		return v, nil
+		t.c.meters[t.index].hits.Add(1)
+		t.c.warmFromNow(t, cold)
+		return value, nil
 	}
-	f := k.join(c, now, collect)
+	f := k.join(t, now)
 	k.mu.Unlock()
 	if f == nil {
 		return nil, errClosed
 	}
+	t.c.warmFromNow(t, cold)
 	select {
 	case <-f.done:
 		return f.value, f.err
@@ -87,24 +80,50 @@ func (k *cached[T]) get(ctx context.Context, c *Collector, ep epoch, maxAge time
 	}
 }
 
-// enter forgets what belongs to another epoch. k.mu is held.
-func (k *cached[T]) enter(ep epoch) {
+// want counts as a read. It reports whether the last one is so old that the poller forgot it.
+func (k *cached) want(now time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.wantLocked(now)
+}
+
+func (k *cached) wantLocked(now time.Time) (cold bool) {
+	cold = now.Sub(k.read) > keepWarm
+	k.read = now
+	return cold
+}
+
+// idle reports whether the last read is so long ago that the answer is not kept warm.
+func (k *cached) idle(now time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return now.Sub(k.read) > keepWarm
+}
+
+// enter drops the answer of another epoch. A collection still in flight ends for its waiters, and
+// its result is not kept. k.mu is held.
+func (k *cached) enter(ep epoch) {
 	if k.epoch != ep {
-		// A collection still in flight ends for those who wait for it, and is not kept.
 		k.epoch, k.value, k.flight, k.tried = ep, nil, nil, time.Time{}
 	}
 }
 
-// join takes part in the collection in flight, or begins one; nil when the collector is closed. k.mu is held.
-func (k *cached[T]) join(c *Collector, now time.Time, collect func(context.Context) (*T, error)) *flight[T] {
-	if f := k.flight; f != nil {
-		f.waiting++
-		return f
+// join joins the collection in flight, or begins one in a goroutine. It returns nil after Close.
+// k.mu is held.
+func (k *cached) join(t *task, now time.Time) *flight {
+	if k.flight != nil {
+		k.flight.waiters++
+		return k.flight
 	}
-	f := &flight[T]{begun: now, waiting: 1, done: make(chan struct{})}
-	ctx, cancel := context.WithCancel(c.ctx)
-	f.cancel = cancel
-	if !c.start(func() { k.fly(ctx, c, f, collect) }) {
+	ctx, cancel := context.WithCancel(t.c.ctx)
+	f := &flight{cancel: cancel, begun: now, waiters: 1, done: make(chan struct{})}
+	if !t.c.start(func() {
+		defer cancel()
+		k.fly(ctx, t, f)
+		if t.slots != nil {
+			<-t.slots
+		}
+	}) {
 		cancel()
 		return nil
 	}
@@ -112,59 +131,48 @@ func (k *cached[T]) join(c *Collector, now time.Time, collect func(context.Conte
 	return f
 }
 
-// fly collects. It is the one place that counts collections and failures.
-func (k *cached[T]) fly(ctx context.Context, c *Collector, f *flight[T], collect func(context.Context) (*T, error)) {
-	defer f.cancel()
-	k.meter.collections.Add(1)
-	v, err := collect(ctx)
-	now := c.now()
-	k.meter.ended(now.Sub(f.begun), err)
-	if err != nil {
-		v = nil
-	}
+// fly collects, and keeps the answer unless its epoch has ended.
+func (k *cached) fly(ctx context.Context, t *task, f *flight) {
+	value, ended, err := t.run(ctx, f.begun)
 	k.mu.Lock()
-	f.value, f.err = v, err
+	f.value, f.err = value, err
 	if k.flight == f {
-		k.flight = nil
-		k.tried = now
+		k.flight, k.tried, k.value = nil, ended, value
 		if err == nil {
-			k.value, k.begun, k.at = v, f.begun, k.tried
-			k.took, k.chance = k.at.Sub(f.begun), rand.Float64()
-		} else {
-			k.value = nil
+			k.begun, k.ended, k.took, k.chance = f.begun, ended, ended.Sub(f.begun), rand.Float64()
 		}
 	}
 	k.mu.Unlock()
 	close(f.done)
 }
 
-// outdate makes who asks from now on get nothing that was begun before t, when something newer was seen.
-func (k *cached[T]) outdate(t time.Time) {
+// outdate drops an answer whose collection began before t, and lets no later reader wait for one.
+func (k *cached) outdate(t time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.begun.Before(t) {
 		k.value = nil
 	}
 	if k.flight != nil && k.flight.begun.Before(t) {
-		k.flight = nil // it ends for those who wait for it, and is not kept
+		k.flight = nil // it ends for its waiters
 	}
 }
 
-// leave gives up waiting for f.
-func (k *cached[T]) leave(f *flight[T]) {
+// leave ends one wait for f.
+func (k *cached) leave(f *flight) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	f.waiting--
-	if f.waiting == 0 {
-		f.cancel()
-		if k.flight == f {
-			k.flight = nil // who comes now must not wait for a cancelled one
-		}
+	if f.waiters--; f.waiters > 0 || f.cancel == nil {
+		return
+	}
+	f.cancel()
+	if k.flight == f {
+		k.flight = nil // later readers must not wait for a cancelled one
 	}
 }
 
-// known gives the answer of the epoch, however old, nil if there is none.
-func (k *cached[T]) known(ep epoch) *T {
+// known returns the answer of the epoch, however old; nil if there is none.
+func (k *cached) known(ep epoch) any {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.epoch != ep {
@@ -173,59 +181,62 @@ func (k *cached[T]) known(ep epoch) *T {
 	return k.value
 }
 
-// warm begins a collection when the answer was read lately and will soon be too old. It waits for nothing but the lane's slot, and gives
-// when to look again; the zero time if nobody read it lately.
-func (k *cached[T]) warm(c *Collector, ep epoch, now time.Time, maxAge time.Duration, l lane, collect func(context.Context) (*T, error)) time.Time {
+// warm collects when the answer will soon be too old, and returns when to look again. It waits for
+// a slot of the lane at most.
+func (k *cached) warm(t *task, now time.Time, l lane) time.Time {
+	maxAge := t.maxAge(t.c)
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.read.IsZero() || now.Sub(k.read) > keepWarm {
-		return time.Time{}
-	}
-	k.enter(ep)
-	due := k.tried.Add(maxAge / 2) // after a failure
-	if k.value != nil {
-		// At the last look from which it ends before the answer is too old.
-		lead := min(2*k.took+c.pace()*9/8, maxAge/2)
-		due = k.at.Add(maxAge - lead - time.Duration(k.chance*float64(maxAge)*spread))
-	}
+	k.enter(epochOf(t.s))
+	due := k.due(t.c.pace(), maxAge)
 	switch {
 	case k.flight != nil:
+		due = now.Add(maxAge / 2)
 	case now.Before(due):
-		return due
-	case !k.beginLocked(c, now, l, collect):
-		return now // as soon as there is a slot
+	case t.quick != nil && t.quick(t):
+		f := &flight{begun: now, waiters: 1, done: make(chan struct{})}
+		k.flight = f
+		k.mu.Unlock()
+		k.fly(t.c.ctx, t, f) // a goroutine would cost more than the collection
+		k.mu.Lock()
+		due = k.due(t.c.pace(), maxAge)
+	case k.begin(t, now, l):
+		due = now.Add(maxAge / 2) // most have ended by then
+	default:
+		due = now // as soon as there is a slot
 	}
-	return now.Add(maxAge / 2) // it has ended then, mostly
+	k.mu.Unlock()
+	return due
 }
 
-// begin begins a collection for nobody in particular unless one is under way or no slot is free.
-func (k *cached[T]) begin(c *Collector, ep epoch, now time.Time, l lane, collect func(context.Context) (*T, error)) {
+// due returns when to collect the next answer. k.mu is held.
+func (k *cached) due(pace, maxAge time.Duration) time.Time {
+	if k.value == nil {
+		return k.tried.Add(maxAge / 2) // after a failure
+	}
+	// The last look from which a collection ends before the answer is too old.
+	lead := min(2*k.took+pace*9/8, maxAge/2)
+	return k.ended.Add(maxAge - lead - time.Duration(k.chance*float64(maxAge)*spread))
+}
+
+// collect collects without a waiter, unless a collection is in flight or the lane has no slot.
+func (k *cached) collect(t *task, now time.Time, l lane) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.enter(ep)
+	k.enter(epochOf(t.s))
 	if k.flight == nil {
-		k.beginLocked(c, now, l, collect)
+		k.begin(t, now, l)
 	}
 }
 
-// beginLocked reports whether there was a slot.
-func (k *cached[T]) beginLocked(c *Collector, now time.Time, l lane, collect func(context.Context) (*T, error)) bool {
-	if !l.take() {
+// begin collects without a waiter and reports whether the lane had a slot. k.mu is held, and
+// nothing is in flight.
+func (k *cached) begin(t *task, now time.Time, l lane) bool {
+	if !l.acquire() {
 		return false
 	}
-	f := k.join(c, now, func(ctx context.Context) (*T, error) {
-		defer l.release()
-		return collect(ctx)
-	})
-	if f == nil {
-		l.release()
+	t.slots = l.slots
+	if k.join(t, now) == nil {
+		<-l.slots
 	}
 	return true
-}
-
-// want counts as a read of somebody who is told of changes.
-func (k *cached[T]) want(now time.Time) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.read = now
 }

@@ -1,18 +1,21 @@
 // Package collector reads what VMs do: process figures, disks, links, the guest's agent.
 //
-// There is one cache entry per VM and kind, one collection in flight for all who ask (cached.go), and a
-// poller that keeps warm what was read in the last ten seconds (poller.go). No lock of a VM's life is held while
-// a guest is asked. A reader that goes away ends its wait, not the collection of the others.
+// One table lists the kinds of answers that readers share (kind.go), and one the sources of the
+// figures in `stats` (stats.go). Each row is registered by the file that collects it. Of each kind
+// and VM there is one cached answer and at most one collection in flight for all readers
+// (cached.go). A poller keeps warm what was read in the last ten seconds (poller.go).
 //
-// Each kind has its file: what is fetched there is parsed by pure functions, and what comes from a guest is
-// bounded in size and time. The collector knows neither files nor errnos and runs no other programs.
+// A collection uses no lock of a VM's life. A reader that leaves ends its wait, not the collection
+// of the others. Parsing is pure, and what a guest sends is bounded in size and time. The collector
+// knows neither files nor errnos and runs no other programs.
 //
-// Goroutines: one poller for all VMs, and one per collection in flight; [Collector.Close] waits for all of them.
+// Goroutines: one poller for all VMs, and one for each collection in flight that can block.
+// [Collector.Close] waits for all of them.
 package collector
 
 import (
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -39,32 +42,35 @@ type Options struct {
 	PollInterval time.Duration // 10 s
 }
 
-// linkShare of stats_max_age is how old the links' figures in fresh stats may be.
-const linkShare = 8
+// Parts of stats_max_age.
+const (
+	linkShare  = 8 // figures of links may be this part of it old
+	guestShare = 5 // figures of the guest may be so many times as old
+)
 
-// Bounds of what a collection may take.
+// Bounds of a collection.
 const (
 	guestTimeout  = 3 * time.Second        // for one answer of an agent
-	guestBriefly  = 100 * time.Millisecond // for an agent that has just been silent for guestTimeout
-	guestDoubt    = 10 * time.Second       // how long an agent is given only guestBriefly
-	guestSilence  = time.Second            // how long an agent that did not answer is not asked at all
-	firstRest     = time.Second            // how long the poller leaves an agent alone that did not answer, then twice as long
+	guestBriefly  = 100 * time.Millisecond // the same, of one that was silent for guestTimeout
+	guestDoubt    = 10 * time.Second       // how long an agent has only guestBriefly
+	guestSilence  = time.Second            // how long an agent without an answer is not asked at all
+	firstRest     = time.Second            // how long the poller leaves it alone, doubled each time
 	longestRest   = 30 * time.Second
 	callsInAll    = 4096                   // requests to agents under way
 	blockTimeout  = 300 * time.Millisecond // for the VMM's block figures
 	probeTimeout  = 750 * time.Millisecond // for one request to one port
-	probeBudget   = 2 * probeTimeout       // for the probes of one VM, if the agent took long
+	probeBudget   = 2 * probeTimeout       // for the probes of one VM after a slow answer
 	probesPerVM   = 16
 	probesInAll   = 64
 	maxListeners  = 4096
 	keepWarm      = 10 * time.Second // after the last read
-	warmInAll     = 256              // collections that the poller has in flight at most
+	warmInAll     = 256              // collections of the poller in flight
 	doubtInAll    = 64               // the same, of guests that did not answer the last time
 	defaultMaxAge = time.Second
 )
 
-// subject is what the collector needs of a *vmm.VM.
-type subject interface {
+// VM is the part of a *vmm.VM that the collector needs.
+type VM interface {
 	Serial() uint64
 	Snapshot() *vmm.Snapshot
 	Changed() <-chan struct{}
@@ -84,9 +90,9 @@ type Collector struct {
 	now          func() time.Time
 	began        time.Time
 	exists       func(serial uint64) bool
-	each         func(visit func(subject))
-	find         func(serial uint64) subject // nil if there is none
-	proc         string                      // root of procfs
+	each         func(visit func(VM))
+	find         func(serial uint64) VM // nil if there is none
+	proc         string                 // root of procfs
 	groups       *cgroups
 	mostKept     int64 // files of processes that may be kept open
 	prober       *http.Transport
@@ -94,7 +100,7 @@ type Collector struct {
 	calls        chan struct{} // slots for requests to agents
 	warming      chan struct{} // slots for the poller's collections
 	doubting     chan struct{} // the same, of guests that did not answer the last time
-	wake         chan struct{} // tells the poller that something became hot or changed its state
+	wake         chan struct{} // wakes the poller when something became hot or changed its state
 	ctx          context.Context
 	cancel       context.CancelFunc
 	wg           sync.WaitGroup
@@ -102,60 +108,58 @@ type Collector struct {
 	mu      sync.RWMutex
 	closed  bool              // guarded by mu
 	entries map[uint64]*entry // guarded by mu; by serial
-	hot     map[uint64]*entry // guarded by mu; read lately, kept warm
-	hotList []*entry          // guarded by mu; those of hot, nil to be made anew; what it holds is not changed
-	watched map[uint64]int    // guarded by mu; by how many the health is watched, by serial, 0 being everybody's
-	untold  map[uint64]news   // guarded by mu; VMs whose health follows from their state and may change again, and what was last told
+	watched map[uint64]int    // guarded by mu; watchers of the health, by serial; 0 is all VMs
+	untold  map[uint64]news   // guarded by mu; VMs whose state determines a health to publish
 	changes uint64            // guarded by mu; counts stateChanged
 
+	hot        wheel     // what was read lately
+	due        []*entry  // of keepWarm, which reuses it
+	wanted     time.Time // when wantWatched last did anything; the poller's
 	links      links
 	kept       atomic.Int64 // files of processes that are kept open
-	meters     *meters
+	meters     []meter      // by the kinds' index
 	guestCalls atomic.Uint64
 }
 
-// entry is what is kept of one VM.
+// entry is the cache of one VM.
 type entry struct {
-	vm   subject
+	vm   VM
 	gone chan struct{} // closed when the VM is removed
 
 	slow    atomic.Pointer[slowStats]
 	process keptProcess
 	cpu     sampler
 	guest   patience
-	due     atomic.Int64            // when the poller looks again, nanoseconds after the collector began
-	bare    atomic.Uint64           // the run that was found to have no overlay
-	read    atomic.Pointer[answers] // nil until somebody reads: most VMs of many are only polled
+	inside  atomic.Pointer[guestFigures]
+	tick    int64                    // the tick of the wheel at which it is due; 0: none
+	bare    atomic.Uint64            // the run that has no overlay
+	answers atomic.Pointer[[]cached] // by the kinds' index; nil until a read: most VMs are only polled
+	probed  memory
 }
 
-// answers are what readers of one VM share.
-type answers struct {
-	stats      cached[Stats]
-	ports      cached[Ports]
-	health     cached[Health]
-	listeners  cached[portSet]
-	vmmMetrics cached[json.RawMessage]
-	probed     memory
-}
-
-// answers gives what readers of the VM share.
-func (c *Collector) answers(e *entry) *answers {
-	if a := e.read.Load(); a != nil {
-		return a
+// cached returns the answer of a kind.
+func (e *entry) cached(k *kind) *cached {
+	all := e.answers.Load()
+	if all == nil {
+		fresh := make([]cached, len(kinds))
+		if e.answers.CompareAndSwap(nil, &fresh) {
+			all = &fresh
+		} else {
+			all = e.answers.Load()
+		}
 	}
-	a := new(answers)
-	a.stats.init(&c.meters.stats, &e.due)
-	a.ports.init(&c.meters.ports, &e.due)
-	a.health.init(&c.meters.health, &e.due)
-	a.listeners.init(&c.meters.listeners, &e.due)
-	a.vmmMetrics.init(&c.meters.vmmMetrics, &e.due)
-	if !e.read.CompareAndSwap(nil, a) {
-		return e.read.Load()
-	}
-	return a
+	return &(*all)[k.index]
 }
 
-// slowStats is what the slow poll found, and in which run.
+// known returns the answer of a kind to the epoch of s, however old; nil if there is none.
+func (e *entry) known(k *kind, s *vmm.Snapshot) any {
+	if e.answers.Load() == nil {
+		return nil
+	}
+	return e.cached(k).known(epochOf(s))
+}
+
+// slowStats is the result of the slow poll, and the run that it belongs to.
 type slowStats struct {
 	run   uint64
 	stats *Stats
@@ -167,12 +171,12 @@ var errClosed = errors.New("the daemon is ending")
 func New(o Options) *Collector {
 	c := newCollector(o)
 	c.exists = func(serial uint64) bool { return o.Manager.BySerial(serial) != nil }
-	c.each = func(visit func(subject)) {
+	c.each = func(visit func(VM)) {
 		for _, v := range o.Manager.VMs() {
 			visit(v)
 		}
 	}
-	c.find = func(serial uint64) subject {
+	c.find = func(serial uint64) VM {
 		if v := o.Manager.BySerial(serial); v != nil {
 			return v
 		}
@@ -192,19 +196,19 @@ func New(o Options) *Collector {
 	return c
 }
 
-// newCollector makes one without a manager and without its poller.
+// newCollector returns one without a manager and without its poller.
 func newCollector(o Options) *Collector {
 	c := &Collector{
 		log:          o.Log,
-		statsMaxAge:  orElse(o.StatsMaxAge, defaultMaxAge),
-		portsMaxAge:  orElse(o.PortsMaxAge, 2*defaultMaxAge),
-		healthMaxAge: orElse(o.HealthMaxAge, defaultMaxAge),
-		pollInterval: orElse(o.PollInterval, 10*time.Second),
+		statsMaxAge:  cmp.Or(o.StatsMaxAge, defaultMaxAge),
+		portsMaxAge:  cmp.Or(o.PortsMaxAge, 2*defaultMaxAge),
+		healthMaxAge: cmp.Or(o.HealthMaxAge, defaultMaxAge),
+		pollInterval: cmp.Or(o.PollInterval, 10*time.Second),
 		guestTimeout: guestTimeout,
 		now:          time.Now,
 		exists:       func(uint64) bool { return true },
-		each:         func(func(subject)) {},
-		find:         func(uint64) subject { return nil },
+		each:         func(func(VM)) {},
+		find:         func(uint64) VM { return nil },
 		proc:         "/proc",
 		groups:       findCgroups("/proc"),
 		mostKept:     mostKept(),
@@ -215,7 +219,6 @@ func newCollector(o Options) *Collector {
 		doubting:     make(chan struct{}, doubtInAll),
 		wake:         make(chan struct{}, 1),
 		entries:      map[uint64]*entry{},
-		hot:          map[uint64]*entry{},
 		watched:      map[uint64]int{},
 		untold:       map[uint64]news{},
 		meters:       newMeters(),
@@ -231,15 +234,8 @@ func newCollector(o Options) *Collector {
 	return c
 }
 
-func orElse(d, otherwise time.Duration) time.Duration {
-	if d == 0 {
-		return otherwise
-	}
-	return d
-}
-
-// Close ends the poller and every collection in flight, and returns when they have ended.
-// Their readers get an error, as do those who come later.
+// Close ends the poller and every collection in flight, and returns when they have ended. Their
+// readers get an error, as do later ones.
 func (c *Collector) Close() {
 	c.mu.Lock()
 	c.closed = true
@@ -270,8 +266,8 @@ func (c *Collector) start(f func()) bool {
 	return true
 }
 
-// entry finds or makes what is kept of v; vmm.ErrNotFound when v was removed.
-func (c *Collector) entry(v subject) (*entry, error) {
+// entry returns the cache of v, which it makes if need be; vmm.ErrNotFound when v was removed.
+func (c *Collector) entry(v VM) (*entry, error) {
 	serial := v.Serial()
 	c.mu.RLock()
 	e := c.entries[serial]
@@ -285,7 +281,7 @@ func (c *Collector) entry(v subject) (*entry, error) {
 		c.entries[serial] = e
 	}
 	c.mu.Unlock()
-	// The removal may have been told before the entry was there to be dropped.
+	// The event of the removal may have been before the entry.
 	if !c.exists(serial) {
 		c.forget(serial)
 		return nil, fmt.Errorf("cannot read %s: removed: %w", v.Snapshot().Name, vmm.ErrNotFound)
@@ -293,7 +289,7 @@ func (c *Collector) entry(v subject) (*entry, error) {
 	return e, nil
 }
 
-// reconcile does what the events that were missed would have: drops the removed VMs and tells the others' health.
+// reconcile makes up for missed events: it drops removed VMs and publishes the others' health.
 func (c *Collector) reconcile() {
 	c.mu.RLock()
 	serials := slices.Collect(maps.Keys(c.entries))
@@ -303,7 +299,7 @@ func (c *Collector) reconcile() {
 			c.forget(serial)
 		}
 	}
-	c.each(func(v subject) {
+	c.each(func(v VM) {
 		if s := v.Snapshot().State; s.Alive() || s == vmm.Starting || v.LastHealth() != "" {
 			c.stateChanged(v.Serial())
 		}
@@ -320,76 +316,43 @@ func (c *Collector) letGoEnded(serial uint64) {
 	}
 }
 
-// forget drops what is kept of a removed VM and ends the waits for it.
+// forget drops the cache of a removed VM and ends the waits for it.
 func (c *Collector) forget(serial uint64) {
 	c.mu.Lock()
 	e := c.entries[serial]
 	if e != nil {
 		close(e.gone)
 		delete(c.entries, serial)
-		delete(c.hot, serial)
-		c.hotList = nil
 	}
 	c.mu.Unlock()
 	if e != nil {
+		c.hot.remove(e)
 		e.process.drop(c, true)
 	}
 }
 
-// Known gives what the cache holds of a VM, however old, nil where it holds nothing of this run and state, and the status and reason of the
-// health that was last told, empty if none was; it never collects. Stats of the slow poll hold process figures only.
-func (c *Collector) Known(v *vmm.VM) (stats *Stats, status, reason string) { return c.known(v) }
-
-func (c *Collector) known(v subject) (stats *Stats, status, reason string) {
+// Known returns what the cache holds of a VM, however old, and never collects. Stats are nil if it
+// holds none of this run and state; those of the slow poll have process figures only. The health is
+// the one last published.
+func (c *Collector) Known(v VM) (stats *Stats, status, reason string) {
 	c.mu.RLock()
 	e := c.entries[v.Serial()]
 	c.mu.RUnlock()
 	s := v.Snapshot()
 	if status, reason = passive(s); status == "" {
-		if status, reason, _ = strings.Cut(v.LastHealth(), " "); status != Healthy && status != Unhealthy {
-			status, reason = "", ""
+		status, reason, _ = strings.Cut(v.LastHealth(), " ")
+		if status != Unhealthy {
+			status, reason = Healthy, "" // ready: the poller publishes that in a moment
 		}
 	}
 	if e == nil {
 		return nil, status, reason
 	}
-	if a := e.read.Load(); a != nil {
-		stats = a.stats.known(epochOf(s))
-	}
+	stats, _ = e.known(statsKind, s).(*Stats)
 	slow := e.slow.Load()
-	if s.State.Alive() && slow != nil && slow.run == s.Run && (stats == nil || stats.Collected.Before(slow.stats.Collected)) {
+	if s.State.Alive() && slow != nil && slow.run == s.Run &&
+		(stats == nil || stats.Collected.Before(slow.stats.Collected)) {
 		stats = slow.stats
 	}
 	return stats, status, reason
-}
-
-// Ports is the table of listeners, sorted and without duplicates.
-type Ports struct {
-	Collected time.Time
-	Rows      []Port
-}
-
-// Port is one row of `ports`. Text is as the guest gave it; whoever shows it escapes it.
-type Port struct {
-	Scheme   string // http https tcp udp
-	Port     int
-	Endpoint string
-	Address  string // bind address
-	PID      int
-	Process  string
-	Command  string
-}
-
-// Health is one answer about a VM's health.
-type Health struct {
-	Collected time.Time
-	Status    string // healthy unhealthy starting paused stopped
-	Reason    string // of unhealthy
-}
-
-func (h *Health) String() string {
-	if h.Reason == "" {
-		return h.Status
-	}
-	return h.Status + " " + h.Reason
 }

@@ -140,7 +140,7 @@ func newTest(t *testing.T) (*Collector, *testClock, *testVM, *testGuest) {
 			Since: clock.t.Add(-time.Minute)},
 		Dir: t.TempDir(),
 	}}
-	c.each = func(visit func(subject)) { visit(v) }
+	c.each = func(visit func(VM)) { visit(v) }
 	t.Cleanup(func() {
 		c.Close()
 		waitFor(t, "the collector's goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
@@ -157,13 +157,13 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func waiting[T any](k *cached[T]) int {
+func waiting(k *cached) int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.flight == nil {
 		return 0
 	}
-	return k.flight.waiting
+	return k.flight.waiters
 }
 
 func TestReadersShareOneCollection(t *testing.T) {
@@ -180,16 +180,16 @@ func TestReadersShareOneCollection(t *testing.T) {
 	failed := make(chan error, 1)
 	for range 64 {
 		go func() {
-			st, err := c.stats(context.Background(), v)
+			st, err := c.Stats(context.Background(), v)
 			if err != nil {
 				t.Error(err)
 			}
 			results <- st
 		}()
 	}
-	go func() { _, err := c.stats(ctx, v); failed <- err }()
+	go func() { _, err := c.Stats(ctx, v); failed <- err }()
 	e, _ := c.entry(v)
-	waitFor(t, "65 readers", func() bool { return waiting(&c.answers(e).stats) == 65 })
+	waitFor(t, "65 readers", func() bool { return waiting(e.cached(statsKind)) == 65 })
 	cancel()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Fatalf("cancelled reader: %v", err)
@@ -218,9 +218,9 @@ func TestLastReaderToLeaveEndsTheCollection(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	failed := make(chan error, 1)
-	go func() { _, err := c.portsNow(ctx, v); failed <- err }()
+	go func() { _, err := c.Ports(ctx, v); failed <- err }()
 	e, _ := c.entry(v)
-	waitFor(t, "the reader", func() bool { return waiting(&c.answers(e).ports) == 1 })
+	waitFor(t, "the reader", func() bool { return waiting(e.cached(portsKind)) == 1 })
 	cancel()
 	<-failed
 	<-ended
@@ -229,28 +229,28 @@ func TestLastReaderToLeaveEndsTheCollection(t *testing.T) {
 func TestMaxAge(t *testing.T) {
 	c, clock, v, _ := newTest(t)
 	ctx := context.Background()
-	a, err := c.stats(ctx, v)
+	a, err := c.Stats(ctx, v)
 	if err != nil {
 		t.Fatal(err)
 	}
 	clock.advance(time.Second)
-	if b, _ := c.stats(ctx, v); b != a {
+	if b, _ := c.Stats(ctx, v); b != a {
 		t.Fatal("collected again within max_age")
 	}
 	clock.advance(time.Nanosecond)
-	b, _ := c.stats(ctx, v)
+	b, _ := c.Stats(ctx, v)
 	if b == a || !b.Collected.Equal(clock.now()) {
 		t.Fatal("an answer older than max_age")
 	}
 	v.update(func(s *vmm.Snapshot) { s.Run++ })
-	if st, _, _ := c.known(v); st != nil {
+	if st, _, _ := c.Known(v); st != nil {
 		t.Fatal("an answer of an earlier run is known")
 	}
-	if d, _ := c.stats(ctx, v); d == b {
+	if d, _ := c.Stats(ctx, v); d == b {
 		t.Fatal("an answer of an earlier run")
 	}
 	v.update(func(s *vmm.Snapshot) { s.State = vmm.Paused })
-	if d, _ := c.stats(ctx, v); d.State != vmm.Paused || d.Guest != nil {
+	if d, _ := c.Stats(ctx, v); d.State != vmm.Paused || d.Guest != nil {
 		t.Fatalf("stats of a paused VM: %+v", d)
 	}
 	if tot := c.Totals(); tot.Collections != 4 || tot.CacheHits != 1 {
@@ -265,10 +265,10 @@ func TestErrorReachesAllAndIsNotKept(t *testing.T) {
 	g.listeners = func(context.Context) ([]guest.Listener, error) { <-release; return nil, broken }
 	errs := make(chan error, 8)
 	for range 8 {
-		go func() { _, err := c.portsNow(context.Background(), v); errs <- err }()
+		go func() { _, err := c.Ports(context.Background(), v); errs <- err }()
 	}
 	e, _ := c.entry(v)
-	waitFor(t, "8 readers", func() bool { return waiting(&c.answers(e).ports) == 8 })
+	waitFor(t, "8 readers", func() bool { return waiting(e.cached(portsKind)) == 8 })
 	close(release)
 	for range 8 {
 		if err := <-errs; !errors.Is(err, broken) || !strings.Contains(err.Error(), "web") {
@@ -276,20 +276,20 @@ func TestErrorReachesAllAndIsNotKept(t *testing.T) {
 		}
 	}
 	g.listeners = func(context.Context) ([]guest.Listener, error) { return nil, nil }
-	if _, err := c.portsNow(context.Background(), v); err != nil {
+	if _, err := c.Ports(context.Background(), v); err != nil {
 		t.Fatalf("the error was kept: %v", err)
 	}
 }
 
 func TestRemovedVM(t *testing.T) {
 	c, _, v, _ := newTest(t)
-	if _, err := c.stats(context.Background(), v); err != nil {
+	if _, err := c.Stats(context.Background(), v); err != nil {
 		t.Fatal(err)
 	}
 	v.update(func(s *vmm.Snapshot) { s.State = vmm.Stopped })
 	done := make(chan error, 2)
-	go func() { _, err := c.waitHealthy(context.Background(), v); done <- err }()
-	go func() { _, err := c.waitPort(context.Background(), v, 80); done <- err }()
+	go func() { _, err := c.WaitHealthy(context.Background(), v); done <- err }()
+	go func() { _, err := c.WaitPort(context.Background(), v, 80); done <- err }()
 	c.exists = func(uint64) bool { return false }
 	c.forget(7)
 	for range 2 {
@@ -297,10 +297,10 @@ func TestRemovedVM(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := c.stats(context.Background(), v); !errors.Is(err, vmm.ErrNotFound) {
+	if _, err := c.Stats(context.Background(), v); !errors.Is(err, vmm.ErrNotFound) {
 		t.Fatal(err)
 	}
-	if len(c.entries)+len(c.hot) != 0 {
+	if len(c.entries) != 0 || !c.hot.empty() {
 		t.Fatal("something is kept of a removed VM")
 	}
 }
@@ -313,7 +313,7 @@ func TestKeepWarm(t *testing.T) {
 	if c.keepWarm() {
 		t.Fatal("something is hot before any read")
 	}
-	c.stats(context.Background(), v)
+	c.Stats(context.Background(), v)
 	for i := range int32(10) { // a second each: within ten seconds of the read, each tick collects
 		clock.advance(time.Second)
 		if !c.keepWarm() {
@@ -321,16 +321,19 @@ func TestKeepWarm(t *testing.T) {
 		}
 		waitFor(t, "the collection", func() bool {
 			e, _ := c.entry(v)
-			return calls.Load() == i+2 && idle() && waiting(&c.answers(e).stats) == 0
+			return c.Totals().Collections == uint64(i)+2 && idle() && waiting(e.cached(statsKind)) == 0
 		})
 	}
 	before := c.Totals().CacheHits
-	if _, err := c.stats(context.Background(), v); err != nil || c.Totals().CacheHits != before+1 {
+	if _, err := c.Stats(context.Background(), v); err != nil || c.Totals().CacheHits != before+1 {
 		t.Fatal("a reader did not find a warm answer")
 	}
 	clock.advance(keepWarm + 1)
-	if c.keepWarm() || calls.Load() != 11 || len(c.hot) != 0 || !idle() {
-		t.Fatalf("still warm: %d collections", calls.Load())
+	if c.keepWarm() || !c.hot.empty() || !idle() {
+		t.Fatal("still warm")
+	}
+	if n := calls.Load(); n != 3 { // at 0, 5 and 10 s
+		t.Fatalf("asked the guest %d times for figures that may be 5 s old", n)
 	}
 	if c.Totals().Collections != 11 {
 		t.Fatalf("totals %+v: ports and health were not read", c.Totals())
@@ -348,12 +351,12 @@ func TestSlowPollWakesNoGuest(t *testing.T) {
 	clock.advance(10 * time.Second)
 	writeProc(t, c.proc, 42, 1000, 150)
 	c.pollSlice(7)
-	st, _, _ := c.known(v)
+	st, _, _ := c.Known(v)
 	if st == nil || st.CPUPercent == nil || *st.CPUPercent != 10 || c.Totals().GuestCalls != 0 {
 		t.Fatalf("%+v %+v", st, c.Totals())
 	}
 	v.update(func(s *vmm.Snapshot) { s.State = vmm.Stopped })
-	if st, _, _ := c.known(v); st != nil {
+	if st, _, _ := c.Known(v); st != nil {
 		t.Fatal("process figures of a stopped VM")
 	}
 }
@@ -364,7 +367,7 @@ func TestPollerRuns(t *testing.T) {
 	c.pollInterval = 16 * time.Millisecond
 	c.statsMaxAge = 40 * time.Millisecond
 	c.start(c.poller)
-	if _, err := c.stats(context.Background(), v); err != nil {
+	if _, err := c.Stats(context.Background(), v); err != nil {
 		t.Fatal(err)
 	}
 	waitFor(t, "warm collections", func() bool { return c.Totals().Collections > 5 })
@@ -378,7 +381,7 @@ func TestHealth(t *testing.T) {
 	ctx := context.Background()
 	is := func(want string) {
 		t.Helper()
-		h, err := c.healthNow(ctx, v)
+		h, err := c.Health(ctx, v)
 		if err != nil || h.String() != want {
 			t.Fatalf("health %v %v, want %s", h, err, want)
 		}
@@ -452,14 +455,14 @@ func TestHungGuestCostsOneWait(t *testing.T) {
 	g.stats = func(ctx context.Context) (guest.Stats, error) { asked.Add(1); return guest.Stats{}, hang(ctx) }
 	ctx := context.Background()
 	for range 3 {
-		if _, err := c.portsNow(ctx, v); !errors.Is(err, vmm.ErrTimeout) {
+		if _, err := c.Ports(ctx, v); !errors.Is(err, vmm.ErrTimeout) {
 			t.Fatalf("ports of a hung guest: %v", err)
 		}
 	}
-	if h, err := c.healthNow(ctx, v); err != nil || h.Status != Unhealthy {
+	if h, err := c.Health(ctx, v); err != nil || h.Status != Unhealthy {
 		t.Errorf("health of a hung guest: %+v, %v", h, err)
 	}
-	if st, err := c.stats(ctx, v); err != nil || st.Guest != nil {
+	if st, err := c.Stats(ctx, v); err != nil || st.Guest != nil {
 		t.Errorf("stats of a hung guest: %+v, %v", st, err)
 	}
 	if n := asked.Load(); n != 1 {
@@ -467,7 +470,7 @@ func TestHungGuestCostsOneWait(t *testing.T) {
 	}
 	well.Store(true)
 	clock.advance(guestSilence)
-	if _, err := c.portsNow(ctx, v); err != nil {
+	if _, err := c.Ports(ctx, v); err != nil {
 		t.Errorf("a guest that is well again: %v", err)
 	}
 }
@@ -478,7 +481,7 @@ func TestPortsErrors(t *testing.T) {
 	g.listeners = func(ctx context.Context) ([]guest.Listener, error) { return nil, hang(ctx) }
 	is := func(want error) {
 		t.Helper()
-		if _, err := c.portsNow(context.Background(), v); !errors.Is(err, want) {
+		if _, err := c.Ports(context.Background(), v); !errors.Is(err, want) {
 			t.Fatalf("%v, want %v", err, want)
 		}
 	}
@@ -512,8 +515,8 @@ func TestWait(t *testing.T) {
 		err error
 	}
 	healthy, port := make(chan result, 1), make(chan result, 1)
-	go func() { d, err := c.waitHealthy(context.Background(), v); healthy <- result{d, err} }()
-	go func() { d, err := c.waitPort(context.Background(), v, 80); port <- result{d, err} }()
+	go func() { d, err := c.WaitHealthy(context.Background(), v); healthy <- result{d, err} }()
+	go func() { d, err := c.WaitPort(context.Background(), v, 80); port <- result{d, err} }()
 	v.update(func(s *vmm.Snapshot) { s.State = vmm.Running })
 	v.update(func(s *vmm.Snapshot) { s.Ready = true })
 	if r := <-healthy; r.err != nil || r.d != 2*time.Second {
@@ -526,13 +529,13 @@ func TestWait(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := c.waitPort(ctx, v, 81); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.WaitPort(ctx, v, 81); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("udp counted as tcp: %v", err)
 	}
-	if _, err := c.waitPort(context.Background(), v, 0); !errors.Is(err, vmm.ErrInvalid) {
+	if _, err := c.WaitPort(context.Background(), v, 0); !errors.Is(err, vmm.ErrInvalid) {
 		t.Fatal(err)
 	}
-	go func() { d, err := c.waitPort(context.Background(), v, 82); port <- result{d, err} }()
+	go func() { d, err := c.WaitPort(context.Background(), v, 82); port <- result{d, err} }()
 	v.update(func(s *vmm.Snapshot) { s.State = vmm.Failed })
 	if r := <-port; !errors.Is(r.err, vmm.ErrGone) {
 		t.Fatal(r)
@@ -542,7 +545,7 @@ func TestWait(t *testing.T) {
 func TestReadAfterClose(t *testing.T) {
 	c, _, v, _ := newTest(t)
 	c.Close()
-	if _, err := c.stats(context.Background(), v); !errors.Is(err, errClosed) {
+	if _, err := c.Stats(context.Background(), v); !errors.Is(err, errClosed) {
 		t.Fatal(err)
 	}
 }
@@ -570,7 +573,7 @@ func TestStatsOfHost(t *testing.T) {
 		s.Config.Disk = 1 << 30
 		s.Process, s.Config.Net, s.Address = vmm.Process{PID: 42, StartTime: 1000}, vmm.NetBridge, netip.MustParseAddr("127.0.0.1")
 	})
-	st, err := c.stats(context.Background(), v)
+	st, err := c.Stats(context.Background(), v)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -584,7 +587,7 @@ func TestStatsOfHost(t *testing.T) {
 		t.Error("process figures", st)
 	}
 	v.update(func(s *vmm.Snapshot) { s.State = vmm.Stopped })
-	if st, err = c.stats(context.Background(), v); err != nil {
+	if st, err = c.Stats(context.Background(), v); err != nil {
 		t.Fatal(err)
 	}
 	want := &Stats{Collected: st.Collected, State: vmm.Stopped, WorkBytes: st.WorkBytes}
@@ -596,7 +599,7 @@ func TestStatsOfHost(t *testing.T) {
 func TestHealthIsToldWithoutReaders(t *testing.T) {
 	c, _, v, g := newTest(t)
 	g.ping = func(context.Context) error { t.Error("the guest was asked"); return nil }
-	c.find = func(serial uint64) subject {
+	c.find = func(serial uint64) VM {
 		if serial == 7 {
 			return v
 		}
@@ -607,14 +610,14 @@ func TestHealthIsToldWithoutReaders(t *testing.T) {
 		v.update(change)
 		c.stateChanged(7)
 		c.stateChanged(8) // removed
-		if c.tell() != booting {
+		if c.publishUntold() != booting {
 			t.Fatalf("booting is %v", !booting)
 		}
 	}
 	step(func(s *vmm.Snapshot) { s.State, s.Ready = vmm.Starting, false }, true)
 	step(func(s *vmm.Snapshot) { s.State = vmm.Running }, true)
 	v.update(func(s *vmm.Snapshot) { s.Ready = true }) // no event tells this
-	if c.tell() {
+	if c.publishUntold() {
 		t.Fatal("still booting")
 	}
 	step(func(s *vmm.Snapshot) { s.State = vmm.Paused }, false)

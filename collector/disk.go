@@ -6,37 +6,58 @@ import (
 	"banger/vmm"
 )
 
-// diskStats fills in what the VM's disks take on the host; a disk that is not there is left out.
-func (e *entry) diskStats(s *vmm.Snapshot, st *Stats) {
+var _ = addSource(source{bound: blockTimeout, idle: hasNoDisks, fill: fillDisks, metrics: []Metric{
+	allocation("overlay", func(s *Stats) *int64 { return s.OverlayBytes }),
+	allocation("work", func(s *Stats) *int64 { return s.WorkBytes }),
+	counter("banger_vm_disk_read_bytes_total", "Bytes that the guest read from its disks.", 1,
+		func(s *Stats) *uint64 { return s.DiskReadBytes }),
+	counter("banger_vm_disk_written_bytes_total", "Bytes that the guest wrote to its disks.", 1,
+		func(s *Stats) *uint64 { return s.DiskWriteBytes }),
+	counter("banger_vm_disk_reads_completed_total", "Reads of the guest's disks that ended.", 1,
+		func(s *Stats) *uint64 { return s.DiskReadOps }),
+	counter("banger_vm_disk_writes_completed_total", "Writes to the guest's disks that ended.", 1,
+		func(s *Stats) *uint64 { return s.DiskWriteOps }),
+}})
+
+// allocation is the metric of a disk's space on the host, also of a stopped VM.
+func allocation(device string, get func(*Stats) *int64) Metric {
+	m := figure("banger_vm_disk_allocated_bytes", "What the VM's disk takes on the host.", 1, get)
+	m.Device = device
+	return m
+}
+
+func hasNoDisks(t *task) bool {
+	return t.s.Config.Disk == 0 && running(t.s) && t.e.bare.Load() == t.s.Run
+}
+
+// fillDisks sets what the VM's disks occupy on the host, and what the VMM counts of their use.
+func fillDisks(ctx context.Context, t *task, st *Stats) {
+	s := t.s
 	// An overlay is made before the machine runs, or not at all in that run.
-	if running := s.State == vmm.Running; !running || e.bare.Load() != s.Run {
+	if !running(s) || t.e.bare.Load() != s.Run {
 		st.OverlayBytes = allocated(s.Dir, vmm.DiskOverlay)
-		if running && st.OverlayBytes == nil {
-			e.bare.Store(s.Run)
+		if running(s) && st.OverlayBytes == nil {
+			t.e.bare.Store(s.Run)
 		}
 	}
 	if s.Config.Disk > 0 {
 		st.WorkBytes = allocated(s.Dir, vmm.DiskWork, vmm.DiskRaw)
 	}
-}
-
-// blockStats fills in what the VMM counts of the guest's disks; nothing for a VM that does not run, has none, or whose VMM does not answer.
-func (c *Collector) blockStats(ctx context.Context, s *vmm.Snapshot, st *Stats) {
-	if !s.State.Alive() || st.OverlayBytes == nil && st.WorkBytes == nil {
+	if s.Machine == nil || !s.State.Alive() || st.OverlayBytes == nil && st.WorkBytes == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, blockTimeout)
 	defer cancel()
 	b, err := s.Machine.BlockStats(ctx)
 	if err != nil {
-		c.log.Debug("no block figures", "vm", s.Name, "err", err)
+		t.c.log.Debug("no block figures", "vm", s.Name, "err", err)
 		return
 	}
 	st.DiskReadBytes, st.DiskWriteBytes = &b.ReadBytes, &b.WriteBytes
 	st.DiskReadOps, st.DiskWriteOps = &b.ReadOps, &b.WriteOps
 }
 
-// allocated gives the bytes that the first of the files that is there occupies, nil if none is.
+// allocated returns the bytes that the first existing file occupies, nil if there is none.
 func allocated(dir string, names ...string) *int64 {
 	for _, name := range names {
 		if n := vmm.DiskBytes(vmm.DiskPath(dir, name)); n >= 0 {

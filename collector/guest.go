@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -12,20 +13,102 @@ import (
 	"banger/vmm/guest"
 )
 
-// patience remembers that a guest did not answer. Otherwise a reader of many files of many VMs would
-// wait the full time for each file of each hung guest. For a moment all who ask get the timeout at
-// once. Then the guest is given a moment only, until it answers again or some time has passed.
+// guestFigures are what an agent answered. They cost guest and host far more than the figures of
+// the process, so that fresh stats may have older ones.
+type guestFigures struct {
+	epoch epoch
+	at    time.Time
+	stats *guest.Stats
+}
+
+var _ = addSource(source{bound: guestTimeout, idle: insideKnown, fill: fillInside, metrics: []Metric{
+	inside("memory_size_bytes", "Memory as the guest counts it.",
+		func(g *guest.Stats) float64 { return float64(g.MemTotal) }),
+	inside("memory_available_bytes", "Memory that the guest could give to programs.",
+		func(g *guest.Stats) float64 { return float64(g.MemAvailable) }),
+	inside("load1", "The guest's load, averaged over a minute.",
+		func(g *guest.Stats) float64 { return g.Load1 }),
+	inside("processes", "Processes in the guest.",
+		func(g *guest.Stats) float64 { return float64(g.Procs) }),
+	inside("uptime_seconds", "Time since the guest's kernel started.",
+		func(g *guest.Stats) float64 { return g.Uptime }),
+	inside("filesystem_used_bytes", "Used on the guest's file systems.",
+		func(g *guest.Stats) float64 { return onFilesystem(g, g.DiskUsed) }),
+	inside("filesystem_size_bytes", "Size of the guest's file systems.",
+		func(g *guest.Stats) float64 { return onFilesystem(g, g.DiskTotal) }),
+}})
+
+// inside is a metric of the guest's own, which may have made it up.
+func inside(name, help string, get func(*guest.Stats) float64) Metric {
+	return Metric{Name: "banger_vm_guest_" + name, Help: help, Value: func(s *Stats) (float64, bool) {
+		if s.Guest == nil {
+			return 0, false
+		}
+		value := get(s.Guest)
+		return value, !math.IsNaN(value) && !math.IsInf(value, 0)
+	}}
+}
+
+// onFilesystem is not a number for a guest without file systems.
+func onFilesystem(g *guest.Stats, bytes int64) float64 {
+	if g.DiskTotal <= 0 {
+		return math.NaN()
+	}
+	return float64(bytes)
+}
+
+// insideKnown reports whether stats have the guest's figures, or none, without asking it.
+func insideKnown(t *task) bool {
+	return !ready(t.s) || t.rests() || t.inside() != nil
+}
+
+// rests reports whether the collection leaves the guest alone.
+func (t *task) rests() bool { return t.byPoller && t.e.guest.rests(t.s, t.c.now()) }
+
+// inside returns the guest's figures if they are young enough and it still answers.
+func (t *task) inside() *guest.Stats {
+	f := t.e.inside.Load()
+	if f == nil || f.epoch != epochOf(t.s) || t.e.guest.doubted(t.s) ||
+		t.c.now().Sub(f.at) > (guestShare-1)*t.c.statsMaxAge {
+		return nil
+	}
+	return f.stats
+}
+
+func fillInside(ctx context.Context, t *task, st *Stats) {
+	if !ready(t.s) || t.rests() {
+		return
+	}
+	if st.Guest = t.inside(); st.Guest != nil {
+		return
+	}
+	err := t.ask(ctx, func(ctx context.Context, g guest.Agent) error {
+		answer, err := g.Stats(ctx)
+		if err == nil {
+			st.Guest = &answer
+			t.e.inside.Store(&guestFigures{epochOf(t.s), t.c.now(), &answer})
+		}
+		return err
+	})
+	if err != nil {
+		t.c.log.Debug("no stats from the guest", "vm", t.s.Name, "err", err)
+	}
+}
+
+// patience remembers that a guest did not answer. Otherwise a reader of many files of many VMs
+// would wait the full time for each file of each hung guest. For a moment all readers get the
+// timeout at once. Then the guest has a moment only, until it answers again or some time has passed.
 type patience struct {
 	mu sync.Mutex
 	// guarded by mu
 	run    uint64
-	silent time.Time // when an answer last failed to come in full time
-	failed time.Time // when one last failed to come
-	missed int       // answers in a row that did not come
+	silent time.Time // the last time that no answer came in full time
+	failed time.Time // the last time that none came
+	missed int       // the number of those in a row
 	until  time.Time // the poller leaves the guest alone
 }
 
-// left returns how long the guest of that run may take now; 0: it is not to be asked.
+// left returns how long the guest of that run may need now; 0: it is not to be asked.
 func (p *patience) left(s *vmm.Snapshot, now time.Time, full time.Duration) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -33,7 +116,7 @@ func (p *patience) left(s *vmm.Snapshot, now time.Time, full time.Duration) time
 	case p.run == s.Run && !p.failed.IsZero() && now.Sub(p.failed) < guestSilence:
 		return 0
 	case !s.Ready && !s.Since.IsZero():
-		// The manager has been asking since the start; what is left of the full time is what a guest that boots still has.
+		// The manager has been asking since the start. A guest that boots has the rest of the full time.
 		return min(full, max(full-now.Sub(s.Since), guestBriefly))
 	case p.run == s.Run && !p.silent.IsZero() && now.Sub(p.silent) < guestDoubt:
 		return min(full, guestBriefly)
@@ -41,8 +124,8 @@ func (p *patience) left(s *vmm.Snapshot, now time.Time, full time.Duration) time
 	return full
 }
 
-// note records how a call ended that was given that long.
-func (p *patience) note(s *vmm.Snapshot, now time.Time, full, given time.Duration, timedOut bool) {
+// note records the end of a call that had the time allowed.
+func (p *patience) note(s *vmm.Snapshot, now time.Time, full, allowed time.Duration, timedOut bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !timedOut {
@@ -53,7 +136,7 @@ func (p *patience) note(s *vmm.Snapshot, now time.Time, full, given time.Duratio
 		p.run, p.silent, p.missed = s.Run, time.Time{}, 0
 	}
 	p.failed = now
-	if given >= full {
+	if allowed >= full {
 		p.silent = now
 	}
 	p.until = now.Add(min(firstRest<<min(p.missed, 8), longestRest))
@@ -67,38 +150,42 @@ func (p *patience) doubted(s *vmm.Snapshot) bool {
 	return p.run == s.Run && p.missed > 0
 }
 
-// rests reports whether the poller should leave the guest of that run alone, which it does longer each time that the guest does not answer.
+// rests reports whether the poller should leave the guest of that run alone. It does so for longer
+// with each answer that does not come.
 func (p *patience) rests(s *vmm.Snapshot, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.run == s.Run && now.Before(p.until)
 }
 
-// ask calls the agent of the machine in s and bounds its time. vmm.ErrTimeout, vmm.ErrNoAgent, or what call returns.
-func (c *Collector) ask(ctx context.Context, e *entry, s *vmm.Snapshot, call func(context.Context, guest.Agent) error) error {
+// ask calls the VM's agent and bounds its time. It returns vmm.ErrTimeout, vmm.ErrNoAgent, or the
+// error of call.
+func (t *task) ask(ctx context.Context, call func(context.Context, guest.Agent) error) error {
+	c, s, p := t.c, t.s, &t.e.guest
 	agent := s.Agent()
 	if agent == nil {
 		return fmt.Errorf("cannot ask %s: %w", s.Name, vmm.ErrNoAgent)
 	}
-	given := e.guest.left(s, c.now(), c.guestTimeout)
-	if given == 0 {
+	allowed := p.left(s, c.now(), c.guestTimeout)
+	if allowed == 0 {
 		return fmt.Errorf("cannot ask %s, it has just not answered: %w", s.Name, vmm.ErrTimeout)
 	}
-	bounded, cancel := context.WithTimeout(ctx, given)
+	bounded, cancel := context.WithTimeout(ctx, allowed)
 	defer cancel()
 	select {
 	case c.calls <- struct{}{}:
 		defer func() { <-c.calls }()
 	case <-bounded.Done():
-		return fmt.Errorf("cannot ask %s, too many guests are being asked: %w", s.Name, cmp.Or(ctx.Err(), vmm.ErrTimeout))
+		return fmt.Errorf("cannot ask %s, too many guests are being asked: %w", s.Name,
+			cmp.Or(ctx.Err(), vmm.ErrTimeout))
 	}
 	c.guestCalls.Add(1)
 	err := call(bounded, agent)
-	if ctx.Err() != nil { // nobody waits any more: this says nothing of the guest
+	if ctx.Err() != nil { // nobody waits any more: this proves nothing about the guest
 		return fmt.Errorf("cannot ask %s: %w", s.Name, ctx.Err())
 	}
 	timedOut := errors.Is(err, vmm.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)
-	e.guest.note(s, c.now(), c.guestTimeout, given, timedOut)
+	p.note(s, c.now(), c.guestTimeout, allowed, timedOut)
 	switch {
 	case timedOut:
 		return fmt.Errorf("cannot ask %s: %w", s.Name, vmm.ErrTimeout)

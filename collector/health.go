@@ -1,17 +1,18 @@
 package collector
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"strings"
+	"time"
 
 	"banger/vmm"
 	"banger/vmm/guest"
 )
 
-// What Health.Status may be.
+// The values of Health.Status.
 const (
 	Healthy   = "healthy"
 	Unhealthy = "unhealthy"
@@ -20,27 +21,43 @@ const (
 	Stopped   = "stopped"
 )
 
-// Health: see Stats. An agent that does not answer within 3 s is an answer (unhealthy), not an error.
-func (c *Collector) Health(ctx context.Context, v *vmm.VM) (*Health, error) {
-	return c.healthNow(ctx, v)
+// Health is one answer about a VM's health.
+type Health struct {
+	Collected time.Time
+	Status    string // healthy unhealthy starting paused stopped
+	Reason    string // of unhealthy
 }
 
-func (c *Collector) healthNow(ctx context.Context, v subject) (*Health, error) {
-	e, err := c.entry(v)
-	if err != nil {
+func (h *Health) String() string {
+	if h.Reason == "" {
+		return h.Status
+	}
+	return h.Status + " " + h.Reason
+}
+
+var healthKind = register(kind{
+	name: "health", noun: "health", polled: true, asks: asksOnly, serves: ready,
+	maxAge:  func(c *Collector) time.Duration { return c.healthMaxAge },
+	collect: collectHealth,
+})
+
+// Health: see Stats. An agent that does not answer within 3 s is an answer (unhealthy), not an
+// error.
+func (c *Collector) Health(ctx context.Context, v VM) (*Health, error) {
+	s := v.Snapshot()
+	status, reason := passive(s)
+	if status == "" {
+		return read[Health](ctx, c, v, healthKind)
+	}
+	if _, err := c.entry(v); err != nil {
 		return nil, err
 	}
-	s := v.Snapshot()
-	if status, reason := passive(s); status != "" {
-		h := &Health{Collected: c.now(), Status: status, Reason: reason}
-		v.PublishHealth(h.String())
-		return h, nil
-	}
-	c.touch(e)
-	return c.answers(e).health.get(ctx, c, epochOf(s), c.healthMaxAge, c.healthOf(e, s))
+	h := &Health{Collected: c.now(), Status: status, Reason: reason}
+	v.PublishHealth(h.String())
+	return h, nil
 }
 
-// passive gives the health that the VM's state alone tells, nothing if its agent must be asked.
+// passive returns the health that follows from the VM's state, nothing if its agent must be asked.
 func passive(s *vmm.Snapshot) (status, reason string) {
 	switch s.State {
 	case vmm.Starting:
@@ -59,31 +76,30 @@ func passive(s *vmm.Snapshot) (status, reason string) {
 	return Stopped, ""
 }
 
-// healthOf asks the agent of the VM that s shows, and publishes what came out if that is still the VM's present.
-func (c *Collector) healthOf(e *entry, s *vmm.Snapshot) func(context.Context) (*Health, error) {
-	return func(ctx context.Context) (*Health, error) {
-		err := c.ask(ctx, e, s, func(ctx context.Context, g guest.Agent) error {
-			_, err := g.Ping(ctx)
-			return err
-		})
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("cannot read health of %s: %w", s.Name, ctx.Err())
-		}
-		h := &Health{Collected: c.now(), Status: Healthy}
-		if err != nil {
-			h.Status, h.Reason = Unhealthy, reasonOf(err)
-		}
-		if epochOf(e.vm.Snapshot()) == epochOf(s) {
-			e.vm.PublishHealth(h.String())
-			if epochOf(e.vm.Snapshot()) != epochOf(s) {
-				c.stateChanged(s.Serial) // it changed just then: what was published last must not stay
-			}
-		}
-		return h, nil
+// collectHealth asks the VM's agent, and publishes the result if its epoch has not ended.
+func collectHealth(ctx context.Context, t *task) (any, error) {
+	err := t.ask(ctx, func(ctx context.Context, g guest.Agent) error {
+		_, err := g.Ping(ctx)
+		return err
+	})
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
 	}
+	h := &Health{Collected: t.c.now(), Status: Healthy}
+	if err != nil {
+		h.Status, h.Reason = Unhealthy, reasonOf(err)
+	}
+	present := func() bool { return epochOf(t.e.vm.Snapshot()) == epochOf(t.s) }
+	if present() {
+		t.e.vm.PublishHealth(h.String())
+		if !present() {
+			t.c.stateChanged(t.s.Serial) // it changed just then: what was published must not stay
+		}
+	}
+	return h, nil
 }
 
-// reasonOf says in a few words, on one line, why an agent gave no answer.
+// reasonOf says in a few words, on one line, why an agent did not answer.
 func reasonOf(err error) string {
 	for _, known := range []error{vmm.ErrTimeout, vmm.ErrNoAgent, vmm.ErrNotRunning} {
 		if errors.Is(err, known) {
@@ -93,13 +109,14 @@ func reasonOf(err error) string {
 	return cut(strings.Join(strings.Fields(err.Error()), " "), 200)
 }
 
-// news is a change of state whose health is still to be told.
+// news is a change of state whose health is still to be published.
 type news struct {
-	change uint64 // which one
-	told   string // last told of it
+	change    uint64 // its number
+	published string // the last one
 }
 
-// stateChanged notes that the health of a VM may follow from its new state. It does not block: the poller tells it.
+// stateChanged notes that the health of a VM may follow from its new state. It does not block: the
+// poller publishes it.
 func (c *Collector) stateChanged(serial uint64) {
 	c.mu.Lock()
 	c.changes++
@@ -108,42 +125,35 @@ func (c *Collector) stateChanged(serial uint64) {
 	c.wakePoller()
 }
 
-// tell publishes the health of VMs whose state changed, so that who watches for it need not read it, and reports whether some
-// still boot: those are looked at again until their agent has answered. No guest is asked.
-func (c *Collector) tell() bool {
+// publishUntold publishes the health of VMs whose state changed, so that watchers need not read it.
+// It asks no guest. It reports whether some still boot: those it looks at again until their agent
+// has answered.
+func (c *Collector) publishUntold() bool {
 	c.mu.RLock()
 	untold := maps.Clone(c.untold)
 	c.mu.RUnlock()
 	for serial, n := range untold {
-		v := c.find(serial)
-		if v == nil {
-			c.told(serial, n, "", true)
-			continue
+		health, done := "", true
+		if v := c.find(serial); v != nil {
+			status, reason := passive(v.Snapshot())
+			// Ready: it has just answered the manager.
+			h := Health{Status: cmp.Or(status, Healthy), Reason: reason}
+			health, done = h.String(), status != Starting
+			if health != n.published {
+				v.PublishHealth(health)
+			}
 		}
-		var h Health
-		if h.Status, h.Reason = passive(v.Snapshot()); h.Status == "" {
-			h.Status = Healthy // ready: it has just answered the manager
+		c.mu.Lock()
+		switch {
+		case c.untold[serial].change != n.change: // it changed again
+		case done:
+			delete(c.untold, serial)
+		default:
+			c.untold[serial] = news{n.change, health}
 		}
-		if h.String() != n.told {
-			v.PublishHealth(h.String())
-		}
-		c.told(serial, n, h.String(), h.Status != Starting)
+		c.mu.Unlock()
 	}
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	return len(c.untold) > 0
-}
-
-// told notes what tell published, unless the state has changed again meanwhile.
-func (c *Collector) told(serial uint64, n news, health string, done bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.untold[serial].change != n.change:
-	case done:
-		delete(c.untold, serial)
-	default:
-		n.told = health
-		c.untold[serial] = n
-	}
 }

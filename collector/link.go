@@ -1,14 +1,26 @@
 package collector
 
 import (
+	"context"
 	"sync"
 	"time"
 
 	"banger/vmm"
 )
 
-// links are the counters of all taps as they were last dumped. One dump serves all collections of a moment: for a thousand links it costs
-// what reading the sysfs of ten does.
+var _ = addSource(source{fill: fillLink, metrics: []Metric{
+	counter("banger_vm_network_receive_bytes_total", "Bytes that the guest received.", 1,
+		func(s *Stats) *uint64 { return s.NetRxBytes }),
+	counter("banger_vm_network_transmit_bytes_total", "Bytes that the guest sent.", 1,
+		func(s *Stats) *uint64 { return s.NetTxBytes }),
+	counter("banger_vm_network_receive_packets_total", "Packets that the guest received.", 1,
+		func(s *Stats) *uint64 { return s.NetRxPackets }),
+	counter("banger_vm_network_transmit_packets_total", "Packets that the guest sent.", 1,
+		func(s *Stats) *uint64 { return s.NetTxPackets }),
+}})
+
+// links are the counters of all taps at the last dump. One dump serves all collections of a moment:
+// one of a thousand links costs as much as reading the sysfs of ten.
 type links struct {
 	dump func() (map[uint64]vmm.LinkStats, error) // nil: no link figures; immutable
 
@@ -20,12 +32,12 @@ type links struct {
 
 // linkDump is immutable.
 type linkDump struct {
-	at  time.Time // when it was begun
+	at  time.Time // when it began
 	by  map[uint64]vmm.LinkStats
 	err error
 }
 
-// since gives a dump that was not begun before oldest. It blocks for the kernel only.
+// since returns a dump that began at oldest or later. It blocks for the kernel only.
 func (l *links) since(oldest time.Time, now func() time.Time) *linkDump {
 	for {
 		l.mu.Lock()
@@ -50,9 +62,11 @@ func (l *links) since(oldest time.Time, now func() time.Time) *linkDump {
 	}
 }
 
-// linkStats fills in the counters of the VM's tap; nothing where it has none. What the host sends into the tap is what the guest receives.
-func (c *Collector) linkStats(s *vmm.Snapshot, st *Stats) {
-	if c.links.dump == nil || s.Config.Net != vmm.NetBridge || !s.Address.IsValid() {
+// fillLink sets the counters of the VM's tap. The guest receives what the host sends into the tap.
+func fillLink(_ context.Context, t *task, st *Stats) {
+	c, s := t.c, t.s
+	if c.links.dump == nil || !s.State.Alive() || s.Config.Net != vmm.NetBridge ||
+		!s.Address.IsValid() {
 		return
 	}
 	d := c.links.since(c.now().Add(-c.statsMaxAge/linkShare), c.now)
@@ -60,10 +74,8 @@ func (c *Collector) linkStats(s *vmm.Snapshot, st *Stats) {
 		c.log.Warn("cannot read the figures of links", "err", d.err)
 		return
 	}
-	l, ok := d.by[s.Serial]
-	if !ok {
-		return
+	if l, ok := d.by[s.Serial]; ok {
+		st.NetRxBytes, st.NetTxBytes = &l.TxBytes, &l.RxBytes
+		st.NetRxPackets, st.NetTxPackets = &l.TxPackets, &l.RxPackets
 	}
-	v := &l
-	st.NetRxBytes, st.NetTxBytes, st.NetRxPackets, st.NetTxPackets = &v.TxBytes, &v.RxBytes, &v.TxPackets, &v.RxPackets
 }

@@ -19,8 +19,9 @@ func settled(t *testing.T, c *Collector) {
 		defer c.mu.RUnlock()
 		under := len(c.warming) + len(c.doubting)
 		for _, e := range c.entries {
-			a := c.answers(e)
-			under += waiting(&a.stats) + waiting(&a.ports) + waiting(&a.health)
+			for _, k := range kinds {
+				under += waiting(e.cached(k))
+			}
 		}
 		return under == 0
 	})
@@ -29,7 +30,7 @@ func settled(t *testing.T, c *Collector) {
 // What is read is collected in time to be fresh whenever it is read within ten seconds, and not much more often.
 func TestWarmAnswersAreNeverOld(t *testing.T) {
 	c, clock, v, _ := newTest(t)
-	if _, err := c.stats(context.Background(), v); err != nil {
+	if _, err := c.Stats(context.Background(), v); err != nil {
 		t.Fatal(err)
 	}
 	looks := int(keepWarm/c.pace()) - 1
@@ -37,7 +38,7 @@ func TestWarmAnswersAreNeverOld(t *testing.T) {
 		clock.advance(c.pace())
 		c.keepWarm()
 		settled(t, c)
-		st, _, _ := c.known(v)
+		st, _, _ := c.Known(v)
 		if age := clock.now().Sub(st.Collected); age > c.statsMaxAge-c.pace() {
 			t.Fatalf("an answer is %v old, and the next look comes after %v", age, c.pace())
 		}
@@ -56,7 +57,7 @@ func TestHungGuestRests(t *testing.T) {
 	g.listeners = func(ctx context.Context) ([]guest.Listener, error) { asked.Add(1); return nil, hang(ctx) }
 	read := func() {
 		t.Helper()
-		if st, err := c.stats(context.Background(), v); err != nil || st.Guest != nil {
+		if st, err := c.Stats(context.Background(), v); err != nil || st.Guest != nil {
 			t.Fatalf("%+v, %v", st, err)
 		}
 	}
@@ -80,13 +81,13 @@ func TestHungGuestRests(t *testing.T) {
 			t.Errorf("asked again after %v, not %v: %v", gap, want, gaps)
 		}
 	}
-	if _, err := c.portsNow(context.Background(), v); !errors.Is(err, vmm.ErrTimeout) {
+	if _, err := c.Ports(context.Background(), v); !errors.Is(err, vmm.ErrTimeout) {
 		t.Error(err)
 	}
 	// It is well again: one answer is enough.
 	g.stats = func(context.Context) (guest.Stats, error) { return guest.Stats{Procs: 1}, nil }
 	clock.advance(longestRest)
-	if st, err := c.stats(context.Background(), v); err != nil || st.Guest == nil {
+	if st, err := c.Stats(context.Background(), v); err != nil || st.Guest == nil {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	e, err := c.entry(v)
@@ -112,28 +113,28 @@ func TestHungGuestsHaveTheirOwnLane(t *testing.T) {
 		t.Error("a guest that hangs is in the lane of the others")
 	}
 	for range doubtInAll {
-		if !l.take() {
+		if !l.acquire() {
 			t.Fatal("a slot is missing")
 		}
 	}
-	if l.take() {
+	if l.acquire() {
 		t.Error("more slots than there are")
 	}
 	hurry := make(chan struct{})
 	close(hurry)
 	full := lane{make(chan struct{}, 1), hurry}
-	if !full.take() || full.take() {
+	if !full.acquire() || full.acquire() {
 		t.Error("a lane of one slot")
 	}
 	for range doubtInAll {
-		l.release()
+		<-l.slots
 	}
 }
 
 // The health of a VM is asked for while somebody watches it, of all VMs once a poll, and of none when nobody does.
 func TestWatch(t *testing.T) {
 	c, clock, v, g := newTest(t)
-	c.find = func(uint64) subject { return v }
+	c.find = func(uint64) VM { return v }
 	var asked atomic.Int32
 	g.ping = func(context.Context) error { asked.Add(1); return nil }
 	second := func() int32 {
@@ -206,7 +207,7 @@ func TestWaitHealthyOfAHungGuest(t *testing.T) {
 		return hang(ctx)
 	}
 	done := make(chan error, 1)
-	go func() { _, err := c.waitHealthy(context.Background(), v); done <- err }()
+	go func() { _, err := c.WaitHealthy(context.Background(), v); done <- err }()
 	waitFor(t, "some pings", func() bool { return asked.Load() > 3 })
 	select {
 	case err := <-done:

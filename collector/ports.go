@@ -3,7 +3,6 @@ package collector
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -23,47 +22,60 @@ const (
 	maxCommand = 4096
 )
 
-// Ports: see Stats. vmm.ErrNoAgent when the machine has no channel to an agent.
-func (c *Collector) Ports(ctx context.Context, v *vmm.VM) (*Ports, error) { return c.portsNow(ctx, v) }
+// Ports is the table of listeners, sorted and without duplicates.
+type Ports struct {
+	Collected time.Time
+	Rows      []Port
+}
 
-func (c *Collector) portsNow(ctx context.Context, v subject) (*Ports, error) {
-	e, err := c.entry(v)
-	if err != nil {
-		return nil, err
-	}
+// Port is one row of `ports`. Text is the guest's own: a caller that shows it escapes it.
+type Port struct {
+	Scheme   string // http https tcp udp
+	Port     int
+	Endpoint string
+	Address  string // bind address
+	PID      int
+	Process  string
+	Command  string
+}
+
+var portsKind = register(kind{
+	name: "ports", noun: "ports", polled: true, asks: asksOnly, serves: running,
+	maxAge:  func(c *Collector) time.Duration { return c.portsMaxAge },
+	collect: collectPorts,
+})
+
+// Ports: see Stats. vmm.ErrNoAgent when the machine has no channel to an agent.
+func (c *Collector) Ports(ctx context.Context, v VM) (*Ports, error) {
+	p, err := read[Ports](ctx, c, v, portsKind)
 	s := v.Snapshot()
-	if s.State != vmm.Running {
-		return nil, fmt.Errorf("cannot read ports of %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
-	}
-	c.touch(e)
-	p, err := c.answers(e).ports.get(ctx, c, epochOf(s), c.portsMaxAge, c.portsOf(e, s))
 	if err != nil || s.Config.Publish == "" {
 		return p, err
 	}
 	// What is published is known here and now: the guest is not asked again for it.
-	return &Ports{Collected: p.Collected, Rows: published(p.Rows, s.Config.Publications(), s.GuestAddress().IsValid())}, nil
+	rows := published(p.Rows, s.Config.Publications(), s.GuestAddress().IsValid())
+	return &Ports{Collected: p.Collected, Rows: rows}, nil
 }
 
-// published adds a row for each published socket that leads to a port of rows. Where the guest itself cannot be reached it takes the row's place.
-func published(in []Port, all []vmm.Publication, reachable bool) []Port {
-	out := make([]Port, 0, len(in)+len(all))
-	for _, row := range in {
+// published adds a row for each published socket that leads to a port of rows. It replaces the
+// port's own row if the guest itself is not reachable.
+func published(rows []Port, all []vmm.Publication, reachable bool) []Port {
+	out := make([]Port, 0, len(rows)+len(all))
+	for _, row := range rows {
 		protocol := row.Scheme
 		if protocol != "udp" {
 			protocol = "tcp"
 		}
-		led := false
 		bind, _ := netip.ParseAddr(row.Address)
+		count := len(out)
 		for _, p := range all {
-			if p.Protocol != protocol || int(p.Guest) != row.Port || bind.IsLoopback() {
-				continue
+			if p.Protocol == protocol && int(p.Guest) == row.Port && !bind.IsLoopback() {
+				socket := row
+				socket.Endpoint = endpoint(row.Scheme, p.Near().String())
+				out = append(out, socket)
 			}
-			led = true
-			q := row
-			q.Endpoint = endpoint(row.Scheme, p.Near().String())
-			out = append(out, q)
 		}
-		if reachable || !led {
+		if reachable || len(out) == count {
 			out = append(out, row)
 		}
 	}
@@ -78,44 +90,37 @@ func endpoint(scheme, hostPort string) string {
 	return hostPort
 }
 
-// portsOf asks the agent for its listeners and probes those that may speak HTTP.
-func (c *Collector) portsOf(e *entry, s *vmm.Snapshot) func(context.Context) (*Ports, error) {
-	return func(ctx context.Context) (*Ports, error) {
-		begun := time.Now()
-		ls, err := c.askListeners(ctx, e, s)
-		if err != nil {
-			return nil, err
-		}
-		// What is left of the guest's time, and enough for one port's probes after a slow answer.
-		probing, cancel := context.WithTimeout(ctx, max(c.guestTimeout-time.Since(begun), probeBudget))
-		defer cancel()
-		address := s.GuestAddress()
-		schemes := c.probeAll(probing, &c.answers(e).probed, address, s.Config.Publications(), ls)
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("cannot read ports of %s: %w", s.Name, err)
-		}
-		return &Ports{Rows: rows(ls, hostOf(s), schemes), Collected: c.now()}, nil
-	}
-}
-
-// askListeners gives what the agent says, made canonical and bounded.
-func (c *Collector) askListeners(ctx context.Context, e *entry, s *vmm.Snapshot) ([]guest.Listener, error) {
-	var ls []guest.Listener
-	err := c.ask(ctx, e, s, func(ctx context.Context, g guest.Agent) (err error) {
-		ls, err = g.Listeners(ctx)
-		return err
-	})
+// collectPorts asks the agent for its listeners and probes those that may speak HTTP.
+func collectPorts(ctx context.Context, t *task) (any, error) {
+	begun := time.Now()
+	listeners, err := t.listeners(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return canonical(ls), nil
+	// The rest of the guest's time, and enough for one port's probes after a slow answer.
+	probing, cancel := context.WithTimeout(ctx,
+		max(t.c.guestTimeout-time.Since(begun), probeBudget))
+	defer cancel()
+	schemes := t.c.probeAll(probing, &t.e.probed, t.s.GuestAddress(), t.s.Config.Publications(),
+		listeners)
+	return &Ports{Rows: rows(listeners, hostOf(t.s), schemes), Collected: t.c.now()}, nil
 }
 
-// canonical copies the listeners that make sense: ports of 1 to 65535, tcp or udp in lower case, no empty command, at most maxListeners.
-func canonical(in []guest.Listener) []guest.Listener {
-	in = in[:min(len(in), maxListeners)]
-	out := make([]guest.Listener, 0, len(in))
-	for _, l := range in {
+// listeners asks the agent, and returns its answer canonical and bounded.
+func (t *task) listeners(ctx context.Context) (listeners []guest.Listener, err error) {
+	err = t.ask(ctx, func(ctx context.Context, g guest.Agent) (err error) {
+		listeners, err = g.Listeners(ctx)
+		return err
+	})
+	return canonical(listeners), err
+}
+
+// canonical returns the listeners that make sense, at most maxListeners: ports of 1 to 65535, tcp
+// or udp in lower case, no empty command.
+func canonical(answer []guest.Listener) []guest.Listener {
+	answer = answer[:min(len(answer), maxListeners)]
+	out := make([]guest.Listener, 0, len(answer))
+	for _, l := range answer {
 		if l.Port <= 0 || l.Port > 65535 {
 			continue
 		}
@@ -160,14 +165,15 @@ func hostOf(s *vmm.Snapshot) string {
 	return ""
 }
 
-// rows makes the table: sorted by scheme, port, pid, process and bind address, and of the same scheme and endpoint only the first.
-// Where the host finds the guest nowhere, an endpoint names the address that the listener is bound to.
+// rows returns the table. If the host does not find the guest, an endpoint names the address that
+// the listener is bound to.
 func rows(ls []guest.Listener, guest string, schemes map[probeKey]string) []Port {
 	out := make([]Port, 0, len(ls))
 	for _, l := range ls {
 		host := cmp.Or(guest, l.Address)
 		p := Port{
-			Scheme: l.Protocol, Port: l.Port, Address: l.Address, PID: l.PID, Process: l.Process, Command: l.Command,
+			Scheme: l.Protocol, Port: l.Port, Address: l.Address,
+			PID: l.PID, Process: l.Process, Command: l.Command,
 		}
 		if scheme := schemes[keyOf(l)]; l.Protocol == "tcp" && scheme != "" {
 			p.Scheme = scheme
@@ -178,16 +184,18 @@ func rows(ls []guest.Listener, guest string, schemes map[probeKey]string) []Port
 	return ordered(out)
 }
 
-// ordered sorts rows and drops those whose scheme and endpoint are an earlier one's.
-func ordered(out []Port) []Port {
-	slices.SortStableFunc(out, func(a, b Port) int {
+// ordered sorts rows by scheme, port, pid, process and bind address. Of the same scheme and endpoint
+// it keeps the first.
+func ordered(rows []Port) []Port {
+	slices.SortStableFunc(rows, func(a, b Port) int {
 		return cmp.Or(
-			cmp.Compare(a.Scheme, b.Scheme), cmp.Compare(a.Port, b.Port), cmp.Compare(a.PID, b.PID),
-			cmp.Compare(a.Process, b.Process), cmp.Compare(a.Address, b.Address))
+			cmp.Compare(a.Scheme, b.Scheme), cmp.Compare(a.Port, b.Port),
+			cmp.Compare(a.PID, b.PID), cmp.Compare(a.Process, b.Process),
+			cmp.Compare(a.Address, b.Address))
 	})
 	type same struct{ scheme, endpoint string }
-	seen := make(map[same]bool, len(out))
-	return slices.DeleteFunc(out, func(p Port) bool {
+	seen := make(map[same]bool, len(rows))
+	return slices.DeleteFunc(rows, func(p Port) bool {
 		k := same{p.Scheme, p.Endpoint}
 		dup := seen[k]
 		seen[k] = true

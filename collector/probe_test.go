@@ -167,7 +167,8 @@ func TestProbesEndWithTheRequest(t *testing.T) {
 	e, _ := c.entry(v)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { _, err := c.portsOf(e, s)(ctx); ended <- err }()
+	ports := &task{kind: portsKind, c: c, e: e, s: s}
+	go func() { _, _, err := ports.run(ctx, c.now()); ended <- err }()
 	for range probesPerVM { // side by side
 		<-accepted
 	}
@@ -198,7 +199,7 @@ func TestPortsProbesAndRemembers(t *testing.T) {
 	}
 	read := func() []Port {
 		t.Helper()
-		p, err := c.portsNow(context.Background(), v)
+		p, err := c.Ports(context.Background(), v)
 		if err != nil {
 			t.Fatal(err)
 		}

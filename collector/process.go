@@ -2,6 +2,7 @@ package collector
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -270,9 +271,30 @@ func (p *sampler) sample(process vmm.Process, ticks uint64, now time.Time) *cpuS
 	return p.computed
 }
 
-// processStats fills in what the host knows of the VMM's process; nothing when it has ended. What only somebody who reads `stats` sees
-// is left out unless whole is true.
-func (c *Collector) processStats(e *entry, s *vmm.Snapshot, st *Stats, whole bool) {
+var _ = addSource(source{
+	fill: func(_ context.Context, t *task, st *Stats) {
+		if t.s.State.Alive() {
+			processStats(t, st, true)
+		}
+	},
+	metrics: []Metric{
+		counter("banger_vm_cpu_seconds_total", "CPU time of the VMM's process, user and system.", 1e6,
+			func(s *Stats) *uint64 { return s.CPUUsec }),
+		figure("banger_vm_resident_memory_bytes", "Resident memory of the VMM's process.", 1,
+			func(s *Stats) *int64 { return s.RSSBytes }),
+		figure("banger_vm_virtual_memory_bytes", "Virtual memory of the VMM's process.", 1,
+			func(s *Stats) *int64 { return s.VSZBytes }),
+		figure("banger_vm_cgroup_memory_bytes", "Memory charged to the VM's own cgroup.", 1,
+			func(s *Stats) *int64 { return s.GroupMemoryBytes }),
+		counter("banger_vm_cgroup_cpu_seconds_total", "CPU time of the VM's own cgroup.", 1e6,
+			func(s *Stats) *uint64 { return s.GroupCPUUsec }),
+	},
+})
+
+// processStats sets what the host knows of the VMM's process; nothing when it has ended. Without
+// whole it leaves out what only `stats` shows.
+func processStats(t *task, st *Stats, whole bool) {
+	c, e, s := t.c, t.e, t.s
 	if s.Process.PID == 0 {
 		return
 	}

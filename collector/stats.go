@@ -1,8 +1,9 @@
 package collector
 
 import (
+	"cmp"
 	"context"
-	"fmt"
+	"slices"
 	"time"
 
 	"banger/vmm"
@@ -11,68 +12,105 @@ import (
 
 // Stats are the figures of one VM. A nil pointer stands for a source that is missing.
 type Stats struct {
-	Collected                                                time.Time
-	State                                                    vmm.State
-	Uptime                                                   *float64 // seconds since the VMM was started
-	CPUPercent                                               *float64 // of one core, from CPUFrom to CPUTo: two samples of the same process
-	CPUFrom, CPUTo                                           time.Time
-	CPUUsec                                                  *uint64
-	RSSBytes                                                 *int64
-	VSZBytes                                                 *int64
-	OverlayBytes                                             *int64 // allocated
-	WorkBytes                                                *int64 // allocated
+	Collected      time.Time
+	State          vmm.State
+	Uptime         *float64 // seconds since the VMM was started
+	CPUPercent     *float64 // of one core, from CPUFrom to CPUTo: two samples of the same process
+	CPUFrom, CPUTo time.Time
+	CPUUsec        *uint64
+	RSSBytes       *int64
+	VSZBytes       *int64
+	OverlayBytes   *int64 // allocated
+	WorkBytes      *int64 // allocated
+
 	DiskReadBytes, DiskWriteBytes, DiskReadOps, DiskWriteOps *uint64
-	NetRxBytes, NetTxBytes, NetRxPackets, NetTxPackets       *uint64      // as the guest sees them: rx is what it received
-	GroupCPUUsec                                             *uint64      // of the cgroup, where the VM has one of its own
-	GroupMemoryBytes                                         *int64       // charged to it
-	Guest                                                    *guest.Stats // nil if the agent did not answer
+
+	// As the guest sees them: rx is what it received.
+	NetRxBytes, NetTxBytes, NetRxPackets, NetTxPackets *uint64
+
+	GroupCPUUsec     *uint64      // of the cgroup, if the VM has one of its own
+	GroupMemoryBytes *int64       // charged to it
+	Guest            *guest.Stats // nil if the agent did not answer; at most 5 max_ages older
 }
 
-// Stats, Ports and Health give an answer no older than the kind's max_age, collecting if need be. They wait at most
-// until ctx ends or, where the guest is asked, 3 s (vmm.ErrTimeout). Results are shared and immutable.
-// Ports of a VM that does not run, or is paused, is vmm.ErrNotRunning; Stats and Health of it succeed.
-// A removed VM is vmm.ErrNotFound.
-func (c *Collector) Stats(ctx context.Context, v *vmm.VM) (*Stats, error) { return c.stats(ctx, v) }
-
-func (c *Collector) stats(ctx context.Context, v subject) (*Stats, error) {
-	e, err := c.entry(v)
-	if err != nil {
-		return nil, err
-	}
-	s := v.Snapshot()
-	c.touch(e)
-	return c.answers(e).stats.get(ctx, c, epochOf(s), c.statsMaxAge, c.statsOf(e, s, true))
+// source is one row of the table of sources of Stats. A file of this package registers each.
+type source struct {
+	// bound is how long fill may block. Sources are asked in the order of their bounds, the longest
+	// first: then the figures of most are of the moment in Stats.Collected.
+	bound time.Duration
+	// idle reports whether fill has nothing to wait for. Nil: it never has.
+	idle func(*task) bool
+	// fill sets the figures of the source, and leaves out those that are missing.
+	fill    func(context.Context, *task, *Stats)
+	metrics []Metric
 }
 
-// statsOf collects the stats of the VM that s shows, with those of the guest if that is to be asked.
-func (c *Collector) statsOf(e *entry, s *vmm.Snapshot, ask bool) func(context.Context) (*Stats, error) {
-	return func(ctx context.Context) (*Stats, error) {
-		st := &Stats{State: s.State}
-		// The guest first: it may take seconds, and the others' figures are then of the same moment as Collected.
-		if ask && s.State == vmm.Running && s.Ready {
-			err := c.ask(ctx, e, s, func(ctx context.Context, g guest.Agent) error {
-				gs, err := g.Stats(ctx)
-				if err == nil {
-					st.Guest = &gs
-				}
-				return err
-			})
-			if err != nil {
-				c.log.Debug("guest gave no stats", "vm", s.Name, "err", err)
-			}
+// sources is the table. Nothing changes it after the package's initialization.
+var sources []source
+
+func addSource(s source) struct{} {
+	sources = append(sources, s)
+	slices.SortStableFunc(sources, func(a, b source) int { return cmp.Compare(b.bound, a.bound) })
+	return struct{}{}
+}
+
+var statsKind = register(kind{
+	name: "stats", noun: "stats", polled: true, asks: asksAlso, serves: always,
+	maxAge: func(c *Collector) time.Duration { return c.statsMaxAge },
+	quick: func(t *task) bool {
+		return !slices.ContainsFunc(sources, func(s source) bool { return s.idle != nil && !s.idle(t) })
+	},
+	collect: func(ctx context.Context, t *task) (any, error) {
+		st := &Stats{State: t.s.State}
+		for i := range sources {
+			sources[i].fill(ctx, t, st)
 		}
-		if s.State.Alive() {
-			c.linkStats(s, st)
-			c.processStats(e, s, st, true)
-		}
-		e.diskStats(s, st)
-		c.blockStats(ctx, s, st)
-		if err := ctx.Err(); err != nil {
-			return nil, fmt.Errorf("cannot read stats of %s: %w", s.Name, err)
-		}
-		st.Collected = c.now()
+		st.Collected = t.c.now()
 		return st, nil
+	},
+})
+
+// Stats, Ports and Health return an answer no older than the kind's max_age, and collect one if
+// need be. They wait until ctx ends at most, and for the guest 3 s (vmm.ErrTimeout). Results are
+// shared and immutable. Ports of a VM that does not run, or is paused, is vmm.ErrNotRunning; Stats
+// and Health of it succeed. A removed VM is vmm.ErrNotFound.
+func (c *Collector) Stats(ctx context.Context, v VM) (*Stats, error) {
+	return read[Stats](ctx, c, v, statsKind)
+}
+
+// Metric is one figure of each VM as Prometheus names it.
+type Metric struct {
+	Name, Help string
+	Device     string // the label; a second series of the same name is the next Metric
+	Counter    bool
+	Value      func(*Stats) (value float64, known bool)
+}
+
+// Metrics returns the metrics of all sources; those of one name follow each other.
+func Metrics() []Metric {
+	var all []Metric
+	for _, s := range sources {
+		all = append(all, s.metrics...)
 	}
+	return all
+}
+
+// figure is a metric that is one of the Stats, divided by scale.
+func figure[T int64 | uint64](name, help string, scale float64, get func(*Stats) *T) Metric {
+	return Metric{Name: name, Help: help, Value: func(s *Stats) (float64, bool) {
+		n := get(s)
+		if n == nil {
+			return 0, false
+		}
+		return float64(*n) / scale, true
+	}}
+}
+
+// counter is a figure that only grows.
+func counter(name, help string, scale float64, get func(*Stats) *uint64) Metric {
+	m := figure(name, help, scale, get)
+	m.Counter = true
+	return m
 }
 
 func ptr[T any](v T) *T { return &v }

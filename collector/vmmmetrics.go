@@ -4,42 +4,37 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"banger/vmm"
 )
 
-// VMMMetrics gives what the VMM itself reports, as one JSON object, no older than the max_age of stats; it waits 3 s at most
-// (context.DeadlineExceeded). vmm.ErrNotRunning where no VMM lives, vmm.ErrUnsupported where it reports nothing.
-func (c *Collector) VMMMetrics(ctx context.Context, v *vmm.VM) (json.RawMessage, error) {
-	return c.vmmMetrics(ctx, v)
-}
+var vmmMetricsKind = register(kind{
+	name: "vmm_metrics", noun: "the VMM's metrics", polled: true, serves: alive,
+	maxAge:  func(c *Collector) time.Duration { return c.statsMaxAge },
+	collect: collectVMMMetrics,
+})
 
-func (c *Collector) vmmMetrics(ctx context.Context, v subject) (json.RawMessage, error) {
-	e, err := c.entry(v)
+// VMMMetrics returns the VMM's own report, as one JSON object, no older than the max_age of stats.
+// It waits 3 s at most (context.DeadlineExceeded). vmm.ErrNotRunning if no VMM lives,
+// vmm.ErrUnsupported if it has no report.
+func (c *Collector) VMMMetrics(ctx context.Context, v VM) (json.RawMessage, error) {
+	report, err := read[json.RawMessage](ctx, c, v, vmmMetricsKind)
 	if err != nil {
 		return nil, err
 	}
-	s := v.Snapshot()
-	if !s.State.Alive() {
-		return nil, fmt.Errorf("cannot read the VMM's metrics of %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
-	}
-	c.touch(e)
-	b, err := c.answers(e).vmmMetrics.get(ctx, c, epochOf(s), c.statsMaxAge, c.vmmMetricsOf(s))
-	if err != nil {
-		return nil, err
-	}
-	return *b, nil
+	return *report, nil
 }
 
-// vmmMetricsOf asks the VMM of the VM that s shows.
-func (c *Collector) vmmMetricsOf(s *vmm.Snapshot) func(context.Context) (*json.RawMessage, error) {
-	return func(ctx context.Context) (*json.RawMessage, error) {
-		ctx, cancel := context.WithTimeout(ctx, c.guestTimeout)
-		defer cancel()
-		b, err := s.Machine.Metrics(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("cannot read the VMM's metrics of %s: %w", s.Name, err)
-		}
-		return &b, nil
+func collectVMMMetrics(ctx context.Context, t *task) (any, error) {
+	if t.s.Machine == nil {
+		return nil, fmt.Errorf("cannot read %s of %s: %w", t.noun, t.s.Name, vmm.ErrNotRunning)
 	}
+	ctx, cancel := context.WithTimeout(ctx, t.c.guestTimeout)
+	defer cancel()
+	report, err := t.s.Machine.Metrics(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read %s of %s: %w", t.noun, t.s.Name, err)
+	}
+	return &report, nil
 }

@@ -10,7 +10,7 @@ import (
 	"banger/vmm"
 )
 
-// How often a guest is asked for a port that somebody waits for: often at first, then less.
+// The time between two questions to a guest for a port that somebody waits for.
 const (
 	portPaceFirst = 100 * time.Millisecond
 	portPaceLast  = 500 * time.Millisecond
@@ -19,18 +19,30 @@ const (
 // portSet is the TCP ports that something in the guest listens on.
 type portSet struct {
 	seen  time.Time
-	ports map[int]struct{}
+	ports map[int]bool
 }
 
-// WaitHealthy blocks until the VM's agent has answered and gives how long after its start that was;
-// WaitPort until something in the guest listens on TCP port. vmm.ErrGone when it can no longer come, vmm.ErrNotFound when the VM is removed,
-// vmm.ErrNoAgent when the machine has no channel to one, ctx's error when that ends first.
-// A VM that is stopped is waited for: somebody may start it.
-func (c *Collector) WaitHealthy(ctx context.Context, v *vmm.VM) (time.Duration, error) {
-	return c.waitHealthy(ctx, v)
-}
+var listenersKind = register(kind{
+	name: "listeners", noun: "listeners", asks: asksOnly, serves: ready,
+	maxAge: func(*Collector) time.Duration { return portPaceFirst }, // WaitPort has its own
+	collect: func(ctx context.Context, t *task) (any, error) {
+		listeners, err := t.listeners(ctx)
+		set := &portSet{seen: t.c.now(), ports: map[int]bool{}}
+		for _, l := range listeners {
+			if l.Protocol == "tcp" {
+				set.ports[l.Port] = true
+			}
+		}
+		return set, err
+	},
+})
 
-func (c *Collector) waitHealthy(ctx context.Context, v subject) (time.Duration, error) {
+// WaitHealthy blocks until the VM's agent has answered and returns how long after its start that
+// was. WaitPort blocks until something in the guest listens on TCP port. A VM that is stopped is
+// waited for: somebody may start it. They return vmm.ErrGone when it can no longer happen,
+// vmm.ErrNotFound when the VM is removed, vmm.ErrNoAgent when the machine has no channel to one, and
+// ctx's error when that ends first.
+func (c *Collector) WaitHealthy(ctx context.Context, v VM) (time.Duration, error) {
 	e, err := c.entry(v)
 	if err != nil {
 		return 0, err
@@ -44,7 +56,7 @@ func (c *Collector) waitHealthy(ctx context.Context, v subject) (time.Duration, 
 			return s.ReadyIn, nil // it has just answered the manager
 		}
 		changed := e.vm.Changed()
-		h, err := c.answers(e).health.get(ctx, c, epochOf(s), c.healthMaxAge, c.healthOf(e, s))
+		h, err := get[Health](ctx, &task{kind: healthKind, c: c, e: e, s: s}, c.healthMaxAge)
 		switch {
 		case ctx.Err() != nil || errors.Is(err, errClosed):
 			return 0, cmp.Or(ctx.Err(), err)
@@ -58,7 +70,9 @@ func (c *Collector) waitHealthy(ctx context.Context, v subject) (time.Duration, 
 }
 
 // pause waits for d or a change of the VM; an error when ctx ends or the VM is removed.
-func (c *Collector) pause(ctx context.Context, e *entry, d time.Duration, changed <-chan struct{}) error {
+func (c *Collector) pause(
+	ctx context.Context, e *entry, d time.Duration, changed <-chan struct{},
+) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -72,7 +86,8 @@ func (c *Collector) pause(ctx context.Context, e *entry, d time.Duration, change
 	return nil
 }
 
-// waitReady blocks until the VM runs and its agent has answered. It asks nobody: the manager publishes that.
+// waitReady blocks until the VM runs and its agent has answered, which the manager publishes. It
+// asks nobody.
 func (c *Collector) waitReady(ctx context.Context, e *entry) (*vmm.Snapshot, error) {
 	for {
 		changed := e.vm.Changed() // before the snapshot, so that no change is missed
@@ -100,18 +115,15 @@ func (c *Collector) waitReady(ctx context.Context, e *entry) (*vmm.Snapshot, err
 	}
 }
 
-// WaitPort: see WaitHealthy. All who wait for ports of one VM share the agent's answers.
-func (c *Collector) WaitPort(ctx context.Context, v *vmm.VM, port int) (time.Duration, error) {
-	return c.waitPort(ctx, v, port)
-}
-
-func (c *Collector) waitPort(ctx context.Context, v subject, port int) (time.Duration, error) {
+// WaitPort: see WaitHealthy. All waiters for ports of one VM share the agent's answers.
+func (c *Collector) WaitPort(ctx context.Context, v VM, port int) (time.Duration, error) {
 	e, err := c.entry(v)
 	if err != nil {
 		return 0, err
 	}
 	if port < 1 || port > 65535 {
-		return 0, fmt.Errorf("cannot wait for port %d of %s: %w", port, v.Snapshot().Name, vmm.ErrInvalid)
+		return 0, fmt.Errorf("cannot wait for port %d of %s: %w", port, v.Snapshot().Name,
+			vmm.ErrInvalid)
 	}
 	pace := portPaceFirst
 	for {
@@ -120,29 +132,15 @@ func (c *Collector) waitPort(ctx context.Context, v subject, port int) (time.Dur
 			return 0, err
 		}
 		changed := e.vm.Changed()
-		set, err := c.answers(e).listeners.get(ctx, c, epochOf(s), pace, func(ctx context.Context) (*portSet, error) {
-			ls, err := c.askListeners(ctx, e, s)
-			if err != nil {
-				return nil, err
-			}
-			set := &portSet{seen: c.now(), ports: map[int]struct{}{}}
-			for _, l := range ls {
-				if l.Protocol == "tcp" {
-					set.ports[l.Port] = struct{}{}
-				}
-			}
-			return set, nil
-		})
+		set, err := get[portSet](ctx, &task{kind: listenersKind, c: c, e: e, s: s}, pace)
 		switch {
 		case ctx.Err() != nil:
 			return 0, ctx.Err()
 		case errors.Is(err, vmm.ErrNoAgent), errors.Is(err, errClosed):
 			return 0, err
-		case err == nil:
-			if _, ok := set.ports[port]; ok {
-				c.answers(e).ports.outdate(set.seen) // who waited for a port finds it in `ports`
-				return max(0, c.now().Sub(s.Since)), nil
-			}
+		case err == nil && set.ports[port]:
+			e.cached(portsKind).outdate(set.seen) // the waiter then finds the port in `ports`
+			return max(0, c.now().Sub(s.Since)), nil
 		}
 		if err := c.pause(ctx, e, pace, changed); err != nil {
 			return 0, err

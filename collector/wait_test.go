@@ -23,16 +23,16 @@ func TestWaitedPortIsInPorts(t *testing.T) {
 		}
 		return []guest.Listener{{Protocol: "udp", Port: 53}, {Protocol: "tcp", Port: 80, Address: "0.0.0.0"}}, nil
 	}
-	if p, err := c.portsNow(ctx, v); err != nil || len(p.Rows) != 0 {
+	if p, err := c.Ports(ctx, v); err != nil || len(p.Rows) != 0 {
 		t.Fatalf("before: %v, %v", p, err)
 	}
 	open.Store(true)
 	clock.advance(time.Millisecond)
 	for range 3 {
-		if _, err := c.waitPort(ctx, v, 80); err != nil {
+		if _, err := c.WaitPort(ctx, v, 80); err != nil {
 			t.Fatal(err)
 		}
-		p, err := c.portsNow(ctx, v)
+		p, err := c.Ports(ctx, v)
 		if err != nil || len(p.Rows) != 2 {
 			t.Fatalf("after the wait: %v, %v", p, err)
 		}
@@ -45,16 +45,16 @@ func TestWaitedPortIsInPorts(t *testing.T) {
 // Events that were missed are made up for: entries of VMs that are gone go, and the health of the others is told.
 func TestReconcile(t *testing.T) {
 	c, _, v, _ := newTest(t)
-	if _, err := c.stats(context.Background(), v); err != nil {
+	if _, err := c.Stats(context.Background(), v); err != nil {
 		t.Fatal(err)
 	}
-	c.find = func(uint64) subject { return v }
+	c.find = func(uint64) VM { return v }
 	c.reconcile()
-	if c.tell(); v.LastHealth() != Healthy {
+	if c.publishUntold(); v.LastHealth() != Healthy {
 		t.Errorf("health told is %q", v.LastHealth())
 	}
 	c.exists = func(uint64) bool { return false }
-	c.each = func(func(subject)) {}
+	c.each = func(func(VM)) {}
 	c.reconcile()
 	if n := len(c.entries); n != 0 {
 		t.Errorf("%d entries of removed VMs are kept", n)
@@ -77,7 +77,7 @@ func TestBlockStats(t *testing.T) {
 	read := func() *Stats {
 		t.Helper()
 		clock.advance(time.Minute)
-		st, err := c.stats(context.Background(), v)
+		st, err := c.Stats(context.Background(), v)
 		if err != nil {
 			t.Fatal(err)
 		}
