@@ -50,7 +50,8 @@ func (s *Server) newShare(uid uint32) (*share, error) {
 	if files <= maxFiles {
 		return nil, fmt.Errorf("all users together have %d files open: %w", all-1, syscall.EDQUOT)
 	}
-	return nil, fmt.Errorf("uid %d has %d files open: close some: %w", uid, maxFiles, syscall.EDQUOT)
+	return nil, fmt.Errorf("uid %d has %d files open: close some: %w",
+		uid, maxFiles, syscall.EDQUOT)
 }
 
 // Hold counts the bytes that the file needs from now on in place of those before. EDQUOT if its
@@ -70,7 +71,8 @@ func (h *share) Hold(bytes int64) error {
 	if user < maxBytes {
 		return fmt.Errorf("all users together have files of %d bytes open: %w", all, syscall.EDQUOT)
 	}
-	return fmt.Errorf("uid %d has files of %d bytes open: close some: %w", h.user.uid, user, syscall.EDQUOT)
+	return fmt.Errorf("uid %d has files of %d bytes open: close some: %w",
+		h.user.uid, user, syscall.EDQUOT)
 }
 
 // Release returns the whole share. It does nothing on nil.

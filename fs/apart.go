@@ -10,15 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// apart calls f on a thread that nobody else uses, before or after, and that has ownFiles, and returns when f does. Whatever the daemon asks
-// of its own mount is asked there.
+// apart runs f on a thread of its own that has its own table of open files, and returns when f
+// does. The daemon uses its own mount on such threads only.
 func apart(f func()) error {
 	done := make(chan error, 1)
-	go func() { // waited for here
+	go func() { // awaited below
 		runtime.LockOSThread() // for good: the thread ends with this goroutine
 		if unix.Gettid() == os.Getpid() {
-			// The main thread's open files are what /proc/self/fd shows all threads: they
-			// must stay everybody's. While this goroutine keeps it, another gets another.
+			// /proc/self/fd shows the open files of the main thread, which must stay shared. While
+			// this goroutine keeps that thread, the next one runs on another.
 			done <- apart(f)
 			runtime.UnlockOSThread()
 			return
@@ -32,11 +32,10 @@ func apart(f func()) error {
 	return <-done
 }
 
-// ownFiles gives the calling thread a table of open files of its own, without
-// the connection to the kernel. A thread that waits for an answer of its own
-// process cannot be killed; were it to hold the connection open, a daemon
-// killed in that moment would never end, as only the connection's end frees
-// the thread. The runtime's poller is kept: a locked thread may have to wake it.
+// ownFiles makes a table of open files for the calling thread, without the connection to the
+// kernel. A thread that waits for an answer of its own process cannot be killed. Only the end of
+// the connection frees it, so it must not keep the connection open itself: a daemon killed in that
+// moment would never end. The runtime's poller stays: a locked thread may have to wake it.
 func ownFiles() error {
 	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 		return fmt.Errorf("cannot unshare the table of open files: %w", err)

@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -18,84 +17,59 @@ const (
 	attrSeconds = 1    // that the kernel may keep names and attributes
 )
 
-// attr fills in a node's attributes; it collects nothing.
-func (s raw) attr(r *request, out *fuse.Attr) {
-	f := r.file
-	out.Ino = plainID(r.node)
-	out.Mode = f.fileType() | f.mode
-	out.Nlink = 1
-	out.Blksize = 4096
-	out.Owner = fuse.Owner{Uid: s.uid, Gid: s.gid}
-	changed := s.started
-	created := s.started
-	if r.vm != nil {
-		snap := r.snap()
-		out.Owner = fuse.Owner{Uid: snap.Owner.UID, Gid: snap.Owner.GID}
-		out.Mode = f.fileType() | modeFor(f, snap.Owner)
-		changed, created = snap.Created, snap.Created
-		if t, ok := snap.Changed.Of(strings.TrimSuffix(f.name, ".json")); ok {
-			changed = t
-		}
-		if used := r.vm.Touched(); f.name == "touched" && used.After(changed) {
-			changed = used // a use publishes no snapshot
-		}
-		if f == snapshotRow {
-			if d := r.snapshot(); d != nil {
-				changed, created = d.Created, d.Created
-			}
-		}
-		if r.session != nil {
-			out.Mode = f.fileType() | f.mode
-			out.Owner = fuse.Owner{Uid: r.session.uid, Gid: r.session.gid}
-			changed, created = r.session.made, r.session.made
-		}
-	} else if r.image != 0 {
-		if i, ok := s.o.Images.Info(r.image); ok {
-			out.Owner = fuse.Owner{Uid: i.Owner.UID, Gid: i.Owner.GID}
-			changed, created = i.Changed, i.Created
-		}
-	} else if f == vmsRow || f == imagesRow {
-		out.Mode = syscall.S_IFDIR | s.vmsMode
-		if f == vmsRow {
-			changed = s.o.Manager.ListChanged()
-		}
-	}
-	if r.vm == nil && (f == vmsRow || f == imagesRow || f.writable()) {
-		if s.o.Group >= 0 {
-			out.Gid = uint32(s.o.Group)
-		} else {
-			out.Mode &^= 0o020 // it would be everybody's whose group is the owner's
-		}
-	}
-	if f.size != nil {
-		size, grown := f.size(r)
-		out.Size = uint64(size)
-		if !grown.IsZero() {
-			changed = grown
-		}
-	}
-	out.SetTimes(&changed, &changed, &created)
-	if f.kind != plain {
-		return
-	}
-	switch {
-	case f.size != nil:
-	case f.open != nil:
-		out.Size = 0
-	default:
-		size := s.sizes.told(plainID(r.node))
-		s.sizes.tell(r.node, size) // what the kernel knows of this node from now on
-		out.Size = uint64(size)
-	}
-	out.Blocks = (out.Size + 511) / 512
+// attributes are what stat(2) shows of a file.
+type attributes struct {
+	mode             uint32 // permission bits
+	uid, gid         uint32
+	size             int64
+	changed, created time.Time
 }
 
-// modeFor returns the permission bits of a VM's file: where the VM's directory may be written by a
-// class of users, these have the owner's bits, and otherwise none that change anything.
-func modeFor(f *file, o vmm.Owner) uint32 {
-	if f == vmRow {
-		return o.Mode & 0o7777
+// attributes returns a file's attributes, for a generated file without its size. It collects
+// nothing.
+func (r *request) attributes() attributes {
+	s := r.server
+	a := attributes{
+		mode: r.file.mode, uid: s.uid, gid: s.gid, changed: s.started, created: s.started,
 	}
+	switch {
+	case r.session != nil:
+		a.uid, a.gid = r.session.uid, r.session.gid
+		a.changed, a.created = r.session.made, r.session.made
+	case r.vm != nil:
+		snap := r.snap()
+		a.uid, a.gid, a.mode = snap.Owner.UID, snap.Owner.GID, modeFor(r.file, snap.Owner)
+		a.changed, a.created = snap.Created, snap.Created
+		if t, ok := snap.Changed.Of(strings.TrimSuffix(r.file.name, ".json")); ok {
+			a.changed = t
+		}
+	case r.image != 0:
+		if i, ok := s.o.Images.Info(r.image); ok {
+			a.uid, a.gid, a.changed, a.created = i.Owner.UID, i.Owner.GID, i.Changed, i.Created
+		}
+	}
+	if r.vm == nil && r.file.changeable() {
+		// The group of the daemon's own user is not the one whose members may change this.
+		a.mode &^= 0o020
+		if s.o.Group >= 0 {
+			a.gid = uint32(s.o.Group)
+			a.mode |= a.mode >> 3 & 0o020 // as the owner
+		}
+	}
+	if r.file.attr != nil {
+		r.file.attr(r, &a)
+	}
+	return a
+}
+
+// changeable reports whether users change a file by writing it, or a directory by mkdir.
+func (f *file) changeable() bool {
+	return f.writable() || f.names != nil && f.names.mkdir != nil
+}
+
+// modeFor returns the permission bits of a VM's file. Classes of users that may write the VM's
+// directory get the owner's bits, others none to write.
+func modeFor(f *file, o vmm.Owner) uint32 {
 	mode := f.mode
 	for _, shift := range []uint32{3, 0} { // the group, others
 		if o.Mode>>shift&0o2 != 0 {
@@ -107,31 +81,60 @@ func modeFor(f *file, o vmm.Owner) uint32 {
 	return mode
 }
 
-// notKept is a timeout for what the kernel may not keep. A nanosecond would be a tick of its clock, some milliseconds.
+// attr answers with the attributes of a node.
+func (t tree) attr(r *request, out *fuse.Attr) {
+	a := r.attributes()
+	out.Ino = plainID(r.node)
+	out.Mode = r.file.fileType() | a.mode
+	out.Nlink = 1
+	out.Blksize = 4096
+	out.Owner = fuse.Owner{Uid: a.uid, Gid: a.gid}
+	out.SetTimes(&a.changed, &a.changed, &a.created)
+	if r.file.kind != plain {
+		return
+	}
+	if r.file.open == nil {
+		a.size = t.sizes.sent(out.Ino)
+		t.sizes.send(r.node, a.size) // the kernel knows it of this node from now on
+	}
+	out.Size = uint64(a.size)
+	out.Blocks = (out.Size + 511) / 512
+}
+
+// fileType returns the type bits of the mode.
+func (f *file) fileType() uint32 {
+	if f.kind != plain {
+		return syscall.S_IFDIR
+	}
+	return syscall.S_IFREG
+}
+
+// notKept is the timeout of what the kernel must not keep. A nanosecond would be a tick of its
+// clock, some milliseconds.
 const notKept = 0
 
-// attrValid is how long the kernel may keep attributes: not at all where the size is that of a growing file, or of what
-// others write, or where there are too many nodes to tell the kernel of a new owner.
+// attrValid returns how long the kernel may keep attributes.
 func attrValid(f *file) time.Duration {
-	if f.size != nil || f.writable() || f == portRow {
+	if f.has(uncached) || f.writable() {
 		return notKept
 	}
 	return attrSeconds * time.Second
 }
 
-func (s raw) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	r, code := s.request(cancel, &in.InHeader)
+func (t tree) GetAttr(stop interrupt, in *fuse.GetAttrIn, out *fuse.AttrOut) status {
+	r, code := t.request(stop, &in.InHeader)
 	if !code.Ok() {
 		return code
 	}
-	s.attr(r, &out.Attr)
+	t.attr(r, &out.Attr)
 	out.SetTimeout(attrValid(r.file))
 	return fuse.OK
 }
 
-// SetAttr takes O_TRUNC's size, the owner and mode of a VM's directory, and times.
-func (s raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
-	r, code := s.request(cancel, &in.InHeader)
+// SetAttr ignores the size of an O_TRUNC, changes the owner and mode of a VM's directory, and takes
+// a change of times for a use of the VM.
+func (t tree) SetAttr(stop interrupt, in *fuse.SetAttrIn, out *fuse.AttrOut) status {
+	r, code := t.request(stop, &in.InHeader)
 	if !code.Ok() {
 		return code
 	}
@@ -139,70 +142,70 @@ func (s raw) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrO
 		return fuse.EACCES
 	}
 	if in.Valid&(fuse.FATTR_UID|fuse.FATTR_GID|fuse.FATTR_MODE) != 0 {
-		if err := s.chown(r, in); err != nil {
-			s.fail(r, err)
-			return errno(err)
+		if err := r.changeOwner(in); err != nil {
+			return t.failed(r, err)
 		}
-		s.chowned(r.vm, vmRow)
+		t.forgetOwner(r.vm, r.file)
 	}
-	// The daemon's own changes of times are for inotify's watchers; anybody else's are a use of the VM.
-	if in.Valid&(fuse.FATTR_MTIME|fuse.FATTR_ATIME) != 0 && r.vm != nil && r.pid != s.nudgerTID.Load() {
-		if r.file.name == "touched" && in.Valid&fuse.FATTR_MTIME != 0 && in.Valid&fuse.FATTR_MTIME_NOW == 0 {
-			r.vm.SetTouched(minTime(time.Unix(int64(in.Mtime), int64(in.Mtimensec)), time.Now()))
+	// The daemon's own changes of times wake inotify's watchers.
+	times := in.Valid&(fuse.FATTR_MTIME|fuse.FATTR_ATIME) != 0
+	if times && r.vm != nil && r.pid != t.nudgerTID.Load() {
+		set := in.Valid&(fuse.FATTR_MTIME|fuse.FATTR_MTIME_NOW) == fuse.FATTR_MTIME
+		if set && r.file.name == "touched" {
+			r.vm.SetTouched(notAfterNow(time.Unix(int64(in.Mtime), int64(in.Mtimensec))))
 		} else {
 			r.vm.Touch()
 		}
 	}
-	s.attr(r, &out.Attr)
+	t.attr(r, &out.Attr)
 	out.SetTimeout(attrValid(r.file))
 	return fuse.OK
 }
 
-// chown changes a VM's owner, group and mode; the kernel's default_permissions has asked who may, we ask again.
-func (s raw) chown(r *request, in *fuse.SetAttrIn) error {
-	if r.file != vmRow {
+// ownerChange is a chown or chmod; nil fields stay as they are.
+type ownerChange struct{ uid, gid, mode *uint32 }
+
+func (r *request) changeOwner(in *fuse.SetAttrIn) error {
+	if r.file.chown == nil {
 		return fmt.Errorf("owner and mode are those of the VM's directory: %w", vmm.ErrNotPermitted)
 	}
-	asked := in.SetAttrInCommon // it is the kernel's after the request
-	name, uid, root := r.snap().Name, r.uid, r.isRoot()
-	change := func(o vmm.Owner) (vmm.Owner, error) {
-		if !root && (uid != o.UID || asked.Valid&fuse.FATTR_UID != 0 && asked.Uid != o.UID) {
-			return o, fmt.Errorf("cannot change whose %s is: %w", name, vmm.ErrNotPermitted)
+	var c ownerChange
+	for _, part := range []struct {
+		bit   uint32
+		value uint32
+		to    **uint32
+	}{
+		{fuse.FATTR_UID, in.Uid, &c.uid},
+		{fuse.FATTR_GID, in.Gid, &c.gid},
+		{fuse.FATTR_MODE, in.Mode, &c.mode},
+	} {
+		if in.Valid&part.bit != 0 {
+			*part.to = &part.value
 		}
-		if asked.Valid&fuse.FATTR_UID != 0 {
-			o.UID = asked.Uid
-		}
-		if asked.Valid&fuse.FATTR_GID != 0 {
-			o.GID = asked.Gid
-		}
-		if asked.Valid&fuse.FATTR_MODE != 0 {
-			o.Mode = asked.Mode & 0o7777
-		}
-		return o, nil
 	}
 	defer r.blocking()()
-	return r.detached(func(ctx context.Context) error { return r.vm.Chown(ctx, change) })
+	return r.file.chown(r, c)
 }
 
-// chowned makes the kernel ask again whose the files below a VM's directory are, by which it decides who may open them.
-func (s raw) chowned(v *vmm.VM, dir *file) {
-	for i := range dir.files {
-		f := &dir.files[i]
-		if attrValid(f) != notKept {
-			s.fuse.InodeNotify(nodeID(v.Serial(), f.row, 0), -1, 0) // unless the kernel does not know it
-		}
-		s.chowned(v, f)
+// forgetOwner makes the kernel ask again for the owners and modes of what is below a VM's
+// directory, by which it decides who may open a file.
+func (t tree) forgetOwner(v *vmm.VM, f *file) {
+	for i := range f.files {
+		t.forgetOwner(v, &f.files[i])
+	}
+	if f.chown == nil && attrValid(f) != notKept {
+		t.fuse.InodeNotify(nodeID(v.Serial(), f.number, 0), -1, 0) // fails for an unknown one
 	}
 }
 
-// sizes are the lengths last captured of the files that the kernel knows, where they are not firstSize; of files with several nodes
-// also the length that the kernel was last told of each node.
+// sizes holds the lengths of the last captures of the files that the kernel knows, unless they are
+// firstSize. For files with several nodes it also holds the length last sent of each node.
 type sizes struct {
 	mu   sync.RWMutex // guards size
 	size map[uint64]int64
 }
 
-func (t *sizes) told(node uint64) int64 {
+func (t *sizes) sent(node uint64) int64 {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if n, ok := t.size[node]; ok {
@@ -211,9 +214,9 @@ func (t *sizes) told(node uint64) int64 {
 	return firstSize
 }
 
-// tell keeps a new length and gives the one before.
-func (t *sizes) tell(node uint64, size int64) int64 {
-	old := t.told(node)
+// send keeps a new length and returns the one before.
+func (t *sizes) send(node uint64, size int64) int64 {
+	old := t.sent(node)
 	if old != size {
 		t.mu.Lock()
 		t.size[node] = size
@@ -228,21 +231,20 @@ func (t *sizes) forget(node uint64) {
 	delete(t.size, node)
 }
 
-// tellSize makes the kernel believe the capture's length, which sendfile(2) and
-// fstat(2) go by: a longer one by storing its last byte in the page cache (the
-// only thing that raises the size of a file being read), and in any case by
-// making it ask again. No lock is held over either.
-func (s raw) tellSize(node uint64, b []byte) {
+// sendSize makes the kernel use the capture's length for sendfile(2) and fstat(2). Storing its last
+// byte in the page cache is the only thing that raises the size of a file that is being read. In
+// any case the kernel asks again. The caller holds no lock.
+func (t tree) sendSize(node uint64, b []byte) {
 	size := int64(len(b))
-	old := s.sizes.tell(node, size)
+	old := t.sizes.send(node, size)
 	if file := plainID(node); file != node {
-		s.sizes.tell(file, size)
+		t.sizes.send(file, size)
 	}
 	if size == old {
 		return
 	}
 	if size > old {
-		s.fuse.InodeNotifyStoreCache(node, size-1, b[size-1:])
+		t.fuse.InodeNotifyStoreCache(node, size-1, b[size-1:])
 	}
-	s.fuse.InodeNotify(node, -1, 0)
+	t.fuse.InodeNotify(node, -1, 0)
 }

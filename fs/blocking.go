@@ -6,16 +6,16 @@ import (
 	"time"
 )
 
-// blocking gives the request a context that ends with the mount, or when a
-// signal ends the caller's system call. The caller calls the function it gives.
-func (r *request) blocking() func() {
-	l := &lazyContext{Context: r.ctx, server: r.server, pid: r.pid}
-	r.ctx = l
+// blocking sets a context that ends with the mount, or when a signal ends the system call. The
+// caller calls the function that blocking returns.
+func (c *call) blocking() func() {
+	l := &lazyContext{Context: c.ctx, server: c.server, pid: c.pid}
+	c.ctx = l
 	return l.stop
 }
 
-// lazyContext watches for the end of a request from when somebody waits for it: most
-// requests are answered at once, and the goroutine that watches would cost more than the answer.
+// lazyContext watches for the end of a request only when something waits for it. Most requests are
+// answered at once, and the watching goroutine would cost more than the answer.
 type lazyContext struct {
 	context.Context // of the request
 	server          *Server
@@ -29,7 +29,7 @@ type lazyContext struct {
 // Done implements context.Context.
 func (l *lazyContext) Done() <-chan struct{} { return l.watch().Done() }
 
-// Err implements context.Context: nil while nobody has waited.
+// Err implements context.Context: nil before the first wait.
 func (l *lazyContext) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -47,13 +47,13 @@ func (l *lazyContext) watch() context.Context {
 	}
 	ctx, cancel := context.WithCancel(l.server.ctx)
 	stop := context.AfterFunc(l.Context, func() {
-		// The kernel tells of the first signal only, whichever it is: a shell's
-		// child that ends must not end the shell's write.
+		// The kernel reports the first signal only, whichever it is: the end of a shell's child
+		// must not end the shell's write.
 		for harmless(l.pid) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(signalLook):
+			case <-time.After(signalEvery):
 			}
 		}
 		cancel()
@@ -62,7 +62,7 @@ func (l *lazyContext) watch() context.Context {
 	return ctx
 }
 
-// stop ends the watch, if one was begun.
+// stop ends the watch, if one began.
 func (l *lazyContext) stop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -19,33 +19,34 @@ import (
 // maxCallers bounds the open files of one uid that keep directories of their callers open.
 const maxCallers = 64
 
-// keptCaller is a Caller that an open file keeps, and what was begun by a write to it.
+// keptCaller is a Caller that an open file shares with what its writes began.
 type keptCaller struct {
 	*vmm.Caller
 	all   *slots
 	users atomic.Int32
 }
 
-// use is one more user.
+// use counts one more user.
 func (k *keptCaller) use() { k.users.Add(1) }
 
-// release is one less; the last closes the Caller's files. It may be called of nil.
+// release counts one user less. The last closes the Caller's files. It does nothing on nil.
 func (k *keptCaller) release() {
 	if k == nil || k.users.Add(-1) > 0 {
 		return
 	}
-	k.Root.Close() // of nil, too
+	k.Root.Close() // may be nil
 	k.Dir.Close()
 	k.all.release(uint64(k.UID))
 }
 
-// keptCaller returns the process that makes the request, for as long as the file is open that the
-// request opens; the caller releases it.
+// keptCaller returns the process behind the request, for the file that the request opens. The
+// caller releases it.
 func (r *request) keptCaller() (*keptCaller, error) {
 	all := &r.server.callers
 	if !all.acquire(uint64(r.uid)) {
-		return nil, fmt.Errorf("cannot open %s of %s: uid %d has %d files open that take paths: close some: %w",
-			r.file.name, r.whose(), r.uid, all.most, vmm.ErrBusy)
+		return nil, fmt.Errorf("cannot open %s of %s: "+
+			"uid %d has %d files open that store paths: close some: %w",
+			r.file.name, r.owner(), r.uid, all.most, vmm.ErrBusy)
 	}
 	c, err := r.caller()
 	if err != nil {
@@ -57,9 +58,9 @@ func (r *request) keptCaller() (*keptCaller, error) {
 	return k, nil
 }
 
-// caller returns the process that makes the request. It must be called before anything frees that
-// process, whose number another process could have then. Who calls it closes the Caller's files.
-func (r *request) caller() (*vmm.Caller, error) {
+// caller returns the process behind the call. It must be called while that process waits: later its
+// pid may be another's. The caller of it closes the Caller's files.
+func (r *call) caller() (*vmm.Caller, error) {
 	c := &vmm.Caller{UID: r.uid, GID: r.gid}
 	if r.pid == 0 { // of another pid namespace
 		return c, nil
@@ -68,16 +69,15 @@ func (r *request) caller() (*vmm.Caller, error) {
 	if c.Groups, err = r.groups(); err != nil {
 		return nil, err
 	}
-	// Links that lead nowhere or may not be followed leave it unseen: what is named by them will be
+	// Links that lead nowhere or must not be followed leave both nil: paths by them will be
 	// refused.
 	c.Root, _ = os.OpenFile(fmt.Sprintf("/proc/%d/root", r.pid), unix.O_PATH|syscall.O_DIRECTORY, 0)
 	c.Dir, _ = os.OpenFile(fmt.Sprintf("/proc/%d/cwd", r.pid), unix.O_PATH|syscall.O_DIRECTORY, 0)
 	return c, nil
 }
 
-// groups returns the supplementary groups of the thread that makes the request; none if it cannot
-// be seen.
-func (r *request) groups() ([]uint32, error) {
+// groups returns the supplementary groups of the thread behind the call, none if it is invisible.
+func (r *call) groups() ([]uint32, error) {
 	if r.pid == 0 {
 		return nil, nil
 	}
@@ -106,15 +106,15 @@ func parseGroups(status []byte) ([]uint32, error) {
 	return nil, nil
 }
 
-// isRoot reports whether the request is root's or of the daemon's own user.
-func (r *request) isRoot() bool { return r.server.isRoot(r.uid) }
+// isRoot reports whether the call is by root or the daemon's own user.
+func (r *call) isRoot() bool { return r.server.isRoot(r.uid) }
 
 func (s *Server) isRoot(uid uint32) bool { return uid == 0 || uid == s.uid }
 
-// mayDelete returns the check whether the request may remove or rename what belongs to an owner in
-// a directory of the daemon's with the sticky bit (unlink(2), EPERM). The kernel has asked the same
-// of the owner that it last heard of; the check is of the owner at the time of the change.
-func (r *request) mayDelete() func(vmm.Owner) error {
+// mayDelete returns the check whether the call may remove or rename what an owner has in a
+// directory of the daemon's with the sticky bit (unlink(2), EPERM). The kernel has checked the
+// owner that it knew. This check is of the owner at the time of the change.
+func (r *call) mayDelete() func(vmm.Owner) error {
 	return func(o vmm.Owner) error {
 		if r.isRoot() || r.uid == o.UID {
 			return nil
@@ -123,8 +123,8 @@ func (r *request) mayDelete() func(vmm.Owner) error {
 	}
 }
 
-// mayWrite returns the check whether the request may change what is in a VM's directory. It must be
-// called before anything frees the process, whose groups it may read.
+// mayWrite returns the check whether the request may change the content of a VM's directory. It
+// must be called while the process waits: it may read its groups.
 func (r *request) mayWrite() (func(vmm.Owner) error, error) {
 	var groups []uint32
 	if o := r.snap().Owner; !r.isRoot() && r.uid != o.UID {
@@ -149,16 +149,15 @@ func (r *request) mayWrite() (func(vmm.Owner) error, error) {
 	}, nil
 }
 
-// checkWriter refuses a write by another uid or gid than the file was opened by: the writer has not
-// chosen what it writes to, and maybe not what it writes, as a setuid program whose output was led
-// here.
+// checkWriter refuses a write by another uid or gid than the opener's. The writer has not chosen
+// the file, and maybe not the text: the output of a setuid program may have been redirected here.
 func (r *request) checkWriter(h *opened) error {
 	if r.uid == h.uid && r.gid == h.gid {
 		return nil
 	}
 	err := fmt.Errorf("cannot write %s of %s: uid %d, gid %d opened it and uid %d, gid %d writes; "+
 		"both must be the same: %w",
-		r.file.name, r.whose(), h.uid, h.gid, r.uid, r.gid, vmm.ErrNotPermitted)
-	r.uid, r.gid = h.uid, h.gid // the refusal is told to the opener
+		r.file.name, r.owner(), h.uid, h.gid, r.uid, r.gid, vmm.ErrNotPermitted)
+	r.uid, r.gid = h.uid, h.gid // the opener finds the refusal
 	return err
 }

@@ -1,19 +1,19 @@
-// Package fs is the mount: the tree of files in which VMs are seen and worked.
+// Package fs is the mount: the tree of files by which users see and control VMs.
 //
-// Every file is a row of a table (table.go): name, mode, show, store. The raw
-// bridge (raw.go) turns a request of the kernel into a row and, where the row
-// is below vms/NAME, a VM. Node numbers are computed from both (nodeid.go). Only
-// nodes of files that can be written or watched are kept (nodes.go), and those
-// of guests' files (guestnodes.go), until the kernel forgets them.
+// Every file is a row of a table (table.go): name, mode, show, store. The functions of a row are in
+// the file of its name: `ports` is in ports.go. The bridge (bridge.go) receives the kernel's requests
+// and passes them on to the tree (tree.go, attr.go, dirs.go, open.go) or to the guests' files
+// (package guestfs). Only these files, mount.go and guests.go know go-fuse.
 //
-// A read: open(2) runs the row's show and keeps the bytes, which read(2) returns
-// until one begins at offset 0 again: that one runs show anew. A write: write(2)
-// runs the row's store, whose error becomes the errno (errno.go) and the sentence
-// in the `error` of the VM, of the image or of the top.
+// Node numbers are computed from a serial and a row (nodeid.go). The daemon keeps state only for
+// nodes of writable and watchable files (nodes.go), until the kernel forgets them.
 //
-// Beside go-fuse's goroutines two last as long as the mount: one touches files for
-// inotify watchers (nudge.go), one finds out what is watched (held.go). Others last
-// as long as their work: a guest's file session (guestsession.go), an import
-// (archive.go), a change that waits for a disk, a reader who blocks. The package
-// never reads its own mount.
+// open(2) runs the row's show. read(2) returns that capture, until a read from offset 0 runs show
+// again. write(2) runs the row's store. An error becomes an errno (errno.go), and its sentence is
+// kept in the `error` of the VM, of the image or of the top (error.go).
+//
+// Beside go-fuse's goroutines two last as long as the mount: one touches files for inotify's watchers
+// (nudge.go), one finds open and watched files (followers.go). Others last as long as their work: a
+// session with a guest, an import, a change that waits for a disk, a blocked call. The package never
+// reads its own mount.
 package fs

@@ -5,12 +5,10 @@ import (
 	"errors"
 	"syscall"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
-
 	"banger/vmm"
 )
 
-// errnos maps what the packages below say to what the kernel is told, first match first.
+// errnos maps errors to what the kernel gets, first match first.
 var errnos = []struct {
 	err   error
 	errno syscall.Errno
@@ -42,18 +40,18 @@ var errnos = []struct {
 	{context.DeadlineExceeded, syscall.ETIMEDOUT},
 }
 
-// errAgain is for a stream that has nothing for who does not want to wait.
+// errAgain is for a stream that has no data for a nonblocking reader.
 var errAgain = errors.New("nothing there yet")
 
-// errno gives the status for err; EIO for what it does not know.
-func errno(err error) fuse.Status {
+// errno returns the errno of an error, EIO for an unknown one.
+func errno(err error) syscall.Errno {
 	if err == nil {
-		return fuse.OK
+		return 0
 	}
 	for _, e := range errnos {
 		if errors.Is(err, e.err) {
-			return fuse.Status(e.errno)
+			return e.errno
 		}
 	}
-	return fuse.EIO
+	return syscall.EIO
 }

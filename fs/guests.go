@@ -23,25 +23,26 @@ func (m guestMount) Root(node uint64) (serial uint64, ok bool) {
 		return 0, false
 	}
 	serial, row, _ := splitID(node)
-	return serial, int(row) < len(rows) && rows[row] == fsRow
+	return serial, row != nil && row.kind == guestRoot
 }
 
-func (m guestMount) Begin(cancel <-chan struct{}, c fuse.Caller) (context.Context, func()) {
-	r := &request{server: m.Server, ctx: &fuse.Context{Caller: c, Cancel: cancel}, pid: c.Pid}
-	stop := r.blocking()
-	return r.ctx, stop
+func (m guestMount) Begin(stop interrupt, c fuse.Caller) (context.Context, func()) {
+	call := m.newCall(stop, c)
+	end := call.blocking()
+	return call.ctx, end
 }
 
 func (m guestMount) Count(uid uint32) (guestfs.Share, error) { return m.newShare(uid) }
 
-func (m guestMount) Overdrawn(uid uint32, err error) fuse.Status {
-	return m.overdrawn(&request{ctx: m.ctx, uid: uid}, err)
+func (m guestMount) Overdrawn(uid uint32, err error) status {
+	r := &request{call: call{ctx: m.ctx, uid: uid}, file: &file{name: "fs"}}
+	return m.overdrawn(r, err)
 }
 
-func (m guestMount) Failed(v *vmm.VM, err error) fuse.Status {
+func (m guestMount) Failed(v *vmm.VM, err error) status {
 	level := level(err, slog.LevelDebug)
 	m.o.Log.Log(m.ctx, level, "cannot use a file of the guest", "vm", v.Snapshot().Name, "err", err)
-	return errno(err)
+	return status(errno(err))
 }
 
-func (m guestMount) Status(err error) fuse.Status { return errno(err) }
+func (m guestMount) Status(err error) status { return status(errno(err)) }

@@ -5,69 +5,79 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"banger/internal/value"
 	"banger/vmm"
 )
 
-func imagesList(r *request) []entry {
-	var entries []entry
-	for _, i := range r.server.o.Images.Infos() {
-		entries = append(entries, entry{name: i.Name, serial: imageBit | i.Number, row: imageRow.row})
+func imagesList(r *request) []dirent {
+	infos := r.server.o.Images.Infos()
+	list := make([]dirent, len(infos))
+	for i := range infos {
+		list[i] = dirent{name: infos[i].Name, serial: imageBit | infos[i].Number}
 	}
-	return entries
+	return list
 }
 
-func imagesFind(r *request, name string) (entry, bool) {
+func imagesFind(r *request, name string) (dirent, bool) {
 	for _, i := range r.server.o.Images.Infos() {
 		if i.Name == name {
-			return entry{name: name, serial: imageBit | i.Number, row: imageRow.row}, true
+			return dirent{name: name, serial: imageBit | i.Number}, true
 		}
 	}
-	return entry{}, false
+	return dirent{}, false
 }
 
 func imageFiles() []file {
-	image := func(name, doc string, get func(r *request, i *vmm.ImageInfo) string) file {
+	type info = vmm.ImageInfo
+	image := func(name, doc string, text func(*info) string) file {
 		return file{name: name, mode: 0o444, doc: doc, show: func(r *request) ([]byte, error) {
 			i, ok := r.server.o.Images.Info(r.image)
 			if !ok {
 				return nil, vmm.ErrNotFound
 			}
-			return line(get(r, &i))
+			return line(text(&i))
 		}}
 	}
-	// What only a ready image has is empty until then.
-	ready := func(name, doc string, get func(i *vmm.ImageInfo) string) file {
-		return image(name, doc, func(_ *request, i *vmm.ImageInfo) string {
+	// ready returns a row that is empty until the image is ready.
+	ready := func(name, doc string, text func(*info) string) file {
+		return image(name, doc, func(i *info) string {
 			if i.Status != vmm.ImageReady {
 				return ""
 			}
-			return get(i)
+			return text(i)
 		})
 	}
-	source := image("source", "what it is built from; writing builds it", func(_ *request, i *vmm.ImageInfo) string { return sentence(i.Source) })
-	source.mode, source.store, source.paths = 0o664, sourceStore, true
-	status := image("status", "empty, building PERCENT, ready or failed REASON", func(_ *request, i *vmm.ImageInfo) string { return imageStatus(i) })
-	status.watch = true
+	source := image("source", "what it is built from; writing builds it",
+		func(i *info) string { return sentence(i.Source) })
+	source.mode, source.store, source.flags = 0o664, sourceStore, storesPaths
+	status := image("status", "empty, building PERCENT, ready or failed REASON", imageStatus)
+	status.watch = onEvent(vmm.EventImage)
 	return []file{
 		source,
 		status,
-		image("error", "the last refusal of a write in one sentence", func(_ *request, i *vmm.ImageInfo) string { return sentence(i.Error) }),
-		ready("size", "bytes", func(i *vmm.ImageInfo) string { return strconv.FormatInt(i.Size, 10) }),
-		ready("digest", "of its content", func(i *vmm.ImageInfo) string { return i.Digest }),
-		ready("kernel", "the kernel's file", func(i *vmm.ImageInfo) string { return i.Kernel }),
-		ready("cmdline", "the kernel's command line", func(i *vmm.ImageInfo) string { return i.Cmdline }),
-		ready("memory", "least bytes of memory", func(i *vmm.ImageInfo) string { return strconv.FormatInt(i.Memory, 10) }),
-		image("created", "Unix seconds", func(_ *request, i *vmm.ImageInfo) string { return value.FormatTime(i.Created) }),
-		image("used_by", "VM names, one per line", func(r *request, i *vmm.ImageInfo) string {
-			return strings.Join(r.server.o.Manager.ImageUsers(i.Name), "\n")
-		}),
-		{name: "wait", mode: 0o555, kind: hidden, doc: "what blocks", files: []file{
+		image("error", "the last refusal of a write in one sentence",
+			func(i *info) string { return sentence(i.Error) }),
+		ready("size", "bytes", func(i *info) string { return strconv.FormatInt(i.Size, 10) }),
+		ready("digest", "of its content", func(i *info) string { return i.Digest }),
+		ready("kernel", "the kernel's file", func(i *info) string { return i.Kernel }),
+		ready("cmdline", "the kernel's command line", func(i *info) string { return i.Cmdline }),
+		ready("memory", "least bytes of memory",
+			func(i *info) string { return strconv.FormatInt(i.Memory, 10) }),
+		image("created", "Unix seconds", func(i *info) string { return value.FormatTime(i.Created) }),
+		{name: "used_by", mode: 0o444, doc: "VM names, one per line", show: usedByShow},
+		{name: "wait", mode: 0o555, kind: hidden, doc: "files that block", files: []file{
 			{name: "ready", mode: 0o444, doc: "blocks until it is so", open: waitImage},
 		}},
 	}
+}
+
+func usedByShow(r *request) ([]byte, error) {
+	i, ok := r.server.o.Images.Info(r.image)
+	if !ok {
+		return nil, vmm.ErrNotFound
+	}
+	return line(strings.Join(r.server.o.Manager.ImageUsers(i.Name), "\n"))
 }
 
 func imageStatus(i *vmm.ImageInfo) string {
@@ -80,35 +90,26 @@ func imageStatus(i *vmm.ImageInfo) string {
 	return string(i.Status)
 }
 
-func imagesMake(r *request, name string, owner vmm.Owner) error {
-	var i vmm.ImageInfo
-	err := r.detached(func(ctx context.Context) (err error) {
-		i, err = r.server.o.Images.Create(ctx, name, owner)
+func imagesMkdir(r *request, name string, owner vmm.Owner) error {
+	return r.detached(func(ctx context.Context) error {
+		_, err := r.server.o.Images.Create(ctx, name, owner)
 		return err
 	})
-	if err == nil {
-		r.file, r.image, r.node = imageRow, i.Number, nodeID(imageBit|i.Number, imageRow.row, 0)
-	}
-	return err
 }
 
-func imagesRemove(r *request, name string) error {
-	may := r.mayDelete()
-	return r.detached(func(ctx context.Context) error { return r.server.o.Images.Remove(ctx, name, may) })
-}
-
-func sourceStore(r *request, text string) error {
-	by, number := r.opener, r.image
-	by.use() // by what goes on after the write
+func imagesRmdir(r *request, name string) error {
+	mayDelete := r.mayDelete()
 	return r.detached(func(ctx context.Context) error {
-		defer by.release()
-		return r.server.o.Images.Build(ctx, number, text, *by.Caller)
+		return r.server.o.Images.Remove(ctx, name, mayDelete)
 	})
 }
 
-func waitImage(r *request, _ bool) (handle, error) {
-	images, number := r.server.o.Images, r.image
-	return &waiter{wait: timing(func(ctx context.Context) (time.Duration, error) { return images.Wait(ctx, number) })}, nil
+func sourceStore(w *writeRequest, text string) error {
+	w.opener.use() // the build goes on after the write
+	return w.detached(func(ctx context.Context) error {
+		defer w.opener.release()
+		return w.server.o.Images.Build(ctx, w.image, text, *w.opener.Caller)
+	})
 }
 
 func blobsShow(r *request) ([]byte, error) {
@@ -116,12 +117,15 @@ func blobsShow(r *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return flat([]pair{{key: "files", value: c.Files}, {key: "bytes", value: c.Bytes}, {key: "unused_bytes", value: c.UnusedBytes}}), nil
+	return flat([]pair{
+		{key: "files", value: c.Files}, {key: "bytes", value: c.Bytes},
+		{key: "unused_bytes", value: c.UnusedBytes},
+	}), nil
 }
 
-func blobsStore(r *request, text string) error {
+func blobsStore(w *writeRequest, text string) error {
 	if text != "gc" {
 		return fmt.Errorf("%.64q is not a command; write gc: %w", text, vmm.ErrInvalid)
 	}
-	return r.detached(r.server.o.Images.Collect)
+	return w.detached(w.server.o.Images.Collect)
 }

@@ -28,128 +28,100 @@ import (
 	"banger/vmm"
 )
 
-// What the mount is called in /proc/self/mountinfo.
+// Names of the mount in /proc/self/mountinfo.
 const (
 	fsName = "banger"
 	fsType = "fuse." + fsName
 )
 
-// deadMountWait bounds how long a mount may take to say that it is dead.
+// deadMountWait bounds the wait for the error of a dead mount.
 const deadMountWait = 5 * time.Second
 
-// Options of a mount. It closes none of them.
+// Options of a mount. The caller closes them after Unmount.
 type Options struct {
-	Dir        string // an absolute path; made if it is not there
+	Dir        string // absolute; created if it is missing
 	Manager    *vmm.Manager
 	Archives   vmm.Archives
 	Collector  *collector.Collector
 	Images     vmm.ImageStore
 	Version    string
-	Metrics    *metrics.Metrics // gets the figures of the mount itself
+	Metrics    *metrics.Metrics // receives the figures of the mount itself
 	Config     func() string    // the daemon's settings in effect, flat keyed
 	Log        *slog.Logger
 	Group      int  // gid whose members may create VMs, -1 for none
-	AllowOther bool // other users than the daemon's may enter
+	AllowOther bool // also for other users than the daemon's
 }
 
 // Server is a mounted tree.
 type Server struct {
-	o       Options // immutable, as are all before handles
-	fuse    *fuse.Server
-	ctx     context.Context // ends when the mount does: frees who blocks
-	cancel  context.CancelFunc
-	started time.Time
-	uid     uint32
-	gid     uint32
-	vmsMode uint32
-	work    sync.WaitGroup
-	begun   sync.WaitGroup // what goes on when its request has ended
+	o        Options // immutable, as are all up to handles
+	fuse     *fuse.Server
+	ctx      context.Context // ends with the mount and frees blocked calls
+	cancel   context.CancelFunc
+	started  time.Time
+	uid, gid uint32
+	guests   *guestfs.FS
+	work     sync.WaitGroup
+	changes  sync.WaitGroup // that go on after the end of their calls
 
 	handles    handles
+	nodes      *nodes
 	sizes      sizes
 	growing    growing
 	eventSizes eventSizes
-	nodes      *nodes
+	renderings sync.Map // *rendering by node
 	sessions   *sessions
+	followers  *followers
 	allowances allowances
-	callers    slots // files that take paths, by uid
+	callers    slots // of files that store paths, by uid
 	logs       slots // by uid
 	terminals  slots // by VM
 	exports    slots // by VM
-	exporters  slots // exports by uid
-	held       *held
-	texts      sync.Map // *text by node
+	exporters  slots // of exports, by uid
 
-	guests *guestfs.FS
+	nudges    chan vmm.Event
+	nudgerTID atomic.Uint32 // the kernel names the sender of a request by its thread
 
-	nudgerTID atomic.Uint32 // the kernel names a request's sender by its thread
-
-	refusalsMu sync.Mutex
-	refusals   map[uint32]string // by uid; guarded by refusalsMu, as is the next
-	lastUIDs   []uint32          // of refusals, the one refused longest ago first
-
-	nudges chan vmm.Event
+	refusalsMu sync.Mutex // guards refusals
+	refusals   refusals
 }
 
-// Mount mounts the tree at o.Dir and serves it until Unmount. A dead mount of
-// ours there is cleaned up first; a living one is refused.
+func newServer(o Options) *Server {
+	s := &Server{
+		o: o, started: time.Now(), uid: uint32(os.Getuid()), gid: uint32(os.Getgid()),
+		nodes:      newNodes(),
+		sizes:      sizes{size: make(map[uint64]int64)},
+		growing:    growing{open: make(map[uint64]*shared)},
+		eventSizes: eventSizes{size: make(map[uint64]*eventSize)},
+		sessions:   newSessions(lingerFor),
+		callers:    newSlots(maxCallers),
+		logs:       newSlots(maxLogs),
+		terminals:  newSlots(maxTerminals),
+		exports:    newSlots(maxExports),
+		exporters:  newSlots(maxExportsOfUser),
+		refusals:   refusals{last: make(map[uint32]string)},
+		nudges:     make(chan vmm.Event, vmm.EventHistory),
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.guests = guestfs.New(s.ctx, &s.work, guestMount{s})
+	s.followers = newFollowers(o.Collector, func(parent uint64, name string) {
+		s.fuse.EntryNotify(parent, name)
+	})
+	return s
+}
+
+// Mount mounts the tree at o.Dir and serves it until Unmount. It first removes a dead mount of
+// banger's there, and refuses a living one.
 func Mount(ctx context.Context, o Options) (*Server, error) {
 	if err := clearDir(ctx, o.Dir); err != nil {
 		return nil, err
 	}
-	s := &Server{
-		o: o, started: time.Now(), uid: uint32(os.Getuid()), gid: uint32(os.Getgid()), vmsMode: 0o1755,
-		sizes:    sizes{size: make(map[uint64]int64)},
-		nodes:    newNodes(),
-		sessions: newSessions(lingerFor),
-		growing:  growing{open: make(map[uint64]*shared)}, eventSizes: eventSizes{size: make(map[uint64]*eventSize)},
-		callers: newSlots(maxCallers), logs: newSlots(maxLogs), terminals: newSlots(maxTerminals),
-		exports: newSlots(maxExports), exporters: newSlots(maxExportsOfUser),
-		refusals: make(map[uint32]string),
-		nudges:   make(chan vmm.Event, vmm.EventHistory),
-	}
-	if o.Group >= 0 {
-		s.vmsMode = 0o1775
-	}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.guests = guestfs.New(s.ctx, &s.work, guestMount{s})
-	bridge, figures := newTimed(tree{raw{fuse.NewDefaultRawFileSystem(), s}})
-	if err := o.Metrics.Register(figures); err != nil {
+	s := newServer(o)
+	if err := s.connect(); err != nil {
 		s.cancel()
 		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
 	}
-	root := s.uid == 0
-	if root {
-		// go-fuse opens /dev/fuse without O_CLOEXEC; a VMM that inherited it would keep the mount of a dead
-		// daemon from ever ending. Without root an exec is part of mounting, and the lock would be held against it.
-		syscall.ForkLock.RLock()
-	}
-	server, err := fuse.NewServer(bridge, o.Dir, &fuse.MountOptions{
-		FsName: fsName, Name: fsName,
-		AllowOther:        o.AllowOther,
-		Options:           []string{"default_permissions", "noexec"},
-		DirectMountStrict: root,
-		DirectMountFlags:  unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOSYMFOLLOW,
-		DisableXAttrs:     true,
-		DisableSplice:     true, // an answer in memory would be tried through a pipe first: two system calls for nothing
-		MaxWrite:          guestfs.MaxIO,
-		MaxBackground:     1 << 14,
-		PanicHandler: func(v any) fuse.Status {
-			o.Log.Error("a request panicked", "panic", v, "stack", string(debug.Stack()))
-			return fuse.EIO
-		},
-	})
-	closeOnExec()
-	if root {
-		syscall.ForkLock.RUnlock()
-	}
-	if err != nil {
-		s.cancel()
-		return nil, fmt.Errorf("cannot mount %s: %w", o.Dir, err)
-	}
-	s.fuse = server
-	s.held = newHeld(o.Collector, server.EntryNotify)
-	if err := s.serve(ctx, server.WaitMount); err != nil {
+	if err := s.serve(ctx, s.fuse.WaitMount); err != nil {
 		return nil, err
 	}
 	if mountHas(o.Dir, "nosymfollow") {
@@ -160,16 +132,48 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 	go s.nudger()
 	go func() {
 		defer s.work.Done()
-		s.held.run(s.ctx)
+		s.followers.run(s.ctx)
 	}()
 	return s, nil
 }
 
-// serve begins to answer the kernel and returns when wait finds that it works. After an error
-// neither the mount nor a goroutine that serves it is left.
+// connect mounts the tree without serving it.
+func (s *Server) connect() (err error) {
+	bridge, figures := newBridge(s)
+	if err := s.o.Metrics.Register(figures); err != nil {
+		return err
+	}
+	root := s.uid == 0
+	if root {
+		// go-fuse opens /dev/fuse without O_CLOEXEC. A VMM that inherited it would keep the mount
+		// of a dead daemon. Without root, mounting executes a program, which this lock would block.
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+	}
+	s.fuse, err = fuse.NewServer(bridge, s.o.Dir, &fuse.MountOptions{
+		FsName: fsName, Name: fsName,
+		AllowOther:        s.o.AllowOther,
+		Options:           []string{"default_permissions", "noexec"},
+		DirectMountStrict: root,
+		DirectMountFlags:  unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOSYMFOLLOW,
+		DisableXAttrs:     true,
+		DisableSplice:     true, // a pipe costs two system calls more for an answer in memory
+		MaxWrite:          guestfs.MaxIO,
+		MaxBackground:     1 << 14,
+		PanicHandler: func(v any) fuse.Status {
+			s.o.Log.Error("a request panicked", "panic", v, "stack", string(debug.Stack()))
+			return fuse.EIO
+		},
+	})
+	closeOnExec()
+	return err
+}
+
+// serve starts answering the kernel and returns when wait does. After an error it leaves neither
+// the mount nor a goroutine.
 func (s *Server) serve(ctx context.Context, wait func() error) error {
 	go s.fuse.Serve() // ends with the mount: Wait waits for it
-	// It asks the mount something, so that the kernel learns that files here cannot be polled.
+	// wait uses the mount, by which the kernel learns that its files cannot be polled.
 	var err error
 	e := apart(func() { err = wait() })
 	if err = errors.Join(e, err); err == nil {
@@ -179,7 +183,8 @@ func (s *Server) serve(ctx context.Context, wait func() error) error {
 	return fmt.Errorf("cannot mount %s: %w", s.o.Dir, errors.Join(err, s.unmount(ctx)))
 }
 
-// fuseDevice is the number of /dev/fuse (Documentation/admin-guide/devices.txt of Linux), by whatever name it was opened.
+// fuseDevice is the number of /dev/fuse (Documentation/admin-guide/devices.txt of Linux), whatever
+// the name of the node.
 var fuseDevice = unix.Mkdev(10, 229)
 
 // closeOnExec keeps the connection to the kernel from the programs that the daemon starts.
@@ -194,17 +199,18 @@ func closeOnExec() {
 			continue
 		}
 		var st unix.Stat_t
-		if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == fuseDevice {
+		err = unix.Fstat(fd, &st)
+		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == fuseDevice {
 			unix.CloseOnExec(fd)
 		}
 	}
 }
 
-// Wait returns when the tree is mounted no more, by whomever.
+// Wait blocks until the tree is unmounted, by any process.
 func (s *Server) Wait() { s.fuse.Wait() }
 
-// Unmount frees who blocks in a read or a write, unmounts, detaching the mount
-// when files are still open, and waits for what the package runs.
+// Unmount ends blocked calls, unmounts, also while files are open, and waits for the package's
+// goroutines until ctx ends.
 func (s *Server) Unmount(ctx context.Context) error {
 	s.cancel()
 	s.guests.Close()
@@ -212,8 +218,8 @@ func (s *Server) Unmount(ctx context.Context) error {
 	err := s.unmount(ctx)
 	s.sessions.closeAll()
 	ended := make(chan struct{})
-	go func() { // ends with what was begun, at the latest with the process
-		s.begun.Wait()
+	go func() { // ends with the changes, at the latest with the process
+		s.changes.Wait()
 		close(ended)
 	}()
 	select {
@@ -224,11 +230,11 @@ func (s *Server) Unmount(ctx context.Context) error {
 	return err
 }
 
-// pinnedWait is how long the kernel may take to end the connection of a mount that was removed.
+// pinnedWait is how long the kernel may take to end the connection of an unmounted tree.
 const pinnedWait = time.Second
 
-// unmount takes the mount out of the tree, whoever uses it, and ends its connection to the kernel.
-// By itself the connection lasts as long as anybody has the mount in a mount namespace of his own.
+// unmount removes the mount, also while it is in use, and ends its connection to the kernel. By
+// itself the connection lasts while any mount namespace has the mount.
 func (s *Server) unmount(ctx context.Context) error {
 	minor := topMount(s.o.Dir).Minor
 	ended := make(chan error, 1)
@@ -247,27 +253,30 @@ func (s *Server) unmount(ctx context.Context) error {
 	s.o.Log.Info("another mount namespace has the mount: ending its connection", "mount", s.o.Dir)
 	if err := abort(minor); err != nil {
 		// The end of the process closes the connection all the same.
-		s.o.Log.Warn("the connection of the mount ends with this process only", "mount", s.o.Dir, "err", err)
+		s.o.Log.Warn("the connection of the mount ends with this process only",
+			"mount", s.o.Dir, "err", err)
 		return nil
 	}
 	select {
 	case err := <-ended:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("the connection of %s was ended and is still served: %w", s.o.Dir, ctx.Err())
+		return fmt.Errorf("the connection of %s was ended and is still served: %w",
+			s.o.Dir, ctx.Err())
 	}
 }
 
-// abort ends the FUSE connection of a mount by the minor number of its device, 0 if that is not
-// known (Documentation/filesystems/fuse of Linux). The file is its owner's, so this needs no root.
+// abort ends the FUSE connection of a mount by the minor number of its device, 0 if that is unknown
+// (Documentation/filesystems/fuse of Linux). The owner of the mount owns the file, so this needs no
+// root.
 func abort(minor int) error {
 	if minor == 0 {
-		return errors.New("its device number is not known")
+		return errors.New("its device number is unknown")
 	}
 	return os.WriteFile(fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", minor), []byte("1"), 0)
 }
 
-// clearDir makes the directory ready for a mount.
+// clearDir prepares a directory for a mount.
 func clearDir(ctx context.Context, dir string) error {
 	if mounted(dir) {
 		alive := make(chan error, 1)
@@ -278,13 +287,15 @@ func clearDir(ctx context.Context, dir string) error {
 		select {
 		case err := <-alive:
 			if err == nil {
-				return fmt.Errorf("cannot mount %s: another bangerd serves it: %w", dir, vmm.ErrBusy)
+				return fmt.Errorf("cannot mount %s: another bangerd serves it: %w",
+					dir, vmm.ErrBusy)
 			}
 			if !errors.Is(err, syscall.ENOTCONN) && !errors.Is(err, syscall.ECONNABORTED) {
 				return fmt.Errorf("cannot mount %s: %w", dir, err)
 			}
 		case <-time.After(deadMountWait):
-			return fmt.Errorf("cannot mount %s: the mount that is there does not answer: %w", dir, vmm.ErrBusy)
+			return fmt.Errorf("cannot mount %s: the mount there does not answer: %w",
+				dir, vmm.ErrBusy)
 		}
 		if err := detach(ctx, dir); err != nil {
 			return fmt.Errorf("cannot remove the dead mount at %s: %w", dir, err)
@@ -293,7 +304,7 @@ func clearDir(ctx context.Context, dir string) error {
 	return host.MakeDirs(dir, 0o755)
 }
 
-// mounted reports whether dir is a mount of ours, whatever symbolic links lead to it.
+// mounted reports whether dir is a mount of banger's, also through symbolic links.
 func mounted(dir string) bool {
 	info, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -302,8 +313,8 @@ func mounted(dir string) bool {
 	return slices.Contains(Mounts(info), resolve(dir))
 }
 
-// resolve gives the path without symbolic links, as far as there are directories. It never looks at
-// what the last part is unless that is a link: looking at a dead mount fails.
+// resolve returns the path without symbolic links, as far as it exists. It reads the last part only
+// as a link: a dead mount there would fail.
 func resolve(dir string) string {
 	for range 40 { // as many as the kernel follows (path_resolution(7))
 		parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
@@ -323,12 +334,12 @@ func resolve(dir string) string {
 	return dir
 }
 
-// mountHas reports whether the mount of ours at dir has that option.
+// mountHas reports whether the mount of banger's at dir has an option.
 func mountHas(dir, option string) bool {
 	return slices.Contains(strings.Split(topMount(dir).Options, ","), option)
 }
 
-// topMount returns the last mount of ours at dir, which is the one on top.
+// topMount returns the last mount of banger's at dir, which covers the others.
 func topMount(dir string) (top mountinfo.Info) {
 	info, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -359,7 +370,7 @@ func ourMounts(info []byte) []*mountinfo.Info {
 	})
 }
 
-// detach takes a mount out of the tree whoever uses it.
+// detach removes a mount also while it is in use.
 func detach(ctx context.Context, dir string) error {
 	if os.Getuid() == 0 {
 		return unix.Unmount(dir, unix.MNT_DETACH)

@@ -52,7 +52,8 @@ func TestMounted(t *testing.T) {
 	}
 }
 
-// TestCloseOnExec opens the device by a name of its own, as where a container or a test has bound another node over it.
+// TestCloseOnExec opens the device by a name of its own, as where a container or a test has bound
+// another node over it.
 func TestCloseOnExec(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "node")
 	if err := unix.Mknod(path, unix.S_IFCHR|0o600, int(fuseDevice)); err != nil {

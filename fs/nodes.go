@@ -5,23 +5,24 @@ import (
 	"sync"
 )
 
-// The kernel locks a file's inode while a write(2) to it is under way, and who opens the file with O_TRUNC meanwhile, as a shell does,
-// waits for that lock and cannot even be killed: nobody could write `kill` while a `start` blocks. So each look-up of a file that can be
-// written gets a node of its own, with the same inode number for stat(2); a writer's lock is nobody else's.
+// The kernel locks a file's inode during a write(2). An open with O_TRUNC, as a shell's, waits for
+// that lock and cannot be killed: nobody could write `kill` while a `start` blocks. So each look-up
+// of a writable file returns a node of its own, with the same inode number for stat(2), and no two
+// writers share a lock.
 
-// nodes are those that the kernel knows of files that can be written or watched.
+// nodes holds the nodes that the kernel knows of writable and watchable files.
 type nodes struct {
 	mu    sync.Mutex           // guards what follows
-	known map[uint64][]nodeUse // by the file's plain number: mostly one, and there may be as many files as VMs have
+	known map[uint64][]nodeUse // by the file's plain number; mostly one
 	last  uint16
-	aim   uint64     // that the nudger is about to touch, 0 for none
-	hit   *sync.Cond // aim has become 0
+	aim   uint64     // the node that the nudger touches now, 0 for none
+	hit   *sync.Cond // signals that aim is 0
 }
 
-// nodeUse is what the kernel was told of a node and has not forgotten.
+// nodeUse counts how the kernel knows a node.
 type nodeUse struct {
 	node    uint64
-	lookups uint64 // answered with it
+	lookups uint64 // that were answered with it
 	writer  bool   // it was opened to be written
 }
 
@@ -31,7 +32,8 @@ func newNodes() *nodes {
 	return n
 }
 
-// findLocked gives what is known of a node, nil for nothing; until the next change of its file's.
+// findLocked returns the use of a node, nil for none. The result is valid until the next change of
+// the file's uses.
 func (n *nodes) findLocked(file, node uint64) *nodeUse {
 	uses := n.known[file]
 	for i := range uses {
@@ -42,11 +44,11 @@ func (n *nodes) findLocked(file, node uint64) *nodeUse {
 	return nil
 }
 
-// fresh gives a number for a look-up of the file.
+// fresh returns a new node for a look-up of the file.
 func (n *nodes) fresh(file uint64) uint64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for range 1 << 16 { // all are taken only if that many have the file open
+	for range 1 << 16 { // all numbers are in use only if the file is open that often
 		n.last++
 		if n.last != 0 && n.findLocked(file, file|uint64(n.last)) == nil {
 			break
@@ -57,7 +59,7 @@ func (n *nodes) fresh(file uint64) uint64 {
 	return node
 }
 
-// add notes a look-up that is answered with the node.
+// add counts a look-up that is answered with the node.
 func (n *nodes) add(file, node uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -72,7 +74,8 @@ func (n *nodes) addLocked(file, node uint64) {
 	n.known[file] = append(n.known[file], nodeUse{node: node, lookups: 1})
 }
 
-// forget takes back so many look-ups, and reports whether the kernel knows the node no more, and whether it was the last of its file.
+// forget subtracts look-ups. It reports whether the kernel no longer knows the node, and whether it
+// was the last of its file.
 func (n *nodes) forget(node, lookups uint64) (gone, last bool) {
 	file := plainID(node)
 	n.mu.Lock()
@@ -90,7 +93,8 @@ func (n *nodes) forget(node, lookups uint64) (gone, last bool) {
 	return true, true
 }
 
-// writing notes that the node is opened to be written, before any write(2) holds its lock: the nudger leaves it alone from here on.
+// writing notes that the node is being opened for writing, before any write(2) locks it. The nudger
+// does not touch it from then on.
 func (n *nodes) writing(node uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -102,7 +106,7 @@ func (n *nodes) writing(node uint64) {
 	}
 }
 
-// watchable are the nodes of a file that somebody may watch.
+// watchable returns the nodes of a file that may have watchers.
 func (n *nodes) watchable(file uint64) []uint64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -115,7 +119,8 @@ func (n *nodes) watchable(file uint64) []uint64 {
 	return list
 }
 
-// touch calls f while the nudger's look-ups of the node's file give that node, unless somebody writes it.
+// touch calls f while the nudger's look-ups of the node's file return that node. It does nothing
+// for a node that is written.
 func (n *nodes) touch(node uint64, f func()) {
 	n.mu.Lock()
 	if k := n.findLocked(plainID(node), node); k == nil || k.writer {
@@ -131,7 +136,7 @@ func (n *nodes) touch(node uint64, f func()) {
 	n.mu.Unlock()
 }
 
-// aimed gives the node that the nudger looks up; false if it is of another file.
+// aimed returns the node that the nudger touches; false if it belongs to another file.
 func (n *nodes) aimed(file uint64) (uint64, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -18,7 +18,7 @@ func settingFiles() []file {
 		row := file{
 			name: s.Name, mode: 0o640, doc: s.Help,
 			show: func(r *request) ([]byte, error) { return line(s.Show(&r.snap().Config)) },
-			store: func(r *request, text string) error {
+			store: func(r *writeRequest, text string) error {
 				return r.configure(func(c *vmm.Config) error {
 					if s.Kind.List && r.more { // bash writes each line of an echo by itself
 						text = s.Show(c) + "\n" + text
@@ -35,7 +35,7 @@ func settingFiles() []file {
 	return rows
 }
 
-func imageStore(r *request, text string) error {
+func imageStore(r *writeRequest, text string) error {
 	return r.detached(func(ctx context.Context) error { return r.vm.SetImage(ctx, text) })
 }
 
@@ -63,7 +63,7 @@ func configPairs(c *vmm.Config) []pair {
 func configShow(r *request) ([]byte, error)     { return flat(configPairs(&r.snap().Config)), nil }
 func configJSONShow(r *request) ([]byte, error) { return object(configPairs(&r.snap().Config)) }
 
-func configStore(r *request, text string) error {
+func configStore(r *writeRequest, text string) error {
 	return r.configure(func(c *vmm.Config) error { return applyConfig(c, text) })
 }
 

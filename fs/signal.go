@@ -11,14 +11,15 @@ import (
 	"time"
 )
 
-// signalLook is how often a caller is looked at after a signal that did not end its call.
-const signalLook = 50 * time.Millisecond
+// signalEvery is how often a caller is checked after a signal that did not end its call.
+const signalEvery = 50 * time.Millisecond
 
-// harmlessSignals do not end a blocked system call of a program that has not asked for it.
-const harmlessSignals = 1<<(syscall.SIGCHLD-1) | 1<<(syscall.SIGWINCH-1) | 1<<(syscall.SIGURG-1) | 1<<(syscall.SIGCONT-1)
+// harmlessSignals do not end a blocked system call unless the program handles them.
+const harmlessSignals = 1<<(syscall.SIGCHLD-1) | 1<<(syscall.SIGWINCH-1) |
+	1<<(syscall.SIGURG-1) | 1<<(syscall.SIGCONT-1)
 
-// harmless reports whether no signal but harmless ones waits for the thread (proc(5), status).
-// It is false where that cannot be told.
+// harmless reports whether a thread has no pending signal but harmless ones (proc(5), status). It
+// is false where that is unknown.
 func harmless(tid uint32) bool {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
 	if err != nil {
@@ -28,7 +29,7 @@ func harmless(tid uint32) bool {
 	return ok && pending&^harmlessSignals == 0
 }
 
-// pendingSignals gives the signals that wait for a thread and are not blocked, signal N as bit N-1.
+// pendingSignals returns the pending signals of a thread that are not blocked, signal N as bit N-1.
 func pendingSignals(status []byte) (uint64, bool) {
 	masks := make(map[string]uint64)
 	for lines := bufio.NewScanner(bytes.NewReader(status)); lines.Scan(); {

@@ -11,29 +11,29 @@ import (
 
 // The parameter of a snapshot's nodes is its number among the VM's.
 
-func snapshotsList(r *request) []entry {
+func snapshotsList(r *request) []dirent {
 	kept := r.snap().Kept()
-	entries := make([]entry, 0, len(kept))
-	for _, d := range kept {
-		entries = append(entries, snapshotEntry(&d))
+	list := make([]dirent, len(kept))
+	for i := range kept {
+		list[i] = snapshotEntry(&kept[i])
 	}
-	return entries
+	return list
 }
 
-func snapshotsFind(r *request, name string) (entry, bool) {
+func snapshotsFind(r *request, name string) (dirent, bool) {
 	for _, d := range r.snap().Kept() {
 		if d.Name == name {
 			return snapshotEntry(&d), true
 		}
 	}
-	return entry{}, false
+	return dirent{}, false
 }
 
-func snapshotEntry(d *vmm.DiskSnapshot) entry {
-	return entry{name: d.Name, serial: d.Serial, row: snapshotRow.row, param: d.Number}
+func snapshotEntry(d *vmm.DiskSnapshot) dirent {
+	return dirent{name: d.Name, serial: d.Serial, param: d.Number}
 }
 
-// snapshot is that of the request's node, nil if it was removed.
+// snapshot returns the snapshot of the request's node, nil after its removal.
 func (r *request) snapshot() *vmm.DiskSnapshot {
 	for _, d := range r.snap().Kept() {
 		if d.Number == r.param {
@@ -43,49 +43,57 @@ func (r *request) snapshot() *vmm.DiskSnapshot {
 	return nil
 }
 
+func snapshotAttr(r *request, a *attributes) {
+	if d := r.snapshot(); d != nil {
+		a.changed, a.created = d.Created, d.Created
+	}
+}
+
 func snapshotFiles() []file {
-	part := func(name, doc string, get func(*vmm.DiskSnapshot) string) file {
+	part := func(name, doc string, text func(*vmm.DiskSnapshot) string) file {
 		return file{name: name, mode: 0o440, doc: doc, show: func(r *request) ([]byte, error) {
 			d := r.snapshot()
 			if d == nil {
 				return nil, fmt.Errorf("the snapshot was removed: %w", vmm.ErrNotFound)
 			}
-			return line(get(d))
+			return line(text(d))
 		}}
 	}
+	type disks = vmm.DiskSnapshot
 	return []file{
-		part("created", "Unix seconds", func(d *vmm.DiskSnapshot) string { return value.FormatTime(d.Created) }),
-		part("size", "bytes that the disks took on the host then", func(d *vmm.DiskSnapshot) string { return strconv.FormatInt(d.Size, 10) }),
-		part("state", "in which it was taken", func(d *vmm.DiskSnapshot) string { return string(d.State) }),
-		part("frozen", "1: the guest's file systems stood still", func(d *vmm.DiskSnapshot) string { return value.FormatBool(d.Frozen) }),
+		part("created", "Unix seconds", func(d *disks) string { return value.FormatTime(d.Created) }),
+		part("size", "bytes of the disks on the host at that time",
+			func(d *disks) string { return strconv.FormatInt(d.Size, 10) }),
+		part("state", "the VM's state at that time",
+			func(d *disks) string { return string(d.State) }),
+		part("frozen", "1: the guest's file systems were frozen",
+			func(d *disks) string { return value.FormatBool(d.Frozen) }),
 	}
 }
 
-func snapshotsMake(r *request, name string, _ vmm.Owner) error {
-	may, err := r.mayWrite()
+func snapshotsMkdir(r *request, name string, _ vmm.Owner) error {
+	return r.changeSnapshots(func(ctx context.Context, mayWrite func(vmm.Owner) error) error {
+		return r.vm.TakeSnapshot(ctx, name, mayWrite)
+	})
+}
+
+func snapshotsRmdir(r *request, name string) error {
+	return r.changeSnapshots(func(ctx context.Context, mayWrite func(vmm.Owner) error) error {
+		return r.vm.RemoveSnapshot(ctx, name, mayWrite)
+	})
+}
+
+func (r *request) changeSnapshots(f func(context.Context, func(vmm.Owner) error) error) error {
+	mayWrite, err := r.mayWrite()
 	if err != nil {
 		return err
 	}
-	if err := r.detached(func(ctx context.Context) error { return r.vm.TakeSnapshot(ctx, name, may) }); err != nil {
-		return err
-	}
-	if e, ok := snapshotsFind(r, name); ok {
-		r.file, r.node = snapshotRow, nodeID(e.serial, e.row, e.param)
-	}
-	return nil
+	return r.detached(func(ctx context.Context) error { return f(ctx, mayWrite) })
 }
 
-func snapshotsRemove(r *request, name string) error {
-	may, err := r.mayWrite()
-	if err != nil {
-		return err
-	}
-	return r.detached(func(ctx context.Context) error { return r.vm.RemoveSnapshot(ctx, name, may) })
-}
-
-// restoreShow gives nothing: what the disks were put back to says nothing of what they are now.
+// restoreShow returns nothing: the name of an earlier snapshot does not describe the disks of now.
 func restoreShow(*request) ([]byte, error) { return nil, nil }
 
-func restoreStore(r *request, text string) error {
-	return r.detached(func(ctx context.Context) error { return r.vm.Restore(ctx, text) })
+func restoreStore(w *writeRequest, text string) error {
+	return w.detached(func(ctx context.Context) error { return w.vm.Restore(ctx, text) })
 }

@@ -74,8 +74,8 @@ func (d *dir) from(ctx context.Context, g *session, path string, i uint64) ([]sf
 	return d.names[min(uint64(len(d.names)), i-d.first):], nil
 }
 
-func (s *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	r, code := s.pathRequest(cancel, &in.InHeader)
+func (s *FS) OpenDir(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status {
+	r, code := s.pathRequest(stop, &in.InHeader)
 	if !code.Ok() {
 		return code
 	}
@@ -102,14 +102,14 @@ func (s *FS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	return fuse.OK
 }
 
-func (s *FS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return s.readDir(cancel, in, func(_ *request, e fuse.DirEntry, _ *sftp.Attr) bool {
+func (s *FS) ReadDir(stop interrupt, in *fuse.ReadIn, out *fuse.DirEntryList) status {
+	return s.readDir(stop, in, func(_ *request, e fuse.DirEntry, _ *sftp.Attr) bool {
 		return out.AddDirEntry(e)
 	})
 }
 
-func (s *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return s.readDir(cancel, in, func(r *request, e fuse.DirEntry, a *sftp.Attr) bool {
+func (s *FS) ReadDirPlus(stop interrupt, in *fuse.ReadIn, out *fuse.DirEntryList) status {
+	return s.readDir(stop, in, func(r *request, e fuse.DirEntry, a *sftp.Attr) bool {
 		looked := out.AddDirLookupEntry(e)
 		if looked != nil && a != nil {
 			r.entry(e.Name, *a, looked) // after an error the kernel looks the name up
@@ -119,9 +119,9 @@ func (s *FS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirE
 }
 
 // readDir adds names from the offset on until add refuses one, or the kept names end.
-func (s *FS) readDir(cancel <-chan struct{}, in *fuse.ReadIn,
-	add func(*request, fuse.DirEntry, *sftp.Attr) bool) fuse.Status {
-	r, code := s.pathRequest(cancel, &in.InHeader)
+func (s *FS) readDir(stop interrupt, in *fuse.ReadIn,
+	add func(*request, fuse.DirEntry, *sftp.Attr) bool) status {
+	r, code := s.pathRequest(stop, &in.InHeader)
 	if !code.Ok() {
 		return code
 	}

@@ -74,7 +74,8 @@ func (f *file) close() {
 
 func openFlags(flags uint32) uint32 {
 	modes := map[uint32]uint32{
-		syscall.O_RDONLY: sftp.Read, syscall.O_WRONLY: sftp.Write, syscall.O_RDWR: sftp.Read | sftp.Write,
+		syscall.O_RDONLY: sftp.Read, syscall.O_WRONLY: sftp.Write,
+		syscall.O_RDWR: sftp.Read | sftp.Write,
 	}
 	mode := modes[flags&syscall.O_ACCMODE]
 	if flags&syscall.O_APPEND != 0 {
@@ -86,7 +87,7 @@ func openFlags(flags uint32) uint32 {
 // open opens the request's path and answers with a handle, unless answer fails. The kernel caches
 // nothing of the file: the guest changes it.
 func (r *request) open(kernelFlags, flags, mode uint32, out *fuse.OpenOut,
-	answer func(*sftp.Handle) (*node, fuse.Status)) fuse.Status {
+	answer func(*sftp.Handle) (*node, status)) status {
 	share, err := r.mount.Count(r.caller.Uid)
 	if err != nil {
 		return r.mount.Overdrawn(r.caller.Uid, err)
@@ -131,8 +132,8 @@ func (s *FS) byHandle(fh uint64) *opened {
 	return new(opened)
 }
 
-func (s *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	r, code := s.pathRequest(cancel, &in.InHeader)
+func (s *FS) Open(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status {
+	r, code := s.pathRequest(stop, &in.InHeader)
 	if !code.Ok() {
 		return code
 	}
@@ -140,26 +141,27 @@ func (s *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	if in.Flags&syscall.O_TRUNC != 0 {
 		flags |= sftp.Truncate
 	}
-	return r.open(in.Flags, flags, 0, out, func(*sftp.Handle) (*node, fuse.Status) {
+	return r.open(in.Flags, flags, 0, out, func(*sftp.Handle) (*node, status) {
 		return r.node, fuse.OK
 	})
 }
 
-func (s *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, fuse.Status) {
+func (s *FS) Read(stop interrupt, in *fuse.ReadIn, _ []byte) (fuse.ReadResult, status) {
 	var data []byte
-	_, code := s.askFile(cancel, &in.InHeader, in.Fh, func(ctx context.Context, _ *file, h *sftp.Handle) (err error) {
+	read := func(ctx context.Context, _ *file, h *sftp.Handle) (err error) {
 		data, err = h.Read(ctx, int(in.Size), int64(in.Offset))
 		return err
-	})
+	}
+	_, code := s.askFile(stop, &in.InHeader, in.Fh, read)
 	if !code.Ok() {
 		return nil, code
 	}
 	return fuse.ReadResultData(data), fuse.OK
 }
 
-func (s *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+func (s *FS) Write(stop interrupt, in *fuse.WriteIn, data []byte) (uint32, status) {
 	n := 0
-	f, code := s.askFile(cancel, &in.InHeader, in.Fh, func(ctx context.Context, open *file, h *sftp.Handle) (err error) {
+	write := func(ctx context.Context, open *file, h *sftp.Handle) (err error) {
 		most := MaxIO
 		if open.flags&sftp.Append != 0 {
 			most = sftp.MaxData // the guest may execute several packets in any order
@@ -171,7 +173,8 @@ func (s *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 			n += written
 		}
 		return err
-	})
+	}
+	f, code := s.askFile(stop, &in.InHeader, in.Fh, write)
 	if n == 0 && !code.Ok() {
 		return 0, code
 	}
@@ -180,9 +183,9 @@ func (s *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 }
 
 // askFile calls f with the SFTP handle of an open file.
-func (s *FS) askFile(cancel <-chan struct{}, in *fuse.InHeader, fh uint64,
-	f func(context.Context, *file, *sftp.Handle) error) (*file, fuse.Status) {
-	r, code := s.request(cancel, in)
+func (s *FS) askFile(stop interrupt, in *fuse.InHeader, fh uint64,
+	f func(context.Context, *file, *sftp.Handle) error) (*file, status) {
+	r, code := s.request(stop, in)
 	if !code.Ok() {
 		return nil, code
 	}
@@ -200,8 +203,8 @@ func (s *FS) askFile(cancel <-chan struct{}, in *fuse.InHeader, fh uint64,
 }
 
 // Fsync syncs a file or a directory by its name. A file without a name does not need to survive.
-func (s *FS) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	r, code := s.request(cancel, &in.InHeader)
+func (s *FS) Fsync(stop interrupt, in *fuse.FsyncIn) status {
+	r, code := s.request(stop, &in.InHeader)
 	if !code.Ok() {
 		return code
 	}
@@ -219,11 +222,11 @@ func (s *FS) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	})
 }
 
-func (s *FS) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	return s.Fsync(cancel, in)
+func (s *FS) FsyncDir(stop interrupt, in *fuse.FsyncIn) status {
+	return s.Fsync(stop, in)
 }
 
-func (s *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { s.release(in.Fh) }
+func (s *FS) Release(_ interrupt, in *fuse.ReleaseIn) { s.release(in.Fh) }
 
 func (s *FS) ReleaseDir(in *fuse.ReleaseIn) { s.release(in.Fh) }
 

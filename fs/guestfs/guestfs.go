@@ -30,16 +30,16 @@ type Mount interface {
 	// Root returns the serial of the VM whose directory `fs` a node is; false for other nodes.
 	Root(node uint64) (serial uint64, ok bool)
 	// Begin returns a context that ends with the caller's system call or with the mount. The caller
-	// of Begin calls stop.
-	Begin(cancel <-chan struct{}, c fuse.Caller) (ctx context.Context, stop func())
+	// of Begin calls end.
+	Begin(stop interrupt, c fuse.Caller) (ctx context.Context, end func())
 	// Count counts one more open file for a user, until its Release.
 	Count(uid uint32) (Share, error)
 	// Overdrawn returns the status of an open that Count or Hold refused.
-	Overdrawn(uid uint32, err error) fuse.Status
+	Overdrawn(uid uint32, err error) status
 	// Failed logs an error with a file of the VM's guest and returns its status.
-	Failed(v *vmm.VM, err error) fuse.Status
+	Failed(v *vmm.VM, err error) status
 	// Status returns the status of an error without logging it.
-	Status(err error) fuse.Status
+	Status(err error) status
 }
 
 // Share is the part of a user's allowance that one open file takes.
@@ -48,7 +48,14 @@ type Share interface {
 	Release()
 }
 
-// valid is how long the kernel may keep names and attributes: a guest changes its files unannounced.
+// Short names for the signatures of fuse.RawFileSystem.
+type (
+	status    = fuse.Status
+	interrupt = <-chan struct{} // closed when the caller of a request was interrupted
+)
+
+// valid is how long the kernel may keep names and attributes: a guest changes its files
+// unannounced.
 const valid = time.Second
 
 // FS implements fuse.RawFileSystem for the files of all guests, and for what concerns the content
@@ -84,7 +91,7 @@ func (s *FS) Close() { s.sessions.close() }
 // request is one request of the kernel for a file of a guest.
 type request struct {
 	*FS
-	cancel <-chan struct{}
+	stop   interrupt
 	caller fuse.Caller
 	vm     *vmm.VM
 	node   *node
@@ -92,7 +99,7 @@ type request struct {
 }
 
 // request finds the node and the VM. ENOENT for what has been removed.
-func (s *FS) request(cancel <-chan struct{}, h *fuse.InHeader) (*request, fuse.Status) {
+func (s *FS) request(stop interrupt, h *fuse.InHeader) (*request, status) {
 	n := s.nodes.get(h.NodeId)
 	if n == nil {
 		return nil, fuse.ENOENT
@@ -101,12 +108,12 @@ func (s *FS) request(cancel <-chan struct{}, h *fuse.InHeader) (*request, fuse.S
 	if v == nil {
 		return nil, fuse.ENOENT
 	}
-	return &request{FS: s, cancel: cancel, caller: h.Caller, vm: v, node: n}, fuse.OK
+	return &request{FS: s, stop: stop, caller: h.Caller, vm: v, node: n}, fuse.OK
 }
 
 // pathRequest is request with the path of the node.
-func (s *FS) pathRequest(cancel <-chan struct{}, h *fuse.InHeader) (*request, fuse.Status) {
-	r, code := s.request(cancel, h)
+func (s *FS) pathRequest(stop interrupt, h *fuse.InHeader) (*request, status) {
+	r, code := s.request(stop, h)
 	if !code.Ok() {
 		return nil, code
 	}
@@ -116,8 +123,8 @@ func (s *FS) pathRequest(cancel <-chan struct{}, h *fuse.InHeader) (*request, fu
 }
 
 // nameRequest is request with the path of a name in the directory that is the node.
-func (s *FS) nameRequest(cancel <-chan struct{}, h *fuse.InHeader, name string) (*request, fuse.Status) {
-	r, code := s.request(cancel, h)
+func (s *FS) nameRequest(stop interrupt, h *fuse.InHeader, name string) (*request, status) {
+	r, code := s.request(stop, h)
 	if !code.Ok() {
 		return nil, code
 	}
@@ -126,30 +133,30 @@ func (s *FS) nameRequest(cancel <-chan struct{}, h *fuse.InHeader, name string) 
 }
 
 // child returns the path of a name in a directory.
-func (s *FS) child(dir *node, name string) (string, fuse.Status) {
+func (s *FS) child(dir *node, name string) (string, status) {
 	if len(name) > syscall.NAME_MAX {
-		return "", fuse.Status(syscall.ENAMETOOLONG)
+		return "", status(syscall.ENAMETOOLONG)
 	}
 	path, err := s.nodes.path(dir)
 	return strings.TrimSuffix(path, "/") + "/" + name, s.mount.Status(err)
 }
 
 // ask calls f with the VM's session, bounded in time, and returns the status of its error.
-func (r *request) ask(limit time.Duration, f func(context.Context, *session) error) fuse.Status {
-	ctx, stop := r.mount.Begin(r.cancel, r.caller)
+func (r *request) ask(limit time.Duration, f func(context.Context, *session) error) status {
+	ctx, stop := r.mount.Begin(r.stop, r.caller)
 	defer stop()
 	err := r.sessions.ask(ctx, r.vm, limit, f)
 	if err == nil {
 		return fuse.OK
 	}
 	if e, ok := err.(syscall.Errno); ok { // the guest's own answer, and nothing that wraps one
-		return fuse.Status(e)
+		return status(e)
 	}
 	return r.mount.Failed(r.vm, err)
 }
 
 // stat asks for the attributes of the request's path.
-func (r *request) stat() (a sftp.Attr, code fuse.Status) {
+func (r *request) stat() (a sftp.Attr, code status) {
 	code = r.ask(askWait, func(ctx context.Context, g *session) (err error) {
 		a, err = g.client.Stat(ctx, r.path)()
 		return err
@@ -157,13 +164,14 @@ func (r *request) stat() (a sftp.Attr, code fuse.Status) {
 	return a, code
 }
 
-// shown returns the attributes that the kernel sees in place of a guest's; false for no file. A fifo
-// would be the host's own and block its opener: it appears as a socket, which nobody can open.
+// shown returns the attributes that the kernel sees in place of a guest's; false for no file. A
+// fifo would be the host's own and block its opener: it appears as a socket, which nobody can open.
 func shown(a sftp.Attr) (sftp.Attr, bool) {
 	switch a.Mode & syscall.S_IFMT {
 	case syscall.S_IFIFO:
 		a.Mode = a.Mode&^syscall.S_IFMT | syscall.S_IFSOCK
-	case syscall.S_IFREG, syscall.S_IFDIR, syscall.S_IFLNK, syscall.S_IFSOCK, syscall.S_IFBLK, syscall.S_IFCHR:
+	case syscall.S_IFREG, syscall.S_IFDIR, syscall.S_IFLNK, syscall.S_IFSOCK,
+		syscall.S_IFBLK, syscall.S_IFCHR:
 	default:
 		return a, false
 	}
@@ -186,7 +194,7 @@ func (r *request) attr(n *node, a sftp.Attr, out *fuse.Attr) {
 }
 
 // entry answers with a name in a directory. The kernel then counts a look-up of it.
-func (r *request) entry(name string, a sftp.Attr, out *fuse.EntryOut) fuse.Status {
+func (r *request) entry(name string, a sftp.Attr, out *fuse.EntryOut) status {
 	a, ok := shown(a)
 	if !ok {
 		return fuse.EIO
@@ -202,8 +210,8 @@ func (r *request) entry(name string, a sftp.Attr, out *fuse.EntryOut) fuse.Statu
 	return fuse.OK
 }
 
-func (s *FS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	r, code := s.nameRequest(cancel, h, name)
+func (s *FS) Lookup(stop interrupt, h *fuse.InHeader, name string, out *fuse.EntryOut) status {
+	r, code := s.nameRequest(stop, h, name)
 	if !code.Ok() {
 		return code
 	}
@@ -220,8 +228,8 @@ func (s *FS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 // Forget subtracts look-ups of a node.
 func (s *FS) Forget(node, lookups uint64) { s.nodes.forget(node, lookups) }
 
-func (s *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
-	r, code := s.request(cancel, &in.InHeader)
+func (s *FS) GetAttr(stop interrupt, in *fuse.GetAttrIn, out *fuse.AttrOut) status {
+	r, code := s.request(stop, &in.InHeader)
 	if !code.Ok() {
 		return code
 	}
@@ -250,7 +258,7 @@ func (s *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrO
 
 // same answers with attributes of a node that the kernel knows; ENOENT if another kind of file has
 // its name now.
-func (r *request) same(a sftp.Attr, left time.Duration, out *fuse.AttrOut) fuse.Status {
+func (r *request) same(a sftp.Attr, left time.Duration, out *fuse.AttrOut) status {
 	a, ok := shown(a)
 	if !ok || a.Mode&syscall.S_IFMT != r.node.kind {
 		return fuse.ENOENT
@@ -260,8 +268,8 @@ func (r *request) same(a sftp.Attr, left time.Duration, out *fuse.AttrOut) fuse.
 	return fuse.OK
 }
 
-func (s *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
-	r, code := s.pathRequest(cancel, &in.InHeader)
+func (s *FS) SetAttr(stop interrupt, in *fuse.SetAttrIn, out *fuse.AttrOut) status {
+	r, code := s.pathRequest(stop, &in.InHeader)
 	if !code.Ok() {
 		return code
 	}
@@ -308,14 +316,15 @@ func setTime(in *fuse.SetAttrIn, set, now uint32, sec uint64, nsec uint32) int64
 	return sftp.TimeOmit
 }
 
-func (s *FS) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
-	r, code := s.pathRequest(cancel, h)
+func (s *FS) StatFs(stop interrupt, h *fuse.InHeader, out *fuse.StatfsOut) status {
+	r, code := s.pathRequest(stop, h)
 	if !code.Ok() {
 		return code
 	}
 	return r.ask(askWait, func(ctx context.Context, g *session) error {
 		v, err := g.client.StatVFS(ctx, r.path)
-		out.Blocks, out.Bfree, out.Bavail, out.Files, out.Ffree = v.Blocks, v.Bfree, v.Bavail, v.Files, v.Ffree
+		out.Blocks, out.Bfree, out.Bavail = v.Blocks, v.Bfree, v.Bavail
+		out.Files, out.Ffree = v.Files, v.Ffree
 		out.Bsize, out.Frsize, out.NameLen = uint32(v.Bsize), uint32(v.Frsize), syscall.NAME_MAX
 		return err
 	})

@@ -9,10 +9,13 @@ import (
 	"banger/vmm/guest/sftp"
 )
 
+// starter sends a request for a path, and returns a function that waits for the answer.
+type starter func(ctx context.Context, c *sftp.Client, path string) (wait func() error)
+
 // addName begins what makes a name in a directory, and answers with that name.
-func (s *FS) addName(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut,
-	begin func(context.Context, *sftp.Client, string) func() error) fuse.Status {
-	r, code := s.nameRequest(cancel, h, name)
+func (s *FS) addName(stop interrupt, h *fuse.InHeader, name string, out *fuse.EntryOut,
+	begin starter) status {
+	r, code := s.nameRequest(stop, h, name)
 	if !code.Ok() {
 		return code
 	}
@@ -34,9 +37,11 @@ func (s *FS) addName(cancel <-chan struct{}, h *fuse.InHeader, name string, out 
 	return r.entry(name, a, out)
 }
 
-func (s *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	code := s.addName(cancel, &in.InHeader, name, out,
-		func(ctx context.Context, c *sftp.Client, path string) func() error { return c.Mkdir(ctx, path) })
+func (s *FS) Mkdir(stop interrupt, in *fuse.MkdirIn, name string, out *fuse.EntryOut) status {
+	code := s.addName(stop, &in.InHeader, name, out,
+		func(ctx context.Context, c *sftp.Client, path string) func() error {
+			return c.Mkdir(ctx, path)
+		})
 	if !code.Ok() || out.Mode&0o777 == in.Mode&0o777 {
 		return code
 	}
@@ -46,21 +51,22 @@ func (s *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *f
 		InHeader: in.InHeader, Valid: fuse.FATTR_MODE, Mode: in.Mode,
 	}}
 	set.NodeId = out.NodeId
-	if code := s.SetAttr(cancel, &set, &changed); code.Ok() {
+	if code := s.SetAttr(stop, &set, &changed); code.Ok() {
 		out.Attr = changed.Attr
 	}
 	return fuse.OK // the directory exists
 }
 
-func (s *FS) Symlink(cancel <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
-	return s.addName(cancel, h, name, out,
+func (s *FS) Symlink(stop interrupt, h *fuse.InHeader, target, name string,
+	out *fuse.EntryOut) status {
+	return s.addName(stop, h, name, out,
 		func(ctx context.Context, c *sftp.Client, path string) func() error {
 			return c.Symlink(ctx, target, path)
 		})
 }
 
-func (s *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
-	r, code := s.request(cancel, &in.InHeader)
+func (s *FS) Link(stop interrupt, in *fuse.LinkIn, name string, out *fuse.EntryOut) status {
+	r, code := s.request(stop, &in.InHeader)
 	if !code.Ok() {
 		return code
 	}
@@ -72,13 +78,15 @@ func (s *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fus
 	if err != nil {
 		return s.mount.Status(err)
 	}
-	return s.addName(cancel, &in.InHeader, name, out,
-		func(ctx context.Context, c *sftp.Client, path string) func() error { return c.Link(ctx, old, path) })
+	return s.addName(stop, &in.InHeader, name, out,
+		func(ctx context.Context, c *sftp.Client, path string) func() error {
+			return c.Link(ctx, old, path)
+		})
 }
 
 // Readlink returns the target of a symbolic link, where no user can be made to follow it.
-func (s *FS) Readlink(cancel <-chan struct{}, h *fuse.InHeader) (target []byte, code fuse.Status) {
-	r, code := s.request(cancel, h)
+func (s *FS) Readlink(stop interrupt, h *fuse.InHeader) (target []byte, code status) {
+	r, code := s.request(stop, h)
 	if !code.Ok() {
 		return nil, code
 	}
@@ -97,17 +105,17 @@ func (s *FS) Readlink(cancel <-chan struct{}, h *fuse.InHeader) (target []byte, 
 	return target, code
 }
 
-func (s *FS) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return s.removeName(cancel, h, name, (*sftp.Client).Remove)
+func (s *FS) Unlink(stop interrupt, h *fuse.InHeader, name string) status {
+	return s.removeName(stop, h, name, (*sftp.Client).Remove)
 }
 
-func (s *FS) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return s.removeName(cancel, h, name, (*sftp.Client).Rmdir)
+func (s *FS) Rmdir(stop interrupt, h *fuse.InHeader, name string) status {
+	return s.removeName(stop, h, name, (*sftp.Client).Rmdir)
 }
 
-func (s *FS) removeName(cancel <-chan struct{}, h *fuse.InHeader, name string,
-	remove func(*sftp.Client, context.Context, string) error) fuse.Status {
-	r, code := s.nameRequest(cancel, h, name)
+func (s *FS) removeName(stop interrupt, h *fuse.InHeader, name string,
+	remove func(*sftp.Client, context.Context, string) error) status {
+	r, code := s.nameRequest(stop, h, name)
 	if !code.Ok() {
 		return code
 	}
@@ -121,9 +129,9 @@ func (s *FS) removeName(cancel <-chan struct{}, h *fuse.InHeader, name string,
 	return code
 }
 
-func (s *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.Status {
+func (s *FS) Rename(stop interrupt, in *fuse.RenameIn, from, to string) status {
 	const noReplace = 1 // RENAME_NOREPLACE of renameat2(2)
-	r, code := s.nameRequest(cancel, &in.InHeader, from)
+	r, code := s.nameRequest(stop, &in.InHeader, from)
 	if !code.Ok() {
 		return code
 	}
@@ -152,8 +160,8 @@ func (s *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string) 
 	return code
 }
 
-func (s *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	r, code := s.nameRequest(cancel, &in.InHeader, name)
+func (s *FS) Create(stop interrupt, in *fuse.CreateIn, name string, out *fuse.CreateOut) status {
+	r, code := s.nameRequest(stop, &in.InHeader, name)
 	if !code.Ok() {
 		return code
 	}
@@ -165,13 +173,15 @@ func (s *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out 
 		flags |= sftp.Truncate
 	}
 	s.nodes.changed(r.node)
-	return r.open(in.Flags, flags, in.Mode&0o7777, &out.OpenOut, func(h *sftp.Handle) (*node, fuse.Status) {
-		return r.created(h, name, in.Mode&0o7777, &out.EntryOut)
+	mode := in.Mode & 0o7777
+	return r.open(in.Flags, flags, mode, &out.OpenOut, func(h *sftp.Handle) (*node, status) {
+		return r.created(h, name, mode, &out.EntryOut)
 	})
 }
 
 // created answers with the name of a new file.
-func (r *request) created(h *sftp.Handle, name string, mode uint32, out *fuse.EntryOut) (*node, fuse.Status) {
+func (r *request) created(h *sftp.Handle, name string, mode uint32,
+	out *fuse.EntryOut) (*node, status) {
 	r.nodes.removed(r.node, name)
 	a := h.File
 	if !h.HasAttrs {

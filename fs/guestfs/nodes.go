@@ -23,8 +23,9 @@ const (
 
 var (
 	errManyNodes = fmt.Errorf("too many files of guests are in use: %w", vmm.ErrNoMemory)
-	errManyNames = fmt.Errorf("a directory of the guest has over %d names: %w", maxNames, vmm.ErrTooBig)
-	errNoName    = fmt.Errorf("the file has no name any more: %w", vmm.ErrNotFound)
+	errManyNames = fmt.Errorf("a directory of the guest has over %d names: %w",
+		maxNames, vmm.ErrTooBig)
+	errNoName = fmt.Errorf("the file has no name any more: %w", vmm.ErrNotFound)
 )
 
 // node is a file of a guest that the kernel knows, or that leads to one.

@@ -71,7 +71,7 @@ type session struct {
 func (t *sessions) get(ctx context.Context, v filesVM) (*session, error) {
 	s := v.Snapshot()
 	if s.State != vmm.Running || s.Machine == nil {
-		return nil, fmt.Errorf("cannot use the files of %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
+		return nil, notRunning(s)
 	}
 	now := t.now()
 	t.mu.Lock()
@@ -225,7 +225,12 @@ func (t *sessions) ask(ctx context.Context, v filesVM, limit time.Duration,
 		return errSilent
 	}
 	if s := v.Snapshot(); s.State != vmm.Running {
-		return fmt.Errorf("cannot use the files of %s, it is %s: %w", s.Name, s.State, vmm.ErrNotRunning)
+		return notRunning(s)
 	}
 	return err
+}
+
+func notRunning(s *vmm.Snapshot) error {
+	return fmt.Errorf("cannot use the files of %s, it is %s: %w",
+		s.Name, s.State, vmm.ErrNotRunning)
 }

@@ -5,8 +5,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
 // counter counts who is watched, by serial.
@@ -15,34 +13,36 @@ type counter map[uint64]int
 func (c counter) Watch(serial uint64)   { c[serial]++ }
 func (c counter) Unwatch(serial uint64) { c[serial]-- }
 
-// vmRowOf gives the row of a VM's file.
-func vmRowOf(t *testing.T, name string) uint8 {
+// rowOf returns the row of a path of the table.
+func rowOf(t *testing.T, path string) *file {
 	t.Helper()
-	f := vmFile(name)
-	if f == nil {
-		t.Fatalf("a VM has no %s", name)
+	for _, f := range rows {
+		if f.docPath() == path {
+			return f
+		}
 	}
-	return f.row
+	t.Fatalf("the table has no %s", path)
+	return nil
 }
 
-func TestHeld(t *testing.T) {
+func TestFollowers(t *testing.T) {
 	watched := counter{}
 	var dropped []string
-	h := newHeld(watched, func(parent uint64, name string) fuse.Status {
-		dropped = append(dropped, fmt.Sprintf("%s in its VM: %v", name, parent == nodeID(7, vmRow.row, 0)))
-		return fuse.OK
+	h := newFollowers(watched, func(parent uint64, name string) {
+		dropped = append(dropped, fmt.Sprintf("%s in its VM: %v", name, parent == nodeID(7, rowOf(t, "vms/NAME").number, 0)))
 	})
-	node := nodeID(7, vmRowOf(t, "health"), 0)
+	node := nodeID(7, rowOf(t, "vms/NAME/health").number, 0)
 	start := time.Now().Add(time.Second) // later than all that is noted in this test
 	step := 0
 	look := func(more bool, drops, watches int) {
 		t.Helper()
 		step++
-		if got := h.look(start.Add(time.Duration(step) * heldAfter)); got != more || len(dropped) != drops || watched[7] != watches {
+		if got := h.step(start.Add(time.Duration(step) * followAfter)); got != more || len(dropped) != drops || watched[7] != watches {
 			t.Errorf("step %d: more %v, dropped %v, watched %d times", step, got, dropped, watched[7])
 		}
 	}
-	// Somebody lists the directory: the kernel gets the name, is told to drop it, and forgets the file.
+	// Somebody lists the directory: the kernel gets the name, is told to drop it, and forgets the
+	// file.
 	h.named(node)
 	look(true, 1, 0)
 	if dropped[0] != "health in its VM: true" {
@@ -75,36 +75,36 @@ func TestHeld(t *testing.T) {
 }
 
 // A RELEASE may be handled after the FORGET, or after the next LOOKUP: nothing is held by that.
-func TestHeldReleasedLate(t *testing.T) {
+func TestFollowersReleasedLate(t *testing.T) {
 	watched := counter{}
-	h := newHeld(watched, func(uint64, string) fuse.Status { return fuse.OK })
-	node := nodeID(7, vmRowOf(t, "health"), 0)
+	h := newFollowers(watched, func(uint64, string) {})
+	node := nodeID(7, rowOf(t, "vms/NAME/health").number, 0)
 	h.named(node)
 	h.opened(node)
 	h.forget(node)
 	h.closed(node)
-	if h.look(time.Now().Add(time.Hour)) || len(h.files) != 0 {
+	if h.step(time.Now().Add(time.Hour)) || len(h.files) != 0 {
 		t.Error("a file is known because it was closed")
 	}
 	h.named(node)
 	h.closed(node)
-	h.look(time.Now().Add(time.Hour))
+	h.step(time.Now().Add(time.Hour))
 	h.forget(node)
-	if h.look(time.Now().Add(2*time.Hour)) || watched[7] != 0 {
+	if h.step(time.Now().Add(2*time.Hour)) || watched[7] != 0 {
 		t.Errorf("watched %d times by nobody", watched[7])
 	}
 }
 
 // What is looked up and let go of at once is not held, however much there is of it.
-func TestHeldByNobody(t *testing.T) {
-	var told atomic.Int32
-	h := newHeld(counter{}, func(uint64, string) fuse.Status { told.Add(1); return fuse.OK })
-	row := vmRowOf(t, "events")
+func TestFollowersNone(t *testing.T) {
+	var dropped atomic.Int32
+	h := newFollowers(counter{}, func(uint64, string) { dropped.Add(1) })
+	row := rowOf(t, "vms/NAME/events").number
 	for serial := range uint64(1000) {
 		h.named(nodeID(serial, row, 0))
 		h.forget(nodeID(serial, row, 0))
 	}
-	if h.look(time.Now().Add(time.Hour)) || told.Load() != 0 {
-		t.Errorf("%d names were dropped", told.Load())
+	if h.step(time.Now().Add(time.Hour)) || dropped.Load() != 0 {
+		t.Errorf("%d names were dropped", dropped.Load())
 	}
 }

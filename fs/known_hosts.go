@@ -5,7 +5,8 @@ import (
 	"fmt"
 )
 
-// knownHostsShow gives the host keys of all VMs that have one, by every name that the VM has (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT).
+// knownHostsShow returns the host keys of all VMs that have one, by every name of the VM (sshd(8),
+// SSH_KNOWN_HOSTS FILE FORMAT).
 func knownHostsShow(r *request) ([]byte, error) {
 	var b bytes.Buffer
 	for _, v := range r.server.o.Manager.VMs() {

@@ -13,29 +13,29 @@ import (
 	"banger/vmm"
 )
 
-// TestRefusalsOfMany finds the refusal of the uid that was refused longest ago forgotten, and no other.
+// TestRefusalsOfMany expects that only the refusal of the least recent uid is dropped.
 func TestRefusalsOfMany(t *testing.T) {
-	s := &Server{refusals: make(map[uint32]string)}
+	s := &Server{refusals: refusals{last: make(map[uint32]string)}}
 	for uid := range uint32(maxRefusals) {
 		s.keepRefusal(uid, errors.New("first"))
 	}
 	s.keepRefusal(0, errors.New("again"))
 	s.keepRefusal(maxRefusals, errors.New("one more"))
-	if len(s.refusals) != maxRefusals || len(s.lastUIDs) != maxRefusals {
-		t.Errorf("%d refusals, %d uids", len(s.refusals), len(s.lastUIDs))
+	if len(s.refusals.last) != maxRefusals || len(s.refusals.uids) != maxRefusals {
+		t.Errorf("%d refusals, %d uids", len(s.refusals.last), len(s.refusals.uids))
 	}
 	for uid, want := range map[uint32]string{0: "again", 1: "", 2: "first", maxRefusals: "one more"} {
-		if got := s.refusals[uid]; got != want {
+		if got := s.refusals.last[uid]; got != want {
 			t.Errorf("uid %d: %q, not %q", uid, got, want)
 		}
 	}
 }
 
-// TestLoggedOnce finds an error in the log if nothing else tells of it: what a reader waits for has
-// failed before, and was logged then.
+// TestLoggedOnce expects a line in the log only for errors that nothing else explains. A wait for
+// what can no longer happen ends with an error that was logged before.
 func TestLoggedOnce(t *testing.T) {
 	var log bytes.Buffer
-	s := raw{Server: &Server{o: Options{Log: slog.New(slog.NewTextHandler(&log, nil))}, refusals: make(map[uint32]string)}}
+	s := tree{Server: &Server{o: Options{Log: slog.New(slog.NewTextHandler(&log, nil))}, refusals: refusals{last: make(map[uint32]string)}}}
 	for _, x := range []struct {
 		err    error
 		logged bool
@@ -47,12 +47,12 @@ func TestLoggedOnce(t *testing.T) {
 		{syscall.EIO, true},
 	} {
 		log.Reset()
-		r := &request{ctx: context.Background(), server: s.Server, file: &file{name: "ready"}}
+		r := &request{call: call{ctx: context.Background(), server: s.Server}, file: &file{name: "ready"}}
 		if s.unread(r, x.err); strings.Contains(log.String(), "level=ERROR") != x.logged {
 			t.Errorf("of %q the log has %q", x.err, log.String())
 		}
 		log.Reset()
-		if s.fail(r, x.err); strings.Contains(log.String(), "level=ERROR") != x.logged {
+		if s.failed(r, x.err); strings.Contains(log.String(), "level=ERROR") != x.logged {
 			t.Errorf("of a write refused with %q the log has %q", x.err, log.String())
 		}
 	}

@@ -27,7 +27,8 @@ func (b *burst) Next(context.Context, int) ([]vmm.Event, uint64, error) {
 	return events, 0, nil
 }
 
-// One who follows `events` gets every line once however much is dropped behind them, and the file never shrinks.
+// One who follows `events` gets every line once however much is dropped behind them, and the file
+// never shrinks.
 func TestEventsAreDroppedBehindTheirReader(t *testing.T) {
 	b := &burst{n: 4096}
 	text := &eventText{next: b}
@@ -37,7 +38,7 @@ func TestEventsAreDroppedBehindTheirReader(t *testing.T) {
 	for range 100 {
 		b.left = b.n
 		for {
-			p, err := reader.read(nil, 64<<10, off)
+			p, err := reader.read(nil, make([]byte, 64<<10), off)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -77,13 +78,14 @@ func TestEventsAreDroppedBehindTheirReader(t *testing.T) {
 		{"one who seeks to what was dropped", dropped - 10, make([]byte, 10)},
 		{"one who rewinds", 0, kept[:100]},
 	} {
-		if p, err := reader.read(nil, 100, c.off); err != nil || !bytes.Equal(p, c.want) {
+		if p, err := reader.read(nil, make([]byte, 100), c.off); err != nil || !bytes.Equal(p, c.want) {
 			t.Errorf("%s: got %q, %v, want %q", c.name, p, err, c.want)
 		}
 	}
 }
 
-// The length that stat(2) tells is that of the text, however many lines came and went since it was last told.
+// The length that stat(2) tells is that of the text, however many lines came and went since it was
+// last told.
 func TestEventSizes(t *testing.T) {
 	sizes := eventSizes{size: make(map[uint64]*eventSize)}
 	var events []vmm.Event

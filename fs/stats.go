@@ -9,10 +9,9 @@ import (
 	"banger/collector"
 	"banger/internal/printable"
 	"banger/internal/value"
-	"banger/vmm"
 )
 
-// statsPairs gives the keys of `stats` whose source is there.
+// statsPairs returns the keys of `stats` that have a source.
 func statsPairs(s *collector.Stats) []pair {
 	pairs := []pair{
 		{"collected", seconds(s.Collected), value.FormatTime(s.Collected)},
@@ -88,22 +87,22 @@ func statsJSONShow(r *request) ([]byte, error) {
 	return r.rendered(s, func() ([]byte, error) { return object(statsPairs(s)) })
 }
 
-// text is what a file showed of one answer of the collector.
-type text struct {
-	of    *collector.Stats
-	bytes []byte
+// rendering is the text of one answer of the collector.
+type rendering struct {
+	stats *collector.Stats
+	text  []byte
 }
 
-// rendered gives what the file last showed if that was of the same answer: most reads find the cache's, and writing it as text takes
-// longer than all the rest of an open.
-func (r *request) rendered(of *collector.Stats, render func() ([]byte, error)) ([]byte, error) {
-	if v, ok := r.server.texts.Load(r.node); ok && v.(*text).of == of {
-		return v.(*text).bytes, nil
+// rendered returns the file's last text if that was of the same answer. Most reads find the
+// collector's cached answer, and rendering it costs more than all the rest of an open.
+func (r *request) rendered(s *collector.Stats, render func() ([]byte, error)) ([]byte, error) {
+	if v, ok := r.server.renderings.Load(r.node); ok && v.(*rendering).stats == s {
+		return v.(*rendering).text, nil
 	}
 	b, err := render()
 	if err == nil {
 		b = clipped(b)
-		r.server.texts.Store(r.node, &text{of, b})
+		r.server.renderings.Store(r.node, &rendering{s, b})
 	}
 	return b, err
 }
@@ -116,131 +115,7 @@ func vmmMetricsShow(r *request) ([]byte, error) {
 	return append(bytes.Clone(printable.JSON(b)), '\n'), nil
 }
 
-func healthShow(r *request) ([]byte, error) {
-	h, err := r.server.o.Collector.Health(r.ctx, r.vm)
-	if err != nil {
-		return nil, err
-	}
-	return line(sentence(h.String()))
-}
-
-func healthJSONShow(r *request) ([]byte, error) {
-	h, err := r.server.o.Collector.Health(r.ctx, r.vm)
-	if err != nil {
-		return nil, err
-	}
-	return object([]pair{
-		{key: "status", value: h.Status},
-		{key: "reason", value: h.Reason},
-		{key: "collected", value: seconds(h.Collected)},
-	})
-}
-
-func portsShow(r *request) ([]byte, error) {
-	r.vm.Touch()
-	p, err := r.server.o.Collector.Ports(r.ctx, r.vm)
-	if err != nil {
-		return nil, err
-	}
-	var t table
-	for _, p := range p.Rows {
-		for _, c := range []string{p.Scheme, strconv.Itoa(p.Port), cell(p.Endpoint), cell(p.Address), strconv.Itoa(p.PID), cell(p.Process), escape(p.Command)} {
-			t.add(c)
-		}
-		t.endRow()
-	}
-	return t.text(), nil
-}
-
-func portsJSONShow(r *request) ([]byte, error) {
-	r.vm.Touch()
-	p, err := r.server.o.Collector.Ports(r.ctx, r.vm)
-	if err != nil {
-		return nil, err
-	}
-	type port struct {
-		Scheme   string `json:"scheme"`
-		Port     int    `json:"port"`
-		Endpoint string `json:"endpoint"`
-		Address  string `json:"bind"`
-		PID      int    `json:"pid"`
-		Process  string `json:"process"`
-		Command  string `json:"command"`
-	}
-	rows := make([]port, 0, len(p.Rows))
-	for _, p := range p.Rows {
-		rows = append(rows, port(p))
-	}
-	return jsonLine(rows)
-}
-
-// listed is one row of `list`; what is not known is nil.
-type listed struct {
-	Name       string    `json:"name"`
-	State      vmm.State `json:"state"`
-	Health     *string   `json:"health"`
-	CPUPercent *float64  `json:"cpu_percent"`
-	RSSBytes   *int64    `json:"rss_bytes"`
-	Address    *string   `json:"address"`
-	Uptime     *float64  `json:"uptime"`
-	Image      string    `json:"image"`
-}
-
-// list is one pass over snapshots and the cache; it asks nobody.
-func list(r *request) []listed {
-	vms := r.server.o.Manager.VMs()
-	rows := make([]listed, 0, len(vms))
-	for _, v := range vms {
-		s := v.Snapshot()
-		row := listed{Name: s.Name, State: s.State, Image: s.Config.Image}
-		stats, health, _ := r.server.o.Collector.Known(v)
-		if health != "" {
-			row.Health = &health
-		}
-		if stats != nil && s.State.Alive() {
-			row.CPUPercent, row.RSSBytes = stats.CPUPercent, stats.RSSBytes
-		}
-		if a := s.GuestAddress(); a.IsValid() {
-			text := a.String()
-			row.Address = &text
-		}
-		if s.State.Alive() && !s.Since.IsZero() {
-			up := round(time.Since(s.Since).Seconds())
-			row.Uptime = &up
-		}
-		rows = append(rows, row)
-	}
-	return rows
-}
-
-func listShow(r *request) ([]byte, error) {
-	rows := list(r)
-	t := newTable(len(rows), 8, 8)
-	for i := range rows {
-		l := &rows[i]
-		t.add(l.Name)
-		t.add(string(l.State))
-		t.add(orUnknown(l.Health))
-		t.addFloat(l.CPUPercent)
-		t.addInt(l.RSSBytes)
-		t.add(orUnknown(l.Address))
-		t.addFloat(l.Uptime)
-		t.add(cell(l.Image))
-		t.endRow()
-	}
-	return t.text(), nil
-}
-
-func orUnknown(s *string) string {
-	if s == nil {
-		return "-"
-	}
-	return *s
-}
-
-func listJSONShow(r *request) ([]byte, error) { return jsonLine(list(r)) }
-
-// hostPairs sums what is known of all VMs, and counts the daemon's own work.
+// hostPairs returns sums over all VMs from the cache, and counts of the daemon's own work.
 func hostPairs(r *request) []pair {
 	var running int
 	var cpu float64
