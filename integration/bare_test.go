@@ -23,22 +23,21 @@ const bareEnv = "BANGER_BARE_TREE"
 // bareFiles is how many files a directory of the bare tree has, as a VM's has.
 const bareFiles = 40
 
-// bareTree is a tree of go-fuse's fs package in a process of its own: what banger is measured against.
+// bareTree is a tree of go-fuse's fs package in its own process, which banger is measured against.
 type bareTree struct {
 	mount string
 	cmd   *exec.Cmd
 }
 
-// startBare serves a tree of so many directories of VMs, whose files have so many bytes, until stop or the test's end.
+// startBare serves a tree of dirs directories, whose files have size bytes, until stop or the
+// test's end.
 func startBare(t *testing.T, dirs, size int) *bareTree {
 	t.Helper()
 	b := &bareTree{mount: t.TempDir()}
 	b.cmd = exec.Command(os.Args[0])
 	b.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s:%d:%d", bareEnv, b.mount, dirs, size))
 	b.cmd.Stderr = os.Stderr
-	if err := b.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, b.cmd.Start())
 	t.Cleanup(b.stop)
 	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat(filepath.Join(b.mount, "vms")); err == nil {
@@ -70,9 +69,12 @@ func serveBare(what string) error {
 		return err
 	}
 	second := time.Second
-	server, err := fs.Mount(parts[0], &bareRoot{dirs: dirs, content: bytes.Repeat([]byte("x"), size)}, &fs.Options{
+	root := &bareRoot{dirs: dirs, content: bytes.Repeat([]byte("x"), size)}
+	privileged := os.Getuid() == 0
+	server, err := fs.Mount(parts[0], root, &fs.Options{
 		EntryTimeout: &second, AttrTimeout: &second,
-		MountOptions: fuse.MountOptions{DirectMountStrict: os.Getuid() == 0, DisableXAttrs: true, AllowOther: os.Getuid() == 0, Options: []string{"default_permissions"}},
+		MountOptions: fuse.MountOptions{DirectMountStrict: privileged, AllowOther: privileged,
+			DisableXAttrs: true, Options: []string{"default_permissions"}},
 	})
 	if err != nil {
 		return err
@@ -88,13 +90,18 @@ type bareRoot struct {
 }
 
 func (r *bareRoot) OnAdd(ctx context.Context) {
-	vms := r.NewPersistentInode(ctx, &fs.Inode{}, fs.StableAttr{Mode: syscall.S_IFDIR})
+	newDir := func() *fs.Inode {
+		return r.NewPersistentInode(ctx, &fs.Inode{}, fs.StableAttr{Mode: syscall.S_IFDIR})
+	}
+	vms := newDir()
 	for i := range r.dirs {
-		dir := r.NewPersistentInode(ctx, &fs.Inode{}, fs.StableAttr{Mode: syscall.S_IFDIR})
+		dir := newDir()
 		for f := range bareFiles {
-			dir.AddChild(fmt.Sprintf("f%d", f), r.NewPersistentInode(ctx, &bareFile{content: r.content}, fs.StableAttr{Mode: syscall.S_IFREG}), false)
+			file := r.NewPersistentInode(ctx, &bareFile{content: r.content},
+				fs.StableAttr{Mode: syscall.S_IFREG})
+			dir.AddChild(fmt.Sprintf("f%d", f), file, false)
 		}
-		dir.AddChild("wait", r.NewPersistentInode(ctx, &fs.Inode{}, fs.StableAttr{Mode: syscall.S_IFDIR}), false)
+		dir.AddChild("wait", newDir(), false)
 		vms.AddChild(fmt.Sprintf("v%d", i), dir, false)
 	}
 	r.AddChild("vms", vms, false)
@@ -114,6 +121,7 @@ func (f *bareFile) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall
 	return nil, fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH, 0
 }
 
-func (f *bareFile) Read(_ context.Context, _ fs.FileHandle, _ []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+func (f *bareFile) Read(_ context.Context, _ fs.FileHandle, _ []byte, off int64) (
+	fuse.ReadResult, syscall.Errno) {
 	return fuse.ReadResultData(f.content[min(off, int64(len(f.content))):]), 0
 }

@@ -7,25 +7,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 )
-
-// sshGuest starts a VM, web, with an ssh server. It returns the host and the options that ssh(1)
-// and scp(1) need.
-func sshGuest(t *testing.T, memory string) (d *daemon, host string, options []string) {
-	t.Helper()
-	needRealVMs(t)
-	d = testDaemon(t, "qemu")
-	must(t, os.Mkdir(d.path("web"), 0o755))
-	startFor(t, d, "web", memory)
-	startSSHD(t, d, "web")
-	address, err := read(d.path("web", "address"))
-	must(t, err)
-	return d, "root@" + strings.TrimSpace(address), []string{"-q", "-i", d.loginKey(), "-o", "BatchMode=yes",
-		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"}
-}
 
 // tookRun returns the time of a command, which must succeed.
 func tookRun(t *testing.T, cmd *exec.Cmd) time.Duration {
@@ -44,7 +28,9 @@ func benchExec(b *bench) {
 		return func() *exec.Cmd { return d.client(append([]string{"exec"}, argv...)...) }
 	}
 	ssh := func(line string) func() *exec.Cmd {
-		return func() *exec.Cmd { return exec.Command("ssh", append(slices.Clone(options), host, line)...) }
+		return func() *exec.Cmd {
+			return exec.Command("ssh", append(slices.Clone(options), host, line)...)
+		}
 	}
 	run := func(command func() *exec.Cmd) func() time.Duration {
 		return func() time.Duration { return tookRun(b.T, command()) }
@@ -77,7 +63,8 @@ func benchExec(b *bench) {
 		// busybox prints a few KiB at once
 		{"the same, printed in small pieces", fmt.Sprintf("head -c %d /dev/zero", size), receive},
 	} {
-		x, y := compareRounds(3, c.pass(ours("-i", "web", "--", "/bin/sh", "-c", c.line)), c.pass(ssh(c.line)))
+		command := ours("-i", "web", "--", "/bin/sh", "-c", c.line)
+		x, y := compareRounds(3, c.pass(command), c.pass(ssh(c.line)))
 		b.row(c.what, rate(size/1e6, "MB/s", x), rate(size/1e6, "MB/s", y), "≥ 1x")
 	}
 }

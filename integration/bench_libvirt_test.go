@@ -119,8 +119,9 @@ func (l *libvirt) end() {
 // virsh runs a command of virsh.
 func (l *libvirt) virsh(t *testing.T, args ...string) {
 	t.Helper()
-	if out, err := exec.Command("virsh", append([]string{"-q"}, args...)...).CombinedOutput(); err != nil {
-		t.Fatalf("virsh %s: %v\n%s", strings.Join(args, " "), err, out)
+	cmd := exec.Command("virsh", append([]string{"-q"}, args...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd, err, out)
 	}
 }
 
@@ -142,9 +143,10 @@ func (l *libvirt) define(t *testing.T, vm, commandLine string) {
 	}
 	program, _, _ := strings.Cut(commandLine, " ")
 	file := filepath.Join(l.dir, vm+".xml")
-	must(t, os.WriteFile(file, fmt.Appendf(nil, libvirtDomain, kind, vm, image.Memory,
-		filepath.Join(builtin(), image.Kernel), filepath.Join(builtin(), image.Initrd), image.Cmdline,
-		program, l.console(vm)), 0o644))
+	kernel, initrd := filepath.Join(builtin(), image.Kernel), filepath.Join(builtin(), image.Initrd)
+	domain := fmt.Appendf(nil, libvirtDomain, kind, vm, image.Memory,
+		kernel, initrd, image.Cmdline, program, l.console(vm))
+	must(t, os.WriteFile(file, domain, 0o644))
 	l.virsh(t, "define", file)
 }
 
@@ -238,7 +240,8 @@ func benchLibvirt(b *bench) {
 	pids := slices.Concat(ours, libvirts, []int{d.cmd.Process.Pid, l.cmd.Process.Pid})
 	time.Sleep(settleGuest)
 	idle := sideBySide(b.T, time.Minute, pids...)
-	b.row("an idle guest, against libvirt's", mean(idle[:count]), mean(idle[count:2*count]), "≤ 1.0x")
+	b.row("an idle guest, against libvirt's",
+		mean(idle[:count]), mean(idle[count:2*count]), "≤ 1.0x")
 	var polled []figure
 	polling(b.T, d, count, func() {
 		d.profiled(b.T, "polled-10", func() { polled = sideBySide(b.T, time.Minute, pids...) })

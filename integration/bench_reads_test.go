@@ -20,9 +20,7 @@ import (
 // readAll opens, reads and closes a file with the system calls of cat(1).
 func readAll(t *testing.T, path string, buf []byte) int {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer unix.Close(fd)
 	total := 0
 	for {
@@ -30,24 +28,11 @@ func readAll(t *testing.T, path string, buf []byte) int {
 		if err == unix.EINTR {
 			continue
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		if n == 0 {
 			return total
 		}
 		total += n
-	}
-}
-
-// makeVM makes a fake VM.
-func (d *daemon) makeVM(t *testing.T, name, cmdline string) {
-	if err := os.Mkdir(d.path(name), 0o755); err != nil {
-		t.Error(err)
-		return
-	}
-	if err := write(d.path(name, "config"), "vmm fake\ncmdline "+cmdline); err != nil {
-		t.Error(err)
 	}
 }
 
@@ -67,8 +52,11 @@ func benchReads(b *bench) {
 			}
 		}
 		var x, y time.Duration
-		d.profiled(b.T, fmt.Sprintf("reads-%d", readers), func() { x, y = compare(open(ours), open(floor)) })
-		b.times(fmt.Sprintf("open+read+close of a cached `stats`, %d readers", readers), x, y, "≤ 1.0x")
+		d.profiled(b.T, fmt.Sprintf("reads-%d", readers), func() {
+			x, y = compare(open(ours), open(floor))
+		})
+		what := fmt.Sprintf("open+read+close of a cached `stats`, %d readers", readers)
+		b.times(what, x, y, "≤ 1.0x")
 	}
 	kept := func(path string) func() time.Duration {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -96,13 +84,15 @@ func benchOnce(b *bench) {
 	each(64, 64, func() { readAll(b.T, d.path("web", "ports"), make([]byte, 4096)) })
 	metrics, err := read(filepath.Join(d.mount, "metrics"))
 	must(b.T, err)
-	n := regexp.MustCompile(`banger_collections_total\{kind="ports"\} (\d+)`).FindStringSubmatch(metrics)
+	collections := regexp.MustCompile(`banger_collections_total\{kind="ports"\} (\d+)`)
+	n := collections.FindStringSubmatch(metrics)
 	if n == nil {
 		b.Fatal("metrics count no collections of ports")
 	}
 	count, err := strconv.ParseFloat(n[1], 64)
 	must(b.T, err)
-	b.row("64 readers of stale `ports`", figure{count, "collections"}, figure{1, "collections"}, "1.00x")
+	b.row("64 readers of stale `ports`",
+		figure{count, "collections"}, figure{1, "collections"}, "1.00x")
 }
 
 // benchCommits compares mkdir and rmdir with their two commits by the store alone.
@@ -145,5 +135,6 @@ func benchCommits(b *bench) {
 	b.times("mkdir + rmdir, against the commits", one, oneBare, "≤ 1.3x")
 	d.profiled(b.T, "commits-16", func() { many, manyBare = compare(made(16), committed(16)) })
 	b.times("the same, 16 at once", many, manyBare, "≤ 1.3x")
-	b.row("16 at once against in a row", rate(1, "pairs/s", many), rate(1, "pairs/s", one), "≥ 3x")
+	b.row("16 at once against in a row",
+		rate(1, "pairs/s", many), rate(1, "pairs/s", one), "≥ 3x")
 }

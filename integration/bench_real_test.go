@@ -19,14 +19,6 @@ import (
 	"banger/vmm/guest"
 )
 
-// needRealVMs skips a test where no real VM can run.
-func needRealVMs(t *testing.T) {
-	t.Helper()
-	if ok, cure := realVMs(); !ok {
-		t.Skip(cure)
-	}
-}
-
 // lastCommandLine returns the command line of the last QEMU of a VM, from its log.
 func lastCommandLine(t *testing.T, d *daemon, vm string) string {
 	t.Helper()
@@ -55,7 +47,8 @@ func newBareQEMU(t *testing.T, commandLine string) *bareQEMU {
 	dir := t.TempDir()
 	sockets := regexp.MustCompile(`socket,id=(\w+),fd=\d+`)
 	commandLine = sockets.ReplaceAllString(commandLine, "socket,id=$1,path="+dir+"/$1")
-	commandLine = logFile.ReplaceAllString(commandLine, "logfile="+filepath.Join(dir, "console.log"))
+	console := "logfile=" + filepath.Join(dir, "console.log")
+	commandLine = logFile.ReplaceAllString(commandLine, console)
 	dial := func(ctx context.Context) (net.Conn, error) {
 		var n net.Dialer
 		for {
@@ -70,7 +63,8 @@ func newBareQEMU(t *testing.T, commandLine string) *bareQEMU {
 			}
 		}
 	}
-	return &bareQEMU{exec.Command("bash", "-c", "exec "+commandLine), dir, guest.NewClient(dial, nil)}
+	cmd := exec.Command("bash", "-c", "exec "+commandLine)
+	return &bareQEMU{cmd, dir, guest.NewClient(dial, nil)}
 }
 
 func (q *bareQEMU) end() {
@@ -85,23 +79,6 @@ func (q *bareQEMU) answers(t *testing.T) {
 	defer cancel()
 	_, err := q.client.Ping(ctx)
 	must(t, err)
-}
-
-// realDaemon starts a daemon with one real VM, web, with user networking.
-func realDaemon(t *testing.T) *daemon {
-	d := testDaemon(t, "qemu")
-	must(t, os.Mkdir(d.path("web"), 0o755))
-	must(t, write(d.path("web", "net"), "user"))
-	return d
-}
-
-// bootWeb starts the VM, waits until it is healthy, kills it, and returns the time to its health.
-func bootWeb(t *testing.T, d *daemon) time.Duration {
-	defer func() { must(t, write(d.path("web", "state"), "kill")) }()
-	return took(func() {
-		must(t, write(d.path("web", "state"), "start"))
-		must(t, healthy(d, "web"))
-	})
 }
 
 // benchBoot starts the same QEMU through the daemon and by hand.
@@ -120,7 +97,8 @@ func benchBoot(b *bench) {
 	}
 	// Boots differ by a fifth from one to the next.
 	x, y := compareRounds(11, func() time.Duration { return bootWeb(b.T, d) }, bare)
-	b.times("start to healthy, against bare QEMU", x, y, fmt.Sprintf("≤ 1.05x (%d CPUs)", runtime.NumCPU()))
+	aim := fmt.Sprintf("≤ 1.05x (%d CPUs)", runtime.NumCPU())
+	b.times("start to healthy, against bare QEMU", x, y, aim)
 }
 
 // plainInit mounts, loads the same modules as the agent does as init, and sleeps.

@@ -42,9 +42,7 @@ func memory(t *testing.T, pid int) figure {
 // cpu returns the CPU time that a process has used.
 func cpu(t *testing.T, pid int) time.Duration {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	user, err1 := strconv.Atoi(f[11])
 	system, err2 := strconv.Atoi(f[12])
@@ -82,7 +80,8 @@ func benchThousand(b *bench) {
 	d := benchListing(b, count)
 	d.command(b.T, 0, count, "start")
 	time.Sleep(15 * time.Second) // the captures of the listings expire
-	b.row("CPU with 1,000 running, nobody looking", d.share(b.T, 20*time.Second), nothing, "≤ 0.2 %")
+	share := d.share(b.T, 20*time.Second)
+	b.row("CPU with 1,000 running, nobody looking", share, nothing, "≤ 0.2 %")
 	benchWatched(b, d, count, "≤ 2 %")
 }
 
@@ -92,21 +91,27 @@ func benchTenThousand(b *bench) {
 	d := benchListing(b, count)
 	d.command(b.T, 0, count, "start")
 	command(b.T, "find", d.path())()
-	b.row("RSS half a minute after `find`, 10,000 running", d.quietMemory(b.T), nothing, "≤ 120 MB")
+	rss := d.quietMemory(b.T)
+	b.row("RSS half a minute after `find`, 10,000 running", rss, nothing, "≤ 120 MB")
 	benchWatched(b, d, count, "≤ 20 %")
 	buf := make([]byte, 1<<20)
-	for _, file := range []struct{ name, aim string }{{"list", "≤ 20 ms"}, {"metrics", "≤ 150 ms"}} {
+	for _, file := range []struct{ name, aim string }{
+		{"list", "≤ 20 ms"}, {"metrics", "≤ 150 ms"},
+	} {
 		whole := func() time.Duration {
 			return took(func() { readAll(b.T, filepath.Join(d.mount, file.name), buf) })
 		}
 		var x time.Duration
-		d.profiled(b.T, file.name, func() { x, _ = compareRounds(11, whole, func() time.Duration { return 0 }) })
+		d.profiled(b.T, file.name, func() {
+			x, _ = compareRounds(11, whole, func() time.Duration { return 0 })
+		})
 		b.row("one read of `"+file.name+"`, 10,000 running", seconds(x), nothing, file.aim)
 	}
 	d.command(b.T, 0, count, "kill")
 	must(b.T, d.signal(syscall.SIGTERM))
 	x := took(func() { must(b.T, d.start()) })
-	b.row("daemon's start with 10,000 records, to the mount answering", seconds(x), nothing, "≤ 1 s")
+	b.row("daemon's start with 10,000 records, to the mount answering",
+		seconds(x), nothing, "≤ 1 s")
 }
 
 // benchListing makes so many VMs and lists them beside a bare tree of the same shape.
@@ -224,7 +229,8 @@ func benchHung(b *bench) {
 					select {
 					case <-stop:
 					default:
-						_, _ = read(d.path(vm, "stats")) // without the figures of a guest that hangs
+						// Succeeds without the figures of a guest that hangs.
+						_, _ = read(d.path(vm, "stats"))
 					}
 				})
 				select {

@@ -141,7 +141,8 @@ func TestReport(t *testing.T) {
 	}
 	out, measure := newTable("what", "banger", "bare", "ratio", "aim"), measureOnce
 	if *before != "" {
-		out, measure = newTable("what", "before", "after", "after/before", "of the ratios to bare"), measureBoth(t)
+		out = newTable("what", "before", "after", "after/before", "of the ratios to bare")
+		measure = measureBoth(t)
 	}
 	for _, p := range parts {
 		if len(chosen) > 0 && !slices.Contains(chosen, p.name) {

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"archive/tar"
-	"errors"
 	"io"
 	"math"
 	"os"
@@ -18,7 +17,8 @@ import (
 
 const day = 24 * 60 * 60
 
-// What may lie between a look at the clock and one at the VMs, in seconds: the guest is emulated and not alone.
+// slack bounds the seconds between a read of the clock and the reads of the VMs in an emulated
+// guest.
 const slack = 4
 
 // clockSample is one line `sample` of testdata/clock.sh.
@@ -47,7 +47,8 @@ func parseClock(t *testing.T, console string) *clockLog {
 		}
 		return f
 	}
-	l := &clockLog{jumped: map[string]float64{}, used: map[string]map[string]float64{}, bursts: map[string][3]float64{}}
+	l := &clockLog{jumped: map[string]float64{}, bursts: map[string][3]float64{},
+		used: map[string]map[string]float64{}}
 	for _, line := range strings.Split(console, "\n") {
 		f := strings.Fields(line)
 		if len(f) < 3 {
@@ -74,8 +75,9 @@ func parseClock(t *testing.T, console string) *clockLog {
 			if len(states) != 4 {
 				t.Fatalf("a sample has %d states: %s", len(states), line)
 			}
-			s := clockSample{phase: head[1], mono: number(head[2]), wall: number(head[3]), stats: map[string]map[string]float64{},
-				states: map[string]string{"idle": states[0], "kept": states[1], "oldidle": states[2]}, after: number(states[3])}
+			s := clockSample{phase: head[1], mono: number(head[2]), wall: number(head[3]),
+				after: number(states[3]), stats: map[string]map[string]float64{}}
+			s.states = map[string]string{"idle": states[0], "kept": states[1], "oldidle": states[2]}
 			for i, vm := range []string{"new", "old"} {
 				s.stats[vm] = map[string]float64{}
 				pairs := strings.Fields(parts[2+i])
@@ -97,25 +99,24 @@ func parseClock(t *testing.T, console string) *clockLog {
 	return l
 }
 
-// TestClock sets the clock of a host a day forward and a day back: a real guest, in which bangerd runs fake VMs.
+// TestClock sets the clock of a host a day forward and a day back. The host is a real guest, in
+// which bangerd runs fake VMs.
 func TestClock(t *testing.T) {
 	t.Parallel()
-	if ok, cure := realVMs(); !ok {
-		t.Skip(cure)
-	}
+	needRealVMs(t)
 	script, err := os.ReadFile("testdata/clock.sh")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	d := testDaemon(t, "qemu")
 	d.addImageWith(t, "clock", 512<<20, map[string][]byte{
-		"clock": script, "fuse.ko": kernelModule(t, "fuse.ko"), "bangerd": buildStatic(t, "./cmd/bangerd"),
+		"clock": script, "fuse.ko": kernelModule(t, "fuse.ko"),
+		"bangerd": buildStatic(t, "./cmd/bangerd"),
 	})
-	if err := errors.Join(os.Mkdir(d.path("host"), 0o755), write(d.path("host", "config"), "image clock\nmemory 512M\nnet user"), write(d.path("host", "state"), "start")); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Mkdir(d.path("host"), 0o755))
+	must(t, write(d.path("host", "config"), "image clock\nmemory 512M\nnet user"))
+	must(t, write(d.path("host", "state"), "start"))
 	terminal := openTerminal(t, d, "host")
-	for end := time.Now().Add(3 * time.Minute); !strings.Contains(terminal.String(), "clock done"); time.Sleep(100 * time.Millisecond) {
+	end := time.Now().Add(3 * time.Minute)
+	for ; !strings.Contains(terminal.String(), "clock done"); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("the guest does not come to its end:\n%s", terminal)
 		}
@@ -155,7 +156,7 @@ func (l *clockLog) check(t *testing.T, phase string) {
 		t.Fatalf("the clock has jumped by %v s", after[0].wall-before.wall)
 	}
 
-	// Cached for a second of the monotonic clock, and no longer. The poller renews twice a second what is read.
+	// Captures are cached for a second of the monotonic clock. The poller renews twice a second.
 	burst := l.bursts[phase]
 	if most := 2 + (burst[2]-burst[1])/0.4; burst[0] < 1 || burst[0] > most {
 		t.Errorf("20 reads in %.2f s gave %v different answers", burst[2]-burst[1], burst[0])
@@ -164,7 +165,9 @@ func (l *clockLog) check(t *testing.T, phase string) {
 		return s.mono > jumped+slack && math.Abs(s.wall-s.stats["new"]["collected"]) > slack
 	})
 	if stale >= 0 {
-		t.Errorf("%.2f s after the jump, at %v, stats is of %v", after[stale].mono-jumped, after[stale].wall, after[stale].stats["new"]["collected"])
+		s := after[stale]
+		t.Errorf("%.2f s after the jump, at %v, stats is of %v",
+			s.mono-jumped, s.wall, s.stats["new"]["collected"])
 	}
 
 	for _, vm := range []string{"new", "old", "list"} {
@@ -188,35 +191,34 @@ func (l *clockLog) check(t *testing.T, phase string) {
 		for _, s := range after {
 			running := s.states[vm] == "running"
 			if !running && s.after < used+timeout {
-				t.Errorf("%s, with an idle_timeout of %v s, is %s %.2f s after its last use", vm, timeout, s.states[vm], s.after-used)
+				t.Errorf("%s, with an idle_timeout of %v s, is %s %.2f s after its last use",
+					vm, timeout, s.states[vm], s.after-used)
 				break
 			}
 			if running && s.mono > used+timeout+slack {
-				t.Errorf("%s, with an idle_timeout of %v s, still runs %.2f s after its last use", vm, timeout, s.mono-used)
+				t.Errorf("%s, with an idle_timeout of %v s, still runs %.2f s after its last use",
+					vm, timeout, s.mono-used)
 				break
 			}
 		}
 	}
 	last := after[len(after)-1]
-	t.Logf("%d samples in %.1f s; in 20 reads of %.2f s %v different answers; at the end uptime %v, of the VM that was taken over %v",
-		len(after), last.mono-jumped, burst[2]-burst[1], burst[0], last.stats["new"]["uptime"], last.stats["old"]["uptime"])
+	t.Logf("%d samples in %.1f s; 20 reads in %.2f s with %v answers; last uptimes: new %v, old %v",
+		len(after), last.mono-jumped, burst[2]-burst[1], burst[0],
+		last.stats["new"]["uptime"], last.stats["old"]["uptime"])
 }
 
-// kernelModule takes a module from the package of the built-in image's kernel.
+// kernelModule returns a module from the package of the built-in image's kernel.
 func kernelModule(t *testing.T, name string) []byte {
 	t.Helper()
-	packages, err := filepath.Glob(filepath.Join(module, ".cache", "image", "kernel", "linux-image-*.deb"))
+	packages, err := filepath.Glob(filepath.Join(module, ".cache/image/kernel/linux-image-*.deb"))
 	if err != nil || len(packages) != 1 {
 		t.Skip("make image")
 	}
 	cmd := exec.Command("dpkg-deb", "--fsys-tarfile", packages[0])
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
+	must(t, cmd.Start())
 	defer func() {
 		_ = cmd.Process.Kill() // it need not write the rest
 		_ = cmd.Wait()
@@ -228,9 +230,7 @@ func kernelModule(t *testing.T, name string) []byte {
 		}
 		if path.Base(h.Name) == name {
 			b, err := io.ReadAll(files)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must(t, err)
 			return b
 		}
 	}

@@ -77,7 +77,7 @@ func TestClosed(t *testing.T) {
 	if got := try("alice", strings.Fields(plain)); got != plain {
 		t.Errorf("the owner opens %q", got)
 	}
-	// What everybody reads does not tell what she wrote.
+	// Files that everybody reads do not contain what she wrote.
 	const look = `cd "$1" && shift && cat "$@" 2> /dev/null | grep hunter2; true`
 	out, err := userCommand(t, "eve", look, append([]string{d.mount}, top...)...).Output()
 	if err != nil || len(out) != 0 {

@@ -9,7 +9,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// cloudDisk gives the path of the suite's cloud image, which is made of the suite's Debian.
+// cloudDisk returns the path of the suite's cloud image, which is made of the suite's Debian.
 var cloudDisk = sync.OnceValues(func() (string, error) {
 	debian, err := debianTar()
 	if err != nil {
@@ -25,7 +25,7 @@ var cloudDisk = sync.OnceValues(func() (string, error) {
 	})
 })
 
-// cloudDiskCmd copies the suite's cloud image to where the script wants it.
+// cloudDiskCmd copies the suite's cloud image to a file of the script.
 func cloudDiskCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: clouddisk FILE")

@@ -6,8 +6,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,65 +14,17 @@ import (
 )
 
 var (
-	crashRounds = flag.Int("crash.rounds", 0, "how often TestCrash kills the daemon on each driver (default: 60 fake, 10 real)")
-	seed        = flag.Uint64("seed", 0, "seed of the random tests (default: from the clock)")
+	crashRounds = flag.Int("crash.rounds", 0,
+		"kills of the daemon in TestCrash, for each driver (default: 60 fake, 10 real)")
+	seed = flag.Uint64("seed", 0, "seed of the random tests (default: from the clock)")
 )
 
-// random gives the test's random numbers and prints the seed that repeats them.
-func random(t *testing.T) *rand.Rand {
-	s := *seed
-	if s == 0 {
-		s = uint64(time.Now().UnixNano())
-	}
-	t.Logf("repeat with -seed %d", s)
-	return rand.New(rand.NewPCG(s, s))
-}
-
-// testDaemon starts a daemon with these lines in its configuration; it is gone, with all it made, when the test ends.
-func testDaemon(t testing.TB, vmm string, settings ...string) *daemon {
-	t.Helper()
-	d, err := newDaemon(t.TempDir(), settings...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := openUp(d.state); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.addImage(vmm); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(d.cleanup)
-	if err := d.start(); err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
-func (d *daemon) path(parts ...string) string {
-	return filepath.Join(append([]string{d.mount, "vms"}, parts...)...)
-}
-
-// write is one write(2), as a shell's echo.
-func write(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = f.WriteString(text + "\n")
-	return err
-}
-
-func read(path string) (string, error) {
-	b, err := os.ReadFile(path)
-	return strings.TrimSuffix(string(b), "\n"), err
-}
-
-// life is what is known of one VM: "" is none, else its state. next is what the command under way may lead to.
+// life is the acknowledged state of one VM, "" if there is none. The command under way may change
+// state to next, and published to publishing, both lines of `publish`.
 type life struct {
 	name, state, next     string
-	port                  int    // of the host's loopback, that it may publish
-	published, publishing string // the line of `publish`, and what the command under way may make of it
+	port                  int // of the host's loopback
+	published, publishing string
 }
 
 // step does one random command and notes its result; an error leaves next set.
@@ -130,7 +80,7 @@ func (l *life) publish(d *daemon, r *rand.Rand) error {
 	return err
 }
 
-// settlePorts is settle for what the VM publishes; wired tells that the driver's VMs have a network.
+// settlePorts compares a VM's published port. The driver's VMs have a network if wired is true.
 func (l *life) settlePorts(t *testing.T, d *daemon, found string, wired bool, round int) {
 	t.Helper()
 	published := ""
@@ -140,7 +90,8 @@ func (l *life) settlePorts(t *testing.T, d *daemon, found string, wired bool, ro
 			t.Errorf("round %d: %v", round, err)
 		}
 		if published != l.published && published != l.publishing {
-			t.Errorf("round %d: %s publishes %q, acknowledged was %q, under way %q", round, l.name, published, l.published, l.publishing)
+			t.Errorf("round %d: %s publishes %q, acknowledged was %q, under way %q",
+				round, l.name, published, l.published, l.publishing)
 		}
 	}
 	l.published, l.publishing = published, published
@@ -149,11 +100,13 @@ func (l *life) settlePorts(t *testing.T, d *daemon, found string, wired bool, ro
 		c.Close()
 	}
 	if want := wired && l.state == "running" && published != ""; (err == nil) != want {
-		t.Errorf("round %d: %s, %s, publishes %q, and its port says: %v", round, l.name, l.state, published, err)
+		t.Errorf("round %d: %s, %s, publishes %q, and its port returns: %v",
+			round, l.name, l.state, published, err)
 	}
 }
 
-// TestCrash kills the daemon at random points of VMs' lives; what it acknowledged must be so afterwards, and nothing more be there.
+// TestCrash kills the daemon at random moments of VMs' lives. Afterwards all that it acknowledged
+// is there, and nothing else.
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -196,9 +149,7 @@ func TestCrash(t *testing.T) {
 				}
 				time.Sleep(time.Duration(r.Int64N(int64(c.within)))) // the random point
 				killed.Store(true)
-				if err := d.signal(syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
+				must(t, d.signal(syscall.SIGKILL))
 				wg.Wait()
 				if err := d.start(); err != nil {
 					t.Fatalf("round %d: %v", round, err)
@@ -212,8 +163,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// stateAtRest returns a VM's state once a stop that was under way has ended: the next daemon goes on
-// with it and keeps to its time limit. It waits for at most 30 s and then returns `stopping`.
+// stateAtRest returns a VM's state after the end of a stop that was under way. The next daemon goes
+// on with that stop. It waits for at most 30 s and then returns `stopping`.
 func (d *daemon) stateAtRest(name string) (string, error) {
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		state, err := read(d.path(name, "state"))
@@ -223,13 +174,12 @@ func (d *daemon) stateAtRest(name string) (string, error) {
 	}
 }
 
-// settle compares the tree with what was acknowledged, and takes from it what was not.
+// settle compares the tree with the acknowledged states, and notes the result of interrupted
+// commands.
 func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
 	t.Helper()
 	entries, err := os.ReadDir(d.path())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	left := map[string]bool{}
 	for _, e := range entries {
 		left[e.Name()] = true
@@ -242,7 +192,7 @@ func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
 				continue
 			}
 			if found != "" {
-				t.Errorf("round %d: both names of a renamed VM are there: %s and %s", round, found, name)
+				t.Errorf("round %d: a renamed VM has both names: %s and %s", round, found, name)
 			}
 			found = name
 			delete(left, name)
@@ -254,10 +204,11 @@ func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
 				t.Errorf("round %d: %v", round, err)
 			}
 		}
-		// A start or stop that was cut off may have failed or ended, an acknowledged state may not have changed.
+		// An interrupted start or stop may have failed or ended. An acknowledged state stays.
 		cut := l.next != "" && l.next != l.state && (state == "failed" || state == "stopped")
 		if state != l.state && state != l.next && !cut {
-			t.Errorf("round %d: %s is %q, acknowledged was %q, under way %q", round, l.name, state, l.state, l.next)
+			t.Errorf("round %d: %s is %q, acknowledged was %q, under way %q",
+				round, l.name, state, l.state, l.next)
 		}
 		if state == "running" {
 			running++
@@ -265,7 +216,7 @@ func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
 		l.state, l.next = state, state
 		l.settlePorts(t, d, found, vmm != "fake", round)
 		if state == "stopped" {
-			// The mkdir may have been the last that the daemon heard.
+			// The daemon may have been killed between the mkdir and the write of `vmm`.
 			if err := write(d.path(l.name, "vmm"), vmm); err != nil {
 				t.Errorf("round %d: %v", round, err)
 			}
@@ -275,52 +226,4 @@ func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
 		t.Errorf("round %d: %s is there and nobody made it", round, name)
 	}
 	d.leftovers(t, round, running)
-}
-
-// leftovers reports what no VM of the tree accounts for: directories, processes, taps.
-func (d *daemon) leftovers(t *testing.T, round, running int) {
-	t.Helper()
-	ids := map[string]bool{}
-	names, err := filepath.Glob(d.path("*", "id"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range names {
-		id, err := read(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ids[id] = true
-	}
-	dirs, err := os.ReadDir(filepath.Join(d.state, "vms"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range dirs {
-		if !ids[dir.Name()] {
-			t.Errorf("round %d: the directory %s is no VM's", round, dir.Name())
-		}
-	}
-	if n := len(d.machines()); n > running {
-		t.Errorf("round %d: %d processes for %d running VMs", round, n, running)
-	}
-	if n := len(d.taps(t)); n > running {
-		t.Errorf("round %d: %d taps for %d running VMs: %v", round, n, running, d.taps(t))
-	}
-}
-
-// taps gives the links in the daemon's bridge.
-func (d *daemon) taps(t *testing.T) []string {
-	t.Helper()
-	links, err := net.Interfaces()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var taps []string
-	for _, l := range links {
-		if strings.HasPrefix(l.Name, d.bridge+"-") {
-			taps = append(taps, l.Name)
-		}
-	}
-	return taps
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -28,7 +29,7 @@ type daemon struct {
 	ended                     chan struct{} // closed when cmd was waited for
 }
 
-// newDaemon prepares the directories under dir and a configuration with these lines in it; nothing is started.
+// newDaemon prepares directories below dir and a configuration with these lines. It starts nothing.
 func newDaemon(dir string, settings ...string) (*daemon, error) {
 	d := &daemon{
 		mount:  filepath.Join(dir, "mnt"),
@@ -46,7 +47,8 @@ func newDaemon(dir string, settings ...string) (*daemon, error) {
 	return d, os.MkdirAll(d.state, 0o711)
 }
 
-// addImage gives the daemon the built-in image; machines of the fake boot nothing, so that an empty one does for them.
+// addImage installs the built-in image, for the fake driver an empty one: its machines boot
+// nothing.
 func (d *daemon) addImage(vmm string) error {
 	images := filepath.Join(d.state, "images")
 	if vmm == "qemu" {
@@ -67,11 +69,12 @@ func (d *daemon) addImage(vmm string) error {
 			return err
 		}
 	}
-	manifest := `{"kernel":"vmlinux","initrd":"initrd","memory":134217728,"digest":"sha256:` + strings.Repeat("0", 64) + `","created":"2026-01-01T00:00:00Z"}`
+	manifest := `{"kernel":"vmlinux","initrd":"initrd","memory":134217728,` +
+		`"digest":"sha256:` + strings.Repeat("0", 64) + `","created":"2026-01-01T00:00:00Z"}`
 	return os.WriteFile(filepath.Join(dir, "image.json"), []byte(manifest+"\n"), 0o644)
 }
 
-// openUp lets other uids come through dir and its parents below the temporary directory: VMMs and ordinary users.
+// openUp lets VMMs and ordinary users search dir and its parents below the temporary directory.
 func openUp(dir string) error {
 	for ; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -91,15 +94,16 @@ func (d *daemon) start(flags ...string) error {
 		return err
 	}
 	defer log.Close()
-	argv := append(slices.Clone(d.wrap), filepath.Join(bin, "bangerd"))
-	cmd := exec.Command(argv[0], append(append(argv[1:], []string{
-		"--mount", d.mount, "--state-dir", d.state, "--config", d.config, "--log-level", "debug", "--enable-fake-vmm"}...), flags...)...)
+	argv := slices.Concat(d.wrap, []string{filepath.Join(bin, "bangerd"), "--mount", d.mount,
+		"--state-dir", d.state, "--config", d.config, "--log-level", "debug",
+		"--enable-fake-vmm"}, flags)
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stderr, cmd.Env = log, append(os.Environ(), d.env...)
 	if *profiles != "" {
 		_ = os.Remove(d.profileSocket()) // of a daemon that was killed
 		cmd.Env = append(cmd.Env, profileEnv+"="+d.profileSocket())
 	}
-	// No program that the daemon starts may have it. Its number is above those that VMMs are given.
+	// No program that the daemon starts may inherit this descriptor. VMMs use lower numbers.
 	cmd.ExtraFiles = append(make([]*os.File, 60), log)
 	if err := cmd.Start(); err != nil {
 		return err
@@ -148,7 +152,8 @@ func (d *daemon) signal(sig syscall.Signal) error {
 		case <-time.After(5 * time.Second):
 		}
 		log, _ := os.ReadFile(d.log)
-		return fmt.Errorf("bangerd does not end within 30 s of %v; the end of its log:\n%s", sig, log[max(0, len(log)-64<<10):])
+		return fmt.Errorf("bangerd does not end within 30 s of %v; the end of its log:\n%s",
+			sig, log[max(0, len(log)-64<<10):])
 	}
 	if sig == syscall.SIGTERM && cmd.ProcessState.ExitCode() != 0 {
 		return fmt.Errorf("bangerd ended with %v", cmd.ProcessState)
@@ -156,7 +161,8 @@ func (d *daemon) signal(sig syscall.Signal) error {
 	return nil
 }
 
-// cleanup ends the daemon and all machines of this state directory and takes their bridge and the mount away.
+// cleanup ends the daemon and all machines of its state directory. It removes the bridge and the
+// mount.
 func (d *daemon) cleanup() {
 	if d.cmd != nil && d.signal(syscall.SIGTERM) != nil {
 		_ = d.signal(syscall.SIGKILL)
@@ -170,7 +176,7 @@ func (d *daemon) cleanup() {
 	_ = syscall.Unmount(d.state, syscall.MNT_DETACH) // where it is a disk of its own
 }
 
-// others gives the processes whose pids a script left in *.pid beside the mount.
+// others returns the pids that a script left in *.pid beside the mount.
 func (d *daemon) others() []int {
 	var pids []int
 	files, _ := filepath.Glob(filepath.Join(filepath.Dir(d.mount), "*.pid"))
@@ -183,7 +189,7 @@ func (d *daemon) others() []int {
 	return pids
 }
 
-// machines gives the QEMU processes of the VMs whose directories are beside the mount.
+// machines returns the pids of the QEMUs of the daemon's VMs.
 func (d *daemon) machines() []int {
 	var pids []int
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -198,4 +204,43 @@ func (d *daemon) machines() []int {
 		}
 	}
 	return pids
+}
+
+// testDaemon starts a daemon with these lines in its configuration. The end of the test removes the
+// daemon and all that it made.
+func testDaemon(t testing.TB, vmm string, settings ...string) *daemon {
+	t.Helper()
+	d, err := newDaemon(t.TempDir(), settings...)
+	must(t, err)
+	must(t, openUp(d.state))
+	must(t, d.addImage(vmm))
+	t.Cleanup(d.cleanup)
+	must(t, d.start())
+	return d
+}
+
+func (d *daemon) path(parts ...string) string {
+	return filepath.Join(append([]string{d.mount, "vms"}, parts...)...)
+}
+
+// needRealVMs skips a test where no real VM can run.
+func needRealVMs(t *testing.T) {
+	t.Helper()
+	if ok, cure := realVMs(); !ok {
+		t.Skip(cure)
+	}
+}
+
+// builtin is where `make image` leaves the built-in image.
+func builtin() string { return filepath.Join(module, ".cache", "image", "builtin") }
+
+// realVMs reports whether real VMs can be run here, else the cure.
+func realVMs() (bool, string) {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		return false, "apt install qemu-system-x86"
+	}
+	if _, err := os.Stat(builtin()); err != nil {
+		return false, "make image"
+	}
+	return true, ""
 }

@@ -17,22 +17,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestCrashFrozen kills the daemon while a real guest's file systems stand still for a snapshot, before anything is in the disk and after all is: the
-// guest goes on by itself, and the next daemon has neither the snapshot nor anything of it in the disk, and goes on with the VM.
+// TestCrashFrozen kills the daemon while a real guest's file systems are frozen for a snapshot,
+// before and after the snapshot is in the disk. The guest thaws by itself. The next daemon removes
+// the snapshot and goes on with the VM.
 func TestCrashFrozen(t *testing.T) {
 	t.Parallel()
-	if ok, cure := realVMs(); !ok {
-		t.Skip(cure)
-	}
+	needRealVMs(t)
 	if _, err := os.Stat("/dev/vhost-vsock"); err == nil {
-		t.Skip("agents are reached over vsock here, where nobody can come between them and the daemon")
+		t.Skip("the agent is connected by vsock, which no test can intercept: rmmod vhost_vsock")
 	}
 	d := testDaemon(t, "qemu")
 	d.boot(t, "db", "builtin", "disk 16M\n")
 	pid := d.read(t, "vms/db/pid")
-	// Each write is timed by the guest's own clock, in whole seconds; what took longer than any disk is told.
-	const writer = `while :; do read a x </proc/uptime; echo x >>/work/ticks; read b x </proc/uptime; n=$((${b%.*} - ${a%.*})); [ $n -lt 3 ] || echo $n >>/held; sleep 0.1; done`
-	if out, err := d.client("exec", "-d", "db", "--", "/bin/sh", "-c", writer).CombinedOutput(); err != nil {
+	// The guest's own clock times each write in whole seconds, and /held lists the slow ones.
+	const writer = `while :; do
+	read a x </proc/uptime; echo x >>/work/ticks; read b x </proc/uptime
+	n=$((${b%.*} - ${a%.*})); [ $n -lt 3 ] || echo $n >>/held; sleep 0.1
+done`
+	out, err := d.client("exec", "-d", "db", "--", "/bin/sh", "-c", writer).CombinedOutput()
+	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	for i, c := range []struct {
@@ -42,10 +45,11 @@ func TestCrashFrozen(t *testing.T) {
 		inDisk int
 	}{
 		{"before", "", `{"count":1,`, 0}, // it stands still; the daemon does not know yet
-		{"after", "POST /thaw ", "", 1},  // the disk has the snapshot; the record does not say so yet
+		{"after", "POST /thaw ", "", 1},  // the disk has the snapshot, the record does not
 	} {
 		must(t, d.signal(syscall.SIGKILL))
-		between := comeBetween(t, pid, filepath.Join(filepath.Dir(d.disk(t)), "..", "agent"), c.host, c.guest)
+		socket := filepath.Join(filepath.Dir(d.disk(t)), "..", "agent")
+		between := comeBetween(t, pid, socket, c.host, c.guest)
 		must(t, d.start())
 		must(t, healthy(d, "db"))
 		made := make(chan error, 1)
@@ -66,7 +70,8 @@ func TestCrashFrozen(t *testing.T) {
 		}
 		between.stop()
 		must(t, d.start())
-		if state, now := d.read(t, "vms/db/state"), d.read(t, "vms/db/pid"); state != "running" || now != pid {
+		state, now := d.read(t, "vms/db/state"), d.read(t, "vms/db/pid")
+		if state != "running" || now != pid {
 			t.Errorf("%s: the VM is %s, process %s", c.name, state, now)
 		}
 		must(t, healthy(d, "db"))
@@ -96,7 +101,7 @@ func TestCrashFrozen(t *testing.T) {
 	}
 }
 
-// middle stands between a daemon and an agent, and lets pass what they say until one says what it waits for.
+// middle passes bytes between a daemon and an agent until one of them sends the awaited text.
 type middle struct {
 	listener    net.Listener
 	far         net.Conn // of the agent, for all connections of the host
@@ -110,9 +115,10 @@ type middle struct {
 	over bool
 }
 
-// comeBetween takes the host's connections to the agent of the process, until stop; what is
-// empty is not waited for. The daemon speaks to nobody but that process: so the process's own
-// listening socket is shared, of which QEMU takes one connection at a time. No daemon may run.
+// comeBetween accepts the host's connections to the agent of a process until stop. It holds back
+// the first request with the text host or answer with the text guest; an empty text holds nothing.
+// The daemon only trusts that process, so the test shares the process's own listening socket.
+// QEMU accepts one connection at a time there. No daemon may run.
 func comeBetween(t *testing.T, pid, path, host, guest string) *middle {
 	t.Helper()
 	socket := borrowAgent(t, pid)
@@ -140,7 +146,7 @@ func comeBetween(t *testing.T, pid, path, host, guest string) *middle {
 	return m
 }
 
-// borrowAgent gives a copy of the socket on which a QEMU waits for the agent's host.
+// borrowAgent returns a copy of the socket on which a QEMU waits for the agent's host.
 func borrowAgent(t *testing.T, pid string) *os.File {
 	t.Helper()
 	args, err := os.ReadFile("/proc/" + pid + "/cmdline")
@@ -173,7 +179,7 @@ func (g guestSide) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// serve takes one connection of the host after the other.
+// serve accepts one connection of the host after the other.
 func (m *middle) serve() {
 	defer m.work.Done()
 	for {
@@ -203,7 +209,7 @@ func (m *middle) pass(to io.Writer, from io.Reader, until string) {
 		}
 		if seen = append(seen, buf[:n]...); until != "" && bytes.Contains(seen, []byte(until)) {
 			m.hold.Do(func() { close(m.held) })
-			_, _ = io.Copy(io.Discard, from) // until who says it has gone
+			_, _ = io.Copy(io.Discard, from) // until the sender closes
 			return
 		}
 		seen = seen[max(0, len(seen)-len(until)):]

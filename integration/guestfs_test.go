@@ -15,30 +15,28 @@ import (
 	"time"
 )
 
-// treeFiles is smaller by default for real guests: an emulated one takes some milliseconds of a processor for each file, as does a daemon with -race.
-var treeFiles = flag.Int("tree.files", 0, "of TestGuestTree: how many files it copies; 0: 10,000, but 2,000 with a real guest and without -long")
+// treeFiles is smaller by default for real guests: an emulated guest needs milliseconds for a file.
+var treeFiles = flag.Int("tree.files", 0, "files that TestGuestTree copies "+
+	"(default: 10,000 with a fake guest or -long, 2,000 with a real one)")
 
-// writeTree writes n files in directories of a hundred, and gives the digest of all their contents in the order of their names.
+// writeTree writes n files in directories of a hundred. It returns the digest of all contents in
+// the order of the names.
 func writeTree(t *testing.T, dir string, n int) string {
 	t.Helper()
 	all := sha256.New()
 	for i := range n {
 		sub := filepath.Join(dir, fmt.Sprintf("d%03d", i/100))
 		if i%100 == 0 {
-			if err := os.MkdirAll(sub, 0o755); err != nil {
-				t.Fatal(err)
-			}
+			must(t, os.MkdirAll(sub, 0o755))
 		}
 		text := []byte(strings.Repeat(fmt.Sprintf("file %d\n", i), i%40))
 		all.Write(text)
-		if err := os.WriteFile(filepath.Join(sub, fmt.Sprintf("f%02d", i%100)), text, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.WriteFile(filepath.Join(sub, fmt.Sprintf("f%02d", i%100)), text, 0o644))
 	}
 	return hex.EncodeToString(all.Sum(nil))
 }
 
-// treeSum is the digest of the contents of all files below dir in the order of their names, and their number.
+// treeSum returns the digest of all contents below dir in the order of the names, and their number.
 func treeSum(t *testing.T, dir string) (string, int) {
 	t.Helper()
 	all, n := sha256.New(), 0
@@ -55,13 +53,12 @@ func treeSum(t *testing.T, dir string) (string, int) {
 		_, err = io.Copy(all, f)
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return hex.EncodeToString(all.Sum(nil)), n
 }
 
-// TestGuestTree copies a tree of many files into a guest and back: equal checksums in the guest, and here.
+// TestGuestTree copies a tree of many files into a guest and back. The checksums must be equal
+// there and here.
 func TestGuestTree(t *testing.T) {
 	t.Parallel()
 	for _, driver := range []string{"fake", "qemu"} {
@@ -78,12 +75,8 @@ func TestGuestTree(t *testing.T) {
 				n = 10_000
 			}
 			d := testDaemon(t, driver)
-			if err := os.Mkdir(d.path("web"), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := write(d.path("web", "vmm"), driver); err != nil {
-				t.Fatal(err)
-			}
+			must(t, os.Mkdir(d.path("web"), 0o755))
+			must(t, write(d.path("web", "vmm"), driver))
 			startFor(t, d, "web", "256M")
 			dir := t.TempDir()
 			tree, back := filepath.Join(dir, "tree"), filepath.Join(dir, "back")
@@ -108,22 +101,9 @@ func TestGuestTree(t *testing.T) {
 				t.Errorf("%d files came back, of %s, not %s", files, got, want)
 			}
 			if driver == "qemu" {
-				return // the digests say it, and diff(1) asks for one file after the other
+				return // the digests suffice, and diff(1) is slow: it reads one file after the other
 			}
 			run("diff -r", exec.Command("diff", "-r", tree, d.path("web", "fs", "tmp", "tree")))
 		})
-	}
-}
-
-// startFor starts a VM with that much memory and waits for its agent.
-func startFor(t *testing.T, d *daemon, vm, memory string) {
-	t.Helper()
-	for _, x := range [][2]string{{"memory", memory}, {"state", "start"}} {
-		if err := write(d.path(vm, x[0]), x[1]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := read(d.path(vm, "wait", "healthy")); err != nil {
-		t.Fatal(err)
 	}
 }

@@ -2,9 +2,7 @@ package integration
 
 import (
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,8 +16,9 @@ const keptFor = 20 * time.Hour
 // keptMost is how many files of a kind stay.
 const keptMost = 3
 
-// kept gives the file of that kind which was made of these inputs: in this run, or in one before, from any checkout, or by fill now. Its
-// name has the digests of the inputs and of what is in it, which is verified. It lies in the user's cache directory (XDG_CACHE_HOME).
+// kept returns the file of a kind that was made of these inputs. An earlier run, of any checkout,
+// may have made it, or fill makes it now. Its name holds the digests of the inputs and of the
+// content, and kept verifies the content. It is in the user's cache directory (XDG_CACHE_HOME).
 func kept(kind, inputs string, fill func(path string) error) (string, error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -71,7 +70,8 @@ func forget(dir, kind string) error {
 	}
 	newer := func(than time.Time) (n int) {
 		for _, e := range entries {
-			if fi, err := e.Info(); err == nil && strings.HasPrefix(e.Name(), kind) && fi.ModTime().After(than) {
+			fi, err := e.Info()
+			if err == nil && strings.HasPrefix(e.Name(), kind) && fi.ModTime().After(than) {
 				n++
 			}
 		}
@@ -90,20 +90,6 @@ func forget(dir, kind string) error {
 		}
 	}
 	return nil
-}
-
-// fileSum is the SHA-256 of a file.
-func fileSum(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 func TestKept(t *testing.T) {
@@ -130,9 +116,7 @@ func TestKept(t *testing.T) {
 		t.Error("a damaged one was taken")
 	}
 	old := time.Now().Add(-keptFor - time.Minute)
-	if err := os.Chtimes(path, old, old); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Chtimes(path, old, old))
 	if get("a"); made != 3 {
 		t.Error("an old one was taken")
 	}

@@ -81,14 +81,16 @@ func buildPrograms(tree, dir string) error {
 func reexec() int {
 	ns := fmt.Sprintf("banger-test-%d", os.Getpid())
 	if out, err := exec.Command("ip", "netns", "add", ns).CombinedOutput(); err != nil {
-		return fail(fmt.Errorf("cannot make a network namespace (apt install iproute2): %w\n%s", err, out))
+		err = fmt.Errorf("cannot make a network namespace (apt install iproute2): %w\n%s", err, out)
+		return fail(err)
 	}
 	defer func() {
 		if out, err := exec.Command("ip", "netns", "delete", ns).CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "cannot remove the network namespace %s: %v\n%s", ns, err, out)
 		}
 	}()
-	// "ip netns exec" mounts it over /etc/resolv.conf, so that a script may write whom the host asks for names (ip-netns(8)).
+	// "ip netns exec" mounts this directory's resolv.conf over the host's, so that scripts may
+	// write name servers (ip-netns(8)).
 	etc := filepath.Join("/etc/netns", ns)
 	defer func() {
 		_ = os.RemoveAll(etc)
@@ -105,7 +107,8 @@ func reexec() int {
 	if err != nil {
 		return fail(err)
 	}
-	if out, err := exec.Command("ip", "-n", ns, "link", "set", "lo", "up").CombinedOutput(); err != nil {
+	out, err := exec.Command("ip", "-n", ns, "link", "set", "lo", "up").CombinedOutput()
+	if err != nil {
 		return fail(fmt.Errorf("cannot set lo up: %w\n%s", err, out))
 	}
 	cmd := exec.Command("ip", append([]string{"netns", "exec", ns}, os.Args...)...)

@@ -28,29 +28,22 @@ import (
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer l.Close()
 	return l.Addr().String()
 }
 
-// metricsDaemon serves metrics at the address that it gives, of a running VM `web` that was looked at, and a stopped one, `idle`.
+// metricsDaemon starts a daemon with a running VM, `web`, whose files were read, and a stopped one,
+// `idle`. It returns the address of the daemon's metrics.
 func metricsDaemon(t *testing.T) (*daemon, string) {
 	t.Helper()
 	address := freeAddress(t)
 	d := testDaemon(t, "fake", fmt.Sprintf("metrics_listen = %q", address))
 	for _, name := range []string{"web", "idle"} {
-		if err := os.Mkdir(d.path(name), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := write(d.path(name, "vmm"), "fake"); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.Mkdir(d.path(name), 0o755))
+		must(t, write(d.path(name, "vmm"), "fake"))
 	}
-	if err := write(d.path("web", "state"), "start"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, write(d.path("web", "state"), "start"))
 	for _, name := range []string{"wait/healthy", "stats", "health", "ports"} {
 		if _, err := read(d.path("web", name)); err != nil {
 			t.Fatal(err)
@@ -62,19 +55,13 @@ func metricsDaemon(t *testing.T) (*daemon, string) {
 func get(t *testing.T, url, accept string) (*http.Response, []byte) {
 	t.Helper()
 	r, err := http.NewRequest(http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	r.Header.Set("Accept", accept)
 	a, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer a.Body.Close()
 	b, err := io.ReadAll(a.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return a, b
 }
 
@@ -82,13 +69,11 @@ func parse(t *testing.T, text []byte) map[string]*dto.MetricFamily {
 	t.Helper()
 	p := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := p.TextToMetricFamilies(bytes.NewReader(text))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return families
 }
 
-// series gives the values of a family by the VM's name.
+// series returns the values of a family by the VM's name.
 func series(f *dto.MetricFamily) map[string]float64 {
 	values := map[string]float64{}
 	for _, m := range f.GetMetric() {
@@ -101,28 +86,21 @@ func series(f *dto.MetricFamily) map[string]float64 {
 	return values
 }
 
-// TestMetrics reads the file and scrapes the same over HTTP: clean by promlint, true to the other files, nothing for what is unknown.
+// TestMetrics reads the file and scrapes the same over HTTP. The text is clean by promlint, agrees
+// with the other files, and lacks unknown figures.
 func TestMetrics(t *testing.T) {
 	d, address := metricsDaemon(t)
 	before, err := read(filepath.Join(d.mount, "stats"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	text, err := os.ReadFile(filepath.Join(d.mount, "metrics"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	after, err := read(filepath.Join(d.mount, "stats"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if guestCalls(before) != guestCalls(after) {
 		t.Errorf("reading metrics made guests work:\n%s\nthen\n%s", before, after)
 	}
 	problems, err := promlint.New(bytes.NewReader(text)).Lint()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
@@ -140,16 +118,20 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("banger_vm_guest_processes is %v", got)
 	}
 
-	for accept, kind := range map[string]string{"": "text/plain", "application/openmetrics-text; version=1.0.0": "application/openmetrics-text"} {
+	for accept, kind := range map[string]string{"": "text/plain",
+		"application/openmetrics-text; version=1.0.0": "application/openmetrics-text"} {
 		a, body := get(t, "http://"+address+"/metrics", accept)
-		if a.StatusCode != http.StatusOK || !strings.HasPrefix(a.Header.Get("Content-Type"), kind) || !bytes.Contains(body, []byte(`banger_vm_running{vm="web"} 1`)) {
-			t.Errorf("asked for %q: %s, %s\n%.400s", accept, a.Status, a.Header.Get("Content-Type"), body)
+		got := a.Header.Get("Content-Type")
+		if a.StatusCode != http.StatusOK || !strings.HasPrefix(got, kind) ||
+			!bytes.Contains(body, []byte(`banger_vm_running{vm="web"} 1`)) {
+			t.Errorf("asked for %q: %s, %s\n%.400s", accept, a.Status, got, body)
 		}
 	}
 	if a, _ := get(t, "http://"+address+"/", ""); a.StatusCode != http.StatusNotFound {
 		t.Errorf("another path gives %s", a.Status)
 	}
-	if a, err := http.Post("http://"+address+"/metrics", "text/plain", nil); err != nil || a.StatusCode != http.StatusMethodNotAllowed {
+	a, err := http.Post("http://"+address+"/metrics", "text/plain", nil)
+	if err != nil || a.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("POST gives %v, %v", a, err)
 	}
 }
@@ -166,9 +148,7 @@ func TestContrib(t *testing.T) {
 	}
 	d, _ := metricsDaemon(t)
 	text, err := os.ReadFile(filepath.Join(d.mount, "metrics"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	var names []string
 	for name := range parse(t, text) {
 		names = append(names, name, name+"_count", name+"_bucket", name+"_sum")
@@ -178,10 +158,9 @@ func TestContrib(t *testing.T) {
 	without := regexp.MustCompile(`^banger_vm_(disk|network|guest_filesystem)_`)
 	for _, file := range []string{"alerts.yml", "alerts_test.yml", "grafana.json"} {
 		b, err := os.ReadFile(filepath.Join(contrib, file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range regexp.MustCompile(`\b(banger|process|go)_[a-z0-9_]+`).FindAllString(string(b), -1) {
+		must(t, err)
+		metric := regexp.MustCompile(`\b(banger|process|go)_[a-z0-9_]+`)
+		for _, name := range metric.FindAllString(string(b), -1) {
 			if !slices.Contains(names, name) && !without.MatchString(name) {
 				t.Errorf("%s asks for %s, which is no metric", file, name)
 			}
@@ -200,13 +179,11 @@ func TestContrib(t *testing.T) {
 	}
 }
 
-// dashboardQueries writes what the panels of a dashboard ask for as rules, which promtool can check.
+// dashboardQueries writes the queries of a dashboard's panels as rules, which promtool can check.
 func dashboardQueries(t *testing.T, file string) string {
 	t.Helper()
 	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	var dashboard struct {
 		Panels []struct {
 			Targets []struct{ Expr string }
@@ -222,21 +199,20 @@ func dashboardQueries(t *testing.T, file string) string {
 	rules := []rule{}
 	for _, p := range dashboard.Panels {
 		for _, q := range p.Targets {
-			expr := strings.NewReplacer("$__rate_interval", "1m", "$vm", ".*", "$instance", ".*").Replace(q.Expr)
+			variables := strings.NewReplacer("$__rate_interval", "1m",
+				"$vm", ".*", "$instance", ".*")
+			expr := variables.Replace(q.Expr)
 			rules = append(rules, rule{fmt.Sprintf("query%d", len(rules)), expr})
 		}
 	}
 	if len(rules) == 0 {
 		t.Fatalf("%s asks for nothing", file)
 	}
-	text, err := json.Marshal(map[string]any{"groups": []any{map[string]any{"name": "dashboard", "rules": rules}}}) // which is YAML, too
-	if err != nil {
-		t.Fatal(err)
-	}
+	group := map[string]any{"name": "dashboard", "rules": rules}
+	text, err := json.Marshal(map[string]any{"groups": []any{group}}) // JSON is YAML, too
+	must(t, err)
 	path := filepath.Join(t.TempDir(), "queries.yml")
-	if err := os.WriteFile(path, text, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(path, text, 0o644))
 	return path
 }
 
@@ -248,18 +224,16 @@ func TestPrometheus(t *testing.T) {
 	d, address := metricsDaemon(t)
 	dir, listen := t.TempDir(), freeAddress(t)
 	config := filepath.Join(dir, "prometheus.yml")
-	text := fmt.Sprintf("scrape_configs:\n- {job_name: banger, scrape_interval: 500ms, scrape_timeout: 500ms, static_configs: [{targets: [%q]}]}\n", address)
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	text := fmt.Sprintf("scrape_configs:\n- {job_name: banger, scrape_interval: 500ms, "+
+		"scrape_timeout: 500ms, static_configs: [{targets: [%q]}]}\n", address)
+	must(t, os.WriteFile(config, []byte(text), 0o644))
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var log bytes.Buffer
-	p := exec.CommandContext(ctx, "prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+listen)
+	p := exec.CommandContext(ctx, "prometheus", "--config.file="+config,
+		"--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+listen)
 	p.Stdout, p.Stderr = &log, &log
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must(t, p.Start())
 	defer func() {
 		_ = p.Process.Kill()
 		_ = p.Wait() // killed
@@ -280,9 +254,7 @@ func TestPrometheus(t *testing.T) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	if err := write(d.path("web", "state"), "stop"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, write(d.path("web", "state"), "stop"))
 	for want = "map[idle:0 web:0]"; ; time.Sleep(100 * time.Millisecond) {
 		if got, err := ask(ctx, query); err == nil && fmt.Sprint(got) == want {
 			return
@@ -292,7 +264,7 @@ func TestPrometheus(t *testing.T) {
 	}
 }
 
-// ask gives the values of a query of Prometheus's HTTP API by VM.
+// ask returns the values of a query of Prometheus's HTTP API by VM.
 func ask(ctx context.Context, query string) (map[string]string, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, query, nil)
 	if err != nil {

@@ -13,8 +13,9 @@ import (
 	"testing"
 )
 
-// TestShells has 50 shells do random commands on 20 VMs. Every refusal is one that the contract knows, and the events,
-// played again, give the VMs and states that the tree shows in the end. When all are removed the daemon holds nothing of them.
+// TestShells runs random commands on 20 VMs in 50 shells. The contract allows every refusal, and
+// the events lead to the VMs and states of the tree. After the removal of all VMs the daemon holds
+// nothing of them.
 func TestShells(t *testing.T) {
 	d := testDaemon(t, "fake")
 	r := random(t)
@@ -53,9 +54,7 @@ func TestShells(t *testing.T) {
 	wg.Wait()
 
 	events, err := read(filepath.Join(d.mount, "events"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	want := map[string]string{}
 	for _, line := range strings.Split(events, "\n") {
 		f := strings.Fields(line)
@@ -92,9 +91,10 @@ func TestShells(t *testing.T) {
 
 // refused reports whether all that was printed are refusals that concurrency explains.
 func refused(script, said string) bool {
-	allowed := []string{"File exists", "No such file", "Device or resource busy", "Directory not empty", "Host is down", "are the same file"}
+	allowed := []string{"File exists", "No such file", "Device or resource busy",
+		"Directory not empty", "Host is down", "are the same file"}
 	if strings.Contains(script, "start") {
-		allowed = append(allowed, "Input/output error") // given up by another's stop
+		allowed = append(allowed, "Input/output error") // another shell's stop interrupted it
 	}
 	for _, line := range strings.Split(strings.TrimSpace(said), "\n") {
 		if !slices.ContainsFunc(allowed, func(s string) bool { return strings.Contains(line, s) }) {

@@ -17,20 +17,20 @@ func rawDisk(t *testing.T) string {
 		t.Skip("make image")
 	}
 	file := filepath.Join(t.TempDir(), "small.raw")
-	out, err := exec.Command("sh", filepath.Join("testdata", "rawdisk.sh"), file, kernels[len(kernels)-1]).CombinedOutput()
+	kernel := kernels[len(kernels)-1]
+	out, err := exec.Command("sh", "testdata/rawdisk.sh", file, kernel).CombinedOutput()
 	if err != nil {
 		t.Fatalf("cannot make a disk (make test-deps): %v\n%s", err, out)
 	}
 	return file
 }
 
-// TestRawDisk boots VMs of a raw disk without an agent: each has a qcow2 over it that it writes to, that is snapshotted while the guest runs, put
-// back, exported and imported, and the image stays as it was. They are stopped by the power button, by their own init or, without one, in time.
+// TestRawDisk boots VMs of a raw disk without an agent. Each writes to a qcow2 over the disk, which
+// is snapshotted while the guest runs, restored, exported and imported. The image never changes.
+// The power button stops a VM by its init, the time limit of a stop ends a VM without one.
 func TestRawDisk(t *testing.T) {
 	t.Parallel()
-	if ok, cure := realVMs(); !ok {
-		t.Skip(cure)
-	}
+	needRealVMs(t)
 	d := testDaemon(t, "qemu")
 	d.build(t, "small", "disk:"+rawDisk(t))
 	base := filepath.Join(d.state, "images", "small", "root.raw")
@@ -38,7 +38,9 @@ func TestRawDisk(t *testing.T) {
 	must(t, err)
 	says := func(vm, what string) {
 		t.Helper()
-		waitUntil(t, what+" on the console of "+vm, func() bool { return strings.Contains(readFile(d.path(vm, "console")), what) })
+		waitUntil(t, what+" on the console of "+vm, func() bool {
+			return strings.Contains(readFile(d.path(vm, "console")), what)
+		})
 	}
 	ends := func(vm, how string) {
 		t.Helper()
@@ -72,12 +74,15 @@ func TestRawDisk(t *testing.T) {
 	out, err := exec.Command("qemu-img", "info", "-U", "--output=json", disks[0]).Output()
 	must(t, err)
 	must(t, json.Unmarshal(out, &info))
-	if info.Format != "qcow2" || info.BackingFormat != "raw" || !sameFile(info.Backing, base) || len(info.Snapshots) != 1 {
+	if info.Format != "qcow2" || info.BackingFormat != "raw" ||
+		!sameFile(info.Backing, base) || len(info.Snapshots) != 1 {
 		t.Errorf("the overlay is %+v", info)
 	}
-	// The work disk grows, and the guest is told.
+	// The work disk grows, and the guest sees that.
 	must(t, write(d.path("web", "disk"), "48M"))
-	must(t, write(d.path("web", "console"), "until grep 98304 /sys/block/vdb/size; do sleep 0.1; done; echo second >>/disk/log; sync; echo writ\\ten"))
+	must(t, write(d.path("web", "console"),
+		"until grep 98304 /sys/block/vdb/size; do sleep 0.1; done; "+
+			"echo second >>/disk/log; sync; echo writ\\ten"))
 	says("web", "written")
 	ends("web", "exited 0: the guest powered itself off")
 
@@ -93,7 +98,8 @@ func TestRawDisk(t *testing.T) {
 	must(t, write(d.path("copy", "stop_timeout"), "2"))
 	must(t, write(d.path("copy", "state"), "start"))
 	says("copy", "booted 2 times")
-	must(t, write(d.path("copy", "console"), "killall acpid; cat /disk/log /sys/block/vdb/size; echo no on\\e there"))
+	must(t, write(d.path("copy", "console"),
+		"killall acpid; cat /disk/log /sys/block/vdb/size; echo no on\\e there"))
 	says("copy", "no one there")
 	console := strings.ReplaceAll(readFile(d.path("copy", "console")), "\r", "")
 	if !strings.Contains(console, "\nboot\nboot\n98304\n") {

@@ -12,16 +12,12 @@ import (
 // manyReaders wait at once, ownReaders of them as the test's own user.
 const manyReaders, ownReaders = 4000, 1000
 
-// TestBlockedReaders has 4,000 readers wait for what does not come, 3,000 of them of a user who has
-// no VM: others are served meanwhile, and every signal frees its reader.
+// TestBlockedReaders has 4,000 blocked readers, 3,000 of them of a user without a VM. Meanwhile the
+// daemon answers others, and every signal frees its reader.
 func TestBlockedReaders(t *testing.T) {
 	d := testDaemon(t, "fake")
-	if err := os.Mkdir(d.path("web"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := write(d.path("web", "vmm"), "fake"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Mkdir(d.path("web"), 0o755))
+	must(t, write(d.path("web", "vmm"), "fake"))
 	var eve *syscall.Credential // only root's daemon lets others in
 	if os.Geteuid() == 0 {
 		var err error
@@ -43,9 +39,7 @@ func TestBlockedReaders(t *testing.T) {
 			c = exec.Command("cat", filepath.Join(d.mount, "wait", "events"))
 			c.SysProcAttr = &syscall.SysProcAttr{Credential: eve}
 		}
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
+		must(t, c.Start())
 		readers = append(readers, c)
 	}
 	for _, c := range readers {
@@ -64,9 +58,7 @@ func TestBlockedReaders(t *testing.T) {
 	}
 	for i, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 		c := readers[i]
-		if err := c.Process.Signal(sig); err != nil {
-			t.Fatal(err)
-		}
+		must(t, c.Process.Signal(sig))
 		ended := make(chan struct{})
 		go func() {
 			_ = c.Wait()
@@ -80,9 +72,7 @@ func TestBlockedReaders(t *testing.T) {
 			<-ended
 		}
 	}
-	if err := write(d.path("web", "state"), "start"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, write(d.path("web", "state"), "start"))
 	for _, c := range readers[3:ownReaders] {
 		if err := c.Wait(); err != nil {
 			t.Fatalf("a reader of wait/running: %v", err)

@@ -16,35 +16,22 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// builtin is where `make image` leaves the built-in image.
-func builtin() string { return filepath.Join(module, ".cache", "image", "builtin") }
-
-// realVMs reports whether real VMs can be run here, else the cure.
-func realVMs() (bool, string) {
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		return false, "apt install qemu-system-x86"
-	}
-	if _, err := os.Stat(builtin()); err != nil {
-		return false, "make image"
-	}
-	return true, ""
-}
-
 // TestScripts runs every script of testdata on every driver that it is for, side by side.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	runScripts(t, false)
 }
 
-// TestScriptsAlone runs those that say that they would harm others, one after the other and before all that runs side by side.
+// TestScriptsAlone runs the scripts that would harm others. They run one after the other, before
+// all that runs side by side.
 func TestScriptsAlone(t *testing.T) { runScripts(t, true) }
 
 func runScripts(t *testing.T, alone bool) {
 	scripts, err := filepath.Glob("testdata/*.txtar")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, driver := range []struct{ name, vmm, other string }{{"fake", "fake", "real_"}, {"real", "qemu", "fake_"}} {
+	must(t, err)
+	for _, driver := range []struct{ name, vmm, other string }{
+		{"fake", "fake", "real_"}, {"real", "qemu", "fake_"},
+	} {
 		t.Run(driver.name, func(t *testing.T) {
 			if ok, cure := realVMs(); driver.name == "real" && !ok {
 				t.Skip(cure)
@@ -52,10 +39,9 @@ func runScripts(t *testing.T, alone bool) {
 			var files []string
 			for _, s := range scripts {
 				text, err := os.ReadFile(s)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if !strings.HasPrefix(filepath.Base(s), driver.other) && bytes.HasPrefix(text, []byte("# alone: ")) == alone {
+				must(t, err)
+				marked := bytes.HasPrefix(text, []byte("# alone: "))
+				if !strings.HasPrefix(filepath.Base(s), driver.other) && marked == alone {
 					files = append(files, s)
 				}
 			}
@@ -64,13 +50,15 @@ func runScripts(t *testing.T, alone bool) {
 				return
 			}
 			for _, s := range files {
-				t.Run("", func(t *testing.T) { testscript.Run(t, params(t, []string{s}, driver.vmm)) })
+				t.Run("", func(t *testing.T) {
+					testscript.Run(t, params(t, []string{s}, driver.vmm))
+				})
 			}
 		})
 	}
 }
 
-// long adds what takes minutes: many bytes and files go through guests.
+// long adds tests that need minutes each: many bytes and files pass through guests.
 var long = flag.Bool("long", false, "also the tests that take minutes each")
 
 var update = flag.Bool("update", false, "write what the scripts' cmp finds into their golden files")
@@ -153,7 +141,8 @@ func diskCmd(ts *testscript.TestScript, neg bool, args []string) {
 	d := ts.Value(daemonKey{}).(*daemon)
 	switch args[0] {
 	case "freeze":
-		ts.Defer(func() { _ = exec.Command("fsfreeze", "-u", d.state).Run() }) // thawed already, if all went well
+		// Fails where the script has thawed it.
+		ts.Defer(func() { _ = exec.Command("fsfreeze", "-u", d.state).Run() })
 		ts.Check(ts.Exec("fsfreeze", "-f", d.state))
 	case "thaw":
 		ts.Check(ts.Exec("fsfreeze", "-u", d.state))
@@ -205,7 +194,8 @@ func waitforCmd(ts *testscript.TestScript, neg bool, args []string) {
 
 var worlds atomic.Int32
 
-// worldCmd makes another network namespace, joined to this one by a link, that knows no way back to what is behind this one.
+// worldCmd makes another network namespace and a link to it. That namespace has no route to the
+// networks behind this one.
 func worldCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) > 0 {
 		ts.Fatalf("usage: world")
@@ -215,16 +205,19 @@ func worldCmd(ts *testscript.TestScript, neg bool, args []string) {
 	here, there := fmt.Sprintf("10.99.%d.1", n), fmt.Sprintf("10.99.%d.2", n)
 	here6, there6 := fmt.Sprintf("2001:db8:99:%d::1", n), fmt.Sprintf("2001:db8:99:%d::2", n)
 	ts.Check(ts.Exec("ip", "netns", "add", world))
-	ts.Defer(func() { _ = exec.Command("ip", "netns", "delete", world).Run() }) // the link goes with it
+	ts.Defer(func() { _ = exec.Command("ip", "netns", "delete", world).Run() }) // and the link
 	for _, args := range []string{
 		"link add " + link + " type veth peer name wan netns " + world,
-		"addr add " + here + "/24 dev " + link, "addr add " + here6 + "/64 dev " + link + " nodad", "link set " + link + " up",
-		"-n " + world + " addr add " + there + "/24 dev wan", "-n " + world + " addr add " + there6 + "/64 dev wan nodad",
+		"addr add " + here + "/24 dev " + link, "addr add " + here6 + "/64 dev " + link + " nodad",
+		"link set " + link + " up",
+		"-n " + world + " addr add " + there + "/24 dev wan",
+		"-n " + world + " addr add " + there6 + "/64 dev wan nodad",
 		"-n " + world + " link set wan up", "-n " + world + " link set lo up",
 	} {
 		ts.Check(ts.Exec("ip", strings.Fields(args)...))
 	}
-	for k, v := range map[string]string{"WORLD": world, "UPLINK": link, "HERE": here, "THERE": there, "HERE6": here6, "THERE6": there6} {
+	for k, v := range map[string]string{"WORLD": world, "UPLINK": link,
+		"HERE": here, "THERE": there, "HERE6": here6, "THERE6": there6} {
 		ts.Setenv(k, v)
 	}
 }

@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// TestCrashSnapshots kills the daemon while it takes, removes and restores snapshots: those that were acknowledged are there, in the records and in the
-// disk, and none else, the guest goes on, and the disk is whole.
+// TestCrashSnapshots kills the daemon while it makes, removes and restores snapshots. Afterwards
+// the acknowledged snapshots are in the records and in the disk, and no others. The guest goes on, and
+// the disk is whole.
 func TestCrashSnapshots(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -34,7 +35,8 @@ func TestCrashSnapshots(t *testing.T) {
 			for round := range c.rounds {
 				if c.vmm == "fake" || round%4 == 3 { // some of a VM that does not run
 					state, _ := read(d.path("db", "state"))
-					must(t, write(d.path("db", "state"), map[string]string{"running": "kill", "stopped": "start"}[state]))
+					word := map[string]string{"running": "kill", "stopped": "start"}[state]
+					must(t, write(d.path("db", "state"), word))
 				}
 				open := "" // what was under way
 				done := make(chan struct{})
@@ -55,7 +57,8 @@ func TestCrashSnapshots(t *testing.T) {
 						}
 						if state, _ := read(d.path("db", "state")); state == "stopped" && i%3 == 2 {
 							open = ""
-							if write(d.path("db", "restore"), fmt.Sprintf("s%d-%d", round, i)) != nil {
+							snapshot := fmt.Sprintf("s%d-%d", round, i)
+							if write(d.path("db", "restore"), snapshot) != nil {
 								return
 							}
 						}
@@ -77,7 +80,8 @@ func TestCrashSnapshots(t *testing.T) {
 			if c.vmm == "qemu" {
 				// A snapshot cut short loses some space at most: status 3 (qemu-img(1), check).
 				check := exec.Command("qemu-img", "check", d.disk(t))
-				if out, err := check.CombinedOutput(); err != nil && check.ProcessState.ExitCode() != 3 {
+				out, err := check.CombinedOutput()
+				if err != nil && check.ProcessState.ExitCode() != 3 {
 					t.Errorf("the disk: %v: %s", err, out)
 				}
 			}
@@ -86,19 +90,7 @@ func TestCrashSnapshots(t *testing.T) {
 	}
 }
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func healthy(d *daemon, name string) error {
-	_, err := read(d.path(name, "wait", "healthy"))
-	return err
-}
-
-// disk gives the work disk of the only VM.
+// disk returns the work disk of the only VM.
 func (d *daemon) disk(t *testing.T) string {
 	t.Helper()
 	paths, err := filepath.Glob(filepath.Join(d.state, "vms", "*", "disks", "work.qcow2"))
@@ -120,8 +112,11 @@ func inDisk(t *testing.T, d *daemon) int {
 
 var tagLine = regexp.MustCompile(`(?m)^\d+ +(banger-\d+) `)
 
-// checkSnapshots compares what is listed, and how many there are in the disk, with what was acknowledged; known is then what is there.
-func checkSnapshots(t *testing.T, d *daemon, vmm string, round int, known map[string]bool, open string) {
+// checkSnapshots compares the listed snapshots and their number in the disk with the acknowledged
+// ones, known. It changes known to the listed ones.
+func checkSnapshots(
+	t *testing.T, d *daemon, vmm string, round int, known map[string]bool, open string,
+) {
 	t.Helper()
 	entries, err := os.ReadDir(d.path("db", "snapshots"))
 	must(t, err)
@@ -145,7 +140,8 @@ func checkSnapshots(t *testing.T, d *daemon, vmm string, round int, known map[st
 		known[name] = true
 	}
 	there := 0
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) { // what is left is removed in the background
+	// The daemon removes leftovers in the background.
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if vmm == "fake" {
 			dirs, _ := filepath.Glob(filepath.Join(filepath.Dir(d.disk(t)), "snapshot-*"))
 			there = len(dirs)

@@ -15,27 +15,26 @@ import (
 	"banger/fs"
 )
 
-// requests gives how many requests of each operation the daemon has answered.
+// requests returns how many requests of each operation the daemon has answered.
 func (d *daemon) requests(t *testing.T) map[string]int {
 	t.Helper()
 	text, err := read(filepath.Join(d.mount, "metrics"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	counts := map[string]int{}
-	for _, m := range regexp.MustCompile(`banger_fuse_request_duration_seconds_count\{operation="(\w+)"\} (\d+)`).FindAllStringSubmatch(text, -1) {
+	count := regexp.MustCompile(
+		`banger_fuse_request_duration_seconds_count\{operation="(\w+)"\} (\d+)`)
+	for _, m := range count.FindAllStringSubmatch(text, -1) {
 		counts[m[1]], _ = strconv.Atoi(m[2]) // digits
 	}
 	return counts
 }
 
-// TestRequests counts what a cached `stats` costs: at most OPEN, READ, the READ that finds the end, and RELEASE.
+// TestRequests counts the requests of a cached `stats`: at most OPEN, READ, the READ of the end,
+// and RELEASE.
 func TestRequests(t *testing.T) {
 	d := testDaemon(t, "fake", `stats_max_age = "1m"`)
 	d.makeVM(t, "web", "")
-	if err := write(d.path("web", "state"), "start"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, write(d.path("web", "state"), "start"))
 	stats := func() { readAll(t, d.path("web", "stats"), make([]byte, 4096)) }
 	stats()
 	// Look-ups are kept for a second: the walk is done before and after.
@@ -48,7 +47,8 @@ func TestRequests(t *testing.T) {
 	third := d.requests(t)
 	for op, most := range map[string]int{"OPEN": n, "READ": 2 * n, "RELEASE": n, "FLUSH": 0} {
 		// RELEASE is not waited for: one more or less may be under way.
-		if got := third[op] - second[op] - (second[op] - first[op]); got > most+1 || got < most-n/10 {
+		got := third[op] - second[op] - (second[op] - first[op])
+		if got > most+1 || got < most-n/10 {
 			t.Errorf("%d %s for %d reads, not %d", got, op, n, most)
 		}
 	}
@@ -61,7 +61,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// watcher tells what inotify(7) says of some files.
+// watcher collects the inotify(7) events of some files.
 type watcher struct {
 	fd int
 }
@@ -69,12 +69,11 @@ type watcher struct {
 func newWatcher(t *testing.T, paths ...string) *watcher {
 	t.Helper()
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() { unix.Close(fd) })
 	for _, p := range paths {
-		if _, err := unix.InotifyAddWatch(fd, p, unix.IN_ALL_EVENTS&^(unix.IN_ACCESS|unix.IN_OPEN|unix.IN_CLOSE)); err != nil {
+		const changes = unix.IN_ALL_EVENTS &^ (unix.IN_ACCESS | unix.IN_OPEN | unix.IN_CLOSE)
+		if _, err := unix.InotifyAddWatch(fd, p, changes); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -85,14 +84,13 @@ func newWatcher(t *testing.T, paths ...string) *watcher {
 func (w *watcher) saw(t *testing.T, what string, mask uint32) {
 	t.Helper()
 	buf := make([]byte, 4096)
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	end := time.Now().Add(10 * time.Second)
+	for ; time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		n, err := unix.Read(w.fd, buf)
 		if err == unix.EAGAIN || err == unix.EINTR {
 			continue
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		for b := buf[:n]; len(b) >= unix.SizeofInotifyEvent; {
 			// struct inotify_event: wd, mask, cookie, len, name
 			got := uint32(b[4]) | uint32(b[5])<<8 | uint32(b[6])<<16 | uint32(b[7])<<24
@@ -106,18 +104,18 @@ func (w *watcher) saw(t *testing.T, what string, mask uint32) {
 	t.Errorf("inotify does not tell of %s", what)
 }
 
-// TestInotify watches what the contract says can be watched, while others change it.
+// TestInotify watches the files that docs/files.md declares as watchable, while others change them.
 func TestInotify(t *testing.T) {
 	d := testDaemon(t, "fake")
 	vms := newWatcher(t, d.path())
 	d.makeVM(t, "web", "fake.boot=300ms")
 	vms.saw(t, "a mkdir", unix.IN_CREATE)
-	if err := os.Rename(d.path("web"), d.path("site")); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Rename(d.path("web"), d.path("site")))
 	vms.saw(t, "an mv", unix.IN_MOVED_TO)
-	state, health, events := newWatcher(t, d.path("site", "state")), newWatcher(t, d.path("site", "health")), newWatcher(t, d.path("site", "events"))
-	again, top := newWatcher(t, d.path("site", "state")), newWatcher(t, filepath.Join(d.mount, "events"))
+	state, health := newWatcher(t, d.path("site", "state")), newWatcher(t, d.path("site", "health"))
+	events := newWatcher(t, d.path("site", "events"))
+	again := newWatcher(t, d.path("site", "state"))
+	top := newWatcher(t, filepath.Join(d.mount, "events"))
 	started := make(chan error, 1)
 	go func() { started <- write(d.path("site", "state"), "start") }()
 	// While the writer still blocks: its lock is not the watchers'.
@@ -134,16 +132,10 @@ func TestInotify(t *testing.T) {
 	}{{health, "health"}, {events, "an event"}, {top, "an event, at the top"}} {
 		w.saw(t, w.what, unix.IN_MODIFY|unix.IN_ATTRIB)
 	}
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
+	must(t, <-started)
 	state.saw(t, "running", unix.IN_MODIFY|unix.IN_ATTRIB)
-	if err := write(d.path("site", "state"), "kill"); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(d.path("site")); err != nil {
-		t.Fatal(err)
-	}
+	must(t, write(d.path("site", "state"), "kill"))
+	must(t, os.Remove(d.path("site")))
 	vms.saw(t, "an rmdir", unix.IN_DELETE)
 }
 
@@ -152,18 +144,16 @@ func TestModes(t *testing.T) {
 	d := testDaemon(t, "fake")
 	d.makeVM(t, "web", "")
 	page, err := os.ReadFile(filepath.Join(module, "docs", "files.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	must(t, write(d.path("web", "disk"), "1M"))
 	must(t, os.Mkdir(d.path("web", "snapshots", "one"), 0o755))
 	must(t, write(d.path("web", "state"), "start"))
 	session, err := read(d.path("web", "exec", "clone"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	for _, row := range fs.Doc() {
-		path := strings.NewReplacer("images/NAME", "images/builtin", "snapshots/NAME", "snapshots/one", "vms/NAME", "vms/web", "PORT", "80", "exec/N", "exec/"+strings.TrimSpace(session)).Replace(row.Path)
+		path := strings.NewReplacer("images/NAME", "images/builtin", "vms/NAME", "vms/web",
+			"snapshots/NAME", "snapshots/one", "PORT", "80",
+			"exec/N", "exec/"+strings.TrimSpace(session)).Replace(row.Path)
 		info, err := os.Lstat(filepath.Join(d.mount, path))
 		if err != nil {
 			t.Error(err)
@@ -180,7 +170,8 @@ func TestModes(t *testing.T) {
 		if name == "NAME" || name == "PORT" {
 			continue
 		}
-		if !regexp.MustCompile(`[*/` + "`" + ` ]` + regexp.QuoteMeta(name) + `[*/` + "`" + ` ,]`).Match(page) {
+		word := "[*/` ]" + regexp.QuoteMeta(name) + "[*/` ,]"
+		if !regexp.MustCompile(word).Match(page) {
 			t.Errorf("docs/files.md does not speak of %s", row.Path)
 		}
 	}

@@ -75,7 +75,8 @@ func asCmd(ts *testscript.TestScript, neg bool, args []string) {
 		if len(c.Groups) > 0 {
 			groups = fmt.Sprintf("--groups=%d", c.Groups[0])
 		}
-		argv = append([]string{"setpriv", fmt.Sprintf("--reuid=%d", c.Uid), fmt.Sprintf("--regid=%d", c.Gid), groups, "--"}, argv...)
+		uid, gid := fmt.Sprintf("--reuid=%d", c.Uid), fmt.Sprintf("--regid=%d", c.Gid)
+		argv = append([]string{"setpriv", uid, gid, groups, "--"}, argv...)
 	}
 	expect(ts, neg, ts.Exec(argv[0], argv[1:]...))
 }

@@ -16,9 +16,7 @@ import (
 func (d *daemon) calls(t *testing.T) string {
 	t.Helper()
 	stats, err := read(filepath.Join(d.mount, "stats"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	return guestCalls(stats)
 }
 
@@ -26,21 +24,15 @@ func (d *daemon) calls(t *testing.T) string {
 func (d *daemon) startDeaf(t *testing.T, name string) {
 	t.Helper()
 	d.makeVM(t, name, "fake.agent=deaf:2s-6s")
-	if err := write(d.path(name, "state"), "start"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := read(d.path(name, "wait", "healthy")); err != nil {
-		t.Fatal(err)
-	}
+	must(t, write(d.path(name, "state"), "start"))
+	must(t, healthy(d, name))
 }
 
-// follow gives the lines of a file that blocks, until the daemon ends.
+// follow returns the lines of a file that blocks, until the daemon ends.
 func follow(t *testing.T, path string) <-chan string {
 	t.Helper()
 	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	lines := make(chan string, 1000)
 	go func() { // ends with the daemon
 		defer f.Close()
@@ -51,30 +43,33 @@ func follow(t *testing.T, path string) <-chan string {
 	return lines
 }
 
-// TestWatchedHealth has guests that stop answering and begin again. Who follows events or watches `health` is told, though nobody reads it.
+// TestWatchedHealth has guests that stop answering and begin again. Followers of events and
+// watchers of `health` see that without any reader of `health`.
 func TestWatchedHealth(t *testing.T) {
 	d := testDaemon(t, "fake", `poll_interval = "1s"`)
 	all := follow(t, filepath.Join(d.mount, "wait", "events"))
 	d.startDeaf(t, "web")
-	for _, want := range []string{"web health unhealthy the guest's agent did not answer in time", "web health healthy"} {
+	const unhealthy = " health unhealthy the guest's agent did not answer in time"
+	for _, want := range []string{"web" + unhealthy, "web health healthy"} {
 		awaitLine(t, all, want)
 	}
 
-	d = testDaemon(t, "fake", `poll_interval = "1h"`) // follows of all VMs would not be told in time
+	d = testDaemon(t, "fake", `poll_interval = "1h"`) // too late for followers of all VMs
 	for _, name := range []string{"followed", "watched"} {
 		d.startDeaf(t, name)
 	}
 	events := follow(t, d.path("followed", "wait", "events"))
 	w := newWatcher(t, d.path("watched", "health"))
 	for _, want := range []string{"unhealthy", "healthy"} {
-		for end := time.Now().Add(30 * time.Second); d.listed(t, "watched") != want && time.Now().Before(end); {
+		end := time.Now().Add(30 * time.Second)
+		for d.listed(t, "watched") != want && time.Now().Before(end) {
 			w.saw(t, want, unix.IN_MODIFY|unix.IN_ATTRIB) // or of what was before
 		}
 		if got := d.listed(t, "watched"); got != want {
 			t.Errorf("health is %s, not %s, although it is watched", got, want)
 		}
 	}
-	for _, want := range []string{"followed health unhealthy the guest's agent did not answer in time", "followed health healthy"} {
+	for _, want := range []string{"followed" + unhealthy, "followed health healthy"} {
 		awaitLine(t, events, want)
 	}
 }
@@ -83,9 +78,7 @@ func TestWatchedHealth(t *testing.T) {
 func (d *daemon) listed(t *testing.T, name string) string {
 	t.Helper()
 	list, err := read(filepath.Join(d.mount, "list"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	for _, line := range strings.Split(list, "\n") {
 		if f := strings.Fields(line); f[0] == name {
 			return f[2]
@@ -108,19 +101,17 @@ func awaitLine(t *testing.T, lines <-chan string, want string) {
 	}
 }
 
-// TestUnwatchedHealth looks at the whole tree, as ls and find do: no guest is asked for that, nor after watchers have gone.
+// TestUnwatchedHealth reads the whole tree as ls and find do. That asks no guest, nor does the
+// daemon ask after the last watcher.
 func TestUnwatchedHealth(t *testing.T) {
 	d := testDaemon(t, "fake")
 	d.makeVM(t, "web", "")
-	if err := write(d.path("web", "state"), "start"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := read(d.path("web", "wait", "healthy")); err != nil {
-		t.Fatal(err)
-	}
+	must(t, write(d.path("web", "state"), "start"))
+	must(t, healthy(d, "web"))
 	asked := func(during time.Duration, look func()) bool {
 		before := d.calls(t)
-		for end := time.Now().Add(during); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		end := time.Now().Add(during)
+		for ; time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 			look()
 		}
 		return d.calls(t) != before
@@ -139,9 +130,7 @@ func TestUnwatchedHealth(t *testing.T) {
 		t.Error("a guest was asked because somebody listed the tree")
 	}
 	f, err := os.Open(d.path("web", "health"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	if !asked(3*time.Second, func() {}) {
 		t.Error("no guest was asked though somebody holds health")
 	}

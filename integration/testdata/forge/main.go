@@ -1,8 +1,9 @@
-// Forge sends from a guest, as root, frames that lie about who it is or what it is for others, and a few honest ones; or it listens for them.
+// Forge sends frames from a guest, as root, or listens for them. Most frames lie about their sender
+// or about its role, a few are honest.
 //
 //	forge send|listen LINK OWN-MAC OWN4 OWN6 VICTIM-MAC VICTIM4 VICTIM6
 //
-// Listen prints "ready", and when the last frame has come the names of all that came, sorted.
+// Listen prints "ready" and, after the last frame, the sorted names of all frames that arrived.
 package main
 
 import (
@@ -31,7 +32,8 @@ func main() {
 
 func run(args []string) error {
 	if len(args) != 8 {
-		return errors.New("usage: forge send|listen LINK OWN-MAC OWN4 OWN6 VICTIM-MAC VICTIM4 VICTIM6")
+		return errors.New("usage: forge send|listen LINK " +
+			"OWN-MAC OWN4 OWN6 VICTIM-MAC VICTIM4 VICTIM6")
 	}
 	link, err := net.InterfaceByName(args[1])
 	if err != nil {
@@ -71,21 +73,23 @@ func run(args []string) error {
 	return syscall.Sendto(fd, frames[len(frames)-1].bytes, 0, at)
 }
 
-// frame is one, by its name.
+// frame is a frame with a name for the test.
 type frame struct {
 	name  string
 	bytes []byte
 }
 
 func listen(fd int, frames []frame) error {
-	if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Sec: 1}); err != nil {
+	second := &syscall.Timeval{Sec: 1}
+	err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, second)
+	if err != nil {
 		return err
 	}
 	fmt.Println("ready")
 	known := make(map[string]string)
 	for _, fr := range frames {
 		known[string(fr.bytes)] = fr.name
-		if b := fr.bytes; b[12] == 0x81 { // a socket is given it without its tag
+		if b := fr.bytes; b[12] == 0x81 { // sockets receive it without its tag
 			known[string(append(slices.Clone(b[:12]), b[16:]...))] = fr.name
 		}
 	}
@@ -95,7 +99,7 @@ func listen(fd int, frames []frame) error {
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		n, _, err := syscall.Recvfrom(fd, b, 0)
 		if err != nil {
-			continue // nothing came
+			continue // no frame within a second
 		}
 		name := known[string(b[:n])]
 		if name == "last" {
@@ -111,28 +115,33 @@ func listen(fd int, frames []frame) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("the last frame did not come; there came %q", names)
+	return fmt.Errorf("the last frame did not arrive; %q did", names)
 }
 
-// forger is who sends: a guest with these addresses, and the one that it lies about.
+// forger holds the addresses of the sender and of the guest that it pretends to be.
 type forger struct {
 	mac, victimMAC               net.HardwareAddr
 	own4, own6, victim4, victim6 netip.Addr
 }
 
-// frames are all, the last one honest.
+// frames returns all frames, an honest one last.
 func (f *forger) frames() []frame {
 	var all []frame
 	add := func(name string, b []byte) { all = append(all, frame{name, b}) }
-	v4, v6, arp := func(p []byte) []byte { return f.ether(f.mac, 0x0800, p) }, func(p []byte) []byte { return f.ether(f.mac, 0x86dd, p) },
-		func(p []byte) []byte { return f.ether(f.mac, 0x0806, p) }
+	of := func(kind uint16) func([]byte) []byte {
+		return func(p []byte) []byte { return f.ether(f.mac, kind, p) }
+	}
+	v4, v6, arp := of(0x0800), of(0x86dd), of(0x0806)
 	local := f.linkLocal(f.mac)
 	target := func(a netip.Addr) []byte { return append(make([]byte, 4), a.AsSlice()...) }
-	option := func(kind byte, mac net.HardwareAddr) []byte { return append([]byte{kind, 1}, mac...) }
+	option := func(kind byte, mac net.HardwareAddr) []byte {
+		return append([]byte{kind, 1}, mac...)
+	}
 	icmp := func(from netip.Addr, kind byte, body ...[]byte) []byte {
 		return f.ip6(from, 58, f.icmp6(from, kind, slices.Concat(body...)))
 	}
-	prefix := slices.Concat([]byte{3, 4, 64, 0xc0, 0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff, 0, 0, 0, 0}, netip.MustParseAddr("2001:db8:bad::").AsSlice())
+	prefix := slices.Concat([]byte{3, 4, 64, 0xc0, 0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff, 0, 0, 0, 0},
+		netip.MustParseAddr("2001:db8:bad::").AsSlice())
 	router := slices.Concat([]byte{64, 0, 0xff, 0xff}, make([]byte, 8), option(1, f.mac), prefix)
 	advert := f.icmp6(local, 134, router)
 
@@ -154,27 +163,35 @@ func (f *forger) frames() []frame {
 	add("arp-reverse", f.ether(f.mac, 0x8035, f.arp(4, f.mac, f.victim4, f.own4)))
 	add("advert", v6(icmp(local, 136, target(f.victim6), option(2, f.mac))))
 	add("advert-mac", v6(icmp(local, 136, target(f.own6), option(2, f.victimMAC))))
-	add("advert-second", v6(icmp(local, 136, target(f.own6), []byte{14, 1, 1, 2, 3, 4, 5, 6}, option(2, f.victimMAC))))
+	add("advert-second", v6(icmp(local, 136, target(f.own6),
+		[]byte{14, 1, 1, 2, 3, 4, 5, 6}, option(2, f.victimMAC))))
 	add("solicit-mac", v6(icmp(local, 135, target(f.own6), option(1, f.victimMAC))))
 	add("solicit-taken", v6(icmp(netip.IPv6Unspecified(), 135, target(f.victim6))))
 	add("router", v6(icmp(local, 134, router)))
-	add("router-behind", v6(f.ip6(local, 60, slices.Concat([]byte{58, 0, 1, 4, 0, 0, 0, 0}, advert))))
+	add("router-behind", v6(f.ip6(local, 60,
+		slices.Concat([]byte{58, 0, 1, 4, 0, 0, 0, 0}, advert))))
 	add("redirect", v6(icmp(local, 137, target(f.victim6), f.own6.AsSlice())))
-	// The first fragments of such messages, with what tells of them in the second (RFC 6980, RFC 7113).
-	add("router-fragment", v6(f.ip6(local, 44, slices.Concat([]byte{60, 0, 0, 1, 0, 0, 0, 1}, []byte{58, 0, 1, 4, 0, 0, 0, 0}))))
-	add("advert-fragment", v6(f.ip6(local, 44, slices.Concat([]byte{58, 0, 0, 1, 0, 0, 0, 2}, f.icmp6(local, 136, target(f.victim6))[:8]))))
+	// First fragments of such messages. The type of the message is in the second fragment (RFC
+	// 6980, RFC 7113).
+	add("router-fragment", v6(f.ip6(local, 44,
+		slices.Concat([]byte{60, 0, 0, 1, 0, 0, 0, 1}, []byte{58, 0, 1, 4, 0, 0, 0, 0}))))
+	add("advert-fragment", v6(f.ip6(local, 44, slices.Concat([]byte{58, 0, 0, 1, 0, 0, 0, 2},
+		f.icmp6(local, 136, target(f.victim6))[:8]))))
 	add("dhcp", v4(f.udp4(f.own4, 67, 68)))
 	add("dhcp6", v6(f.ip6(local, 17, f.udp(547, 546))))
-	add("vlan", f.ether(f.mac, 0x8100, slices.Concat([]byte{0, 5, 0x08, 0x00}, f.udp4(f.own4, 9, 10))))
-	add("vlan-0", f.ether(f.mac, 0x8100, slices.Concat([]byte{0, 0, 0x08, 0x00}, f.udp4(f.own4, 9, 11))))
-	add("spanning-tree", slices.Concat([]byte{0x01, 0x80, 0xc2, 0, 0, 0}, f.mac, []byte{0, 38, 0x42, 0x42, 3}, make([]byte, 35)))
+	tagged := of(0x8100)
+	add("vlan", tagged(slices.Concat([]byte{0, 5, 0x08, 0x00}, f.udp4(f.own4, 9, 10))))
+	add("vlan-0", tagged(slices.Concat([]byte{0, 0, 0x08, 0x00}, f.udp4(f.own4, 9, 11))))
+	add("spanning-tree", slices.Concat([]byte{0x01, 0x80, 0xc2, 0, 0, 0}, f.mac,
+		[]byte{0, 38, 0x42, 0x42, 3}, make([]byte, 35)))
 	add("other", f.ether(f.mac, 0x88b5, make([]byte, 46)))
 	add("last", v4(f.udp4(f.own4, 9, 12)))
 	return all
 }
 
 func (f *forger) linkLocal(m net.HardwareAddr) netip.Addr {
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80,
+		8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
 }
 
 func (f *forger) ether(from net.HardwareAddr, kind uint16, payload []byte) []byte {
@@ -182,23 +199,26 @@ func (f *forger) ether(from net.HardwareAddr, kind uint16, payload []byte) []byt
 }
 
 func (f *forger) arp(op byte, mac net.HardwareAddr, sender, target netip.Addr) []byte {
-	return slices.Concat([]byte{0, 1, 8, 0, 6, 4, 0, op}, mac, sender.AsSlice(), make([]byte, 6), target.AsSlice())
+	return slices.Concat([]byte{0, 1, 8, 0, 6, 4, 0, op},
+		mac, sender.AsSlice(), make([]byte, 6), target.AsSlice())
 }
 
-// udp has no checksum where that may be left out, and one that is wrong in IPv6: nobody is to take it.
+// udp returns a datagram without a checksum. IPv4 allows that, and in IPv6 no receiver accepts it.
 func (f *forger) udp(from, to uint16) []byte {
 	b := binary.BigEndian.AppendUint16(nil, from)
 	return append(binary.BigEndian.AppendUint16(b, to), 0, 8, 0, 0)
 }
 
 func (f *forger) udp4(from netip.Addr, source, dest uint16) []byte {
-	b := slices.Concat([]byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0}, from.AsSlice(), []byte{255, 255, 255, 255}, f.udp(source, dest))
+	b := slices.Concat([]byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0},
+		from.AsSlice(), []byte{255, 255, 255, 255}, f.udp(source, dest))
 	binary.BigEndian.PutUint16(b[10:], checksum(b[:20]))
 	return b
 }
 
 func (f *forger) ip6(from netip.Addr, next byte, payload []byte) []byte {
-	return slices.Concat([]byte{0x60, 0, 0, 0, 0, byte(len(payload)), next, 255}, from.AsSlice(), allNodes, payload)
+	return slices.Concat([]byte{0x60, 0, 0, 0, 0, byte(len(payload)), next, 255},
+		from.AsSlice(), allNodes, payload)
 }
 
 func (f *forger) icmp6(from netip.Addr, kind byte, body []byte) []byte {

@@ -25,7 +25,7 @@ const red = "\x1b[31mred\x1b[0m\r\n\x07"
 //	numbers  negative and huge numbers that fit
 //	many     100,000 listeners
 //	text     listeners with control characters
-//	elsewhere listeners that say that they are bound to other hosts
+//	elsewhere listeners that claim to be bound to other hosts
 //	servers  those of serveHTTP
 func handler(m *modes, g *agent) http.Handler {
 	honest := guest.Handler(g, map[string]guest.StreamHandler{sftp.Stream: serveFiles})
@@ -68,7 +68,8 @@ func handler(m *modes, g *agent) http.Handler {
 			if listeners {
 				io.WriteString(w, `[{"protocol":"tcp","port":99999999999999999999}]`)
 			} else {
-				io.WriteString(w, `{"load1":1e999,"uptime":-1e999,"mem_total_bytes":99999999999999999999}`)
+				io.WriteString(w,
+					`{"load1":1e999,"uptime":-1e999,"mem_total_bytes":99999999999999999999}`)
 			}
 		case "curse":
 			http.Error(w, strings.Repeat(red, 100), http.StatusTeapot)
@@ -76,7 +77,7 @@ func handler(m *modes, g *agent) http.Handler {
 			if listeners {
 				io.WriteString(w, numbers)
 			} else {
-				io.WriteString(w, `{"load1":1e308,"uptime":1e308,"procs":-1,"mem_total_bytes":9223372036854775807,"mem_available_bytes":-9223372036854775808,"disk_used_bytes":-1,"disk_total_bytes":9223372036854775807}`)
+				io.WriteString(w, hugeStats)
 			}
 		case "many":
 			if !listeners {
@@ -89,7 +90,8 @@ func handler(m *modes, g *agent) http.Handler {
 				honest.ServeHTTP(w, r)
 				return
 			}
-			io.WriteString(w, map[string]string{"text": text, "elsewhere": elsewhere(g), "servers": servers}[mode])
+			rows := map[string]string{"text": text, "elsewhere": elsewhere(g), "servers": servers}
+			io.WriteString(w, rows[mode])
 		default:
 			honest.ServeHTTP(w, r)
 		}
@@ -104,25 +106,37 @@ var many = func() string {
 	return "[" + strings.Join(rows, ",") + "]"
 }()
 
-// numbers has two rows that make sense.
+const hugeStats = `{"load1":1e308,"uptime":1e308,"procs":-1,
+"mem_total_bytes":9223372036854775807,"mem_available_bytes":-9223372036854775808,
+"disk_used_bytes":-1,"disk_total_bytes":9223372036854775807}`
+
+// numbers has two valid rows.
 const numbers = `[
-{"protocol":"tcp","port":-1,"pid":1}, {"protocol":"tcp","port":0,"pid":1}, {"protocol":"tcp","port":65536,"pid":1},
-{"protocol":"tcp","port":9223372036854775807,"pid":1}, {"protocol":"tcp","port":-9223372036854775808,"pid":1},
-{"protocol":"udp","port":1,"pid":-9223372036854775808,"process":"negative"}, {"protocol":"udp","port":65535,"pid":9223372036854775807,"process":"huge"}]`
+{"protocol":"tcp","port":-1,"pid":1}, {"protocol":"tcp","port":0,"pid":1},
+{"protocol":"tcp","port":65536,"pid":1}, {"protocol":"tcp","port":9223372036854775807,"pid":1},
+{"protocol":"tcp","port":-9223372036854775808,"pid":1},
+{"protocol":"udp","port":1,"pid":-9223372036854775808,"process":"negative"},
+{"protocol":"udp","port":65535,"pid":9223372036854775807,"process":"huge"}]`
 
 // text has four rows, the last one of a command line of 75,000 bytes.
 var text = `[
-{"protocol":"udp","port":1,"process":"a\nudp 9 x","command":"\u001b[2J\u001b[31mred\r\nudp 8 y\u0007"},
-{"protocol":"udp","port":2,"process":"\u0000nul\t\u007f","command":"\u202eoverride\u2028line\u0085next"},
+{"protocol":"udp","port":1,"process":"a\nudp 9 x",
+"command":"\u001b[2J\u001b[31mred\r\nudp 8 y\u0007"},
+{"protocol":"udp","port":2,"process":"\u0000nul\t\u007f",
+"command":"\u202eoverride\u2028line\u0085next"},
 {"protocol":"udp","port":3,"process":"` + "\xff\xfe\xc3" + `","command":"\\x1b\ud800"},
-{"protocol":"udp","port":4,"process":"` + strings.Repeat(`\u001b`, 5000) + `","command":"` + strings.Repeat(`\u001b]0;t\u0007`, 12500) + `","address":"\u001b[1m\n"}]`
+{"protocol":"udp","port":4,"process":"` + strings.Repeat(`\u001b`, 5000) + `",
+"command":"` + strings.Repeat(`\u001b]0;t\u0007`, 12500) + `","address":"\u001b[1m\n"}]`
 
-// elsewhere has a row for each address from elsewherePort on; only at the first does the guest listen.
+// elsewhere returns a row for each address, with ports from elsewherePort on. The guest listens at
+// the first one only.
 func elsewhere(g *agent) string {
 	gateway := g.gateway.Load().String()
 	var rows []string
-	for i, address := range []string{gateway, "127.0.0.1", "::1", "8.8.8.8", "localhost", gateway + ":80/", "[::ffff:127.0.0.1]", ""} {
-		rows = append(rows, fmt.Sprintf(`{"protocol":"tcp","port":%d,"address":%q,"pid":%d,"process":"elsewhere"}`, elsewherePort+i, address, i+1))
+	for i, address := range []string{gateway, "127.0.0.1", "::1", "8.8.8.8", "localhost",
+		gateway + ":80/", "[::ffff:127.0.0.1]", ""} {
+		const row = `{"protocol":"tcp","port":%d,"address":%q,"pid":%d,"process":"elsewhere"}`
+		rows = append(rows, fmt.Sprintf(row, elsewherePort+i, address, i+1))
 	}
 	return "[" + strings.Join(rows, ",") + "]"
 }

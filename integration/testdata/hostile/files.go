@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// What of the SSH file transfer protocol the files are served with (draft-ietf-secsh-filexfer-02); strings are bytes behind their length.
+// The numbers of the SSH file transfer protocol that serve the files
+// (draft-ietf-secsh-filexfer-02). A string is its length and its bytes.
 const (
 	fxpOpen, fxpClose, fxpRead, fxpWrite, fxpLstat     = 3, 4, 5, 6, 7
 	fxpOpendir, fxpReaddir, fxpReadlink                = 11, 12, 19
@@ -22,18 +23,20 @@ const (
 	attrSize, attrOwner, attrMode, attrTimes, attrMore = 1, 2, 4, 8, 1 << 31
 )
 
-// serveFiles serves files each of which lies in the way that its path says, below directories that do:
+// serveFiles serves files that lie as their path describes, in directories that do:
 //
-//	names     a directory of names that are none, and of one name twice
-//	endless   a directory without end; empty, one whose answers have no names
+//	names     invalid names, and one name twice
+//	endless   a directory without end
+//	empty     a directory whose answers have no names
 //	deep      a directory in itself, without end
-//	types     another kind of file whenever somebody asks
+//	types     another kind of file in each answer
 //	links     symbolic links out of the guest's files
 //	nodes     devices, fifos and setuid programs
 //	sizes     sizes, times and counts that no file has
-//	reads     a byte at a time, more than was asked for, nothing, and without end
-//	undead    a file that stays when it is removed
-//	packets   answers that are none: to nobody, of another kind, of 1 GB, cut off, a byte a second, silence
+//	reads     a byte at a time, more than requested, nothing, and without end
+//	undead    a file that stays after its removal
+//	packets   invalid answers: to no request, of another kind, of 1 GB, cut off, a byte a second,
+//	          silence
 func serveFiles(json.RawMessage) (func(net.Conn), error) {
 	return func(conn net.Conn) {
 		defer conn.Close()
@@ -46,12 +49,12 @@ func serveFiles(json.RawMessage) (func(net.Conn), error) {
 type liar struct {
 	conn    net.Conn
 	handles map[string]string // paths by handle
-	listed  map[string]bool   // the same of directories whose names were told
+	listed  map[string]bool   // the handles of directories whose names were sent
 	count   uint32
 }
 
-// asked counts what was asked, of all sessions.
-var asked atomic.Uint32
+// typeRequests counts the requests for a file of types, of all sessions.
+var typeRequests atomic.Uint32
 
 func str(s string) []byte { return append(u32(uint32(len(s))), s...) }
 
@@ -69,9 +72,10 @@ func join(parts ...[]byte) (b []byte) {
 	return b
 }
 
-// attrs are attributes with that mode and size, made long ago.
+// attrs returns attributes with a mode, a size and an old time.
 func attrs(mode uint32, size uint64) []byte {
-	return join(u32(attrSize|attrOwner|attrMode|attrTimes), binary.BigEndian.AppendUint64(nil, size), u32(0, 0, mode, 1e9, 1e9))
+	return join(u32(attrSize|attrOwner|attrMode|attrTimes),
+		binary.BigEndian.AppendUint64(nil, size), u32(0, 0, mode, 1e9, 1e9))
 }
 
 var (
@@ -79,53 +83,68 @@ var (
 	plain     = attrs(syscall.S_IFREG|0o666, 1000)
 )
 
-// listings are the names in the directories, each with its attributes.
-var listings = map[string][]struct {
+// file is a name in a directory.
+type file struct {
 	name  string
 	attrs []byte
-}{
-	"/": {
-		{"names", directory}, {"endless", directory}, {"empty", directory}, {"deep", directory}, {"types", directory}, {"links", directory},
-		{"nodes", directory}, {"sizes", directory}, {"reads", directory}, {"undead", directory}, {"packets", directory},
-	},
-	"/names": {
-		{".", directory}, {"..", directory}, {"", plain}, {"a/b", plain}, {"/etc/passwd", plain}, {"../../../etc/passwd", plain}, {"nul\x00x", plain},
-		{strings.Repeat("x", 10000), plain}, {"twice", plain}, {"twice", plain}, {red, plain}, {"good", plain},
-	},
-	"/types": {{"thing", plain}, {"other", directory}},
-	"/links": {
-		{"shadow", attrs(syscall.S_IFLNK|0o777, 11)}, {"up", attrs(syscall.S_IFLNK|0o777, 30)}, {"root", attrs(syscall.S_IFLNK|0o777, 1)},
-		{"self", attrs(syscall.S_IFLNK|0o777, 4)}, {"long", attrs(syscall.S_IFLNK|0o777, 1<<40)}, {"none", attrs(syscall.S_IFLNK|0o777, 0)},
-	},
-	"/nodes": {
-		{"null", attrs(syscall.S_IFCHR|0o666, 0)}, {"disk", attrs(syscall.S_IFBLK|0o666, 0)}, {"fifo", attrs(syscall.S_IFIFO|0o666, 0)},
-		{"suid", attrs(syscall.S_IFREG|0o6777, 20)}, {"strange", attrs(0o170000, 0)},
-	},
-	"/sizes":  {{"huge", attrs(syscall.S_IFREG|0o666, 1<<64-1)}, {"half", attrs(syscall.S_IFREG|0o666, 1<<63)}, {"odd", odd()}},
-	"/reads":  {{"slow", plain}, {"long", plain}, {"nothing", plain}, {"endless", plain}, {"backwards", plain}},
-	"/undead": {{"file", plain}, {"dir", directory}},
-	"/packets": {
-		{"nobody", plain}, {"twice", plain}, {"kind", plain}, {"gigabyte", plain}, {"many", plain}, {"cut", plain}, {"gone", plain}, {"flood", plain}, {"empty", plain},
-		{"half", plain}, {"drip", plain}, {"silent", plain},
-	},
 }
 
+// files returns files with the same attributes.
+func files(attrs []byte, names ...string) (all []file) {
+	for _, name := range names {
+		all = append(all, file{name, attrs})
+	}
+	return all
+}
+
+// listings holds the files of each directory.
+var listings = map[string][]file{
+	"/": files(directory, "names", "endless", "empty", "deep", "types", "links", "nodes", "sizes",
+		"reads", "undead", "packets"),
+	"/names": append(files(directory, ".", ".."), files(plain, "", "a/b", "/etc/passwd",
+		"../../../etc/passwd", "nul\x00x", strings.Repeat("x", 10000),
+		"twice", "twice", red, "good")...),
+	"/types": {{"thing", plain}, {"other", directory}},
+	"/links": {
+		{"shadow", link(11)}, {"up", link(30)}, {"root", link(1)},
+		{"self", link(4)}, {"long", link(1 << 40)}, {"none", link(0)},
+	},
+	"/nodes": {
+		{"null", attrs(syscall.S_IFCHR|0o666, 0)}, {"disk", attrs(syscall.S_IFBLK|0o666, 0)},
+		{"fifo", attrs(syscall.S_IFIFO|0o666, 0)},
+		{"suid", attrs(syscall.S_IFREG|0o6777, 20)}, {"strange", attrs(0o170000, 0)},
+	},
+	"/sizes": {
+		{"huge", attrs(syscall.S_IFREG|0o666, 1<<64-1)},
+		{"half", attrs(syscall.S_IFREG|0o666, 1<<63)},
+		{"odd", odd()},
+	},
+	"/reads":  files(plain, "slow", "long", "nothing", "endless", "backwards"),
+	"/undead": {{"file", plain}, {"dir", directory}},
+	"/packets": files(plain, "nobody", "twice", "kind", "gigabyte", "many", "cut", "gone", "flood",
+		"empty", "half", "drip", "silent"),
+}
+
+func link(size uint64) []byte { return attrs(syscall.S_IFLNK|0o777, size) }
+
 var links = map[string]string{
-	"/links/shadow": "/etc/shadow", "/links/up": "../../../../../../../../../../etc/shadow", "/links/root": "/", "/links/self": "self",
+	"/links/shadow": "/etc/shadow", "/links/up": "../../../../../../../../../../etc/shadow",
+	"/links/root": "/", "/links/self": "self",
 	"/links/long": strings.Repeat("x", 100000), "/links/none": "",
 }
 
-// odd has as many extended attributes as fit, and a last one that says -1 of everything.
+// odd returns attributes with 1,000 extended ones, the last of which has -1 in all its numbers.
 func odd() []byte {
 	const n = 1000
-	b := join(u32(attrSize|attrMode|attrMore), binary.BigEndian.AppendUint64(nil, 1000), u32(syscall.S_IFREG|0o666, n+1))
+	b := join(u32(attrSize|attrMode|attrMore), binary.BigEndian.AppendUint64(nil, 1000),
+		u32(syscall.S_IFREG|0o666, n+1))
 	for i := range n {
 		b = join(b, str(fmt.Sprint("key", i)), str(red))
 	}
 	return join(b, str("stat@banger"), str(strings.Repeat("\xff", 48)))
 }
 
-// lookup gives what is told of a path, nil for nothing.
+// lookup returns the attributes that a path pretends to have, nil if there is no such file.
 func lookup(path string) []byte {
 	if path == "/" {
 		return directory
@@ -134,8 +153,9 @@ func lookup(path string) []byte {
 		return directory
 	}
 	if strings.HasPrefix(path, "/types/") {
-		kinds := []uint32{syscall.S_IFREG, syscall.S_IFDIR, syscall.S_IFLNK, syscall.S_IFIFO, syscall.S_IFCHR}
-		return attrs(kinds[asked.Add(1)%uint32(len(kinds))]|0o777, 1<<20)
+		kinds := []uint32{
+			syscall.S_IFREG, syscall.S_IFDIR, syscall.S_IFLNK, syscall.S_IFIFO, syscall.S_IFCHR}
+		return attrs(kinds[typeRequests.Add(1)%uint32(len(kinds))]|0o777, 1<<20)
 	}
 	i := strings.LastIndexByte(path, '/')
 	for _, e := range listings[path[:max(1, i)]] {
@@ -146,7 +166,7 @@ func lookup(path string) []byte {
 	return nil
 }
 
-// request answers one.
+// request answers one request.
 func (s *liar) request() error {
 	var head [4]byte
 	if _, err := io.ReadFull(s.conn, head[:]); err != nil {
@@ -178,7 +198,9 @@ func (s *liar) request() error {
 	if misuse, ok := packets[strings.TrimPrefix(path, "/packets/")]; ok && kind != fxpClose {
 		return misuse(s, binary.BigEndian.Uint32(id))
 	}
-	answer := func(kind byte, body ...[]byte) error { return s.send(kind, join(append([][]byte{id}, body...)...)) }
+	answer := func(kind byte, body ...[]byte) error {
+		return s.send(kind, join(append([][]byte{id}, body...)...))
+	}
 	status := func(code uint32) error { return answer(fxpStatus, u32(code), str(red), str("")) }
 	switch kind {
 	case fxpLstat:
@@ -189,7 +211,7 @@ func (s *liar) request() error {
 	case fxpReadlink:
 		target, ok := links[path]
 		if !ok {
-			target = "/etc/shadow" // also of what was no link
+			target = "/etc/shadow" // also for a path that is no link
 		}
 		return answer(fxpName, u32(1), str(target), str(target), u32(0))
 	case fxpOpen, fxpOpendir:
@@ -209,8 +231,14 @@ func (s *liar) request() error {
 			return answer(fxpReply, []byte(strings.Repeat("\xff", 11*8)))
 		}
 	}
-	return status(statusOK) // whatever was asked for is done
+	return status(statusOK) // pretends success of any other request
 }
+
+// Each sends an answer to the request under way.
+type (
+	answerFunc func(kind byte, body ...[]byte) error
+	statusFunc func(code uint32) error
+)
 
 func lookupOr(path string, other []byte) []byte {
 	if a := lookup(path); a != nil {
@@ -219,7 +247,7 @@ func lookupOr(path string, other []byte) []byte {
 	return other
 }
 
-func (s *liar) read(path string, off uint64, n uint32, answer func(byte, ...[]byte) error, status func(uint32) error) error {
+func (s *liar) read(path string, off uint64, n uint32, answer answerFunc, status statusFunc) error {
 	switch path {
 	case "/reads/slow":
 		if off < 20 {
@@ -247,7 +275,7 @@ func (s *liar) read(path string, off uint64, n uint32, answer func(byte, ...[]by
 	return status(statusEOF)
 }
 
-func (s *liar) readdir(handle, path string, answer func(byte, ...[]byte) error, status func(uint32) error) error {
+func (s *liar) readdir(handle, path string, answer answerFunc, status statusFunc) error {
 	switch {
 	case path == "/empty":
 		return answer(fxpName, u32(0))
@@ -284,21 +312,30 @@ func (s *liar) write(b []byte) error {
 	return err
 }
 
-// packets are what is sent in place of an answer.
+// attrsAnswer returns the bytes of a proper answer with the attributes plain.
+func attrsAnswer(id uint32) []byte {
+	return join(u32(uint32(len(plain)+5)), []byte{fxpAttrs}, u32(id), plain)
+}
+
+// packets holds the invalid answers.
 var packets = map[string]func(s *liar, id uint32) error{
 	"nobody": func(s *liar, id uint32) error { return s.send(fxpAttrs, join(u32(id+1000), plain)) },
 	"twice": func(s *liar, id uint32) error {
-		return s.write(join(u32(uint32(len(plain)+5)), []byte{fxpAttrs}, u32(id), plain, u32(uint32(len(plain)+5)), []byte{fxpAttrs}, u32(id), plain))
+		return s.write(join(attrsAnswer(id), attrsAnswer(id)))
 	},
-	"kind":     func(s *liar, id uint32) error { return s.send(fxpData, join(u32(id), str("x"))) },
-	"gigabyte": func(s *liar, id uint32) error { return s.endless(join(u32(1<<30), []byte{fxpAttrs}, u32(id))) },
-	"many":     func(s *liar, id uint32) error { return s.send(fxpAttrs, u32(id, attrMore, 1<<32-1)) },
-	"cut":      func(s *liar, id uint32) error { return s.send(fxpAttrs, u32(id, attrSize)) },
-	"gone":     func(s *liar, id uint32) error { return io.EOF },
-	"flood":    func(s *liar, id uint32) error { return s.endless(nil) },
-	"empty":    func(s *liar, id uint32) error { return s.write(make([]byte, 9)) },
+	"kind": func(s *liar, id uint32) error { return s.send(fxpData, join(u32(id), str("x"))) },
+	"gigabyte": func(s *liar, id uint32) error {
+		return s.endless(join(u32(1<<30), []byte{fxpAttrs}, u32(id)))
+	},
+	"many": func(s *liar, id uint32) error {
+		return s.send(fxpAttrs, u32(id, attrMore, 1<<32-1))
+	},
+	"cut":   func(s *liar, id uint32) error { return s.send(fxpAttrs, u32(id, attrSize)) },
+	"gone":  func(s *liar, id uint32) error { return io.EOF },
+	"flood": func(s *liar, id uint32) error { return s.endless(nil) },
+	"empty": func(s *liar, id uint32) error { return s.write(make([]byte, 9)) },
 	"half": func(s *liar, id uint32) error {
-		if err := s.write(join(u32(uint32(len(plain)+5)), []byte{fxpAttrs}, u32(id), plain[:9])); err != nil {
+		if err := s.write(attrsAnswer(id)[:18]); err != nil {
 			return err
 		}
 		_, err := io.Copy(io.Discard, s.conn)
@@ -306,7 +343,7 @@ var packets = map[string]func(s *liar, id uint32) error{
 	},
 	"silent": func(*liar, uint32) error { return nil },
 	"drip": func(s *liar, id uint32) error {
-		for _, b := range join(u32(uint32(len(plain)+5)), []byte{fxpAttrs}, u32(id), plain) {
+		for _, b := range attrsAnswer(id) {
 			if err := s.write([]byte{b}); err != nil {
 				return err
 			}
@@ -316,7 +353,7 @@ var packets = map[string]func(s *liar, id uint32) error{
 	},
 }
 
-// endless sends for ever what follows start.
+// endless sends start and then random bytes without end.
 func (s *liar) endless(start []byte) error {
 	b := append(start, random(64<<10)...)
 	for {

@@ -1,8 +1,9 @@
 // Hostile is the init of a guest that misbehaves, for TestHostile.
 //
-// It starts as banger-agent does and speaks the agent's framing. How it misbehaves is the word hostile=MODE of the
-// kernel's command line, and from then on each line typed on the console; it prints `mode MODE` when it has obeyed.
-// In every mode but `mute` it lets itself be configured, so that the VM has an address.
+// It starts as banger-agent does and uses the agent's framing. The word hostile=MODE of the
+// kernel's command line is its mode, and each line typed on the console sets another. It prints
+// `mode MODE` then. In every mode but `mute` it lets itself be configured, so that the VM has an
+// address.
 package main
 
 import (
@@ -59,7 +60,7 @@ func loadModules() {
 	}
 }
 
-// word gives the value of a word of the kernel's command line.
+// word returns the value of a word of the kernel's command line.
 func word(key string) string {
 	line, _ := os.ReadFile("/proc/cmdline")
 	value := ""
@@ -86,7 +87,7 @@ func obeyConsole(m *modes) {
 	}
 }
 
-// agent gives the honest answers.
+// agent is an honest agent.
 type agent struct{ gateway atomic.Pointer[netip.Addr] }
 
 func (*agent) Ping(context.Context) (guest.Info, error) {
@@ -94,7 +95,8 @@ func (*agent) Ping(context.Context) (guest.Info, error) {
 }
 
 func (*agent) Listeners(context.Context) ([]guest.Listener, error) {
-	return []guest.Listener{{Protocol: "tcp", Address: "0.0.0.0", Port: plainPort, PID: 1, Process: "honest", Command: "/honest"}}, nil
+	return []guest.Listener{{Protocol: "tcp", Address: "0.0.0.0", Port: plainPort,
+		PID: 1, Process: "honest", Command: "/honest"}}, nil
 }
 
 func (*agent) Stats(context.Context) (guest.Stats, error) {
@@ -110,9 +112,11 @@ func (g *agent) Configure(_ context.Context, c guest.Config) error {
 		return fmt.Errorf("there are %d interfaces: %v", len(nics), err)
 	}
 	nic := filepath.Base(nics[0])
-	for _, args := range [][]string{{"link", "set", "lo", "up"}, {"addr", "replace", c.Address.String(), "dev", nic}, {"link", "set", nic, "up"}} {
-		if out, err := exec.Command("/bin/ip", args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
+	for _, args := range []string{"link set lo up",
+		"addr replace " + c.Address.String() + " dev " + nic, "link set " + nic + " up"} {
+		out, err := exec.Command("/bin/ip", strings.Fields(args)...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("ip %s: %w: %s", args, err, out)
 		}
 	}
 	g.gateway.Store(&c.Gateway)

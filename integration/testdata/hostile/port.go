@@ -20,7 +20,7 @@ const markerStart = "\xff\xfe"
 
 // port is the agent's virtio-serial port, on which some modes lie below HTTP:
 //
-//	mute    reads everything and says nothing
+//	mute    reads everything and sends nothing
 //	crawl   writes a byte a second
 //	noise   never echoes a marker and writes random bytes without end
 //	babble  echoes the marker, and random bytes in place of each frame
@@ -116,7 +116,8 @@ func (p *port) flood() {
 			b = pings
 		case "streams":
 			stream += 2 // the agent's side has the even numbers
-			b = append(frame(1, 1, stream, 0, nil), frame(0, 0, stream, 256<<10, make([]byte, 256<<10))...)
+			data := make([]byte, 256<<10)
+			b = append(frame(1, 1, stream, 0, nil), frame(0, 0, stream, uint32(len(data)), data)...)
 		default:
 			<-changed
 			continue
@@ -125,12 +126,13 @@ func (p *port) flood() {
 		_, err := p.File.Write(b)
 		p.writing.Unlock()
 		if err != nil {
-			time.Sleep(10 * time.Millisecond) // the host has gone
+			time.Sleep(10 * time.Millisecond) // the host has closed
 		}
 	}
 }
 
-// frame is one of the multiplexer's: type 0 is data, 1 a window's update, 2 a ping; flag 1 opens a stream or asks for an answer.
+// frame returns a frame of the multiplexer. Kind 0 is data, 1 a window's update, 2 a ping. Flag 1
+// opens a stream or requests an answer.
 func frame(kind byte, flags uint16, stream, length uint32, data []byte) []byte {
 	b := []byte{0, kind}
 	b = binary.BigEndian.AppendUint16(b, flags)

@@ -34,10 +34,11 @@ func main() {
 	}
 }
 
-// refusals are the answers to who lacks the right, and to who opens a directory to write.
+// refusals are the errors for a lack of rights, and for a write to a directory.
 var refusals = []error{unix.EACCES, unix.EPERM, unix.EISDIR}
 
-// try says what was possible. All else than a refusal counts: ENOENT and EINVAL tell something too.
+// try prints what was possible. Any result but a refusal counts: ENOENT and EINVAL reveal facts
+// too.
 func try(what string, do func() error) {
 	err := do()
 	if !slices.ContainsFunc(refusals, func(r error) bool { return errors.Is(err, r) }) {
@@ -107,7 +108,7 @@ func process(pid int) {
 	}
 }
 
-// attack opens a path, connects to it, and changes it; a socket is opened with ENXIO by who may.
+// attack opens a path, connects to it, and changes it. A permitted open of a socket is ENXIO.
 func attack(path string) {
 	for what, flags := range map[string]int{"read": os.O_RDONLY, "write": os.O_WRONLY} {
 		try(what+" "+path, func() error {
@@ -138,7 +139,8 @@ func attack(path string) {
 	try("mode of "+path, func() error { return os.Chmod(path, 0o777) })
 	try("owner of "+path, func() error { return os.Lchown(path, os.Getuid(), os.Getgid()) })
 	try("name of "+path, func() error { return os.Rename(path, path+".moved") })
-	try("link to "+path, func() error { return os.Link(path, strings.TrimRight(path, "/")+".link") })
+	plain := strings.TrimRight(path, "/")
+	try("link to "+path, func() error { return os.Link(path, plain+".link") })
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		try("new in "+path, func() error { return os.Mkdir(path+"/new", 0o700) })
 	}

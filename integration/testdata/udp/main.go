@@ -1,7 +1,7 @@
-// Udp serves and asks with datagrams: in guests there is no other program that does.
+// Udp serves and sends datagrams. Guests have no other program for that.
 //
-//	udp serve NAME PORT...    answers "NAME got" and what it got, on all addresses, until it is killed
-//	udp ask ADDRESS:PORT TIME prints the answer, which has to come within that time
+//	udp serve NAME PORT...    answers "NAME got" and the datagram, on all addresses, until a kill
+//	udp ask ADDRESS:PORT TIME prints the answer, which must arrive within that time
 package main
 
 import (
@@ -43,7 +43,8 @@ func serve(c net.PacketConn, name string) error {
 		if err != nil {
 			return err
 		}
-		_, _ = c.WriteTo(fmt.Appendf(nil, "%s got %s", name, b[:n]), from) // there may be no way back
+		answer := fmt.Appendf(nil, "%s got %s", name, b[:n])
+		_, _ = c.WriteTo(answer, from) // there may be no route back
 	}
 }
 
