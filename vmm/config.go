@@ -191,5 +191,8 @@ func growDisk(ctx context.Context, s *Snapshot) error {
 	if s.State != Running && s.State != Paused {
 		return fmt.Errorf("it is %s: %w", s.State, ErrBusy)
 	}
+	if s.Machine == nil {
+		return errNotRecovered
+	}
 	return s.Machine.GrowDisk(ctx, s.Config.Disk)
 }

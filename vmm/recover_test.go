@@ -34,11 +34,11 @@ func (quietNetwork) Settle() error                    { return nil }
 func (quietNetwork) Disconnect(uint64)                {}
 func (quietNetwork) Address6(netip.Addr) netip.Prefix { return netip.Prefix{} }
 
-type noImages struct{}
+type anyImage struct{}
 
-func (noImages) Names() []string             { return nil }
-func (noImages) Image(string) (Image, error) { return Image{}, ErrNotFound }
-func (noImages) Seed(string, NetMode, guest.Config) ([]byte, error) {
+func (anyImage) Names() []string             { return nil }
+func (anyImage) Image(string) (Image, error) { return Image{}, nil }
+func (anyImage) Seed(string, NetMode, guest.Config) ([]byte, error) {
 	return nil, ErrUnsupported
 }
 
@@ -101,6 +101,9 @@ func TestHungVMHoldsUpNobody(t *testing.T) {
 	for i, name := range []string{"hung", "immortal", "idle", "odd-log"} {
 		r := Record{Serial: uint64(i + 1), ID: fmt.Sprintf("id-%d", i), Name: name, State: Running, BootID: strings.TrimSpace(string(boot)),
 			Config: Config{VMM: "hanging", IdleTimeout: NoLimit, StopTimeout: time.Second}}
+		if name == "hung" {
+			r.Config.CPUs, r.Config.Disk = 1, 1<<20
+		}
 		if name == "idle" {
 			r.Config.IdleTimeout = time.Millisecond
 		}
@@ -123,7 +126,7 @@ func TestHungVMHoldsUpNobody(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	m, err := Open(ctx, Options{StateDir: state, Store: quietStore{records: records}, Drivers: []Driver{driver}, Network: quietNetwork{},
-		Images: noImages{}, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Sweep: time.Millisecond})
+		Images: anyImage{}, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Sweep: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,6 +149,21 @@ func TestHungVMHoldsUpNobody(t *testing.T) {
 	defer stop()
 	if err := m.VM("hung").Do(short, Kill); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("kill of one that is not recovered: %v", err)
+	}
+	// What needs its machine is refused.
+	m.VM("hung").publish(func(s *Snapshot) {
+		s.Saved = []DiskSnapshot{{Serial: s.Serial, Number: 1, Name: "a", Phase: SnapshotMaking}}
+	})
+	for what, work := range map[string]func(*VM) error{
+		"grow": func(v *VM) error {
+			return v.Configure(ctx, func(c *Config) error { c.Disk = 2 << 20; return nil })
+		},
+		"snapshot": func(v *VM) error { _, err := v.snapshotter(ctx); return err },
+		"tidy":     func(v *VM) error { return v.tidy(ctx) },
+	} {
+		if err := work(m.VM("hung")); !errors.Is(err, ErrBusy) {
+			t.Errorf("%s of one that is not recovered: %v", what, err)
+		}
 	}
 	err = m.VM("immortal").Do(ctx, Kill)
 	if !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "the kernel has not ended it") {

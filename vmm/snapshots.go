@@ -254,14 +254,27 @@ func (v *VM) snapshotter(ctx context.Context) (Snapshotter, error) {
 	if len(spec.Disks) == 0 {
 		return nil, fmt.Errorf("it has no disk; its file `disk` gives it one: %w", ErrUnsupported)
 	}
-	if s.State.Alive() {
-		return s.Machine, nil
+	if !s.State.Alive() {
+		if err := v.makeDisks(ctx, spec, driver); err != nil {
+			return nil, err
+		}
 	}
-	if err := v.makeDisks(ctx, spec, driver); err != nil {
-		return nil, err
-	}
-	return driver.Disks(spec), nil
+	return s.disks(spec, driver)
 }
+
+// disks returns the Snapshotter for the VM's state, whose disks exist.
+func (s *Snapshot) disks(spec *Spec, driver Driver) (Snapshotter, error) {
+	if !s.State.Alive() {
+		return driver.Disks(spec), nil
+	}
+	if s.Machine == nil {
+		return nil, errNotRecovered
+	}
+	return s.Machine, nil
+}
+
+// errNotRecovered refuses what needs the machine that an earlier daemon has started.
+var errNotRecovered = fmt.Errorf("its VMM is not recovered yet: %w", ErrBusy)
 
 // tidy ends the changes of snapshots that a crash or an error has interrupted: it removes half made
 // snapshots and repeats a restore. All other work on the disks comes after it.
@@ -276,9 +289,9 @@ func (v *VM) tidy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var disks Snapshotter = s.Machine
-	if !s.State.Alive() {
-		disks = driver.Disks(spec)
+	disks, err := s.disks(spec, driver)
+	if err != nil {
+		return err
 	}
 	for _, d := range s.Saved {
 		switch {
