@@ -255,10 +255,8 @@ var (
 	notPossible = action{refuse: ErrBusy}
 )
 
-// commandStates are the columns of actions.
-var commandStates = []State{Stopped, Failed, Starting, Running, Paused, Stopping}
-
-// actions are what each command means in each state while no transition is under way.
+// actions are what each command means while no transition is under way. The columns are those of
+// States.
 var actions = map[Command][]action{
 	Start:   {startIt, startIt, recoverIt, nothing, resumeIt, notPossible},
 	Restart: {startIt, startIt, recoverIt, restartIt, restartIt, restartIt},
@@ -280,7 +278,7 @@ func (v *VM) plan(c Command) plan {
 			return v.recoverAgain, nil
 		}
 		a := notPossible
-		if i := slices.Index(commandStates, state); i >= 0 {
+		if i := slices.Index(States, state); i >= 0 {
 			a = row[i]
 		}
 		if a.refuse != nil {

@@ -22,6 +22,9 @@ const (
 	Failed   State = "failed"
 )
 
+// States are all states.
+var States = []State{Stopped, Failed, Starting, Running, Paused, Stopping}
+
 // Alive reports whether a VM in this state has a VMM process whose CPUs have run.
 func (s State) Alive() bool { return s == Running || s == Paused || s == Stopping }
 

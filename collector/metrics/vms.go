@@ -146,7 +146,7 @@ func (f *vmFamilies) total() *dto.MetricFamily {
 		counts[f.vms[i].snap.State]++
 	}
 	f.out.Name, f.out.Help, f.out.Type = proto.String(totalName), proto.String("VMs by their state."), dto.MetricType_GAUGE.Enum()
-	for _, s := range []vmm.State{vmm.Failed, vmm.Paused, vmm.Running, vmm.Starting, vmm.Stopped, vmm.Stopping} {
+	for _, s := range slices.Sorted(slices.Values(vmm.States)) {
 		f.out.Metric = append(f.out.Metric, &dto.Metric{
 			Label: []*dto.LabelPair{pair("state", string(s))}, Gauge: &dto.Gauge{Value: proto.Float64(float64(counts[s]))}})
 	}
