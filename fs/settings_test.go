@@ -9,25 +9,29 @@ import (
 	"banger/vmm"
 )
 
-// refused reports whether err is set, and fails the test unless it is of bad input.
+// refused reports whether err is set. Any error but ErrInvalid fails the test.
 func refused(t *testing.T, s string, err error) bool {
 	t.Helper()
 	if err != nil && !errors.Is(err, vmm.ErrInvalid) {
-		t.Fatalf("%q is refused as no bad input: %v", s, err)
+		t.Fatalf("%q: %v, want ErrInvalid", s, err)
 	}
 	return err != nil
 }
 
-// FuzzConfig writes text to a VM's `config`: what is shown afterwards gives the same settings when it is written to another's.
+// FuzzConfig writes text to a VM's `config`. The text that it shows afterwards makes the same
+// settings of another VM.
 func FuzzConfig(f *testing.F) {
 	for _, s := range []string{
-		"cpus 4\nmemory 192M", "image builtin\ncmdline  a  b \nnet none", "idle_timeout max\nstop_timeout 1.5\nprotected 1\nautostart 0", "cpus", "cmdline", "cpus 4 ", "nothing 1", "\n\n",
+		"cpus 4\nmemory 192M", "image builtin\ncmdline  a  b \nnet none",
+		"idle_timeout max\nstop_timeout 1.5\nprotected 1\nautostart 0",
+		"cpus", "cmdline", "cpus 4 ", "nothing 1", "\n\n",
 		"cmdline a\x00b\ndisk 1T\nvmm fake",
 	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		c := vmm.Config{Image: "builtin", CPUs: 1, Memory: 1 << 27, VMM: "qemu", Net: vmm.NetBridge, IdleTimeout: vmm.NoLimit, StopTimeout: 10 * time.Second}
+		c := vmm.Config{Image: "builtin", CPUs: 1, Memory: 1 << 27, VMM: "qemu",
+			Net: vmm.NetBridge, IdleTimeout: vmm.NoLimit, StopTimeout: 10 * time.Second}
 		if refused(t, s, applyConfig(&c, s)) {
 			return
 		}

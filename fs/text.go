@@ -23,29 +23,33 @@ func cell(s string) string {
 	return strings.ReplaceAll(escape(s), " ", `\x20`)
 }
 
-// table is text in columns: every column but the last is padded with spaces, and no row ends in them. All cells are one piece of memory,
-// for there may be ten thousand rows.
+// table is text in columns. Every column but the last is padded with spaces, and no row ends in
+// them. All cells share one slice, since there may be ten thousand rows.
 type table struct {
 	cells  []byte
 	ends   []int // of each cell in cells, row after row
-	rows   []int // how many cells there are up to the end of each row
+	rows   []int // count of cells up to the end of each row
 	widths []int // by column, in characters
 	begun  int   // cells of the rows that have ended
 	start  int   // of the present cell
 }
 
-// newTable makes room for so many rows of so many cells, of about so many bytes each.
+// newTable allocates a table. width is the expected length of a cell in bytes.
 func newTable(rows, columns, width int) *table {
-	return &table{cells: make([]byte, 0, rows*columns*width), ends: make([]int, 0, rows*columns), rows: make([]int, 0, rows)}
+	return &table{
+		cells: make([]byte, 0, rows*columns*width),
+		ends:  make([]int, 0, rows*columns),
+		rows:  make([]int, 0, rows),
+	}
 }
 
-// add ends the present cell with s, which is escaped if it must be.
+// add appends s, which the caller has escaped, and ends the cell.
 func (t *table) add(s string) {
 	t.cells = append(t.cells, s...)
 	t.next()
 }
 
-// addInt and addFloat are add for numbers, which need no string of their own; nil is not known.
+// addInt and addFloat add a number without allocating a string; nil is shown as unknown.
 func (t *table) addInt(v *int64) {
 	if v == nil {
 		t.add("-")
@@ -82,7 +86,7 @@ func (t *table) endRow() {
 	t.rows = append(t.rows, t.begun)
 }
 
-// text gives the rows.
+// text returns the rows.
 func (t *table) text() []byte {
 	total := 0
 	for _, w := range t.widths {
@@ -114,7 +118,7 @@ func (t *table) text() []byte {
 type pair struct {
 	key   string
 	value any
-	text  string // what the text file shows, if not fmt.Sprint(value)
+	text  string // in the text file, if not fmt.Sprint(value)
 }
 
 func flat(pairs []pair) []byte {
@@ -130,7 +134,7 @@ func flat(pairs []pair) []byte {
 	return b.Bytes()
 }
 
-// object is flat's JSON twin, in the same order.
+// object returns the pairs as a JSON object, in the same order.
 func object(pairs []pair) ([]byte, error) {
 	var b bytes.Buffer
 	b.WriteByte('{')
@@ -153,7 +157,7 @@ func jsonLine(v any) ([]byte, error) {
 	return append(printable.JSON(b), '\n'), err
 }
 
-// line is a file of a single value; nothing is an empty file.
+// line returns the content of a file of one value; it is empty if s is.
 func line(s string) ([]byte, error) {
 	if s == "" {
 		return nil, nil

@@ -15,30 +15,32 @@ const (
 	maxCmdlineLen = 2048
 )
 
-// CheckName tells whether name is a DNS label (RFC 1123, lower case): nil,
-// ErrNameTooLong or ErrInvalid.
+// CheckName refuses all but a DNS label in lower case (RFC 1123). ErrNameTooLong or ErrInvalid.
 func CheckName(name string) error {
 	if len(name) > maxNameLen {
-		return fmt.Errorf("%.20q... is not a VM's name: it has %d bytes, %d are allowed: %w", name, len(name), maxNameLen, ErrNameTooLong)
+		return fmt.Errorf("%.20q... is not a VM's name: it has %d bytes, %d are allowed: %w",
+			name, len(name), maxNameLen, ErrNameTooLong)
 	}
 	bad := name == "" || name[0] == '-' || name[len(name)-1] == '-'
 	for _, c := range []byte(name) {
 		bad = bad || c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z')
 	}
 	if bad {
-		return fmt.Errorf("%q is not a VM's name: use a-z, 0-9 and, in between, '-': %w", name, ErrInvalid)
+		return fmt.Errorf("%q is not a VM's name: use a-z, 0-9 and, in between, '-': %w",
+			name, ErrInvalid)
 	}
 	return nil
 }
 
-// checkConfig returns why a VM cannot have the settings c in place of old.
+// checkConfig refuses settings c that a VM with the settings old cannot have. It raises the memory
+// to what a new image needs.
 func (m *Manager) checkConfig(old, c *Config) error {
 	image, err := m.o.Images.Image(c.Image)
 	if err != nil && c.Image != old.Image {
 		return fmt.Errorf("%v: %w", err, ErrInvalid)
 	}
 	if c.Image != old.Image && c.Memory == old.Memory {
-		c.Memory = max(c.Memory, image.Memory) // the memory was enough for the image before
+		c.Memory = max(c.Memory, image.Memory) // enough for the image before
 	}
 	for i := range Settings {
 		if err := Settings[i].Check(c); err != nil {
@@ -67,7 +69,7 @@ func (m *Manager) checkConfig(old, c *Config) error {
 			return err
 		}
 	}
-	if c.AuthorizedKeys == old.AuthorizedKeys { // an earlier version may have accepted more
+	if c.AuthorizedKeys == old.AuthorizedKeys { // an earlier version may have accepted these
 		return nil
 	}
 	return checkAuthorizedKeys(c.AuthorizedKeys)
@@ -76,27 +78,27 @@ func (m *Manager) checkConfig(old, c *Config) error {
 // checkLoader refuses a kernel's command line for an image that boots by its own boot loader.
 func checkLoader(c *Config, image *Image) error {
 	if c.Cmdline != "" && image.Firmware {
-		return fmt.Errorf("image %s boots by its own boot loader, which takes no cmdline from outside; "+
-			"make cmdline empty: %w", c.Image, ErrUnsupported)
+		return fmt.Errorf("image %s boots by its own boot loader, "+
+			"which takes no cmdline from outside; make cmdline empty: %w", c.Image, ErrUnsupported)
 	}
 	return nil
 }
 
-// Configure applies change to a copy of the settings and keeps the result, whole or not at all.
-// ErrInvalid with a sentence; ErrBusy when a setting that is not live would change while the VM is
-// not stopped or failed; a write that changes nothing succeeds always.
+// Configure applies change to a copy of the settings and records the result, whole or not at all. A
+// change without effect always succeeds. ErrInvalid; ErrBusy for a setting that is not live, unless
+// the VM is stopped or failed. It blocks for the VM's turn and the commit.
 func (v *VM) Configure(ctx context.Context, change func(*Config) error) error {
 	return v.configure(ctx, change, false)
 }
 
-// SetImage is Configure of the image. That it is said again takes the image as it is now, if it was
-// replaced since the last start.
+// SetImage configures the image. The same name again selects the image of today, if it was replaced
+// since the last start.
 func (v *VM) SetImage(ctx context.Context, name string) error {
 	return v.configure(ctx, func(c *Config) error { c.Image = name; return nil }, true)
 }
 
-// replaced reports whether the VM's image is another than at its last start, and would be its own
-// if the VM took it.
+// replaced reports whether the VM's image was replaced since the last start, and the VM has no
+// system disk over the old one.
 func (v *VM) replaced(s *Snapshot) bool {
 	if s.Base == "" || s.hasOverlay() {
 		return false
@@ -105,8 +107,8 @@ func (v *VM) replaced(s *Snapshot) bool {
 	return err == nil && s.checkBase(&image) != nil
 }
 
-func (v *VM) configure(ctx context.Context, change func(*Config) error, takesImage bool) error {
-	changed, err := v.reconfigure(ctx, change, takesImage)
+func (v *VM) configure(ctx context.Context, change func(*Config) error, newest bool) error {
+	changed, err := v.reconfigure(ctx, change, newest)
 	if err != nil || len(changed) == 0 {
 		return err
 	}
@@ -117,8 +119,11 @@ func (v *VM) configure(ctx context.Context, change func(*Config) error, takesIma
 	return nil
 }
 
-// reconfigure returns the names of the settings that it changed.
-func (v *VM) reconfigure(ctx context.Context, change func(*Config) error, takesImage bool) ([]string, error) {
+// reconfigure returns the names of the settings that it changed. newest selects the image of today,
+// even if its name does not change.
+func (v *VM) reconfigure(
+	ctx context.Context, change func(*Config) error, newest bool,
+) ([]string, error) {
 	t, err := v.acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -129,14 +134,14 @@ func (v *VM) reconfigure(ctx context.Context, change func(*Config) error, takesI
 	if err := change(&s.Config); err != nil {
 		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
 	}
-	changed, err := v.checkChange(before, &s, takesImage)
+	changed, err := v.checkChange(before, &s, newest)
 	if err != nil || len(changed) == 0 {
 		return nil, err
 	}
 	if err := v.admit(&before.Config, &s); err != nil {
 		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
 	}
-	if s.Config.Disk != before.Config.Disk && s.State != Stopped && s.State != Failed {
+	if s.Config.Disk != before.Config.Disk && !s.State.Down() {
 		if err = growDisk(ctx, &s); err != nil {
 			err = fmt.Errorf("cannot grow the disk of %s: %w", s.Name, err)
 		}
@@ -148,45 +153,46 @@ func (v *VM) reconfigure(ctx context.Context, change func(*Config) error, takesI
 	return changed, err
 }
 
-// checkChange reports whether the VM may have the settings of s, and what it changes by them. It
-// completes what follows from them: the canonical text of publish, and the image of the next start.
-func (v *VM) checkChange(before, s *Snapshot, takesImage bool) ([]string, error) {
+// checkChange refuses settings of s that the VM may not have. It returns the names of those that
+// change. It makes the text of publish canonical and forgets the digest of an image that changes.
+func (v *VM) checkChange(before, s *Snapshot, newest bool) ([]string, error) {
 	old := &before.Config
 	all, err := ParsePublications(s.Config.Publish)
 	if err != nil {
 		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
 	}
 	s.Config.Publish = formatPublications(all)
-	takes := takesImage && s.Config.Image == old.Image && v.replaced(s)
-	if s.Config == *old && !takes {
+	renewed := newest && s.Config.Image == old.Image && v.replaced(s)
+	if s.Config == *old && !renewed {
 		return nil, nil
 	}
 	if err := v.m.checkConfig(old, &s.Config); err != nil {
 		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
 	}
 	names, live := changedSettings(old, &s.Config)
-	if takes {
+	if renewed {
 		names, live = append(names, "image"), false
 	}
-	if !live && s.State != Stopped && s.State != Failed {
+	if !live && !s.State.Down() {
 		return nil, fmt.Errorf("cannot change %s of %s while it is %s: stop it first: %w",
 			strings.Join(names, ", "), s.Name, s.State, ErrBusy)
 	}
 	if s.Config.Image != old.Image && s.hasOverlay() {
 		if image, err := v.m.o.Images.Image(s.Config.Image); err != nil || image.Digest != s.Base {
-			return nil, fmt.Errorf("cannot change image of %s: its system disk holds what was done over %s: "+
+			return nil, fmt.Errorf("cannot change image of %s: "+
+				"its system disk holds what was done over %s: "+
 				"make a new VM, or write %s to its file restore, which discards that: %w",
 				s.Name, old.Image, resetWord, ErrBusy)
 		}
 	}
-	if takes || s.Config.Image != old.Image && !s.hasOverlay() {
-		s.Base = "" // the next start remembers it
+	if renewed || s.Config.Image != old.Image && !s.hasOverlay() {
+		s.Base = "" // the next start records it
 	}
 	return names, nil
 }
 
-// growDisk makes the disk of a VM that runs as long as its settings say. Where that is not recorded afterwards the disk is longer than it
-// has to be, which does no harm.
+// growDisk grows the disk of a running VM to the size in its settings. If the commit fails
+// afterwards, the disk is longer than recorded, which does no harm.
 func growDisk(ctx context.Context, s *Snapshot) error {
 	if s.State != Running && s.State != Paused {
 		return fmt.Errorf("it is %s: %w", s.State, ErrBusy)

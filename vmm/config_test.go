@@ -8,9 +8,11 @@ import (
 
 func TestCheckName(t *testing.T) {
 	for name, want := range map[string]error{
-		"a": nil, "0": nil, "web": nil, "a-b": nil, "a--b": nil, "9z": nil, strings.Repeat("a", 63): nil,
-		"": ErrInvalid, ".": ErrInvalid, "..": ErrInvalid, "-": ErrInvalid, "-a": ErrInvalid, "a-": ErrInvalid, "A": ErrInvalid, "a.b": ErrInvalid,
-		"a_b": ErrInvalid, "a b": ErrInvalid, "grün": ErrInvalid, "a/b": ErrInvalid, "a\x00": ErrInvalid, "a\n": ErrInvalid,
+		"a": nil, "0": nil, "web": nil, "a-b": nil, "a--b": nil, "9z": nil,
+		"": ErrInvalid, ".": ErrInvalid, "..": ErrInvalid, "-": ErrInvalid, "-a": ErrInvalid,
+		"a-": ErrInvalid, "A": ErrInvalid, "a.b": ErrInvalid, "a_b": ErrInvalid, "a b": ErrInvalid,
+		"grün": ErrInvalid, "a/b": ErrInvalid, "a\x00": ErrInvalid, "a\n": ErrInvalid,
+		strings.Repeat("a", 63): nil,
 		strings.Repeat("a", 64): ErrNameTooLong, strings.Repeat("A", 64): ErrNameTooLong,
 	} {
 		if err := CheckName(name); !errors.Is(err, want) {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -14,17 +15,17 @@ import (
 	"syscall"
 )
 
-// maxPublish bounds the list of one VM.
+// maxPublish bounds the published ports of one VM.
 const maxPublish = 64
 
 // Publication is a socket of the host that leads to a port of a guest: one line of `publish`.
 type Publication struct {
 	Protocol string         // tcp or udp
-	Host     netip.AddrPort // 0.0.0.0 and :: stand for all addresses of their family, and of no other
+	Host     netip.AddrPort // 0.0.0.0 and :: are all addresses of their own family
 	Guest    uint16
 }
 
-// String is the canonical form, HOST:PORT:GUESTPORT/PROTO.
+// String returns the canonical form, HOST:PORT:GUESTPORT/PROTO.
 func (p Publication) String() string {
 	return fmt.Sprintf("%s:%d/%s", p.Host, p.Guest, p.Protocol)
 }
@@ -36,7 +37,7 @@ func (p Publication) Overlaps(q Publication) bool {
 		(a == b || a.IsUnspecified() || b.IsUnspecified())
 }
 
-// Near is where a client on the host itself finds it.
+// Near returns the address at which a client on the host itself connects.
 func (p Publication) Near() netip.AddrPort {
 	switch p.Host.Addr() {
 	case netip.IPv4Unspecified():
@@ -47,10 +48,11 @@ func (p Publication) Near() netip.AddrPort {
 	return p.Host
 }
 
-// ParsePublications reads lines [HOST:]PORT:GUESTPORT[/PROTO]; without a HOST it is 127.0.0.1, without a PROTO tcp.
+// ParsePublications reads lines [HOST:]PORT:GUESTPORT[/PROTO]. HOST is 127.0.0.1 by default, and
+// PROTO is tcp. ErrInvalid.
 func ParsePublications(text string) ([]Publication, error) {
 	var all []Publication
-	for _, line := range strings.Split(text, "\n") {
+	for line := range strings.SplitSeq(text, "\n") {
 		if line = strings.TrimSpace(line); line == "" {
 			continue
 		}
@@ -59,10 +61,12 @@ func ParsePublications(text string) ([]Publication, error) {
 			return nil, err
 		}
 		if i := slices.IndexFunc(all, p.Overlaps); i >= 0 {
-			return nil, fmt.Errorf("%s and %s want the same port of the host: %w", all[i], p, ErrInvalid)
+			return nil, fmt.Errorf("%s and %s want the same port of the host: %w",
+				all[i], p, ErrInvalid)
 		}
 		if all = append(all, p); len(all) > maxPublish {
-			return nil, fmt.Errorf("a VM has at most %d published ports: %w", maxPublish, ErrInvalid)
+			return nil, fmt.Errorf("a VM has at most %d published ports: %w",
+				maxPublish, ErrInvalid)
 		}
 	}
 	return all, nil
@@ -70,7 +74,8 @@ func ParsePublications(text string) ([]Publication, error) {
 
 func parsePublication(line string) (p Publication, err error) {
 	bad := func(why string) (Publication, error) {
-		return Publication{}, fmt.Errorf("%.128q is not HOST:PORT:GUESTPORT/PROTO, as 127.0.0.1:8080:80/tcp: %s: %w", line, why, ErrInvalid)
+		const form = "HOST:PORT:GUESTPORT/PROTO, as 127.0.0.1:8080:80/tcp"
+		return Publication{}, fmt.Errorf("%.128q is not %s: %s: %w", line, form, why, ErrInvalid)
 	}
 	text, protocol, ok := strings.Cut(line, "/")
 	if p.Protocol = protocol; !ok {
@@ -110,7 +115,7 @@ func port(s string) (uint16, bool) {
 	return uint16(n), err == nil && n > 0
 }
 
-// formatPublications is what ParsePublications reads, as Config keeps it.
+// formatPublications returns the canonical text of Config.Publish.
 func formatPublications(all []Publication) string {
 	lines := make([]string, len(all))
 	for i, p := range all {
@@ -119,13 +124,13 @@ func formatPublications(all []Publication) string {
 	return strings.Join(lines, "\n")
 }
 
-// Publications are those of Publish; what does not parse was never kept.
+// Publications parses Publish, which holds only text that was parsed before.
 func (c *Config) Publications() []Publication {
 	all, _ := ParsePublications(c.Publish)
 	return all
 }
 
-// SocketError says in the words of vmm why a published port cannot be had.
+// SocketError turns the error of binding a published port into one of vmm's.
 func SocketError(p Publication, err error) error {
 	kind := err
 	switch {
@@ -134,29 +139,35 @@ func SocketError(p Publication, err error) error {
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
 		kind = ErrAccess
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("cannot publish %s: %s is not an address of this host: %w", p, p.Host.Addr(), ErrInvalid)
+		return notHere(p)
 	}
 	return fmt.Errorf("cannot publish %s: %w", p, kind)
 }
 
-// probe tells whether the sockets could be had now, and keeps none.
+func cannotPublish(p Publication, kind error, format string, args ...any) error {
+	return fmt.Errorf("cannot publish %s: %s: %w", p, fmt.Sprintf(format, args...), kind)
+}
+
+func notHere(p Publication) error {
+	return cannotPublish(p, ErrInvalid, "%s is not an address of this host", p.Host.Addr())
+}
+
+// probe binds each socket and closes it again. It returns the first failure.
 func probe(all []Publication) error {
 	for _, p := range all {
 		family := "6"
 		if p.Host.Addr().Is4() {
 			family = "4"
 		}
+		var socket io.Closer
 		var err error
 		if p.Protocol == "udp" {
-			var c *net.UDPConn
-			if c, err = net.ListenUDP("udp"+family, net.UDPAddrFromAddrPort(p.Host)); err == nil {
-				err = c.Close()
-			}
+			socket, err = net.ListenUDP("udp"+family, net.UDPAddrFromAddrPort(p.Host))
 		} else {
-			var l *net.TCPListener
-			if l, err = net.ListenTCP("tcp"+family, net.TCPAddrFromAddrPort(p.Host)); err == nil {
-				err = l.Close()
-			}
+			socket, err = net.ListenTCP("tcp"+family, net.TCPAddrFromAddrPort(p.Host))
+		}
+		if err == nil {
+			err = socket.Close()
 		}
 		if err != nil {
 			return SocketError(p, err)
@@ -165,7 +176,8 @@ func probe(all []Publication) error {
 	return nil
 }
 
-// unprivilegedPorts is the first port that everybody may bind (ip_unprivileged_port_start of ip(7)).
+// unprivilegedPorts returns the first port that everybody may bind: ip_unprivileged_port_start of
+// ip(7).
 func unprivilegedPorts() uint16 {
 	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	n, perr := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 16)
@@ -175,18 +187,15 @@ func unprivilegedPorts() uint16 {
 	return uint16(n)
 }
 
-// without gives those of all that are not in some.
+// without returns those of all that are not in some.
 func without(all, some []Publication) []Publication {
-	var rest []Publication
-	for _, p := range all {
-		if !slices.Contains(some, p) {
-			rest = append(rest, p)
-		}
-	}
-	return rest
+	return slices.DeleteFunc(slices.Clone(all), func(p Publication) bool {
+		return slices.Contains(some, p)
+	})
 }
 
-// checkPublish reports what of the settings' publications cannot be with their driver; added are those that they did not have before.
+// checkPublish refuses publications that the network mode, the driver or the owner does not allow.
+// Only the added ones must be addresses of this host.
 func checkPublish(c *Config, driver Driver, owner uint32, all, added []Publication) error {
 	if len(all) > 0 && c.Net == NetNone {
 		return fmt.Errorf("a VM with net = none has no ports to publish: %w", ErrInvalid)
@@ -205,19 +214,22 @@ func checkPublish(c *Config, driver Driver, owner uint32, all, added []Publicati
 	for _, p := range added {
 		switch {
 		case !hostAddress(p.Host.Addr(), broadcasts()):
-			return fmt.Errorf("cannot publish %s: %s is not an address of this host: %w", p, p.Host.Addr(), ErrInvalid)
+			return notHere(p)
 		case p.Host.Port() >= least:
 		case owner != 0:
-			return fmt.Errorf("cannot publish %s: ports below %d are root's, and the VM belongs to uid %d: %w", p, least, owner, ErrAccess)
+			return cannotPublish(p, ErrAccess,
+				"ports below %d are root's, and the VM belongs to uid %d", least, owner)
 		case c.Net == NetUser:
-			return fmt.Errorf("cannot publish %s: with net = user the VMM binds the port, which has no right to those below %d: %w", p, least, ErrAccess)
+			return cannotPublish(p, ErrAccess,
+				"with net = user the VMM binds the port, which has no right to those below %d",
+				least)
 		}
 	}
 	return nil
 }
 
-// hostAddress reports whether a host may have the address, which the kernel does not say of all that
-// it binds. A link-local one would need a zone.
+// hostAddress reports whether a host may have the address. The kernel binds some that no host has.
+// A link-local address would need a zone.
 func hostAddress(a netip.Addr, broadcasts []netip.Addr) bool {
 	switch {
 	case a.IsUnspecified():
@@ -254,22 +266,23 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return netip.AddrFrom4(a)
 }
 
-// claims are the published ports of all VMs, running or not: no two VMs have the same.
+// claims hold the published ports of all VMs, running or not. No two VMs have the same.
 type claims struct {
 	mu sync.Mutex
-	of map[uint64][]Publication // guarded by mu
+	of map[uint64][]Publication // by serial; guarded by mu
 }
 
-// take adds to a VM's claims, all or nothing. name is called with no lock held.
+// take adds to a VM's claims, all or nothing. It calls name without a lock. ErrAddressInUse.
 func (c *claims) take(serial uint64, added []Publication, name func(uint64) string) error {
 	other, p, theirs := c.add(serial, added)
 	if other == 0 {
 		return nil
 	}
-	return fmt.Errorf("cannot publish %s: %s publishes %s: %w", p, name(other), theirs, ErrAddressInUse)
+	return cannotPublish(p, ErrAddressInUse, "%s publishes %s", name(other), theirs)
 }
 
-// add gives who has what of added already, 0 for nobody: then they are taken.
+// add returns the serial of a VM that claims one of added, with both claims. If it returns 0, all
+// of added are claimed now.
 func (c *claims) add(serial uint64, added []Publication) (other uint64, p, theirs Publication) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -284,7 +297,7 @@ func (c *claims) add(serial uint64, added []Publication) (other uint64, p, their
 	return 0, p, theirs
 }
 
-// set makes all the VM's claims.
+// set replaces the VM's claims.
 func (c *claims) set(serial uint64, all []Publication) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

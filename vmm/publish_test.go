@@ -15,7 +15,8 @@ func TestParsePublications(t *testing.T) {
 		{"[::1]:8080:80/tcp", "[::1]:8080:80/tcp"},
 		{"[0:0::1]:8080:80", "[::1]:8080:80/tcp"},
 		{"[::ffff:10.0.0.1]:8080:80", "10.0.0.1:8080:80/tcp"},
-		{"8080:80\n8080:80/udp\n[::]:8080:80", "127.0.0.1:8080:80/tcp\n127.0.0.1:8080:80/udp\n[::]:8080:80/tcp"},
+		{"8080:80\n8080:80/udp\n[::]:8080:80",
+			"127.0.0.1:8080:80/tcp\n127.0.0.1:8080:80/udp\n[::]:8080:80/tcp"},
 		{"", ""},
 	} {
 		got, err := ParsePublications(c.in)
@@ -27,8 +28,12 @@ func TestParsePublications(t *testing.T) {
 			t.Errorf("%q is not what it reads as: %q, %v", c.want, formatPublications(again), err)
 		}
 	}
-	for _, in := range []string{"80", "8080:", ":80", "8080:0", "0:80", "8080:65536", "-1:80", "8080:80/sctp", "8080:80/", "localhost:8080:80",
-		"::1:8080:80", "[::1]8080:80", "[127.0.0.1]:8080:80", "[fe80::1%eth0]:8080:80", "224.0.0.1:8080:80", "a b", "8080:80 x", "8080:80\n8080:81", "0.0.0.0:80:80\n80:80"} {
+	for _, in := range []string{
+		"80", "8080:", ":80", "8080:0", "0:80", "8080:65536", "-1:80", "8080:80/sctp", "8080:80/",
+		"localhost:8080:80", "::1:8080:80", "[::1]8080:80", "[127.0.0.1]:8080:80",
+		"[fe80::1%eth0]:8080:80", "224.0.0.1:8080:80", "a b", "8080:80 x", "8080:80\n8080:81",
+		"0.0.0.0:80:80\n80:80",
+	} {
 		if got, err := ParsePublications(in); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v, %v", in, got, err)
 		}
@@ -40,10 +45,11 @@ func TestHostAddress(t *testing.T) {
 	for text, want := range map[string]bool{
 		"127.0.0.1": true, "0.0.0.0": true, "::": true, "::1": true, "10.1.2.3": true,
 		"169.254.1.1": true, "2001:db8::1": true, "10.1.0.255": true,
-		"255.255.255.255": false, "0.1.2.3": false, "240.0.0.1": false, "224.0.0.1": false, "ff02::1": false,
-		"fe80::1": false, "10.1.15.255": false,
+		"255.255.255.255": false, "0.1.2.3": false, "240.0.0.1": false, "224.0.0.1": false,
+		"ff02::1": false, "fe80::1": false, "10.1.15.255": false,
 	} {
-		if got := hostAddress(netip.MustParseAddr(text), []netip.Addr{lastOf(network)}); got != want {
+		got := hostAddress(netip.MustParseAddr(text), []netip.Addr{lastOf(network)})
+		if got != want {
 			t.Errorf("%s: %v", text, got)
 		}
 	}
@@ -78,7 +84,8 @@ func TestClaims(t *testing.T) {
 		lines string
 		taken bool
 	}{
-		{"8080:1", true}, {"10.0.0.1:8080:80", true}, {"8080:80/udp", false}, {"[::1]:8080:80", false}, {"8081:80\n8080:80", true}, {"8082:80", false},
+		{"8080:1", true}, {"10.0.0.1:8080:80", true}, {"8080:80/udp", false},
+		{"[::1]:8080:80", false}, {"8081:80\n8080:80", true}, {"8082:80", false},
 	} {
 		err := c.take(2, parse(x.lines), name)
 		if got := errors.Is(err, ErrAddressInUse); got != x.taken || (err != nil) != x.taken {

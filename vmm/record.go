@@ -12,17 +12,17 @@ import (
 type VM struct {
 	m      *Manager // immutable, as are serial and own
 	serial uint64
-	own    chan struct{} // full while somebody has the turn
+	own    chan struct{} // full while the turn is taken
 	saved  time.Time     // the last use that is durable; changed by the turn's holder only
 
 	snap   atomic.Pointer[Snapshot]
 	events eventLog
-	users  atomic.Int32              // who uses it for longer than a moment
+	users  atomic.Int32              // counts uses that last, such as sessions
 	public atomic.Pointer[string]    // HostKey, once it was read
 	used   atomic.Pointer[time.Time] // the last use; nil: Touched of the snapshot
 
 	mu      sync.Mutex    // guards what follows, and every change of snap
-	changed chan struct{} // closed at the next snapshot; nil while nobody waits
+	changed chan struct{} // closed at the next snapshot; nil without a waiter
 	busy    *transition
 	removed bool
 	health  string
@@ -36,13 +36,13 @@ func (m *Manager) newVM(r Record) *VM {
 	return v
 }
 
-// Serial never changes.
+// Serial returns the VM's number, which never changes.
 func (v *VM) Serial() uint64 { return v.serial }
 
-// Snapshot is the VM as the last transition left it; it never blocks.
+// Snapshot returns the VM's present state. It never blocks.
 func (v *VM) Snapshot() *Snapshot { return v.snap.Load() }
 
-// Changed gives a channel that is closed when the next snapshot is published.
+// Changed returns a channel that is closed when the next snapshot is published.
 func (v *VM) Changed() <-chan struct{} {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -56,7 +56,7 @@ func (v *VM) changedLocked() <-chan struct{} {
 	return v.changed
 }
 
-// publish shows everybody a changed copy of the snapshot.
+// publish replaces the snapshot by a changed copy and wakes all waiters.
 func (v *VM) publish(change func(*Snapshot)) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -76,7 +76,7 @@ func (v *VM) publish(change func(*Snapshot)) {
 	}
 }
 
-// stamp notes the time for every file whose value differs from old's.
+// stamp sets the time of change of each file whose value differs from old's.
 func (s *Snapshot) stamp(old *Snapshot) {
 	names, _ := changedSettings(&old.Config, &s.Config)
 	if len(names) > 0 {
@@ -105,7 +105,7 @@ func (s *Snapshot) stamp(old *Snapshot) {
 	}
 }
 
-// Chown changes the owner. change makes the new one of that at the moment, or refuses.
+// Chown replaces the owner by what change returns for the present one, unless that is an error.
 func (v *VM) Chown(ctx context.Context, change func(Owner) (Owner, error)) error {
 	return v.update(ctx, func(d *draft) (err error) {
 		d.Owner, err = change(d.Owner)
@@ -113,7 +113,8 @@ func (v *VM) Chown(ctx context.Context, change func(Owner) (Owner, error)) error
 	})
 }
 
-// Fail records the sentence of a refused command in `error`; nil clears it.
+// Fail shows the sentence of a refused command in `error`; nil clears it. The next
+// commit records it.
 func (v *VM) Fail(err error) {
 	sentence := ""
 	if err != nil {
@@ -128,7 +129,7 @@ func (v *VM) Fail(err error) {
 	}
 }
 
-// PublishHealth says that health changed; it becomes an event. Equal to the last: nothing happens.
+// PublishHealth emits an event if health differs from that of the last call.
 func (v *VM) PublishHealth(health string) {
 	v.mu.Lock()
 	same := v.health == health || v.removed
@@ -140,7 +141,7 @@ func (v *VM) PublishHealth(health string) {
 	}
 }
 
-// LastHealth is what PublishHealth said last, empty if it never did; it does not block.
+// LastHealth returns the health of the last PublishHealth, empty before the first. It never blocks.
 func (v *VM) LastHealth() string {
 	v.mu.Lock()
 	defer v.mu.Unlock()

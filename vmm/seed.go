@@ -11,7 +11,8 @@ import (
 	"banger/internal/host"
 )
 
-// addSeed gives a guest that boots a kernel of its own its seed disk, which is made anew when it would differ from what is there.
+// addSeed adds the seed disk to the spec of a guest that boots its own kernel. It writes the disk
+// only if its content changes.
 func (v *VM) addSeed(spec *Spec) error {
 	if !spec.Image.Firmware {
 		return nil
@@ -28,8 +29,8 @@ func (v *VM) addSeed(spec *Spec) error {
 	return nil
 }
 
-// replaceFile gives the file this content in one step, unless it has it. Nothing is synced: what
-// a crash leaves is found to differ.
+// replaceFile replaces the file's content in one step, unless it is the same. It syncs nothing: the
+// next call replaces what a crash has left.
 func replaceFile(path string, content []byte) error {
 	if f, err := host.OpenRegular(path, os.O_RDONLY, host.AnyOwner); err == nil {
 		had, err := io.ReadAll(io.LimitReader(f, int64(len(content))+1))

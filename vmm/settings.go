@@ -10,17 +10,17 @@ import (
 )
 
 // Setting is one of a VM's settings. The tree, `config`, the store, archives and the daemon's
-// configuration take their settings from Settings: a new one is a row there, and a column of the
-// store.
+// configuration read the table Settings. A new setting is a field of Config, a row of Settings and
+// a column of the store.
 type Setting struct {
 	Name    string // of its file, its key in `config` and its column in the store
 	Help    string
 	Kind    *Kind
-	Field   func(*Config) any   // a pointer to the field that holds it
-	Default string              // in a daemon's configuration, which can change it; empty: never
+	Field   func(*Config) any   // returns a pointer to its field
+	Default string              // unless the daemon's configuration has it; empty: it cannot
 	Archive string              // its key in archives; empty: the importing daemon's default
 	live    func(*Config) bool  // whether it may change while the VM runs; nil: never
-	check   func(*Config) error // what its value must be on any host; nil: anything
+	check   func(*Config) error // refuses values that no host allows; nil: allows all
 }
 
 // Kind is how the values of a setting are written.
@@ -82,11 +82,13 @@ var Settings = []Setting{
 	{Name: "image", Help: "name of a directory in images/", Kind: wordKind,
 		Field: func(c *Config) any { return &c.Image }, Default: "builtin"},
 	{Name: "cpus", Help: "count of CPUs", Kind: countKind,
-		Field: func(c *Config) any { return &c.CPUs }, Default: "1", Archive: "cpus", check: checkCPUs},
+		Field:   func(c *Config) any { return &c.CPUs },
+		Default: "1", Archive: "cpus", check: checkCPUs},
 	{Name: "memory", Help: "bytes of memory", Kind: bytesKind,
 		Field: func(c *Config) any { return &c.Memory }, Default: "0", Archive: "memory"},
 	{Name: "disk", Help: "bytes of the VM's own writable disk", Kind: bytesKind,
-		Field: func(c *Config) any { return &c.Disk }, Archive: "disk", live: hasDisk, check: checkDisk},
+		Field:   func(c *Config) any { return &c.Disk },
+		Archive: "disk", live: hasDisk, check: checkDisk},
 	{Name: "cmdline", Help: "appended to the kernel's command line", Kind: wordKind,
 		Field: func(c *Config) any { return &c.Cmdline }, Archive: "cmdline", check: checkCmdline},
 	{Name: "vmm", Help: "what runs the VM", Kind: wordKind,
@@ -95,10 +97,12 @@ var Settings = []Setting{
 		Field: func(c *Config) any { return &c.Net }},
 	{Name: "autostart", Help: "1: start it with the daemon", Kind: flagKind,
 		Field: func(c *Config) any { return &c.Autostart }},
-	{Name: "idle_timeout", Help: "seconds without use until it is stopped, or max", Kind: durationKind,
+	{Name: "idle_timeout", Kind: durationKind,
+		Help:    "seconds without use until it is stopped, or max",
 		Field:   func(c *Config) any { return &c.IdleTimeout },
 		Default: value.Max, Archive: "idle_timeout_nsec", live: always, check: checkIdle},
-	{Name: "stop_timeout", Help: "seconds that a stop waits for the guest", Kind: durationKind,
+	{Name: "stop_timeout", Kind: durationKind,
+		Help:    "seconds that a stop waits for the guest",
 		Field:   func(c *Config) any { return &c.StopTimeout },
 		Default: "10", Archive: "stop_timeout_nsec", live: always, check: checkStop},
 	{Name: "protected", Help: "1: rmdir gives EPERM", Kind: flagKind,
@@ -107,7 +111,8 @@ var Settings = []Setting{
 		Field: func(c *Config) any { return &c.Isolate }, Default: "1", live: always},
 	{Name: "expose_fs", Help: "1: ls lists the guest's files", Kind: flagKind,
 		Field: func(c *Config) any { return &c.ExposeFS }, live: always},
-	{Name: "publish", Help: "ports of the host that lead into the guest, one per line", Kind: listKind,
+	{Name: "publish", Kind: listKind,
+		Help:  "ports of the host that lead into the guest, one per line",
 		Field: func(c *Config) any { return &c.Publish }, live: always},
 	{Name: "authorized_keys", Help: "ssh keys that may log in, one per line", Kind: listKind,
 		Field: func(c *Config) any { return &c.AuthorizedKeys }, live: always},
@@ -126,10 +131,10 @@ func FindSetting(name string) *Setting {
 // Show returns the value as its file shows it, without an end of line.
 func (s *Setting) Show(c *Config) string { return s.Kind.format(s.Field(c)) }
 
-// Set reads a value as it is written to its file. ErrInvalid, and then c is unchanged.
+// Set parses the text of its file. After ErrInvalid c is unchanged.
 func (s *Setting) Set(c *Config, text string) error { return s.Kind.parse(s.Field(c), text) }
 
-// Check reports whether a VM on any host may have the value. ErrInvalid or ErrTooBig.
+// Check refuses a value that no host allows. ErrInvalid or ErrTooBig.
 func (s *Setting) Check(c *Config) error {
 	if s.check == nil {
 		return nil
@@ -168,7 +173,8 @@ func checkCPUs(c *Config) error {
 
 func checkDisk(c *Config) error {
 	if c.Disk > maxDisk {
-		return fmt.Errorf("disk must be at most %d bytes, not %d: %w", int64(maxDisk), c.Disk, ErrInvalid)
+		return fmt.Errorf("disk must be at most %d bytes, not %d: %w",
+			int64(maxDisk), c.Disk, ErrInvalid)
 	}
 	return nil
 }

@@ -50,8 +50,8 @@ type config struct {
 	MetricsListen string `toml:"metrics_listen"` // off, HOST:PORT, or a port on loopback
 }
 
-// notServed is the metrics_listen of a daemon without HTTP, and the hosts_file of one that writes no
-// names to any file.
+// notServed is the metrics_listen of a daemon without HTTP, and the hosts_file of one that writes
+// none.
 const notServed = "off"
 
 func defaultConfig() config {
@@ -71,7 +71,7 @@ func defaultConfig() config {
 	return c
 }
 
-// setDefault reads the value of a setting of new VMs.
+// setDefault sets the default of a setting to a value of TOML.
 func (c *config) setDefault(s *vmm.Setting, v any) error {
 	text := fmt.Sprint(v)
 	if s.Kind.Flag {
@@ -125,7 +125,8 @@ func (s *subnet6) UnmarshalTOML(v any) error {
 	default:
 		p, err := netip.ParsePrefix(text)
 		if err != nil || !p.Addr().Is6() || p.Bits() != 64 {
-			return fmt.Errorf("%v is none of \"auto\", \"off\" and a /64 such as \"fd12:3456:789a::/64\"", v)
+			return fmt.Errorf(
+				"%v is none of \"auto\", \"off\" and a /64 such as \"fd12:3456:789a::/64\"", v)
 		}
 		*s = subnet6{prefix: p}
 	}
@@ -142,7 +143,7 @@ func (s subnet6) String() string {
 	return "auto"
 }
 
-// size is bytes, with a suffix in powers of 1024.
+// size is a count of bytes. Its text may have a suffix in powers of 1024.
 type size int64
 
 func (s *size) UnmarshalTOML(v any) error {
@@ -161,11 +162,11 @@ func (n orAuto) String() string {
 	return strconv.Itoa(int(n))
 }
 
-// readConfig reads the file over the defaults. An absent file is the defaults, unless it was asked for by name.
-func readConfig(path string, asked bool) (config, error) {
+// readConfig reads the file over the defaults. Its absence is an error only if the user named it.
+func readConfig(path string, named bool) (config, error) {
 	c := defaultConfig()
 	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) && !asked {
+	if errors.Is(err, os.ErrNotExist) && !named {
 		return c, nil
 	}
 	if err != nil {
@@ -199,11 +200,12 @@ func readConfig(path string, asked bool) (config, error) {
 	return c, nil
 }
 
-// lineOf finds the line that sets key; the decoder keeps no positions of what it did not decode.
+// lineOf returns the line that sets key. The decoder has no positions of keys that it skipped.
 func lineOf(text string, key toml.Key) int {
 	for i, line := range strings.Split(text, "\n") {
 		line = strings.TrimLeft(line, " \t[\"'")
-		if rest, ok := strings.CutPrefix(line, key[0]); ok && strings.IndexAny(rest, " \t=.\"']") == 0 {
+		rest, ok := strings.CutPrefix(line, key[0])
+		if ok && strings.IndexAny(rest, " \t=.\"']") == 0 {
 			return i + 1
 		}
 	}
@@ -219,14 +221,16 @@ func (c *config) check() error {
 	case c.MTU != 0 && (c.MTU < 576 || c.MTU > 65521):
 		return fmt.Errorf("mtu = %d is not 576 to 65521 bytes", c.MTU)
 	case c.VMUIDBase != 0 && (c.VMUIDBase < leastUIDBase || c.VMUIDBase > mostUIDBase):
-		return fmt.Errorf("vm_uid_base = %d is neither 0 nor %d to %d: %d uids below it are for jobs, %d from it on for VMs",
+		return fmt.Errorf("vm_uid_base = %d is neither 0 nor %d to %d: "+
+			"%d uids below it are for jobs, %d from it on for VMs",
 			c.VMUIDBase, leastUIDBase, mostUIDBase, host.JobUIDs, vmUIDs)
 	case c.ImageMaxSize == 0 || c.ImageMaxFiles <= 0:
 		return errors.New("image_max_size and image_max_files must be more than 0")
 	case c.StatsMaxAge <= 0 || c.PortsMaxAge <= 0 || c.HealthMaxAge <= 0 || c.PollInterval <= 0:
 		return errors.New("max_age and poll_interval must be more than 0")
 	case c.HostsFile != notServed && !filepath.IsAbs(c.HostsFile):
-		return fmt.Errorf("hosts_file = %q is neither off nor an absolute path such as /etc/hosts", c.HostsFile)
+		return fmt.Errorf("hosts_file = %q is neither off nor an absolute path such as /etc/hosts",
+			c.HostsFile)
 	}
 	if c.MetricsListen == notServed {
 		return nil
@@ -236,10 +240,11 @@ func (c *config) check() error {
 	return err
 }
 
-// paths are where the daemon works when no flag says otherwise.
+// paths are the places where the daemon works, unless a flag changes them.
 type paths struct{ mount, state, config string }
 
-// defaultPaths are FILES.md's. A missing XDG_RUNTIME_DIR is an error only when a default needs it.
+// defaultPaths returns the paths that bangerd(8) documents. Without XDG_RUNTIME_DIR it returns an
+// error and no mount. The error matters only if no flag names a mount.
 func defaultPaths(root bool, env func(string) string) (paths, error) {
 	if root {
 		return paths{"/run/banger", "/var/lib/banger", "/etc/banger/config.toml"}, nil
@@ -255,13 +260,14 @@ func defaultPaths(root bool, env func(string) string) (paths, error) {
 		config: filepath.Join(or("XDG_CONFIG_HOME", ".config"), "banger/config.toml")}
 	run := env("XDG_RUNTIME_DIR")
 	if !filepath.IsAbs(run) {
-		return p, errors.New("XDG_RUNTIME_DIR is not set, so there is no place for the mount: log in through PAM's systemd session, or give --mount DIR")
+		return p, errors.New("XDG_RUNTIME_DIR is not set, so there is no place for the mount: " +
+			"log in through PAM's systemd session, or give --mount DIR")
 	}
 	p.mount = filepath.Join(run, "banger")
 	return p, nil
 }
 
-// text is the file `config` at the top of the mount.
+// text returns the content of the file `config` at the top of the mount.
 func (c *config) text(p paths) string {
 	var b strings.Builder
 	show := func(key string, v any) {

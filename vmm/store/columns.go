@@ -8,13 +8,13 @@ import (
 	"banger/vmm"
 )
 
-// column is one of vms, and the field of a record that it holds.
+// column is a column of the table vms.
 type column struct {
 	name  string
-	field func(*vmm.Record) any // a pointer, to scan into and to read the value from
+	field func(*vmm.Record) any // returns a pointer, to scan into and to read the value from
 }
 
-// recordColumns are those of Update that are no settings.
+// recordColumns are the columns that Update writes beside the settings.
 var recordColumns = []column{
 	{"id", func(r *vmm.Record) any { return &r.ID }},
 	{"name", func(r *vmm.Record) any { return &r.Name }},
@@ -58,7 +58,7 @@ func fields(r *vmm.Record) []any {
 	return all
 }
 
-// nanoseconds is a time in a column: since 1970, and 0 for the zero time.
+// nanoseconds is a time as a column holds it: since 1970, and 0 for the zero time.
 type nanoseconds time.Time
 
 // Value implements driver.Valuer.

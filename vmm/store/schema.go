@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// migrations are the steps from an empty database to today's; step N leads to user_version N+1.
-// A step that was once released is never edited: a change of the schema is a new step.
+// migrations are the steps from an empty database to today's. Step N, from 0, leads to user_version
+// N+1. A released step is never edited: a change of the schema is a new step.
 var migrations = []string{
 	`CREATE TABLE vms (
 		serial        INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -64,14 +64,15 @@ var migrations = []string{
 	`ALTER TABLE vms ADD COLUMN stop_by INTEGER NOT NULL DEFAULT 0`,
 }
 
-// migrate brings the database to the last of steps. Each step is one transaction with its user_version.
+// migrate applies the steps that the database lacks, each in a transaction with its user_version.
 func migrate(ctx context.Context, conn *sql.Conn, steps []string) error {
 	var version int
 	if err := conn.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 		return err
 	}
 	if version > len(steps) {
-		return fmt.Errorf("it was written by a newer banger (schema %d, this one knows up to %d); run that one", version, len(steps))
+		return fmt.Errorf("it was written by a newer banger (schema %d, this one knows up to %d); "+
+			"run that one", version, len(steps))
 	}
 	for ; version < len(steps); version++ {
 		tx, err := conn.BeginTx(ctx, nil)
