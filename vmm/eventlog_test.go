@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestEventsInParts reads events a few at a time, before and after some were lost.
+// Events are read a few at a time, before and after some were lost.
 func TestEventsInParts(t *testing.T) {
 	var l eventLog
 	r := l.follow()
@@ -43,7 +43,7 @@ func TestEventsInParts(t *testing.T) {
 	}
 }
 
-// TestEventsForAll has what an owner, a guest and a VMM wrote left out of what everybody reads.
+// Everybody's events lack the texts of owners, guests and VMMs.
 func TestEventsForAll(t *testing.T) {
 	for what, details := range map[string][2]string{
 		EventError:    {"cannot write: secret", ""},

@@ -8,8 +8,8 @@ import (
 	"banger/vmm"
 )
 
-// TestTouchIsCheap finds that a use of a VM, as each byte typed on its console is one, shows no new
-// snapshot and wakes nobody, and that it is the last use all the same, also for the next daemon.
+// A use of a VM, such as a byte typed on its console, publishes no snapshot and wakes no waiter. It
+// is the last use all the same, also for the next daemon.
 func TestTouchIsCheap(t *testing.T) {
 	dir, store := t.TempDir(), newStore()
 	m := open(t, dir, store)
@@ -23,7 +23,7 @@ func TestTouchIsCheap(t *testing.T) {
 	}
 	select {
 	case <-changed:
-		t.Error("a use woke those who wait for a change")
+		t.Error("a use woke the waiters for a change")
 	default:
 	}
 	used := v.Touched()
@@ -46,7 +46,7 @@ func TestTouchIsCheap(t *testing.T) {
 	}
 }
 
-// TestUseIsNoIdleness finds a VM stopped by idle_timeout only when the last use is that long ago.
+// idle_timeout stops a VM only when the last use is that long ago.
 func TestUseIsNoIdleness(t *testing.T) {
 	m := open(t, t.TempDir(), newStore())
 	v := create(t, m, "web", "")

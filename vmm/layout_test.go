@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const layoutUID = 1879048192 + 999_998 // nobody's
+const layoutUID = 1879048192 + 999_998 // no user's
 
 func layoutKey(t *testing.T) []byte {
 	t.Helper()
@@ -36,7 +36,10 @@ func oldDir(t *testing.T, key []byte) (dir string) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string]string{LogFile: "a log\n", ConsoleFile: "a console\n", DiskWork: "a disk", DiskSeed: "a seed", HostKeyFile: string(key)} {
+	for name, text := range map[string]string{
+		LogFile: "a log\n", ConsoleFile: "a console\n", HostKeyFile: string(key),
+		DiskWork: "a disk", DiskSeed: "a seed",
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -44,8 +47,8 @@ func oldDir(t *testing.T, key []byte) (dir string) {
 	return dir
 }
 
-// give makes all in a directory that user's, as far as this process may.
-func give(t *testing.T, dir string) int {
+// chownAll changes the owner of all files in a directory, as root. It returns the uid, or -1.
+func chownAll(t *testing.T, dir string) int {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		return -1
@@ -67,7 +70,7 @@ func TestRenew(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	uid := give(t, dir)
+	uid := chownAll(t, dir)
 	for range 2 { // the second time there is nothing to do
 		if err := renew(dir, uid); err != nil {
 			t.Fatal(err)
@@ -85,12 +88,13 @@ func TestRenew(t *testing.T) {
 		if err := unix.Lstat(path, &st); err != nil {
 			t.Fatal(err)
 		}
-		if ours := filepath.Dir(path) == dir; ours != (int(st.Uid) == os.Geteuid()) && uid >= 0 || ours && st.Mode&0o777 != 0o600 {
+		ours, isOurs := filepath.Dir(path) == dir, int(st.Uid) == os.Geteuid()
+		if uid >= 0 && ours != isOurs || ours && st.Mode&0o777 != 0o600 {
 			t.Errorf("%s belongs to %d, mode %o", path, st.Uid, st.Mode)
 		}
 	}
 	if c, err := net.Dial("unix", filepath.Join(dir, "qmp")); err != nil {
-		t.Errorf("who listened is not reached: %v", err)
+		t.Errorf("the listener is not reached: %v", err)
 	} else {
 		c.Close()
 	}
@@ -100,7 +104,7 @@ func TestRenew(t *testing.T) {
 	}
 }
 
-// Each file is what a VMM that was taken over may have put there.
+// A VMM that its guest has taken over may have put each of these there.
 func TestRenewOfHostileDirectory(t *testing.T) {
 	victim := filepath.Join(t.TempDir(), "victim")
 	if err := os.WriteFile(victim, []byte("victim"), 0o600); err != nil {
@@ -110,21 +114,24 @@ func TestRenewOfHostileDirectory(t *testing.T) {
 		"link":      func(path string) error { return os.Symlink(victim, path) },
 		"hard link": func(path string) error { return os.Link(victim, path) },
 		"fifo":      func(path string) error { return unix.Mkfifo(path, 0o600) },
-		"directory": func(path string) error { return os.MkdirAll(filepath.Join(path, "full"), 0o700) },
+		"directory": func(path string) error { return os.MkdirAll(path+"/full", 0o700) },
 		"nothing":   func(string) error { return nil },
 	}
 	for what, put := range plant {
 		t.Run(what, func(t *testing.T) {
 			dir := oldDir(t, layoutKey(t))
-			uid := give(t, dir)
-			for _, name := range []string{LogFile, ConsoleFile, HostKeyFile, "qmp", "agent", "console", "disks", DiskSeed} {
+			uid := chownAll(t, dir)
+			for _, name := range []string{
+				LogFile, ConsoleFile, HostKeyFile, "qmp", "agent", "console", "disks", DiskSeed,
+			} {
 				path := filepath.Join(dir, name)
 				if err := errors.Join(os.RemoveAll(path), put(path)); err != nil {
 					t.Fatal(err)
 				}
 			}
 			if uid < 0 {
-				if err := os.RemoveAll(filepath.Join(dir, "disks")); err != nil { // without users of their own this tells the layouts apart
+				// Without users of VMs, this directory alone marks the new layout.
+				if err := os.RemoveAll(filepath.Join(dir, "disks")); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -137,22 +144,22 @@ func TestRenewOfHostileDirectory(t *testing.T) {
 			}
 			for _, e := range entries {
 				if e.Name() != "disks" {
-					t.Errorf("%s was taken for what it is not", e)
+					t.Errorf("%s was moved although it is no such file", e)
 				}
 			}
-			var st unix.Stat_t
-			if err := unix.Lstat(dir, &st); err != nil || int(st.Uid) != os.Geteuid() || st.Mode&0o777 != 0o700 {
-				t.Errorf("the directory belongs to %d, mode %o, %v", st.Uid, st.Mode, err)
+			for path, mode := range map[string]uint32{dir: 0o700, victim: 0o600} {
+				var st unix.Stat_t
+				err := unix.Lstat(path, &st)
+				if err != nil || int(st.Uid) != os.Geteuid() || st.Mode&0o777 != mode {
+					t.Errorf("%s belongs to %d, mode %o, %v", path, st.Uid, st.Mode, err)
+				}
 			}
-			if text, err := os.ReadFile(victim); string(text) != "victim" || err != nil {
-				t.Errorf("the victim has %q, %v", text, err)
-			}
-			var v unix.Stat_t
-			if err := unix.Stat(victim, &v); err != nil || int(v.Uid) != os.Geteuid() || v.Mode&0o777 != 0o600 {
-				t.Errorf("the victim belongs to %d, mode %o, %v", v.Uid, v.Mode, err)
-			}
-			if text, err := os.ReadFile(DiskPath(dir, DiskWork)); string(text) != "a disk" || err != nil {
-				t.Errorf("the disk has %q, %v", text, err)
+			for path, want := range map[string]string{
+				victim: "victim", DiskPath(dir, DiskWork): "a disk",
+			} {
+				if text, err := os.ReadFile(path); string(text) != want || err != nil {
+					t.Errorf("%s has %q, %v", path, text, err)
+				}
 			}
 		})
 	}
@@ -166,12 +173,13 @@ func TestRenewAfterCrash(t *testing.T) {
 			return errors.Join(os.Mkdir(moving, 0o700), os.Rename(dir, DisksDir(moving)))
 		},
 		"after": func(dir, moving string) error {
-			return errors.Join(os.Mkdir(moving, 0o700), os.Rename(dir, DisksDir(moving)), moveFile(moving, LogFile, unix.S_IFREG))
+			return errors.Join(os.Mkdir(moving, 0o700), os.Rename(dir, DisksDir(moving)),
+				moveFile(moving, LogFile, unix.S_IFREG))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := oldDir(t, layoutKey(t))
-			uid := give(t, dir)
+			uid := chownAll(t, dir)
 			if err := crash(dir, dir+movingSuffix); err != nil {
 				t.Fatal(err)
 			}
@@ -183,7 +191,8 @@ func TestRenewAfterCrash(t *testing.T) {
 			for _, e := range entries {
 				names = append(names, e.Name())
 			}
-			if got := strings.Join(names, " "); got != "console.log disks log ssh_host_ed25519_key" || err != nil {
+			const want = "console.log disks log ssh_host_ed25519_key"
+			if got := strings.Join(names, " "); got != want || err != nil {
 				t.Errorf("there are %s, %v", got, err)
 			}
 			if _, err := os.Lstat(dir + movingSuffix); !errors.Is(err, os.ErrNotExist) {

@@ -6,8 +6,7 @@ import (
 	"testing"
 )
 
-// TestOwnLog writes what a guest may make banger quote: it stays one line without control
-// characters.
+// A text of a guest stays one line of the log, without control characters.
 func TestOwnLog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), LogFile)
 	f, err := os.Create(path)
@@ -15,12 +14,12 @@ func TestOwnLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	const forged = "the guest's kernel panicked: \x1b[2Jx\n2026-01-01T00:00:00.000Z banger: running\r\n"
+	const forged = "it panicked: \x1b[2Jx\n2026-01-01T00:00:00.000Z banger: running\r\n"
 	if n, err := (ownLog{f}).Write([]byte(forged)); n != len(forged) || err != nil {
 		t.Errorf("%d, %v", n, err)
 	}
 	got, err := os.ReadFile(path)
-	want := `the guest's kernel panicked: \x1b[2Jx\x0a2026-01-01T00:00:00.000Z banger: running\x0d` + "\n"
+	want := `it panicked: \x1b[2Jx\x0a2026-01-01T00:00:00.000Z banger: running\x0d` + "\n"
 	if err != nil || string(got) != want {
 		t.Errorf("%q, %v, want %q", got, err, want)
 	}

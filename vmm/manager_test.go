@@ -43,7 +43,9 @@ func (s *memory) AddSnapshot(_ context.Context, d *vmm.DiskSnapshot) error {
 }
 
 func (s *memory) findSaved(d *vmm.DiskSnapshot) int {
-	return slices.IndexFunc(s.saved, func(x vmm.DiskSnapshot) bool { return x.Serial == d.Serial && x.Number == d.Number })
+	return slices.IndexFunc(s.saved, func(other vmm.DiskSnapshot) bool {
+		return other.Serial == d.Serial && other.Number == d.Number
+	})
 }
 
 func (s *memory) UpdateSnapshot(_ context.Context, d *vmm.DiskSnapshot) error {
@@ -156,7 +158,8 @@ func open(t *testing.T, dir string, store vmm.Store) *vmm.Manager {
 	return openWith(t, dir, store, images{})
 }
 
-func openWith(t *testing.T, dir string, store vmm.Store, set vmm.Images, change ...func(*vmm.Options)) *vmm.Manager {
+func openWith(t *testing.T, dir string, store vmm.Store, set vmm.Images,
+	change ...func(*vmm.Options)) *vmm.Manager {
 	t.Helper()
 	o := vmm.Options{
 		StateDir: dir, Store: store, Drivers: []vmm.Driver{fake.New()},
@@ -205,16 +208,22 @@ func do(t *testing.T, v *vmm.VM, c vmm.Command, want error) {
 
 func await(t *testing.T, v *vmm.VM, state vmm.State) {
 	t.Helper()
+	until(t, v, string(state), func(s *vmm.Snapshot) bool { return s.State == state })
+}
+
+// until waits for a snapshot that is what the test wants.
+func until(t *testing.T, v *vmm.VM, what string, is func(*vmm.Snapshot) bool) {
+	t.Helper()
 	deadline := time.After(20 * time.Second)
 	for {
 		changed := v.Changed()
-		if v.Snapshot().State == state {
+		if is(v.Snapshot()) {
 			return
 		}
 		select {
 		case <-changed:
 		case <-deadline:
-			t.Fatalf("%s, want %s", v.Snapshot().State, state)
+			t.Fatalf("it is %s, and never %s", v.Snapshot().State, what)
 		}
 	}
 }
@@ -271,7 +280,7 @@ func TestEnds(t *testing.T) {
 	}
 }
 
-func TestGiveUpStart(t *testing.T) {
+func TestCancelStart(t *testing.T) {
 	for _, c := range []vmm.Command{vmm.Stop, vmm.Kill} {
 		v := create(t, open(t, t.TempDir(), newStore()), "web", "fake.boot=1h")
 		if err := v.Accept(context.Background(), vmm.Start); err != nil {
@@ -324,7 +333,9 @@ func TestAdopt(t *testing.T) {
 		t.Fatal(err)
 	}
 	m = open(t, dir, store)
-	for name, want := range map[string]vmm.State{"runs": vmm.Running, "rests": vmm.Paused, "died": vmm.Failed, "off": vmm.Stopped} {
+	for name, want := range map[string]vmm.State{
+		"runs": vmm.Running, "rests": vmm.Paused, "died": vmm.Failed, "off": vmm.Stopped,
+	} {
 		if got := m.VM(name).Snapshot().State; got != want {
 			t.Errorf("%s is %s, want %s", name, got, want)
 		}

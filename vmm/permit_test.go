@@ -11,7 +11,7 @@ import (
 	"banger/vmm"
 )
 
-// only permits what belongs to the uid.
+// only permits changes of the uid's VMs.
 func only(uid uint32) vmm.Permit {
 	return func(o vmm.Owner) error {
 		if o.UID != uid {
@@ -21,7 +21,7 @@ func only(uid uint32) vmm.Permit {
 	}
 }
 
-// A name may be another's VM by the time that its removal is asked of the Manager.
+// The name may be another user's VM by the time of a removal.
 func TestPermitIsAskedAboutTheOwnerOfNow(t *testing.T) {
 	ctx := context.Background()
 	m := open(t, t.TempDir(), newStore())
@@ -65,7 +65,8 @@ func TestChownOfTheOwnerOfNow(t *testing.T) {
 	v := create(t, m, "web", "")
 	var all sync.WaitGroup
 	for _, change := range []func(*vmm.Owner){
-		func(o *vmm.Owner) { o.UID = 7 }, func(o *vmm.Owner) { o.GID = 8 }, func(o *vmm.Owner) { o.Mode = 0o700 },
+		func(o *vmm.Owner) { o.UID = 7 }, func(o *vmm.Owner) { o.GID = 8 },
+		func(o *vmm.Owner) { o.Mode = 0o700 },
 	} {
 		all.Add(1)
 		go func() {
@@ -82,7 +83,7 @@ func TestChownOfTheOwnerOfNow(t *testing.T) {
 	}
 }
 
-// What is removed is what has the name, not what had it when somebody looked.
+// A removal is of the VM that has the name then, and so is a rename.
 func TestRemoveAndRenameOfOneName(t *testing.T) {
 	ctx := context.Background()
 	m := open(t, t.TempDir(), newStore())
@@ -94,7 +95,8 @@ func TestRemoveAndRenameOfOneName(t *testing.T) {
 		go func() { defer both.Done(); renamed = m.Rename(ctx, "web", "other", nil) }()
 		go func() { defer both.Done(); removed = m.Remove(ctx, "web", nil) }()
 		both.Wait()
-		if (renamed == nil) == (removed == nil) || (renamed == nil) != (m.VM("other") != nil) || m.VM("web") != nil {
+		other := m.VM("other") != nil
+		if other != (renamed == nil) || other == (removed == nil) || m.VM("web") != nil {
 			t.Fatalf("rename: %v; remove: %v; other is %v", renamed, removed, m.VM("other"))
 		}
 		if renamed == nil {
@@ -105,18 +107,18 @@ func TestRemoveAndRenameOfOneName(t *testing.T) {
 	}
 }
 
-// Remove and Rename are called with a lock held for which others wait.
+// Callers of Remove and Rename hold a lock of the kernel that others wait for.
 func TestRemoveDoesNotWait(t *testing.T) {
 	ctx := context.Background()
 	m := open(t, t.TempDir(), newStore())
 	v := withDisk(t, m, "web", "fake.snapshot=5s")
 	taken := make(chan error)
 	go func() { taken <- v.TakeSnapshot(ctx, "s", nil) }()
-	for changed := v.Changed(); len(v.Snapshot().Saved) == 0; changed = v.Changed() {
-		<-changed
-	}
+	until(t, v, "taking a snapshot", func(s *vmm.Snapshot) bool { return len(s.Saved) == 1 })
 	began := time.Now()
-	for what, err := range map[string]error{"remove": m.Remove(ctx, "web", nil), "rename": m.Rename(ctx, "web", "www", nil)} {
+	for what, err := range map[string]error{
+		"remove": m.Remove(ctx, "web", nil), "rename": m.Rename(ctx, "web", "www", nil),
+	} {
 		if !errors.Is(err, vmm.ErrBusy) {
 			t.Errorf("%s during a snapshot: %v", what, err)
 		}

@@ -7,27 +7,21 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"banger/vmm"
 )
 
-// withDisk makes a VM that has a disk, with the fake's script.
+// withDisk makes a VM with a disk and a script of the fake driver.
 func withDisk(t *testing.T, m *vmm.Manager, name, script string) *vmm.VM {
 	t.Helper()
-	v, err := m.Create(context.Background(), name, vmm.Owner{})
-	if err == nil {
-		err = v.Configure(context.Background(), func(c *vmm.Config) error { c.Disk, c.Cmdline = 1<<20, script; return nil })
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := create(t, m, name, script)
+	configure(t, v, func(c *vmm.Config) { c.Disk = 1 << 20 })
 	return v
 }
 
 func work(v *vmm.VM) string { return vmm.DiskPath(v.Snapshot().Dir, vmm.DiskWork) }
 
-// put writes to the beginning of the disk, get reads it.
+// put overwrites the beginning of the disk, get reads it.
 func put(t *testing.T, v *vmm.VM, text string) {
 	t.Helper()
 	f, err := os.OpenFile(work(v), os.O_WRONLY, 0)
@@ -49,7 +43,7 @@ func get(t *testing.T, v *vmm.VM, n int) string {
 	return string(b[:n])
 }
 
-// snapshots gives the names, and how many are in the disk.
+// snapshots returns the names, and how many snapshots are in the disk.
 func snapshots(v *vmm.VM) (string, int) {
 	var names []string
 	for _, d := range v.Snapshot().Kept() {
@@ -61,18 +55,14 @@ func snapshots(v *vmm.VM) (string, int) {
 
 func ready(t *testing.T, v *vmm.VM) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !v.Snapshot().Ready; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("it does not become ready")
-		}
-	}
+	until(t, v, "ready", func(s *vmm.Snapshot) bool { return s.Ready })
 }
 
 func TestSnapshotLife(t *testing.T) {
 	ctx := context.Background()
 	m := open(t, t.TempDir(), newStore())
 	v := withDisk(t, m, "web", "")
-	if err := v.TakeSnapshot(ctx, "empty", nil); err != nil { // its disks are made for that
+	if err := v.TakeSnapshot(ctx, "empty", nil); err != nil { // which makes its disks
 		t.Fatal(err)
 	}
 	do(t, v, vmm.Start, nil)
@@ -90,7 +80,8 @@ func TestSnapshotLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	do(t, v, vmm.Kill, nil)
-	for name, want := range map[string]string{"one": "one", "empty": "\x00\x00\x00", "paused": "two"} {
+	const zeros = "\x00\x00\x00"
+	for name, want := range map[string]string{"one": "one", "empty": zeros, "paused": "two"} {
 		if err := v.Restore(ctx, name); err != nil || get(t, v, 3) != want {
 			t.Errorf("%s: %q, %v", name, get(t, v, 3), err)
 		}
@@ -104,12 +95,15 @@ func TestSnapshotLife(t *testing.T) {
 			t.Errorf("%+v", d)
 		}
 	}
-	for name, want := range map[string]error{"one": vmm.ErrExists, "Big": vmm.ErrInvalid, "reset": vmm.ErrInvalid, strings.Repeat("x", 64): vmm.ErrNameTooLong} {
+	for name, want := range map[string]error{
+		"one": vmm.ErrExists, "Big": vmm.ErrInvalid, "reset": vmm.ErrInvalid,
+		strings.Repeat("x", 64): vmm.ErrNameTooLong,
+	} {
 		if err := v.TakeSnapshot(ctx, name, nil); !errors.Is(err, want) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := errors.Join(v.RemoveSnapshot(ctx, "none", nil)); !errors.Is(err, vmm.ErrNotFound) {
+	if err := v.RemoveSnapshot(ctx, "none", nil); !errors.Is(err, vmm.ErrNotFound) {
 		t.Errorf("removal of none: %v", err)
 	}
 	if err := v.Restore(ctx, "none"); !errors.Is(err, vmm.ErrNotFound) {
@@ -155,7 +149,7 @@ func TestSnapshotOfGuestThatDoesNotFreeze(t *testing.T) {
 		t.Fatal(err)
 	}
 	if d := v.Snapshot().Kept()[0]; d.Frozen {
-		t.Error("it says that the guest stood still")
+		t.Error("the snapshot says that the guest was frozen")
 	}
 }
 
@@ -166,9 +160,7 @@ func TestCommandsDuringSnapshot(t *testing.T) {
 	do(t, v, vmm.Start, nil)
 	taken := make(chan error, 1)
 	go func() { taken <- v.TakeSnapshot(ctx, "one", nil) }()
-	for len(v.Snapshot().Saved) == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, v, "taking one", func(s *vmm.Snapshot) bool { return len(s.Saved) == 1 })
 	if len(v.Snapshot().Kept()) != 0 {
 		t.Error("it is shown half made")
 	}
@@ -178,9 +170,7 @@ func TestCommandsDuringSnapshot(t *testing.T) {
 	}
 	do(t, v, vmm.Start, nil)
 	go func() { taken <- v.TakeSnapshot(ctx, "two", nil) }()
-	for len(v.Snapshot().Saved) == 1 {
-		time.Sleep(time.Millisecond)
-	}
+	until(t, v, "taking two", func(s *vmm.Snapshot) bool { return len(s.Saved) == 2 })
 	do(t, v, vmm.Kill, nil)
 	if err := <-taken; !errors.Is(err, context.Canceled) {
 		t.Errorf("the snapshot of a VM that was killed: %v", err)
@@ -190,8 +180,8 @@ func TestCommandsDuringSnapshot(t *testing.T) {
 	}
 }
 
-// What a daemon that died left half done is undone or ended by the next before anything else is
-// done with the disks.
+// Changes of snapshots that a crash has interrupted are undone or ended by the next daemon before
+// any other work on the disks.
 func TestSnapshotsAfterCrash(t *testing.T) {
 	ctx := context.Background()
 	dir, store := t.TempDir(), newStore()
@@ -243,8 +233,7 @@ func TestDiskGrowsWhileItRuns(t *testing.T) {
 	}
 }
 
-// A disk that finds no space pauses the VM, which goes on when there is some; who pauses it
-// meanwhile is obeyed.
+// A disk that finds no space pauses the VM, which resumes when there is some.
 func TestFullDiskPauses(t *testing.T) {
 	m := open(t, t.TempDir(), newStore())
 	v := withDisk(t, m, "web", "fake.full=10ms")

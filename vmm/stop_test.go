@@ -27,19 +27,20 @@ func leave(t *testing.T, m *vmm.Manager, v *vmm.VM) {
 	}
 }
 
-// TestStopOutlivesDaemon ends the daemon while guests stop: they go on, and the next daemon kills
-// those that are not off in time.
+// Guests go on stopping when the daemon ends. The next daemon kills those that are not off in time.
 func TestStopOutlivesDaemon(t *testing.T) {
 	for _, c := range []struct {
 		name, cmdline string
 		timeout       time.Duration
 		command       vmm.Command // to the next daemon
-		exit          string      // the reason that it tells
+		exit          string      // the reason in the event
 	}{
-		{"itself", "fake.stop=ignore fake.poweroff=500ms", time.Hour, "", "the guest powered itself off"},
+		{"itself", "fake.stop=ignore fake.poweroff=500ms", time.Hour, "",
+			"the guest powered itself off"},
 		{"late", "fake.stop=ignore", 500 * time.Millisecond, "", "not off after 500ms"},
 		{"unasked", "fake.stop=hang", 500 * time.Millisecond, "", "not off after 500ms"},
-		{"asked too late", "fake.agent=slow:1h fake.stop=ignore", 500 * time.Millisecond, "", "not off after 500ms"},
+		{"asked too late", "fake.agent=slow:1h fake.stop=ignore", 500 * time.Millisecond, "",
+			"not off after 500ms"},
 		{"killed", "fake.stop=ignore", time.Hour, vmm.Kill, "as asked"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -59,14 +60,14 @@ func TestStopOutlivesDaemon(t *testing.T) {
 				do(t, v, c.command, nil)
 			}
 			await(t, v, vmm.Stopped)
-			told := ""
+			exits := ""
 			for _, e := range v.Events() {
 				if e.What == vmm.EventExit {
-					told += e.Detail
+					exits += e.Detail
 				}
 			}
-			if !strings.HasSuffix(told, c.exit) {
-				t.Errorf("exit %q, want %q", told, c.exit)
+			if !strings.HasSuffix(exits, c.exit) {
+				t.Errorf("exit %q, want %q", exits, c.exit)
 			}
 			if s := v.Snapshot(); !s.StopBy.IsZero() || s.Machine != nil {
 				t.Errorf("after it: to be stopped by %v, machine %v", s.StopBy, s.Machine)

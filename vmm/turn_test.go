@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// slowStore says when it is asked for an update, and makes it wait.
+// slowStore passes each update to the test and waits for its permission.
 type slowStore struct {
 	Store
 	asked  chan Record
@@ -19,7 +19,7 @@ func (s slowStore) Update(_ context.Context, r *Record) error {
 	return <-s.permit
 }
 
-// TestCommitKeepsWhatChangesMeanwhile changes all that needs no turn while a commit is under way.
+// A commit keeps what changes without the turn meanwhile.
 func TestCommitKeepsWhatChangesMeanwhile(t *testing.T) {
 	store := slowStore{asked: make(chan Record), permit: make(chan error)}
 	m := &Manager{o: Options{Store: store}}
@@ -41,10 +41,11 @@ func TestCommitKeepsWhatChangesMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := v.Snapshot()
-	if s.Owner.UID != 1 || !s.Ready || s.ReadyIn != time.Second || s.Error != "new" || !s.Touched.Equal(used) || len(s.Saved) != 1 {
+	if s.Owner.UID != 1 || !s.Ready || s.ReadyIn != time.Second || s.Error != "new" ||
+		!s.Touched.Equal(used) || len(s.Saved) != 1 {
 		t.Errorf("after the commit: %+v", *s)
 	}
-	// The next one records what changed, and shows nothing that was not recorded.
+	// The next commit records the changes. One that fails shows nothing.
 	go chown()
 	if r := <-store.asked; r.Owner.UID != 2 || r.Error != "new" || !r.Touched.Equal(used) {
 		t.Errorf("recorded: %+v", r)
