@@ -3,11 +3,11 @@ package integration
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,11 +17,13 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// bareEnv makes the test program serve a bare tree instead of testing: MOUNT:DIRECTORIES:BYTES.
+// bareEnv makes the test program serve a bare tree instead of testing. It holds the mount and a
+// bareShape as JSON, separated by a colon.
 const bareEnv = "BANGER_BARE_TREE"
 
-// bareFiles is how many files a directory of the bare tree has, as a VM's has.
-const bareFiles = 40
+// bareShape is the shape of a bare tree: Dirs directories like those of VMs, each with Files files
+// of Size bytes and Subdirs empty directories.
+type bareShape struct{ Dirs, Files, Subdirs, Size int }
 
 // bareTree is a tree of go-fuse's fs package in its own process, which banger is measured against.
 type bareTree struct {
@@ -29,13 +31,14 @@ type bareTree struct {
 	cmd   *exec.Cmd
 }
 
-// startBare serves a tree of dirs directories, whose files have size bytes, until stop or the
-// test's end.
-func startBare(t *testing.T, dirs, size int) *bareTree {
+// startBare serves a bare tree until stop or the test's end.
+func startBare(t *testing.T, shape bareShape) *bareTree {
 	t.Helper()
 	b := &bareTree{mount: t.TempDir()}
+	text, err := json.Marshal(shape)
+	must(t, err)
 	b.cmd = exec.Command(os.Args[0])
-	b.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s:%d:%d", bareEnv, b.mount, dirs, size))
+	b.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s:%s", bareEnv, b.mount, text))
 	b.cmd.Stderr = os.Stderr
 	must(t, b.cmd.Start())
 	t.Cleanup(b.stop)
@@ -59,19 +62,15 @@ func (b *bareTree) stop() {
 
 // serveBare is the main function of the process that serves the bare tree.
 func serveBare(what string) error {
-	parts := strings.Split(what, ":")
-	dirs, err := strconv.Atoi(parts[1])
-	if err != nil {
+	mount, text, _ := strings.Cut(what, ":")
+	root := new(bareRoot)
+	if err := json.Unmarshal([]byte(text), &root.shape); err != nil {
 		return err
 	}
-	size, err := strconv.Atoi(parts[2])
-	if err != nil {
-		return err
-	}
+	root.content = bytes.Repeat([]byte("x"), root.shape.Size)
 	second := time.Second
-	root := &bareRoot{dirs: dirs, content: bytes.Repeat([]byte("x"), size)}
 	privileged := os.Getuid() == 0
-	server, err := fs.Mount(parts[0], root, &fs.Options{
+	server, err := fs.Mount(mount, root, &fs.Options{
 		EntryTimeout: &second, AttrTimeout: &second,
 		MountOptions: fuse.MountOptions{DirectMountStrict: privileged, AllowOther: privileged,
 			DisableXAttrs: true, Options: []string{"default_permissions"}},
@@ -85,7 +84,7 @@ func serveBare(what string) error {
 
 type bareRoot struct {
 	fs.Inode
-	dirs    int
+	shape   bareShape
 	content []byte
 }
 
@@ -94,14 +93,16 @@ func (r *bareRoot) OnAdd(ctx context.Context) {
 		return r.NewPersistentInode(ctx, &fs.Inode{}, fs.StableAttr{Mode: syscall.S_IFDIR})
 	}
 	vms := newDir()
-	for i := range r.dirs {
+	for i := range r.shape.Dirs {
 		dir := newDir()
-		for f := range bareFiles {
+		for f := range r.shape.Files {
 			file := r.NewPersistentInode(ctx, &bareFile{content: r.content},
 				fs.StableAttr{Mode: syscall.S_IFREG})
 			dir.AddChild(fmt.Sprintf("f%d", f), file, false)
 		}
-		dir.AddChild("wait", newDir(), false)
+		for n := range r.shape.Subdirs {
+			dir.AddChild(fmt.Sprintf("d%d", n), newDir(), false)
+		}
 		vms.AddChild(fmt.Sprintf("v%d", i), dir, false)
 	}
 	r.AddChild("vms", vms, false)

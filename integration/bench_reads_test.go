@@ -43,7 +43,7 @@ func benchReads(b *bench) {
 	must(b.T, write(d.path("web", "state"), "start"))
 	text, err := read(d.path("web", "stats"))
 	must(b.T, err)
-	bare := startBare(b.T, 1, len(text)+1)
+	bare := startBare(b.T, bareShape{Dirs: 1, Files: 1, Size: len(text) + 1})
 	ours, floor := d.path("web", "stats"), filepath.Join(bare.mount, "vms/v0/f0")
 	for _, readers := range []int{1, 8, 64} {
 		open := func(path string) func() time.Duration {

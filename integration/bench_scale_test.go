@@ -118,7 +118,17 @@ func benchTenThousand(b *bench) {
 func benchListing(b *bench, count int) *daemon {
 	d := testDaemon(b, "fake")
 	together(0, count, func(n int) { d.makeVM(b.T, vmName(n), "") })
-	bare := startBare(b.T, count, 400)
+	shape := bareShape{Dirs: count, Size: 400}
+	entries, err := os.ReadDir(d.path(vmName(0)))
+	must(b.T, err)
+	for _, e := range entries {
+		if e.IsDir() {
+			shape.Subdirs++
+		} else {
+			shape.Files++
+		}
+	}
+	bare := startBare(b.T, shape)
 	defer bare.stop()
 	for _, c := range []struct {
 		what, profile string
