@@ -48,7 +48,7 @@ func (p *piped) Stream(_ context.Context, path string, request any) (net.Conn, e
 
 // newPiped serves commands of this machine; at its end nothing may be left of them.
 func newPiped(t *testing.T) *piped {
-	g := &agent{proc: "/proc", children: ownChildren{}}
+	g := &agent{children: ownChildren{}}
 	p := &piped{streams: guest.NewExecServer(g.startExec).Streams()}
 	t.Cleanup(p.serving.Wait)
 	return p
@@ -158,7 +158,7 @@ func TestExec(t *testing.T) {
 func TestExecInImage(t *testing.T) {
 	inImage, ask := t.TempDir(), t.TempDir()
 	who, group := fmt.Sprint(os.Getuid()), fmt.Sprint(os.Getgid())
-	g := &agent{proc: "/proc", children: ownChildren{}, program: &guest.Program{
+	g := &agent{children: ownChildren{}, program: &guest.Program{
 		Args: []string{"true"}, Env: []string{"A=image", "B=image", "HOME=/image"}, Dir: inImage, User: who + ":" + group,
 	}}
 	p := &piped{streams: guest.NewExecServer(g.startExec).Streams()}

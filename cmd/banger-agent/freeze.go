@@ -4,7 +4,6 @@ import (
 	"context"
 	"log"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -43,7 +42,7 @@ type freezer struct {
 
 // Freeze implements guest.Freezer. It returns when all stand still, or with ctx; what it could not freeze it passes over.
 func (g *agent) Freeze(ctx context.Context, within time.Duration) (int, error) {
-	points := freezable(readFile(filepath.Join(g.proc, "self", "mountinfo")))
+	points := freezable(readFile("/proc/self/mountinfo"))
 	return g.freezer.freeze(ctx, points, within)
 }
 

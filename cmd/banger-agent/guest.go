@@ -6,12 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"math"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -25,12 +26,13 @@ var version = "dev"
 
 // agent answers the host's requests.
 type agent struct {
-	proc     string // /proc
 	powerOff func()
 	freezer  freezer
 	work     *workDisk // nil in tests
 	children starter
 	program  *guest.Program // what the image runs; nil for an image with an init of its own and for the built-in one
+
+	mounts atomic.Pointer[mounts] // of the last Stats
 
 	configuring sync.Mutex // one Configure at a time; guards resolvers
 	resolvers   resolvers
@@ -41,25 +43,20 @@ func (g *agent) Ping(context.Context) (guest.Info, error) {
 	if err := unix.Uname(&u); err != nil {
 		return guest.Info{}, err
 	}
-	host, _ := os.Hostname()
 	return guest.Info{
 		Version:  version,
 		Kernel:   unix.ByteSliceToString(u.Release[:]),
-		Hostname: host,
-		Uptime:   firstFloat(readFile(filepath.Join(g.proc, "uptime"))),
+		Hostname: unix.ByteSliceToString(u.Nodename[:]),
+		Uptime:   uptime(),
 	}, nil
 }
 
-func (g *agent) Listeners(context.Context) ([]guest.Listener, error) { return g.listeners(), nil }
+func (g *agent) Listeners(context.Context) ([]guest.Listener, error) { return listeners(), nil }
 
 func (g *agent) Stats(context.Context) (guest.Stats, error) {
-	s := guest.Stats{
-		Load1:  firstFloat(readFile(filepath.Join(g.proc, "loadavg"))),
-		Uptime: firstFloat(readFile(filepath.Join(g.proc, "uptime"))),
-		Procs:  len(g.pids()),
-	}
-	s.MemTotal, s.MemAvailable = parseMeminfo(readFile(filepath.Join(g.proc, "meminfo")))
-	for _, point := range parseMounts(readFile(filepath.Join(g.proc, "self", "mountinfo"))) {
+	s := guest.Stats{Load1: load(), Uptime: uptime(), Procs: len(pids())}
+	s.MemTotal, s.MemAvailable = parseMeminfo(readFile("/proc/meminfo"))
+	for _, point := range g.mountPoints() {
 		var st unix.Statfs_t
 		if unix.Statfs(point, &st) == nil {
 			s.DiskTotal += int64(st.Blocks) * st.Bsize
@@ -67,6 +64,41 @@ func (g *agent) Stats(context.Context) (guest.Stats, error) {
 		}
 	}
 	return s, nil
+}
+
+// mounts are the mount points of a text of /proc/self/mountinfo. It is immutable.
+type mounts struct {
+	text   []byte
+	points []string
+}
+
+// mountPoints returns one mount point for each block device. It parses a text once.
+func (g *agent) mountPoints() []string {
+	text := readFile("/proc/self/mountinfo")
+	m := g.mounts.Load()
+	if m == nil || !bytes.Equal(m.text, text) {
+		m = &mounts{text, parseMounts(text)}
+		g.mounts.Store(m)
+	}
+	return m.points
+}
+
+// uptime returns what /proc/uptime shows, seconds, without the file.
+func uptime() float64 {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return math.Floor(float64(ts.Nano())/1e7) / 100
+}
+
+// load returns the load of the last minute that /proc/loadavg shows, without the file.
+func load() float64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return 0
+	}
+	return math.Round(float64(info.Loads[0])/(1<<16)*100) / 100 // SI_LOAD_SHIFT of linux/kernel.h
 }
 
 // PowerOff begins the shutdown once the answer has had time to leave.

@@ -43,7 +43,7 @@ func runInit() {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGUSR2)
 	off := make(chan int, 4)
-	g := &agent{proc: "/proc", children: &r, program: program, freezer: freezer{list: frozenList}, powerOff: func() { off <- unix.LINUX_REBOOT_CMD_POWER_OFF }}
+	g := &agent{children: &r, program: program, freezer: freezer{list: frozenList}, powerOff: func() { off <- unix.LINUX_REBOOT_CMD_POWER_OFF }}
 	go func() {
 		if err := serve(g); err != nil {
 			log.Print(err)

@@ -18,7 +18,7 @@ func main() {
 	if os.Getpid() == 1 {
 		runInit()
 	}
-	g := &agent{proc: "/proc", children: ownChildren{}, freezer: freezer{list: frozenList}, powerOff: askPowerOff}
+	g := &agent{children: ownChildren{}, freezer: freezer{list: frozenList}, powerOff: askPowerOff}
 	if err := serve(g); err != nil {
 		log.Fatal(err)
 	}

@@ -9,7 +9,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/host"
 	"banger/vmm/guest"
@@ -72,38 +75,18 @@ func parseAddr(s string) (netip.Addr, bool) {
 	return netip.AddrFromSlice(b)
 }
 
-// parseMeminfo gives MemTotal and MemAvailable of /proc/meminfo in bytes.
+// parseMeminfo returns MemTotal and MemAvailable of /proc/meminfo in bytes.
 func parseMeminfo(b []byte) (total, available int64) {
-	for _, line := range strings.Split(string(b), "\n") {
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			continue
-		}
-		n, err := strconv.ParseInt(f[1], 10, 50)
+	value := func(name string) int64 {
+		_, rest, _ := bytes.Cut(b, []byte(name))
+		number, _, _ := bytes.Cut(bytes.TrimLeft(rest, " "), []byte(" kB"))
+		n, err := strconv.ParseInt(string(number), 10, 50)
 		if err != nil {
-			continue
+			return 0
 		}
-		switch f[0] {
-		case "MemTotal:":
-			total = n << 10
-		case "MemAvailable:":
-			available = n << 10
-		}
+		return n << 10
 	}
-	return total, available
-}
-
-// firstFloat reads the first word of /proc/loadavg or /proc/uptime.
-func firstFloat(b []byte) float64 {
-	f := strings.Fields(string(b))
-	if len(f) == 0 {
-		return 0
-	}
-	v, err := strconv.ParseFloat(f[0], 64)
-	if err != nil || !(v >= 0 && v <= 1e15) { // not a number is neither
-		return 0
-	}
-	return v
+	return value("MemTotal:"), value("MemAvailable:")
 }
 
 // parseMounts returns one mount point for each block device.
@@ -120,13 +103,13 @@ func parseMounts(mountinfo []byte) []string {
 }
 
 // listeners joins the sockets with the processes that hold them.
-func (g *agent) listeners() []guest.Listener {
+func listeners() []guest.Listener {
 	var sockets []socket
 	for _, f := range []struct{ name, protocol, state string }{
 		{"tcp", "tcp", stateListen}, {"tcp6", "tcp", stateListen},
 		{"udp", "udp", stateClose}, {"udp6", "udp", stateClose},
 	} {
-		sockets = append(sockets, parseSockets(readFile(filepath.Join(g.proc, "net", f.name)), f.protocol, f.state)...)
+		sockets = append(sockets, parseSockets(readFile("/proc/net/"+f.name), f.protocol, f.state)...)
 	}
 	if len(sockets) > maxRows {
 		sockets = sockets[:maxRows]
@@ -135,12 +118,12 @@ func (g *agent) listeners() []guest.Listener {
 	for _, s := range sockets {
 		wanted[s.inode] = 0
 	}
-	g.owners(wanted)
+	owners(wanted)
 	all := make([]guest.Listener, 0, len(sockets))
 	for _, s := range sockets {
 		l := guest.Listener{Protocol: s.protocol, Address: s.address.String(), Port: s.port, PID: wanted[s.inode]}
 		if l.PID != 0 {
-			dir := filepath.Join(g.proc, strconv.Itoa(l.PID))
+			dir := "/proc/" + strconv.Itoa(l.PID)
 			l.Started = host.StartTime(readFile(dir + "/stat"))
 			l.Process = strings.TrimSpace(string(readFile(dir + "/comm")))
 			l.Command = command(readFile(dir + "/cmdline"))
@@ -158,14 +141,14 @@ func command(b []byte) string {
 }
 
 // owners fills in the lowest pid that holds each wanted inode, as far as it gets in searchFor.
-func (g *agent) owners(wanted map[string]int) {
+func owners(wanted map[string]int) {
 	missing := len(wanted)
 	end := time.Now().Add(searchFor)
-	for _, pid := range g.pids() {
+	for _, pid := range pids() {
 		if missing == 0 || time.Now().After(end) {
 			return
 		}
-		dir := filepath.Join(g.proc, strconv.Itoa(pid), "fd")
+		dir := "/proc/" + strconv.Itoa(pid) + "/fd"
 		d, err := os.Open(dir)
 		if err != nil {
 			continue
@@ -188,38 +171,35 @@ func (g *agent) owners(wanted map[string]int) {
 	}
 }
 
-func (g *agent) pids() []int {
-	d, err := os.Open(g.proc)
-	if err != nil {
-		return nil
-	}
-	defer d.Close()
-	names, _ := d.Readdirnames(1 << 16)
-	var pids []int
-	for _, n := range names {
-		if pid, err := strconv.Atoi(n); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
+// pids returns the processes of the guest.
+func pids() []int {
+	all, _ := host.PIDs() // none without a /proc
+	return all
 }
 
-// readFile gives at most maxFile bytes of a file, none if it cannot be read.
+// scratch holds what is read of a file, so that an answer leaves little garbage.
+var scratch = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+// readFile returns at most maxFile bytes of a file, none if it cannot be read. It does without
+// os.File, which would try each with epoll(7).
 func readFile(path string) []byte {
-	f, err := os.Open(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil
 	}
-	defer f.Close()
-	var b bytes.Buffer
-	b.Grow(4096)
-	for b.Len() < maxFile {
-		p := make([]byte, 32<<10)
-		n, err := f.Read(p)
-		b.Write(p[:n])
-		if err != nil {
+	defer unix.Close(fd)
+	buf := scratch.Get().(*[32 << 10]byte)
+	defer scratch.Put(buf)
+	var b []byte
+	for len(b) < maxFile {
+		n, err := unix.Read(fd, buf[:])
+		if err == unix.EINTR {
+			continue
+		}
+		if n <= 0 {
 			break
 		}
+		b = append(b, buf[:n]...)
 	}
-	return b.Bytes()
+	return b
 }
