@@ -10,8 +10,8 @@ import (
 	"banger/internal/host"
 )
 
-// cgroups knows where the host's hierarchies are and in which groups the daemon is (cgroups(7)). Version 2 or the controllers of
-// version 1 may be mounted, both, or neither. Immutable.
+// cgroups holds the mount points of the host's hierarchies and the daemon's own groups
+// (cgroups(7)). Version 2, the controllers of version 1, both or neither may be mounted. Immutable.
 type cgroups struct {
 	mounts map[string]string // directory by controller; "" is version 2
 	own    map[string]string // the daemon's group by controller
@@ -43,12 +43,14 @@ func cgroupMounts(info []byte) map[string]string {
 	return mounts
 }
 
-// parseCgroup gives a process's groups by controller from /proc/PID/cgroup; "" is version 2. A path out of the namespace's root is left out.
+// parseCgroup returns a process's groups by controller from /proc/PID/cgroup; "" is version 2. It
+// leaves out paths that leave the namespace's root.
 func parseCgroup(text []byte) map[string]string {
 	groups := map[string]string{}
 	for _, line := range strings.Split(string(text), "\n") {
 		parts := strings.SplitN(line, ":", 3)
-		if len(parts) != 3 || !strings.HasPrefix(parts[2], "/") || strings.HasPrefix(parts[2], "/..") {
+		if len(parts) != 3 || !strings.HasPrefix(parts[2], "/") ||
+			strings.HasPrefix(parts[2], "/..") {
 			continue
 		}
 		for _, controller := range strings.Split(parts[1], ",") {
@@ -64,7 +66,8 @@ type cgroup struct {
 	unified             bool     // cpuFile is version 2's cpu.stat, in microseconds
 }
 
-// ownGroup gives the group of the process whose file cgroup is at path, nil if it is the daemon's too.
+// ownGroup returns the group of the process whose file cgroup is at path, nil if the daemon is in
+// it too.
 func (g *cgroups) ownGroup(path string) *cgroup {
 	if len(g.mounts) == 0 {
 		return nil
@@ -97,7 +100,7 @@ func (g *cgroups) ownGroup(path string) *cgroup {
 	return c
 }
 
-// cpu is the CPU time of all that is in the group, microseconds.
+// cpu returns the CPU time of all processes in the group, microseconds.
 func (c *cgroup) cpu() (uint64, bool) {
 	if c == nil {
 		return 0, false
@@ -110,7 +113,7 @@ func (c *cgroup) cpu() (uint64, bool) {
 	return n / 1000, err == nil
 }
 
-// readFigure gives the trimmed text of a small file, nothing if there is none or it cannot be read.
+// readFigure returns the trimmed text of a small file, nothing if it cannot be read.
 func readFigure(f *os.File) string {
 	if f == nil {
 		return ""
@@ -124,7 +127,7 @@ func readFigure(f *os.File) string {
 	return string(bytes.TrimSpace(b))
 }
 
-// parseUsage gives usage_usec of version 2's cpu.stat.
+// parseUsage returns usage_usec of version 2's cpu.stat.
 func parseUsage(b []byte) (uint64, bool) {
 	value, ok := bytes.CutPrefix(b, []byte("usage_usec "))
 	f := fields{value}
@@ -132,7 +135,7 @@ func parseUsage(b []byte) (uint64, bool) {
 	return n, ok && err == nil
 }
 
-// memory is what the group is charged for, page cache included, bytes.
+// memory returns the bytes charged to the group, page cache included.
 func (c *cgroup) memory() (int64, bool) {
 	if c == nil {
 		return 0, false
@@ -141,7 +144,7 @@ func (c *cgroup) memory() (int64, bool) {
 	return n, err == nil && n >= 0
 }
 
-// count is how many files are open.
+// count returns the number of open files.
 func (c *cgroup) count() (n int64) {
 	if c != nil && c.cpuFile != nil {
 		n++

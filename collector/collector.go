@@ -53,7 +53,7 @@ const (
 	guestTimeout  = 3 * time.Second        // for one answer of an agent
 	guestBriefly  = 100 * time.Millisecond // the same, of one that was silent for guestTimeout
 	guestDoubt    = 10 * time.Second       // how long an agent has only guestBriefly
-	guestSilence  = time.Second            // how long an agent without an answer is not asked at all
+	guestSilence  = time.Second            // how long it is not asked at all
 	firstRest     = time.Second            // how long the poller leaves it alone, doubled each time
 	longestRest   = 30 * time.Second
 	callsInAll    = 4096                   // requests to agents under way
@@ -133,7 +133,7 @@ type entry struct {
 	inside  atomic.Pointer[guestFigures]
 	tick    int64                    // the tick of the wheel at which it is due; 0: none
 	bare    atomic.Uint64            // the run that has no overlay
-	answers atomic.Pointer[[]cached] // by the kinds' index; nil until a read: most VMs are only polled
+	answers atomic.Pointer[[]cached] // by the kinds' index; nil until a read
 	probed  memory
 }
 

@@ -21,7 +21,11 @@ type guestFigures struct {
 	stats *guest.Stats
 }
 
-var _ = addSource(source{bound: guestTimeout, idle: insideKnown, fill: fillInside, metrics: []Metric{
+var _ = addSource(source{
+	bound: guestTimeout, idle: insideKnown, fill: fillInside, metrics: insides,
+})
+
+var insides = []Metric{
 	inside("memory_size_bytes", "Memory as the guest counts it.",
 		func(g *guest.Stats) float64 { return float64(g.MemTotal) }),
 	inside("memory_available_bytes", "Memory that the guest could give to programs.",
@@ -36,17 +40,18 @@ var _ = addSource(source{bound: guestTimeout, idle: insideKnown, fill: fillInsid
 		func(g *guest.Stats) float64 { return onFilesystem(g, g.DiskUsed) }),
 	inside("filesystem_size_bytes", "Size of the guest's file systems.",
 		func(g *guest.Stats) float64 { return onFilesystem(g, g.DiskTotal) }),
-}})
+}
 
 // inside is a metric of the guest's own, which may have made it up.
 func inside(name, help string, get func(*guest.Stats) float64) Metric {
-	return Metric{Name: "banger_vm_guest_" + name, Help: help, Value: func(s *Stats) (float64, bool) {
+	value := func(s *Stats) (float64, bool) {
 		if s.Guest == nil {
 			return 0, false
 		}
 		value := get(s.Guest)
 		return value, !math.IsNaN(value) && !math.IsInf(value, 0)
-	}}
+	}
+	return Metric{Name: "banger_vm_guest_" + name, Help: help, Value: value}
 }
 
 // onFilesystem is not a number for a guest without file systems.
@@ -97,7 +102,7 @@ func fillInside(ctx context.Context, t *task, st *Stats) {
 
 // patience remembers that a guest did not answer. Otherwise a reader of many files of many VMs
 // would wait the full time for each file of each hung guest. For a moment all readers get the
-// timeout at once. Then the guest has a moment only, until it answers again or some time has passed.
+// timeout at once. Then the guest has a moment only, until it answers or some time has passed.
 type patience struct {
 	mu sync.Mutex
 	// guarded by mu
@@ -116,7 +121,7 @@ func (p *patience) left(s *vmm.Snapshot, now time.Time, full time.Duration) time
 	case p.run == s.Run && !p.failed.IsZero() && now.Sub(p.failed) < guestSilence:
 		return 0
 	case !s.Ready && !s.Since.IsZero():
-		// The manager has been asking since the start. A guest that boots has the rest of the full time.
+		// The manager has been asking since the start: a guest that boots has the rest of the time.
 		return min(full, max(full-now.Sub(s.Since), guestBriefly))
 	case p.run == s.Run && !p.silent.IsZero() && now.Sub(p.silent) < guestDoubt:
 		return min(full, guestBriefly)
@@ -125,7 +130,9 @@ func (p *patience) left(s *vmm.Snapshot, now time.Time, full time.Duration) time
 }
 
 // note records the end of a call that had the time allowed.
-func (p *patience) note(s *vmm.Snapshot, now time.Time, full, allowed time.Duration, timedOut bool) {
+func (p *patience) note(
+	s *vmm.Snapshot, now time.Time, full, allowed time.Duration, timedOut bool,
+) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !timedOut {

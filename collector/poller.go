@@ -83,10 +83,11 @@ func (c *Collector) pollSlice(slice uint64) {
 			t := &task{kind: healthKind, c: c, e: e, s: s, byPoller: true}
 			e.cached(healthKind).collect(t, now, c.lane(e, s, nil))
 		}
-		if st, _ := e.known(statsKind, s).(*Stats); st != nil && now.Sub(st.Collected) < c.pollInterval {
+		st, _ := e.known(statsKind, s).(*Stats)
+		if st != nil && now.Sub(st.Collected) < c.pollInterval {
 			return // somebody reads them
 		}
-		st := &Stats{State: s.State}
+		st = &Stats{State: s.State}
 		processStats(&task{c: c, e: e, s: s}, st, false)
 		st.Collected = c.now()
 		e.slow.Store(&slowStats{s.Run, st})

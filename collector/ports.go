@@ -143,7 +143,7 @@ func canonical(answer []guest.Listener) []guest.Listener {
 	return out
 }
 
-// cut shortens s to at most n bytes, not within a character.
+// cut returns at most n bytes of s, whole characters.
 func cut(s string, n int) string {
 	if len(s) <= n {
 		return s
@@ -154,7 +154,7 @@ func cut(s string, n int) string {
 	return s[:n]
 }
 
-// hostOf is how the host finds the guest: by name, else by address; empty if it does not.
+// hostOf returns the name by which the host finds the guest, else its address, else nothing.
 func hostOf(s *vmm.Snapshot) string {
 	if name := s.DNS(); name != "" {
 		return name
@@ -184,8 +184,8 @@ func rows(ls []guest.Listener, guest string, schemes map[probeKey]string) []Port
 	return ordered(out)
 }
 
-// ordered sorts rows by scheme, port, pid, process and bind address. Of the same scheme and endpoint
-// it keeps the first.
+// ordered sorts rows by scheme, port, pid, process and bind address. It keeps the first row of each
+// scheme and endpoint.
 func ordered(rows []Port) []Port {
 	slices.SortStableFunc(rows, func(a, b Port) int {
 		return cmp.Or(

@@ -16,14 +16,14 @@ import (
 	"banger/vmm/guest"
 )
 
-// How long the outcome of a probe is believed of the same listener, that it speaks no HTTP as well. One that did not answer in time,
-// or refused, may still be starting: it is tried again soon, then less and less often.
+// How long the outcome of a probe holds for the same listener, also that it speaks no HTTP. A port
+// that was slow or refused may still be starting: it is tried again soon, then less and less often.
 const (
 	remember   = time.Minute
 	firstDoubt = time.Second
 )
 
-// probeKey tells listeners apart for the memory of probes: a port that another process took over is another one.
+// probeKey identifies a listener in the memory of probes. A port of another process is another one.
 type probeKey struct {
 	port, pid int
 	started   uint64
@@ -31,7 +31,8 @@ type probeKey struct {
 
 func keyOf(l guest.Listener) probeKey { return probeKey{l.Port, l.PID, l.Started} }
 
-// memory is what earlier probes of one VM found; at most maxListeners entries, as only present listeners are kept.
+// memory holds the outcomes of earlier probes of one VM, for present listeners only: at most
+// maxListeners.
 type memory struct {
 	mu   sync.Mutex
 	seen map[probeKey]outcome // guarded by mu
@@ -42,11 +43,13 @@ type outcome struct {
 	address netip.Addr
 	scheme  string
 	until   time.Time
-	doubt   time.Duration // how long it was believed, if it was not sure
+	doubt   time.Duration // how long it held, if it was not sure
 }
 
-// recall gives the schemes that are still believed of the listeners at address, and forgets who listens no more.
-func (m *memory) recall(address netip.Addr, ls []guest.Listener, now time.Time) map[probeKey]string {
+// recall returns the schemes that still hold for the listeners at address, and forgets the others.
+func (m *memory) recall(
+	address netip.Addr, ls []guest.Listener, now time.Time,
+) map[probeKey]string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	kept := make(map[probeKey]outcome)
@@ -78,13 +81,14 @@ func (m *memory) store(k probeKey, address netip.Addr, scheme string, sure bool,
 	m.seen[k] = o
 }
 
-// newProber makes the transport of all probes. Guests are hostile: no proxy that could see the addresses, one
-// connection per request, HTTP/1.1 only, headers bounded, no body asked for.
+// newProber returns the transport of all probes. Guests are hostile: no proxy that could see the
+// addresses, one connection for each request, HTTP/1.1 only, bounded headers, no body.
 func newProber() *http.Transport {
 	return &http.Transport{
-		Proxy:                  nil,
-		DialContext:            dial,
-		TLSClientConfig:        &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, NextProtos: []string{"http/1.1"}},
+		Proxy:       nil,
+		DialContext: dial,
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10,
+			NextProtos: []string{"http/1.1"}},
 		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{},
 		DisableKeepAlives:      true,
 		DisableCompression:     true,
@@ -100,9 +104,12 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return guest.NewQuietConn(conn), nil
 }
 
-// probeAll finds which TCP listeners speak HTTP, at the guest's leased address, or without one at the sockets of the host that were published
-// for them, and nowhere else. Ports are probed side by side. What was not found out before ctx ends is left out.
-func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr, all []vmm.Publication, ls []guest.Listener) map[probeKey]string {
+// probeAll returns the schemes of the TCP listeners. It tries the guest's leased address, else the
+// host's sockets that are published for them, and nothing else. Ports are probed side by
+// side. Outcomes that are missing when ctx ends are left out.
+func (c *Collector) probeAll(
+	ctx context.Context, m *memory, address netip.Addr, all []vmm.Publication, ls []guest.Listener,
+) map[probeKey]string {
 	at := make(map[int]netip.AddrPort) // by the guest's port
 	for _, p := range all {
 		if !address.IsValid() && p.Protocol == "tcp" {
@@ -149,7 +156,7 @@ func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr,
 				scheme, sure := c.probe(ctx, at[port])
 				<-c.probes
 				if !sure && ctx.Err() != nil {
-					continue // it was not given its time
+					continue // ctx cut its time short
 				}
 				mu.Lock()
 				for _, k := range asked[port] {
@@ -173,11 +180,12 @@ func (c *Collector) probeAll(ctx context.Context, m *memory, address netip.Addr,
 	return schemes
 }
 
-// probe tries https, then http. sure is false when the outcome may be another the next time: the port was slow or refused.
+// probe tries https, then http. sure is false when the port was slow or refused: the next outcome
+// may differ.
 func (c *Collector) probe(ctx context.Context, at netip.AddrPort) (scheme string, sure bool) {
 	sure = true
 	for _, scheme := range []string{"https", "http"} {
-		err := c.request(ctx, scheme, at)
+		err := c.getRoot(ctx, scheme, at)
 		if err == nil {
 			return scheme, true
 		}
@@ -190,8 +198,8 @@ func (c *Collector) probe(ctx context.Context, at netip.AddrPort) (scheme string
 	return "", sure
 }
 
-// request sends GET / and succeeds with any HTTP status. Redirects are not followed, the body is not read.
-func (c *Collector) request(ctx context.Context, scheme string, at netip.AddrPort) error {
+// getRoot sends GET / and succeeds with any HTTP status. It follows no redirect and reads no body.
+func (c *Collector) getRoot(ctx context.Context, scheme string, at netip.AddrPort) error {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	host := net.JoinHostPort(at.Addr().String(), strconv.Itoa(int(at.Port())))

@@ -16,10 +16,11 @@ import (
 	"banger/vmm"
 )
 
-// ticksPerSecond is USER_HZ, in which the kernel tells times to user space; 100 wherever Go runs on Linux.
+// ticksPerSecond is USER_HZ, the kernel's unit of time in /proc: 100 wherever Go runs on Linux.
 const ticksPerSecond = 100
 
-// leastSample is the shortest time that CPU percent is computed over: below it the clock ticks are too coarse.
+// leastSample is the shortest time over which CPU percent is computed. For less, ticks are too
+// coarse.
 const leastSample = 200 * time.Millisecond
 
 // procStat is what is used of /proc/PID/stat (proc(5)).
@@ -34,13 +35,13 @@ type procStat struct {
 
 var errProcFormat = errors.New("not in the kernel's format")
 
-// mostMemory bounds what is believed of a process, bytes: more than any address space has.
+// mostMemory bounds the figures of a process, bytes: more than any address space has.
 const mostMemory = 1 << 62
 
-// fields walks over the words of a line without keeping them.
+// fields iterates over the words of a line without an allocation.
 type fields struct{ rest []byte }
 
-// next gives the n-th word after the last that was given, n from 1, nothing at the end.
+// next returns the n-th word after the last one it returned, n from 1; nothing at the end.
 func (f *fields) next(n int) []byte {
 	for {
 		f.rest = bytes.TrimLeft(f.rest, " \n\t")
@@ -56,7 +57,8 @@ func (f *fields) next(n int) []byte {
 	}
 }
 
-// parseProcStat parses /proc/PID/stat. The second field, the command's name, may hold anything, brackets and line feeds included.
+// parseProcStat parses /proc/PID/stat. The second field, the command's name, may hold anything,
+// also brackets and line feeds.
 func parseProcStat(b []byte) (procStat, error) {
 	var p procStat
 	end := bytes.LastIndexByte(b, ')')
@@ -94,8 +96,9 @@ type figures struct {
 
 var errProcessGone = errors.New("process gone")
 
-// procFiles are the files that tell of one process. Kept open they cost a fifth of being opened anew, and they stay that process's: once it
-// has ended they give ESRCH, whoever has its pid then. They may be read by many goroutines, also while they are closed.
+// procFiles are the open files of one process in /proc. To keep them costs a fifth of opening them
+// anew. They stay that process's: once it has ended, reads are ESRCH, even if its pid is another's.
+// Many goroutines may read them, also during close.
 type procFiles struct {
 	process vmm.Process
 	stat    *os.File
@@ -103,13 +106,14 @@ type procFiles struct {
 	opened  time.Time
 }
 
-// keepGroup is how long a process is believed to stay in its cgroup.
+// keepGroup is the time after which a process's cgroup is looked up again.
 const keepGroup = time.Minute
 
-// procBuffers hold what is read of one file: none of those here is longer.
+// procBuffers hold the content of one file each. No file here is longer.
 var procBuffers = sync.Pool{New: func() any { return new([2048]byte) }}
 
-// openProcess opens the files of that very process; errProcessGone when it ended, even if another has its pid now.
+// openProcess opens the files of that very process; errProcessGone when it ended, even if its pid
+// is another's now.
 func openProcess(proc string, p vmm.Process) (*procFiles, error) {
 	dir := filepath.Join(proc, strconv.Itoa(p.PID))
 	f := &procFiles{process: p}
@@ -132,8 +136,8 @@ func (f *procFiles) close() {
 	f.group.close()
 }
 
-// readWhole reads a small file of procfs or of a cgroup from its beginning into the buffer, with one pread(2): os.File.ReadAt makes a
-// second to see the end.
+// readWhole reads a small file of procfs or of a cgroup into the buffer, with one pread(2).
+// os.File.ReadAt would need a second one to see the end.
 func readWhole(f *os.File, buf *[2048]byte) ([]byte, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -150,7 +154,7 @@ func readWhole(f *os.File, buf *[2048]byte) ([]byte, error) {
 	return buf[:max(n, 0)], err
 }
 
-// read gives the figures of now; errProcessGone when the process has ended.
+// read returns the present figures; errProcessGone when the process has ended.
 func (f *procFiles) read() (figures, error) {
 	buf := procBuffers.Get().(*[2048]byte)
 	defer procBuffers.Put(buf)
@@ -160,17 +164,19 @@ func (f *procFiles) read() (figures, error) {
 	}
 	st, err := parseProcStat(b)
 	if err != nil {
-		return figures{}, fmt.Errorf("cannot read the figures of process %d: %w", f.process.PID, err)
+		return figures{}, fmt.Errorf("cannot read figures of process %d: %w", f.process.PID, err)
 	}
 	if st.startTime != f.process.StartTime || st.state == 'Z' || st.state == 'X' {
 		return figures{}, fmt.Errorf("cannot read process %d: %w", f.process.PID, errProcessGone)
 	}
-	return figures{ticks: st.utime + st.stime, rss: int64(st.rss) * pageSize, vsz: int64(st.vsize)}, nil
+	rss := int64(st.rss) * pageSize
+	return figures{ticks: st.utime + st.stime, rss: rss, vsz: int64(st.vsize)}, nil
 }
 
 var pageSize = int64(os.Getpagesize())
 
-// mostKept is how many files may be kept open: half of those that the daemon may have open, the others are for machines and readers.
+// mostKept returns the number of files that may be kept open: half of the daemon's limit. The other
+// half is for machines and readers.
 func mostKept() int64 {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
@@ -179,19 +185,21 @@ func mostKept() int64 {
 	return int64(min(l.Cur, 1<<30)) / 2
 }
 
-// count is how many files are open.
+// count returns the number of open files.
 func (f *procFiles) count() int64 { return 1 + f.group.count() }
 
-// keptProcess is the process of which an entry keeps the files.
+// keptProcess holds the open files of an entry's process.
 type keptProcess struct {
 	mu    sync.Mutex // guards what follows
 	files *procFiles // nil for none
 	ended bool       // the VM was removed: nothing is kept any more
 }
 
-// of gives the files of that process, opening them where they are another's or, if young is true, so old that the process may have been
-// moved to another cgroup since. The caller calls done when it has read them.
-func (k *keptProcess) of(c *Collector, p vmm.Process, young bool) (files *procFiles, done func(), err error) {
+// of returns the files of that process. It opens them anew if they are another's or, with young, so
+// old that the process may be in another cgroup. The caller calls done when it has read them.
+func (k *keptProcess) of(
+	c *Collector, p vmm.Process, young bool,
+) (files *procFiles, done func(), err error) {
 	now := c.now()
 	usable := func(f *procFiles) bool {
 		return f != nil && f.process == p && (!young || now.Sub(f.opened) < keepGroup)
@@ -205,7 +213,8 @@ func (k *keptProcess) of(c *Collector, p vmm.Process, young bool) (files *procFi
 	if files, err = openProcess(c.proc, p); err != nil {
 		return nil, nil, err
 	}
-	files.opened, files.group = now, c.groups.ownGroup(filepath.Join(c.proc, strconv.Itoa(p.PID), "cgroup"))
+	files.opened = now
+	files.group = c.groups.ownGroup(filepath.Join(c.proc, strconv.Itoa(p.PID), "cgroup"))
 	if c.kept.Add(files.count()) > c.mostKept {
 		c.kept.Add(-files.count())
 		return files, files.close, nil
@@ -223,7 +232,7 @@ func (k *keptProcess) of(c *Collector, p vmm.Process, young bool) (files *procFi
 	return files, func() {}, nil
 }
 
-// drop closes what is kept; for good if the VM was removed.
+// drop closes the files. If the VM was removed it keeps none from then on.
 func (k *keptProcess) drop(c *Collector, removed bool) {
 	k.mu.Lock()
 	old := k.files
@@ -256,7 +265,7 @@ type cpuShare struct {
 	from, to time.Time
 }
 
-// sample takes a reading and gives what was used since an earlier one, nil if there was none.
+// sample records a reading and returns the share since an earlier one, nil if there was none.
 func (p *sampler) sample(process vmm.Process, ticks uint64, now time.Time) *cpuShare {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -265,7 +274,8 @@ func (p *sampler) sample(process vmm.Process, ticks uint64, now time.Time) *cpuS
 		return nil
 	}
 	if d := now.Sub(p.at); d >= leastSample {
-		p.computed = &cpuShare{float64(ticks-p.ticks) / ticksPerSecond / d.Seconds() * 100, p.at, now}
+		used := float64(ticks-p.ticks) / ticksPerSecond
+		p.computed = &cpuShare{used / d.Seconds() * 100, p.at, now}
 		p.ticks, p.at = ticks, now
 	}
 	return p.computed
@@ -278,8 +288,8 @@ var _ = addSource(source{
 		}
 	},
 	metrics: []Metric{
-		counter("banger_vm_cpu_seconds_total", "CPU time of the VMM's process, user and system.", 1e6,
-			func(s *Stats) *uint64 { return s.CPUUsec }),
+		counter("banger_vm_cpu_seconds_total", "CPU time of the VMM's process, user and system.",
+			1e6, func(s *Stats) *uint64 { return s.CPUUsec }),
 		figure("banger_vm_resident_memory_bytes", "Resident memory of the VMM's process.", 1,
 			func(s *Stats) *int64 { return s.RSSBytes }),
 		figure("banger_vm_virtual_memory_bytes", "Virtual memory of the VMM's process.", 1,

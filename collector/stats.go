@@ -58,7 +58,9 @@ var statsKind = register(kind{
 	name: "stats", noun: "stats", polled: true, asks: asksAlso, serves: always,
 	maxAge: func(c *Collector) time.Duration { return c.statsMaxAge },
 	quick: func(t *task) bool {
-		return !slices.ContainsFunc(sources, func(s source) bool { return s.idle != nil && !s.idle(t) })
+		return !slices.ContainsFunc(sources, func(s source) bool {
+			return s.idle != nil && !s.idle(t)
+		})
 	},
 	collect: func(ctx context.Context, t *task) (any, error) {
 		st := &Stats{State: t.s.State}

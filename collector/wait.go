@@ -39,9 +39,9 @@ var listenersKind = register(kind{
 
 // WaitHealthy blocks until the VM's agent has answered and returns how long after its start that
 // was. WaitPort blocks until something in the guest listens on TCP port. A VM that is stopped is
-// waited for: somebody may start it. They return vmm.ErrGone when it can no longer happen,
-// vmm.ErrNotFound when the VM is removed, vmm.ErrNoAgent when the machine has no channel to one, and
-// ctx's error when that ends first.
+// waited for: somebody may start it. The errors are vmm.ErrGone when it can no longer happen,
+// vmm.ErrNotFound when the VM is removed, vmm.ErrNoAgent when the machine has no channel to one,
+// and ctx's error.
 func (c *Collector) WaitHealthy(ctx context.Context, v VM) (time.Duration, error) {
 	e, err := c.entry(v)
 	if err != nil {
@@ -79,11 +79,15 @@ func (c *Collector) pause(
 	case <-timer.C:
 	case <-changed:
 	case <-e.gone:
-		return fmt.Errorf("cannot wait for %s, it was removed: %w", e.vm.Snapshot().Name, vmm.ErrNotFound)
+		return removed(e.vm.Snapshot())
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	return nil
+}
+
+func removed(s *vmm.Snapshot) error {
+	return fmt.Errorf("cannot wait for %s, it was removed: %w", s.Name, vmm.ErrNotFound)
 }
 
 // waitReady blocks until the VM runs and its agent has answered, which the manager publishes. It
@@ -106,7 +110,7 @@ func (c *Collector) waitReady(ctx context.Context, e *entry) (*vmm.Snapshot, err
 		select {
 		case <-changed:
 		case <-e.gone:
-			return nil, fmt.Errorf("cannot wait for %s, it was removed: %w", s.Name, vmm.ErrNotFound)
+			return nil, removed(s)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-c.ctx.Done():

@@ -1,10 +1,10 @@
-// Package metrics shows what is known of the VMs, and of the daemon itself, as Prometheus metrics.
+// Package metrics renders the figures of the VMs and of the daemon as Prometheus metrics.
 //
-// It reads snapshots and the collector's cache and never makes a guest, a VMM or a disk work: what nobody has read
-// and the slow poll does not take is left out. Per VM there is one series of each family, labelled vm (and device where
-// there are several), none for what is not known. Names and units follow Prometheus's naming conventions.
+// It reads snapshots and the collector's cache, and asks no guest, VMM or disk. Figures that nobody
+// has read and the slow poll does not collect are left out. Each VM has one series of each family,
+// labelled vm, and device where there are several. Names and units follow Prometheus's conventions.
 //
-// The package runs no goroutines. The HTTP handler is the caller's to serve.
+// The package runs no goroutines. The caller serves the HTTP handler.
 package metrics
 
 import (
@@ -31,7 +31,8 @@ type Options struct {
 	Manager   *vmm.Manager
 	Collector *collector.Collector
 	Version   string
-	// Store counts since the daemon's start: transactions of the database of records, and the calls that they answered. Nil: left out.
+	// Store returns counts since the daemon's start: transactions of the database of records, and
+	// the calls that they answered. Nil: left out.
 	Store func() (commits, calls uint64)
 }
 
@@ -42,19 +43,22 @@ type Metrics struct {
 	size atomic.Int64 // bytes, about, of the next text
 }
 
-// New makes one with the daemon's own metrics registered.
+// New returns one with the daemon's own metrics registered.
 func New(o Options) *Metrics {
 	m := &Metrics{o: o, own: prometheus.NewRegistry()}
-	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "banger_build_info", Help: "1, labelled with the daemon's version.",
+	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "banger_build_info",
+		Help:        "1, labelled with the daemon's version.",
 		ConstLabels: prometheus.Labels{"version": o.Version}})
 	info.Set(1)
-	m.own.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		o.Collector, transitions{o.Manager})
+	m.own.MustRegister(info, o.Collector, transitions{o.Manager}, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if o.Store != nil {
 		m.own.MustRegister(
-			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "banger_store_commits_total", Help: "Transactions of the database of records."},
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "banger_store_commits_total",
+				Help: "Transactions of the database of records."},
 				func() float64 { commits, _ := o.Store(); return float64(commits) }),
-			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "banger_store_calls_total", Help: "Calls that the transactions answered; those made at the same time share one."},
+			prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "banger_store_calls_total",
+				Help: "Calls that the transactions answered; those made at the same time share one."},
 				func() float64 { _, calls := o.Store(); return float64(calls) }))
 	}
 	return m
@@ -63,9 +67,9 @@ func New(o Options) *Metrics {
 // Register adds a part of the daemon's own metrics, before the first Gather.
 func (m *Metrics) Register(c prometheus.Collector) error { return m.own.Register(c) }
 
-// each gives every family in the order of their names; what it gives may be used until it returns from the call. The VMs' families are made
-// here and not by the registry, whose checks of each of some hundred thousand series would cost several times what the series do, and one
-// after the other in the same memory.
+// each calls write with every family in the order of their names. A family is valid during the
+// call: those of the VMs share their memory. The registry does not make them, as its checks of some
+// hundred thousand series would cost several times what the series do.
 func (m *Metrics) each(write func(*dto.MetricFamily) error) error {
 	own, err := m.own.Gather() // sorted
 	if err != nil {
@@ -86,7 +90,7 @@ func (m *Metrics) each(write func(*dto.MetricFamily) error) error {
 	return nil
 }
 
-// Text gives all metrics in Prometheus's text format, version 0.0.4.
+// Text returns all metrics in Prometheus's text format, version 0.0.4.
 func (m *Metrics) Text() ([]byte, error) {
 	b := bytes.NewBuffer(make([]byte, 0, m.size.Load()))
 	err := m.each(func(f *dto.MetricFamily) error {
@@ -105,7 +109,8 @@ func (m *Metrics) Text() ([]byte, error) {
 // formats are what Handler offers, in order of preference.
 var formats = expfmt.DefaultOpenMetricsAcceptedFormats()
 
-// Handler serves the metrics over HTTP, as OpenMetrics where that is asked for; a few scrapes at once, the others get 503.
+// Handler serves the metrics over HTTP, as OpenMetrics on request. It serves a few scrapes at once;
+// others get 503.
 func (m *Metrics) Handler() http.Handler {
 	slots := make(chan struct{}, scrapesAtOnce)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -128,21 +133,26 @@ func (m *Metrics) Handler() http.Handler {
 			err = out.Flush()
 		}
 		if err != nil {
-			panic(http.ErrAbortHandler) // a scraper must not take a part for the whole
+			panic(http.ErrAbortHandler) // a scraper must see that the text is not whole
 		}
 	})
 }
 
-// transitions counts the commands that VMs went through.
+// transitions counts the commands to VMs.
 type transitions struct{ manager *vmm.Manager }
 
-var transitionsDesc = prometheus.NewDesc("banger_transitions_total", "Transitions of VMs' states that have ended.", []string{"command", "result"}, nil)
+var transitionsDesc = prometheus.NewDesc("banger_transitions_total",
+	"Transitions of VMs' states that have ended.", []string{"command", "result"}, nil)
 
 func (transitions) Describe(ch chan<- *prometheus.Desc) { ch <- transitionsDesc }
 
 func (t transitions) Collect(ch chan<- prometheus.Metric) {
 	for _, c := range t.manager.Transitions() {
-		ch <- prometheus.MustNewConstMetric(transitionsDesc, prometheus.CounterValue, float64(c.Done), string(c.Command), "done")
-		ch <- prometheus.MustNewConstMetric(transitionsDesc, prometheus.CounterValue, float64(c.Failed), string(c.Command), "failed")
+		count := func(n float64, result string) {
+			ch <- prometheus.MustNewConstMetric(transitionsDesc, prometheus.CounterValue, n,
+				string(c.Command), result)
+		}
+		count(float64(c.Done), "done")
+		count(float64(c.Failed), "failed")
 	}
 }

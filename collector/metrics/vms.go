@@ -10,11 +10,11 @@ import (
 	"banger/vmm"
 )
 
-// vm is what is known of one VM at the moment of a scrape.
+// vm is one VM at the moment of a scrape.
 type vm struct {
 	snap   *vmm.Snapshot
-	stats  *collector.Stats // nil where nothing is known
-	health string           // its status, empty if it is not known
+	stats  *collector.Stats // nil if the cache has none
+	health string           // its status
 }
 
 // family is one metric of every VM. value reports false where it is not known.
@@ -105,10 +105,11 @@ type series struct {
 	labels  [2]*dto.LabelPair
 }
 
-// vms takes what is known of all VMs in one pass over their snapshots.
+// vms collects the VMs in one pass over their snapshots.
 func (m *Metrics) vms() *vmFamilies {
 	list := m.o.Manager.VMs()
-	f := &vmFamilies{names: familyNames, vms: make([]vm, len(list)), labels: make([]*dto.LabelPair, len(list))}
+	f := &vmFamilies{names: familyNames, vms: make([]vm, len(list))}
+	f.labels = make([]*dto.LabelPair, len(list))
 	for i, v := range list {
 		f.vms[i].snap = v.Snapshot()
 		f.vms[i].stats, f.vms[i].health, _ = m.o.Collector.Known(v)
@@ -117,7 +118,8 @@ func (m *Metrics) vms() *vmFamilies {
 	return f
 }
 
-// next gives the family of the next name, without series if nothing is known of any VM. It is valid until the next call.
+// next returns the family of the next name, without series if no VM has a value. It is valid until
+// the next call.
 func (f *vmFamilies) next() *dto.MetricFamily {
 	name := f.names[0]
 	f.names = f.names[1:]
@@ -139,21 +141,23 @@ func (f *vmFamilies) next() *dto.MetricFamily {
 	return &f.out
 }
 
-// total counts the VMs by their states, those too in which there is none.
+// total counts the VMs by their states, with a series also for a state without any.
 func (f *vmFamilies) total() *dto.MetricFamily {
 	counts := map[vmm.State]int{}
 	for i := range f.vms {
 		counts[f.vms[i].snap.State]++
 	}
-	f.out.Name, f.out.Help, f.out.Type = proto.String(totalName), proto.String("VMs by their state."), dto.MetricType_GAUGE.Enum()
+	f.out.Name, f.out.Help = proto.String(totalName), proto.String("VMs by their state.")
+	f.out.Type = dto.MetricType_GAUGE.Enum()
 	for _, s := range slices.Sorted(slices.Values(vmm.States)) {
 		f.out.Metric = append(f.out.Metric, &dto.Metric{
-			Label: []*dto.LabelPair{pair("state", string(s))}, Gauge: &dto.Gauge{Value: proto.Float64(float64(counts[s]))}})
+			Label: []*dto.LabelPair{pair("state", string(s))},
+			Gauge: &dto.Gauge{Value: proto.Float64(float64(counts[s]))}})
 	}
 	return &f.out
 }
 
-// add adds the series of one row, of which so many were used before, and gives how many are now.
+// add adds the series of one row after the used ones, and returns the new number of those.
 func (f *vmFamilies) add(row *family, used int) int {
 	if need := used + len(f.vms); need > len(f.series) {
 		// What was added already points into the old ones, which is as good.
