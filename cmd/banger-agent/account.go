@@ -62,7 +62,8 @@ func findAccount(text string) (*account, error) {
 				gid, err = strconv.ParseUint(g.Gid, 10, 32)
 			}
 			if err != nil {
-				return nil, fmt.Errorf("no group %.64q is in the guest: %w", group, guest.ErrInvalid)
+				return nil, fmt.Errorf("no group %.64q is in the guest: %w", group,
+					guest.ErrInvalid)
 			}
 		}
 		a.gid = uint32(gid)
@@ -70,7 +71,7 @@ func findAccount(text string) (*account, error) {
 	return a, nil
 }
 
-// environment returns the variables that login(1) would set. Those of the image and the host follow.
+// environment returns the variables that login(1) would set.
 func (a *account) environment(terminal bool) []string {
 	env := []string{"PATH=" + defaultPath, "HOME=" + a.home, "USER=" + a.name,
 		"LOGNAME=" + a.name, "SHELL=/bin/sh"}

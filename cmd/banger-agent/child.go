@@ -8,15 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// starter starts programs and sees to it that they are collected: the reaper as process 1, ownChildren as a service.
+// starter starts programs and reaps them: the reaper as process 1, ownChildren as a service.
 type starter interface {
 	start(cmd *exec.Cmd) (*child, error)
 }
 
-// child is a process that was started here, at the head of a process group.
+// child is a process that the agent started, the leader of a process group.
 type child struct {
 	pid  int
-	mu   *sync.Mutex   // held when it is reaped: until then its number is its own
+	mu   *sync.Mutex   // held over reaping: until then the pid is its own
 	done chan struct{} // closed when it has ended; status is valid then
 
 	status unix.WaitStatus
@@ -38,7 +38,7 @@ func (c *child) signal(s unix.Signal) {
 	}
 }
 
-// ownChildren collects what it started and nothing else.
+// ownChildren reaps the processes that it started and no others.
 type ownChildren struct{}
 
 func (ownChildren) start(cmd *exec.Cmd) (*child, error) {
@@ -47,7 +47,7 @@ func (ownChildren) start(cmd *exec.Cmd) (*child, error) {
 	}
 	c := &child{pid: cmd.Process.Pid, mu: new(sync.Mutex), done: make(chan struct{})}
 	go func() { // ends with the process
-		// Waited for first and reaped under the lock, so that its number is nobody else's when it gets a signal.
+		// It waits first and reaps under the lock, so that no signal reaches a reused pid.
 		for unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 		}
 		c.mu.Lock()

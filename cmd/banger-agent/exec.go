@@ -136,8 +136,10 @@ type started struct {
 	terminal  *os.File // the master, which out is, too; nil without one
 }
 
-// connect makes the command's standard files. It returns the command's ends, which the caller closes.
-func (c *started) connect(cmd *exec.Cmd, r *guest.ExecRequest, uid int) (theirs []*os.File, err error) {
+// connect makes the command's standard files. It returns the command's ends: the caller closes them.
+func (c *started) connect(
+	cmd *exec.Cmd, r *guest.ExecRequest, uid int,
+) (theirs []*os.File, err error) {
 	if r.Cols > 0 {
 		tty, err := c.openTerminal(uid)
 		if err != nil {
@@ -171,7 +173,7 @@ func (c *started) connect(cmd *exec.Cmd, r *guest.ExecRequest, uid int) (theirs 
 	return theirs, nil
 }
 
-// openTerminal makes a pseudo-terminal (pts(4)) that belongs to uid, and returns the command's side.
+// openTerminal makes a pseudo-terminal (pts(4)) that uid owns, and returns the command's side.
 func (c *started) openTerminal(uid int) (*os.File, error) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -231,7 +233,8 @@ func (c *started) Resize(cols, rows int) {
 		return
 	}
 	_ = c.control(func(fd int) error { // closed already, perhaps
-		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(cols), Row: uint16(rows)})
+		size := &unix.Winsize{Col: uint16(cols), Row: uint16(rows)}
+		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, size)
 	})
 }
 
@@ -287,7 +290,8 @@ func (t *typist) Write(p []byte) (int, error) { return t.master.Write(p) }
 
 func (t *typist) Close() error {
 	t.once.Do(func() {
-		t.master.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)) // nobody may read it any more
+		// The command may have stopped reading.
+		t.master.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 		t.master.Write([]byte{endOfText})
 	})
 	return nil

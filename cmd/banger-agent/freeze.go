@@ -14,7 +14,7 @@ import (
 	"banger/internal/host"
 )
 
-// What FIFREEZE and FITHAW are (include/uapi/linux/fs.h): _IOWR('X', 119, int) and _IOWR('X', 120, int).
+// FIFREEZE and FITHAW (include/uapi/linux/fs.h): _IOWR('X', 119, int) and _IOWR('X', 120, int).
 const (
 	fiFreeze = 0xc0045877
 	fiThaw   = 0xc0045878
@@ -32,15 +32,16 @@ type freezer struct {
 	// started again lets go what the one before it held.
 	list string
 
-	letting sync.Mutex // held while file systems are let go, so that what a next freeze holds is not let go with them
+	letting sync.Mutex // held over a thaw, so that it does not undo the next freeze
 
 	mu    sync.Mutex // guards what follows; not held over an ioctl
-	turn  int        // counts the freezes and thaws: a freeze whose turn is over undoes what it still gets
+	turn  int        // counts freezes and thaws: an outdated freeze undoes what it still does
 	held  []*os.File // frozen in this turn
 	timer *time.Timer
 }
 
-// Freeze implements guest.Freezer. It returns when all stand still, or with ctx; what it could not freeze it passes over.
+// Freeze implements guest.Freezer. It returns when all file systems stand still, or with ctx. It
+// passes over those that it cannot freeze.
 func (g *agent) Freeze(ctx context.Context, within time.Duration) (int, error) {
 	points := freezable(readFile("/proc/self/mountinfo"))
 	return g.freezer.freeze(ctx, points, within)
@@ -167,7 +168,8 @@ func freezable(mountinfo []byte) []string {
 	var points []string
 	seen := map[string]bool{}
 	for _, m := range host.Mounts(mountinfo) {
-		if !strings.HasPrefix(m.Source, "/dev/") || seen[m.Source] || readOnly(m.Options) || readOnly(m.VFSOptions) {
+		if !strings.HasPrefix(m.Source, "/dev/") || seen[m.Source] ||
+			readOnly(m.Options) || readOnly(m.VFSOptions) {
 			continue
 		}
 		switch m.FSType {

@@ -30,7 +30,7 @@ type agent struct {
 	freezer  freezer
 	work     *workDisk // nil in tests
 	children starter
-	program  *guest.Program // what the image runs; nil for an image with an init of its own and for the built-in one
+	program  *guest.Program // of the image; nil if that has an init of its own, or is the built-in one
 
 	mounts atomic.Pointer[mounts] // of the last Stats
 
@@ -114,7 +114,8 @@ func (g *agent) Configure(ctx context.Context, c guest.Config) error {
 	g.work.wait(ctx) // who waits for `healthy` finds /work
 	g.configuring.Lock()
 	defer g.configuring.Unlock()
-	// The start is over. What it left free is given back now, at once: the runtime would do it bit by bit, waking an idle guest for minutes.
+	// The start is over. The runtime would return its memory bit by bit and wake an idle guest for
+	// minutes.
 	time.AfterFunc(time.Second, debug.FreeOSMemory)
 	if c.Hostname != "" {
 		if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
@@ -129,7 +130,7 @@ func (g *agent) Configure(ctx context.Context, c guest.Config) error {
 	}
 	if len(c.DNS) > 0 {
 		if err := g.resolvers.set(c.DNS, c.Gateway); err != nil {
-			log.Printf("cannot write resolv.conf: %v", err) // a guest without names runs all the same
+			log.Printf("cannot write resolv.conf: %v", err) // the guest runs all the same
 		}
 	}
 	if err := setKeys("/", &c); err != nil {
@@ -145,7 +146,7 @@ func (g *agent) Configure(ctx context.Context, c guest.Config) error {
 	return connect(name, &c)
 }
 
-// interfaceFor gives the interface with that MAC, or without one the only one that is no loopback.
+// interfaceFor returns the interface with that MAC, or without one the only one but the loopback.
 func interfaceFor(mac string) (string, error) {
 	all, err := net.Interfaces()
 	if err != nil {
@@ -167,7 +168,7 @@ func interfaceFor(mac string) (string, error) {
 	return found[0], nil
 }
 
-// onInterface calls f with a request about the interface, and a socket to make it of (netdevice(7)).
+// onInterface calls f with a socket and the structure for an ioctl on it (netdevice(7)).
 func onInterface(name string, f func(fd int, r *unix.Ifreq) error) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -181,7 +182,7 @@ func onInterface(name string, f func(fd int, r *unix.Ifreq) error) error {
 	return f(fd, r)
 }
 
-// setAddress gives the interface an IPv4 address and the default route.
+// setAddress sets an IPv4 address and the default route.
 func setAddress(name string, p netip.Prefix, gateway netip.Addr) error {
 	if !p.Addr().Is4() {
 		return fmt.Errorf("cannot set %s: only IPv4 addresses are understood", p)
@@ -207,9 +208,12 @@ func setAddress(name string, p netip.Prefix, gateway netip.Addr) error {
 			return nil
 		}
 		route := rtentry{Flags: unix.RTF_UP | unix.RTF_GATEWAY}
-		route.Dst.Family, route.Genmask.Family, route.Gateway.Family = unix.AF_INET, unix.AF_INET, unix.AF_INET
+		for _, a := range []*sockaddrIn{&route.Dst, &route.Genmask, &route.Gateway} {
+			a.Family = unix.AF_INET
+		}
 		route.Gateway.Addr = gateway.As4()
-		_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&route)))
+		_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT,
+			uintptr(unsafe.Pointer(&route)))
 		if e != 0 && !errors.Is(e, unix.EEXIST) {
 			return fmt.Errorf("cannot route through %s: %w", gateway, e)
 		}
@@ -231,7 +235,7 @@ func linkUp(name string) error {
 	})
 }
 
-// connect gives the interface what the host says of the network. IPv6 that this kernel does not have is left out.
+// connect sets the interface's MTU, addresses and routes. It leaves out IPv6 in a kernel without it.
 func connect(name string, c *guest.Config) error {
 	if c.MTU > 0 {
 		if err := setMTU(name, c.MTU); err != nil {
@@ -239,7 +243,7 @@ func connect(name string, c *guest.Config) error {
 		}
 	}
 	if c.Address6.IsValid() {
-		// Before the link is up: afterwards the kernel has begun to look for duplicates, which the host's filter precludes.
+		// Once the link is up the kernel looks for duplicates, which the host's filter precludes.
 		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/accept_dad", []byte("0"), 0)
 	}
 	if err := setAddress(name, c.Address, c.Gateway); err != nil {
@@ -261,7 +265,7 @@ func setMTU(name string, mtu int) error {
 	})
 }
 
-// setAddress6 gives the interface an IPv6 address and the default route (ipv6(7); linux/ipv6.h, linux/ipv6_route.h).
+// setAddress6 sets an IPv6 address and the default route (ipv6(7), linux/ipv6.h).
 func setAddress6(name string, p netip.Prefix, gateway netip.Addr) error {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if errors.Is(err, unix.EAFNOSUPPORT) {
@@ -276,22 +280,26 @@ func setAddress6(name string, p netip.Prefix, gateway netip.Addr) error {
 		return err
 	}
 	address := in6Ifreq{Addr: p.Addr().As16(), Bits: uint32(p.Bits()), Index: int32(i.Index)}
-	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFADDR, uintptr(unsafe.Pointer(&address)))
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCSIFADDR,
+		uintptr(unsafe.Pointer(&address)))
 	if e != 0 && !errors.Is(e, unix.EEXIST) {
 		return fmt.Errorf("cannot give %s the address %s: %w", name, p, e)
 	}
 	if !gateway.Is6() {
 		return nil
 	}
-	route := in6Rtmsg{Gateway: gateway.As16(), Metric: 1, Flags: unix.RTF_UP | unix.RTF_GATEWAY, Index: int32(i.Index)}
-	_, _, e = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT, uintptr(unsafe.Pointer(&route)))
+	route := in6Rtmsg{Gateway: gateway.As16(), Metric: 1, Index: int32(i.Index),
+		Flags: unix.RTF_UP | unix.RTF_GATEWAY}
+	_, _, e = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCADDRT,
+		uintptr(unsafe.Pointer(&route)))
 	if e != 0 && !errors.Is(e, unix.EEXIST) {
 		return fmt.Errorf("cannot route through %s: %w", gateway, e)
 	}
 	return nil
 }
 
-// in6Ifreq is struct in6_ifreq of linux/ipv6.h, in6Rtmsg struct in6_rtmsg of linux/ipv6_route.h on 64 bits.
+// in6Ifreq is struct in6_ifreq of linux/ipv6.h. in6Rtmsg is struct in6_rtmsg of linux/ipv6_route.h
+// on 64 bits.
 type in6Ifreq struct {
 	Addr  [16]byte
 	Bits  uint32

@@ -43,7 +43,8 @@ func runInit() {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGUSR2)
 	off := make(chan int, 4)
-	g := &agent{children: &r, program: program, freezer: freezer{list: frozenList}, powerOff: func() { off <- unix.LINUX_REBOOT_CMD_POWER_OFF }}
+	g := &agent{children: &r, program: program, freezer: freezer{list: frozenList},
+		powerOff: func() { off <- unix.LINUX_REBOOT_CMD_POWER_OFF }}
 	go func() {
 		if err := serve(g); err != nil {
 			log.Print(err)
@@ -76,7 +77,7 @@ func runInit() {
 		select {
 		case how := <-off:
 			select {
-			case c := <-main: // its end comes back here; a host that has waited long enough ends the machine
+			case c := <-main: // its end arrives here; a host that waits too long ends the machine
 				unix.Sync()
 				c.signal(stopSignal(program.StopSignal))
 				continue
@@ -154,7 +155,7 @@ func loadModules(list string) {
 
 // reaper collects every child, those that were started here and the orphans.
 type reaper struct {
-	mu    sync.Mutex // held over fork, so that no child is reaped before it is known, and over reaping, so that no other process is taken for it
+	mu    sync.Mutex // held over fork and over reaping, so that a pid always stands for one child
 	known map[int]*child
 }
 
@@ -184,7 +185,7 @@ func (r *reaper) run(cmd *exec.Cmd) error {
 	return nil
 }
 
-// hangUp tells what was started here that its terminal is gone: an interactive shell ignores SIGTERM.
+// hangUp sends SIGHUP to the agent's children: an interactive shell ignores SIGTERM.
 func (r *reaper) hangUp() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

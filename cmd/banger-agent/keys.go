@@ -21,14 +21,15 @@ const (
 	keysEnd   = "# end: kept by banger"
 )
 
-// setKeys gives root's authorized keys and the host key to the guest whose files are below root; empty texts change nothing.
+// setKeys writes root's authorized keys and the host key below root. Empty texts change nothing.
 func setKeys(root string, c *guest.Config) error {
 	if c.AuthorizedKeys != "" {
 		home := "/root"
 		if a, err := findAccount("0"); err == nil {
 			home = a.home
 		}
-		if err := setAuthorizedKeys(filepath.Join(root, home), strings.TrimSpace(c.AuthorizedKeys)); err != nil {
+		keys := strings.TrimSpace(c.AuthorizedKeys)
+		if err := setAuthorizedKeys(filepath.Join(root, home), keys); err != nil {
 			return fmt.Errorf("cannot set the authorized keys: %w", err)
 		}
 	}
@@ -59,7 +60,8 @@ func setAuthorizedKeys(home, keys string) error {
 	return replaceFile(path, []byte(text))
 }
 
-// withKeys gives text with these keys between the marks, which stand at its end if there are none yet; without keys there are no marks.
+// withKeys returns text with these keys between the marks, which it adds at the end if need be.
+// Without keys there are no marks.
 func withKeys(text, keys string) string {
 	before, rest, found := strings.Cut(text, keysBegin+"\n")
 	after := ""
@@ -95,7 +97,8 @@ func setHostKey(root, key string) error {
 	// One that runs reads its keys anew at SIGHUP (sshd(8)); one that has yet to start finds them.
 	b := readFile(filepath.Join(root, "run", "sshd.pid"))
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err == nil && pid > 1 && strings.TrimSpace(string(readFile("/proc/"+strconv.Itoa(pid)+"/comm"))) == "sshd" {
+	comm := readFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	if err == nil && pid > 1 && string(comm) == "sshd\n" {
 		_ = unix.Kill(pid, unix.SIGHUP) // gone, perhaps
 	}
 	return nil

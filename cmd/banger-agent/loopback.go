@@ -24,7 +24,8 @@ func dialLoopback(port int) (guest.Command, error) {
 		}
 		errs = append(errs, err)
 	}
-	return nil, fmt.Errorf("nothing in the guest can be reached on port %d: %v: %w", port, errs[0], guest.ErrNotFound)
+	return nil, fmt.Errorf("nothing in the guest can be reached on port %d: %v: %w", port, errs[0],
+		guest.ErrNotFound)
 }
 
 // connection implements guest.Command for a connection to the guest's loopback. It ends with the far

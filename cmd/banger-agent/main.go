@@ -34,7 +34,7 @@ func askPowerOff() {
 	}
 }
 
-// serve answers the host on every channel that the guest has. It returns when the first of them breaks.
+// serve answers the host on every channel of the guest. It returns when the first of them breaks.
 func serve(g *agent) error {
 	g.freezer.recover()
 	g.work = tendWorkDisk()
@@ -63,7 +63,8 @@ func serve(g *agent) error {
 		log.Printf("cannot listen on vsock: %v", err)
 	}
 	if channels == 0 {
-		return errors.New("no channel to the host: neither a virtio-serial port " + guest.PortName + " nor vsock")
+		return errors.New("no channel to the host: neither the virtio-serial port " +
+			guest.PortName + " nor vsock")
 	}
 	return <-ended
 }

@@ -40,7 +40,7 @@ const (
 	stateClose  = "07"
 )
 
-// parseSockets gives the rows in the state want, at most maxRows.
+// parseSockets returns the rows in the state want, at most maxRows.
 func parseSockets(b []byte, protocol, want string) []socket {
 	var all []socket
 	s := bufio.NewScanner(bytes.NewReader(b))
@@ -63,7 +63,7 @@ func parseSockets(b []byte, protocol, want string) []socket {
 	return all
 }
 
-// parseAddr reads an address as the kernel prints it: 32-bit words in the byte order of the (little-endian) host.
+// parseAddr parses an address as the kernel prints it: 32-bit words in little-endian order.
 func parseAddr(s string) (netip.Addr, bool) {
 	b, err := hex.DecodeString(s)
 	if err != nil || len(b) != 4 && len(b) != 16 {
@@ -109,7 +109,8 @@ func listeners() []guest.Listener {
 		{"tcp", "tcp", stateListen}, {"tcp6", "tcp", stateListen},
 		{"udp", "udp", stateClose}, {"udp6", "udp", stateClose},
 	} {
-		sockets = append(sockets, parseSockets(readFile("/proc/net/"+f.name), f.protocol, f.state)...)
+		text := readFile("/proc/net/" + f.name)
+		sockets = append(sockets, parseSockets(text, f.protocol, f.state)...)
 	}
 	if len(sockets) > maxRows {
 		sockets = sockets[:maxRows]
@@ -121,7 +122,8 @@ func listeners() []guest.Listener {
 	owners(wanted)
 	all := make([]guest.Listener, 0, len(sockets))
 	for _, s := range sockets {
-		l := guest.Listener{Protocol: s.protocol, Address: s.address.String(), Port: s.port, PID: wanted[s.inode]}
+		l := guest.Listener{Protocol: s.protocol, Address: s.address.String(), Port: s.port,
+			PID: wanted[s.inode]}
 		if l.PID != 0 {
 			dir := "/proc/" + strconv.Itoa(l.PID)
 			l.Started = host.StartTime(readFile(dir + "/stat"))

@@ -137,7 +137,8 @@ func switchRoot() error {
 	return os.Chdir("/")
 }
 
-// removeBelow removes what is in a directory and on the same device. What cannot be removed takes some memory and does no harm.
+// removeBelow removes the content of a directory on its own device. A file that remains occupies
+// memory and does no other harm.
 func removeBelow(dir string, device uint64) {
 	entries, _ := os.ReadDir(dir)
 	for _, e := range entries {
@@ -213,7 +214,8 @@ func becomeInit(self []byte) error {
 			return fmt.Errorf("cannot start the agent: %w", err)
 		}
 	}
-	return fmt.Errorf("cannot run %s: %w", init, unix.Exec(init, []string{init}, []string{"PATH=" + defaultPath, "TERM=linux", "HOME=/"}))
+	env := []string{"PATH=" + defaultPath, "TERM=linux", "HOME=/"}
+	return fmt.Errorf("cannot run %s: %w", init, unix.Exec(init, []string{init}, env))
 }
 
 // prepareRoot mounts what programs expect and an image of a container does not have.
@@ -237,7 +239,10 @@ func prepareRoot() error {
 	if err := unix.Mount("shm", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil {
 		return fmt.Errorf("cannot mount /dev/shm: %w", err)
 	}
-	for name, target := range map[string]string{"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"} {
+	for name, target := range map[string]string{
+		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0",
+		"stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+	} {
 		_ = os.Symlink(target, "/dev/"+name) // there already, perhaps
 	}
 	return nil
@@ -270,11 +275,12 @@ func runProgram(p *guest.Program, r *reaper, began func(*child)) (unix.WaitStatu
 
 // programCommand says how a program of an OCI image is run (image-spec, config.md).
 func programCommand(p *guest.Program) (*exec.Cmd, error) {
-	who, err := findAccount(p.User)
+	user, err := findAccount(p.User)
 	if err != nil {
 		return nil, err
 	}
-	cmd := &exec.Cmd{Args: p.Args, Dir: p.Dir, Env: append([]string{"PATH=" + defaultPath, "HOME=" + who.home}, p.Env...)}
+	env := append([]string{"PATH=" + defaultPath, "HOME=" + user.home}, p.Env...)
+	cmd := &exec.Cmd{Args: p.Args, Dir: p.Dir, Env: env}
 	if cmd.Dir == "" {
 		cmd.Dir = "/"
 	}
@@ -284,11 +290,13 @@ func programCommand(p *guest.Program) (*exec.Cmd, error) {
 	if cmd.Path, err = lookPath(p.Args[0], cmd.Dir, lastValue(cmd.Env, "PATH")); err != nil {
 		return nil, err
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: who.uid, Gid: who.gid, Groups: who.groups}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true,
+		Credential: &syscall.Credential{Uid: user.uid, Gid: user.gid, Groups: user.groups}}
 	return cmd, nil
 }
 
-// stopSignal reads the signal of an image: its number or its name, with SIG or without. SIGTERM for what it does not know.
+// stopSignal parses the signal of an image: a number, or a name with SIG or without. An unknown one
+// is SIGTERM.
 func stopSignal(text string) unix.Signal {
 	if n, err := strconv.Atoi(text); err == nil && n > 0 && n < 65 {
 		return unix.Signal(n)

@@ -18,7 +18,7 @@ import (
 	"banger/internal/host"
 )
 
-// Where the work disk is mounted, and the serial number of its virtio-blk device, which the host gives.
+// The mount point of the work disk, and the serial number that the host sets in its device.
 const (
 	workPoint  = "/work"
 	workSerial = "work"
@@ -81,14 +81,16 @@ func (w *workDisk) wait(ctx context.Context) {
 	}
 }
 
-// tend mounts the disk, unless it was mounted before (then a user unmounted it), and grows its file system. It reports whether it was ever mounted.
+// tend mounts the disk, unless it was mounted before (then a user unmounted it), and grows its file
+// system. It reports whether it was ever mounted.
 func (w *workDisk) tend(before bool) bool {
 	name := findWorkDisk("/sys")
 	if name == "" {
 		return before
 	}
 	device := filepath.Join("/dev", name)
-	point := mountPoint(readFile("/proc/self/mountinfo"), strings.TrimSpace(string(readFile("/sys/block/"+name+"/dev"))))
+	numbers := strings.TrimSpace(string(readFile("/sys/block/" + name + "/dev")))
+	point := mountPoint(readFile("/proc/self/mountinfo"), numbers)
 	if point == "" {
 		if before || !isExt4(device) {
 			return before
@@ -115,10 +117,10 @@ func mountWork(device string) error {
 	return nil
 }
 
-// findWorkDisk gives the name of the work disk, empty if there is none.
+// findWorkDisk returns the name of the work disk, empty if there is none.
 func findWorkDisk(sys string) string { return findDisk(sys, workSerial) }
 
-// findDisk gives the name of the disk with that serial number, empty if there is none.
+// findDisk returns the name of the disk with that serial number, empty if there is none.
 func findDisk(sys, serial string) string {
 	paths, _ := filepath.Glob(filepath.Join(sys, "block", "*", "serial"))
 	for _, path := range paths {
@@ -129,7 +131,7 @@ func findDisk(sys, serial string) string {
 	return ""
 }
 
-// mountPoint returns where the device of these numbers, MAJOR:MINOR, is mounted; empty if it is not.
+// mountPoint returns the mount point of the device MAJOR:MINOR, empty if there is none.
 func mountPoint(mountinfo []byte, numbers string) string {
 	for _, m := range host.Mounts(mountinfo) {
 		if fmt.Sprintf("%d:%d", m.Major, m.Minor) == numbers {
@@ -139,7 +141,7 @@ func mountPoint(mountinfo []byte, numbers string) string {
 	return ""
 }
 
-// isExt4 looks for the superblock of ext2, 3 or 4: s_magic, at 56 of the 1,024 bytes after the first 1,024.
+// isExt4 looks for the superblock of ext2, 3 or 4: s_magic, at 56 after the first 1,024 bytes.
 func isExt4(device string) bool {
 	f, err := os.Open(device)
 	if err != nil {
@@ -154,7 +156,8 @@ func isExt4(device string) bool {
 // growExt4 makes a mounted ext4 as long as its device; nothing happens when it is.
 func growExt4(device, point string) error {
 	var st unix.Statfs_t
-	if err := unix.Statfs(point, &st); err != nil || st.Type != unix.EXT4_SUPER_MAGIC || st.Bsize <= 0 {
+	err := unix.Statfs(point, &st)
+	if err != nil || st.Type != unix.EXT4_SUPER_MAGIC || st.Bsize <= 0 {
 		return nil // another file system, which is its owner's
 	}
 	f, err := os.Open(device)
@@ -172,29 +175,33 @@ func growExt4(device, point string) error {
 		return err
 	}
 	defer dir.Close()
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, dir.Fd(), resizeExt4, uintptr(unsafe.Pointer(&blocks))); e != 0 {
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, dir.Fd(), resizeExt4, uintptr(unsafe.Pointer(&blocks)))
+	if e != 0 {
 		return fmt.Errorf("cannot grow the file system at %s to %d blocks: %w", point, blocks, e)
 	}
 	return nil
 }
 
-// ueventSocket hears what the kernel tells of devices (netlink(7), NETLINK_KOBJECT_UEVENT).
+// ueventSocket receives the kernel's events of devices (netlink(7), NETLINK_KOBJECT_UEVENT).
 func ueventSocket() (int, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC,
+		unix.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
 		return -1, err
 	}
 	const fromKernel = 1 // the group; udev's own is 2
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: fromKernel}); err != nil {
+	address := &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: fromKernel}
+	if err := unix.Bind(fd, address); err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil
 }
 
-// concernsDisk reports whether an event tells of a disk that came or whose length changed.
+// concernsDisk reports whether an event is about a new disk or a disk's new length.
 func concernsDisk(event []byte) bool {
 	has := func(word string) bool {
 		return bytes.Contains(event, []byte("\x00"+word+"\x00"))
 	}
-	return has("SUBSYSTEM=block") && (has("ACTION=add") || bytes.Contains(event, []byte("\x00RESIZE=1")))
+	return has("SUBSYSTEM=block") &&
+		(has("ACTION=add") || bytes.Contains(event, []byte("\x00RESIZE=1")))
 }
