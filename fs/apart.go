@@ -3,33 +3,24 @@ package fs
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/host"
 )
 
 // apart runs f on a thread of its own that has its own table of open files, and returns when f
 // does. The daemon uses its own mount on such threads only.
 func apart(f func()) error {
-	done := make(chan error, 1)
-	go func() { // awaited below
-		runtime.LockOSThread() // for good: the thread ends with this goroutine
-		if unix.Gettid() == os.Getpid() {
-			// /proc/self/fd shows the open files of the main thread, which must stay shared. While
-			// this goroutine keeps that thread, the next one runs on another.
-			done <- apart(f)
-			runtime.UnlockOSThread()
-			return
-		}
+	return host.OnOwnThread(func() error {
 		err := ownFiles()
 		if err == nil {
 			f()
 		}
-		done <- err
-	}()
-	return <-done
+		return err
+	})
 }
 
 // ownFiles makes a table of open files for the calling thread, without the connection to the

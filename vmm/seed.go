@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -32,12 +31,9 @@ func (v *VM) addSeed(spec *Spec) error {
 // replaceFile replaces the file's content in one step, unless it is the same. It syncs nothing: the
 // next call replaces what a crash has left.
 func replaceFile(path string, content []byte) error {
-	if f, err := host.OpenRegular(path, os.O_RDONLY, host.AnyOwner); err == nil {
-		had, err := io.ReadAll(io.LimitReader(f, int64(len(content))+1))
-		f.Close()
-		if err == nil && bytes.Equal(had, content) {
-			return nil
-		}
+	old, err := host.ReadRegular(path, host.AnyOwner, int64(len(content)))
+	if err == nil && bytes.Equal(old, content) {
+		return nil
 	}
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm/guest"
 
 	"golang.org/x/sys/unix"
@@ -271,9 +272,8 @@ func (c *started) Left() bool { return len(c.session()) > 0 }
 func (c *started) session() []int {
 	var running []int
 	for _, pid := range pids() {
-		stat := readFile("/proc/" + strconv.Itoa(pid) + "/stat")
-		f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-		if len(f) > 3 && f[0] != "Z" && f[0] != "X" && f[3] == strconv.Itoa(c.pid) {
+		f := host.StatFields(readFile("/proc/" + strconv.Itoa(pid) + "/stat"))
+		if len(f) > 3 && !strings.Contains("ZX", string(f[0])) && string(f[3]) == strconv.Itoa(c.pid) {
 			running = append(running, pid)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"banger/internal/host"
 	"banger/vmm/guest"
 
 	"golang.org/x/sys/unix"
@@ -106,14 +107,8 @@ func setHostKey(root, key string) error {
 
 // replaceFile writes a file that only its owner may read, whole or not at all.
 func replaceFile(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
+	return host.ReplaceFile(path, 0o600, func(f *os.File) error {
+		_, err := f.Write(text)
 		return err
-	}
-	defer os.Remove(f.Name()) // gone, if all went well
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	})
 }

@@ -1,13 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
+
+	"banger/internal/host"
 )
 
 func (c *client) exportCmd() *cobra.Command {
@@ -23,28 +22,15 @@ func (c *client) exportCmd() *cobra.Command {
 			if args[0] == "-" {
 				return explain("cannot export "+v.name, "", transfer(c.std.out, in, streamBuffer))
 			}
-			if err := replaceFile(args[0], in); err != nil {
+			err = host.ReplaceFile(args[0], 0o600, func(f *os.File) error {
+				return transfer(f, in, streamBuffer)
+			})
+			if err != nil {
 				return failf(exitFailed, "cannot export %s to %s: %w", v.name, args[0], err)
 			}
 			return nil
 		}),
 	}
-}
-
-// replaceFile makes a file with the content of in. The name never stands for a part of it.
-func replaceFile(path string, in io.Reader) error {
-	out, err := os.CreateTemp(filepath.Dir(path), ".banger-export-")
-	if err != nil {
-		return err
-	}
-	err = errors.Join(transfer(out, in, streamBuffer), out.Sync(), out.Close())
-	if err == nil {
-		err = os.Rename(out.Name(), path)
-	}
-	if err != nil {
-		err = errors.Join(err, os.Remove(out.Name()))
-	}
-	return err
 }
 
 func (c *client) importCmd() *cobra.Command {

@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -63,6 +64,21 @@ func checkRegular(fd, owner int) error {
 		return fmt.Errorf("it belongs to uid %d and not to %d", st.Uid, owner)
 	}
 	return nil
+}
+
+// ReadRegular returns the content of a file that OpenRegular may open. It fails if the file has more
+// bytes than most.
+func ReadRegular(path string, owner int, most int64) ([]byte, error) {
+	f, err := OpenRegular(path, os.O_RDONLY, owner)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = fmt.Errorf("%s is longer than %d bytes", path, most)
+	}
+	return b, err
 }
 
 // OpenOrCreate is OpenRegular that makes a file that is not there, of mode 0600.

@@ -45,6 +45,24 @@ func ReplaceDir(target string, fill func(dir string) error) error {
 	return SyncDir(parent)
 }
 
+// ReplaceFile makes a file of this mode with what fill writes to it. The name stands for the old file
+// or the new one, never for a part. After a crash it is one of them.
+func ReplaceFile(path string, mode os.FileMode, fill func(f *os.File) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails once it is renamed
+	err = errors.Join(f.Chmod(mode), fill(f))
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
 // LinkOrCopy gives a file a second name, or copies it to another file system.
 func LinkOrCopy(from, to string) error {
 	if err := os.Link(from, to); err == nil {

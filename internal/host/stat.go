@@ -5,11 +5,16 @@ import (
 	"strconv"
 )
 
-// StartTime returns field 22 of a /proc/PID/stat (proc(5)): when the process was started, in clock
-// ticks after the boot. It returns 0 where there is no such field.
+// StatFields returns the fields of a /proc/PID/stat from the third on (proc(5)): the state is at 0,
+// the session at 3. Field 2, a name in parentheses, may hold anything.
+func StatFields(stat []byte) [][]byte {
+	return bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+}
+
+// StartTime returns field 22 of a /proc/PID/stat: when the process was started, in clock ticks after
+// the boot. It returns 0 where there is no such field.
 func StartTime(stat []byte) uint64 {
-	// Field 2, a name in parentheses, may hold anything; the first of these is field 3.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	fields := StatFields(stat)
 	if len(fields) < 20 {
 		return 0
 	}

@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OnOwnThread runs f on a thread that nobody uses before or after, so that f may change what belongs
-// to the thread: whose rights it has, its priority. The thread ends with f. It is never the main one,
-// whose /proc files stand for the process.
+// OnOwnThread runs f on a new thread that ends with f. There f may change what belongs to a thread:
+// rights, priority, the table of open files. It is never the main thread, whose files in /proc stand
+// for the whole process.
 func OnOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -18,15 +18,15 @@ func OnOwnThread(f func() error) error {
 			done <- f()
 			return
 		}
-		// While this goroutine has the main thread, another gets another.
+		// While this goroutine holds the main thread, the next one runs on another.
 		done <- OnOwnThread(f)
 		runtime.UnlockOSThread()
 	}()
 	return <-done
 }
 
-// DropCapabilities takes all capabilities from the calling thread, for good: it is called on a thread
-// of its own. The thread keeps its uid, so that no user may signal or trace it.
+// DropCapabilities removes all capabilities of the calling thread, which OnOwnThread made, for good.
+// The thread keeps its uid, so that no user may signal or trace it.
 func DropCapabilities() error {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData

@@ -95,15 +95,7 @@ func MoveHostKey(from, to string) error {
 }
 
 func read(path string) ([]byte, error) {
-	f, err := host.OpenRegular(path, os.O_RDONLY, host.AnyOwner)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || info.Size() > maxHostKey {
-		return nil, errors.Join(err, fmt.Errorf("%s is not a key", path))
-	}
-	return io.ReadAll(io.LimitReader(f, maxHostKey))
+	return host.ReadRegular(path, host.AnyOwner, maxHostKey)
 }
 
 func generate(path string) ([]byte, error) {

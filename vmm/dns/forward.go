@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"banger/internal/host"
 )
 
 const (
@@ -98,7 +100,7 @@ func exchange(ctx context.Context, network string, server netip.AddrPort, m *dns
 		return nil, fail(err)
 	}
 	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	defer host.Deadline(ctx, conn.SetDeadline)()
 	b, err := m.Pack()
 	if err != nil {
 		return nil, err

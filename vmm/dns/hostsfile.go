@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/host"
 )
 
 // maxHosts bounds the hosts file that is changed, in bytes.
@@ -84,27 +86,15 @@ func withBlock(old []byte, owner string, lines []byte) []byte {
 
 // replace writes a new file beside the old one and renames it.
 func replace(path string, like fs.FileInfo, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".banger-hosts-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // once renamed there is nothing to remove
-	defer f.Close()
-	if _, err := f.Write(text); err != nil {
-		return err
-	}
-	if s, ok := like.Sys().(*syscall.Stat_t); ok {
-		if err := f.Chown(int(s.Uid), int(s.Gid)); err != nil {
-			return err
+	return host.ReplaceFile(path, like.Mode().Perm(), func(f *os.File) error {
+		if s, ok := like.Sys().(*syscall.Stat_t); ok {
+			if err := f.Chown(int(s.Uid), int(s.Gid)); err != nil {
+				return err
+			}
 		}
-	}
-	if err := f.Chmod(like.Mode().Perm()); err != nil {
+		_, err := f.Write(text)
 		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	})
 }
 
 // overwrite never leaves the file empty: what is too much goes last.

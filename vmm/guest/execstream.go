@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+
+	"banger/internal/host"
 )
 
 // execStream is a connection whose reads and writes end with a context, one of each at a time.
@@ -51,17 +53,11 @@ func (s *execStream) within(
 	if s.closed.Load() {
 		return 0, net.ErrClosed
 	}
-	fired := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		_ = deadline(time.Unix(1, 0))
-		close(fired)
-	})
+	release := host.Deadline(ctx, deadline)
 	n, err := f()
-	if !stop() {
-		<-fired
-		if isTimeout(err) {
-			err = ctx.Err()
-		}
+	release()
+	if isTimeout(err) && ctx.Err() != nil {
+		err = ctx.Err()
 	}
 	return n, err
 }

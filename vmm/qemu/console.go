@@ -107,15 +107,9 @@ func (c *console) Write(ctx context.Context, p []byte) (int, error) {
 	if err := c.conn.SetWriteDeadline(time.Time{}); err != nil {
 		return 0, vmm.ErrNotRunning
 	}
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		c.conn.SetWriteDeadline(time.Unix(1, 0))
-	})
+	release := host.Deadline(ctx, c.conn.SetWriteDeadline)
 	n, err := c.conn.Write(p)
-	if !stop() {
-		<-ended // or it would cut off the next write
-	}
+	release()
 	switch {
 	case err == nil:
 		return n, nil

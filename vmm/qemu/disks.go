@@ -2,10 +2,8 @@ package qemu
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,9 +15,8 @@ import (
 )
 
 const (
-	qcow2      = "qcow2"
-	qcow2Magic = "QFI\xfb"
-	sector     = 512
+	qcow2  = "qcow2"
+	sector = 512
 
 	// maxFormat bounds the file system of a new disk, bytes; the agent grows it to the disk's
 	// length. It bounds what mke2fs writes for disks of terabytes.
@@ -242,10 +239,9 @@ func readSize(f *os.File, format string) (int64, error) {
 		}
 		return info.Size(), nil
 	}
-	var head [32]byte // docs/interop/qcow2.txt of QEMU: magic, ..., size in bytes 24 to 31
-	_, err := io.ReadFull(io.NewSectionReader(f, 0, int64(len(head))), head[:])
-	if err != nil || string(head[:4]) != qcow2Magic {
-		return 0, errors.New("it is not a qcow2 image")
+	head, err := host.ReadQcow2(f)
+	if err != nil {
+		return 0, err
 	}
-	return int64(binary.BigEndian.Uint64(head[24:])), nil
+	return int64(head.Size), nil
 }

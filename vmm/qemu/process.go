@@ -7,7 +7,6 @@ import (
 	"os"
 	"strconv"
 	"syscall"
-	"time"
 
 	"banger/internal/host"
 	"banger/vmm"
@@ -112,7 +111,7 @@ func (p *process) end(ctx context.Context) error {
 	if err := p.kill(); err != nil {
 		return fmt.Errorf("cannot kill process %d: %w", p.PID, err)
 	}
-	defer context.AfterFunc(ctx, func() { p.pidfd.SetReadDeadline(time.Unix(1, 0)) })()
+	defer host.Deadline(ctx, p.pidfd.SetReadDeadline)()
 	if err := p.wait(); err != nil {
 		return fmt.Errorf("process %d does not end: %w", p.PID, err)
 	}

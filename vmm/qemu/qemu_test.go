@@ -188,7 +188,7 @@ func TestLife(t *testing.T) {
 	}
 	m := b.start(t)
 	header, err := os.ReadFile(b.spec.Disks[1].Path)
-	if err != nil || !bytes.HasPrefix(header, []byte(qcow2Magic)) {
+	if err != nil || !bytes.HasPrefix(header, []byte("QFI\xfb")) {
 		t.Errorf("the overlay begins with %.4q: %v", header, err)
 	}
 	if !strings.Contains(b.log.String(), "-uuid "+b.spec.ID) {

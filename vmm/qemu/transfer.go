@@ -2,10 +2,8 @@ package qemu
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -103,25 +101,22 @@ func checkHead(path string, owner int) error {
 		return err
 	}
 	defer f.Close()
-	var head [104]byte
-	if _, err := io.ReadFull(f, head[:]); err != nil {
-		return errors.New("it is too short")
+	head, err := host.ReadQcow2(f)
+	if err != nil {
+		return err
 	}
-	word := func(offset int) uint32 { return binary.BigEndian.Uint32(head[offset:]) }
-	long := func(offset int) uint64 { return binary.BigEndian.Uint64(head[offset:]) }
-	const compressionType = 1 << 3 // of the incompatible features
 	switch {
-	case string(head[:4]) != qcow2Magic || word(4) != 3:
+	case head.Version != 3:
 		return errors.New("it is not a qcow2 image of version 3")
-	case long(8) != 0 || word(16) != 0:
+	case head.BackingOffset != 0 || head.BackingLength != 0:
 		return errors.New("it is over another file")
-	case word(32) != 0:
+	case head.Encryption != 0:
 		return errors.New("it is encrypted")
-	case word(60) != 0:
+	case head.Snapshots != 0:
 		return errors.New("it has snapshots")
-	case long(72)&^compressionType != 0:
+	case head.Incompatible&^host.Qcow2CompressionType != 0:
 		return errors.New("it has features that no exported disk has")
-	case long(24) > maxImported:
+	case head.Size > maxImported:
 		return errors.New("it is too long")
 	}
 	return nil

@@ -1,10 +1,8 @@
 package rootfs
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -50,38 +48,22 @@ func CopyDisk(ctx context.Context, dst, src *os.File, limit int64,
 }
 
 // DiskFormat returns "raw" or "qcow2" by a disk's name, or by its first bytes if the name has no
-// such ending. It refuses a qcow2 that leads to other files, before any program reads the disk
-// (docs/interop/qcow2.txt of QEMU, "Header").
+// such ending. It refuses a qcow2 that leads to other files, before any program reads the disk.
 func DiskFormat(f *os.File, name string) (string, error) {
-	var head [104]byte
-	n, err := f.ReadAt(head[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return "", err
-	}
-	is := bytes.HasPrefix(head[:], []byte("QFI\xfb"))
-	switch ext := strings.ToLower(path.Ext(name)); {
-	case ext == ".raw" || ext != ".qcow2" && !is:
-		return "raw", nil
-	case !is:
-		return "", errors.New("its name ends in .qcow2, but it is none")
-	}
-	order := binary.BigEndian
-	version, features := order.Uint32(head[4:]), uint64(0)
-	if version >= 3 {
-		features = order.Uint64(head[72:])
-	}
-	const dataFile = 1 << 2
+	head, err := host.ReadQcow2(f)
 	const standAlone = "make one that stands alone: qemu-img convert -O qcow2"
-	switch {
-	case n < 72 || version != 2 && version != 3 || version == 3 && n < len(head):
-		return "", errors.New("it is a damaged qcow2, or one of a version that is not known")
-	case order.Uint64(head[8:]) != 0:
+	switch ext := strings.ToLower(path.Ext(name)); {
+	case ext == ".raw", errors.Is(err, host.ErrNoQcow2) && ext != ".qcow2":
+		return "raw", nil
+	case err != nil:
+		return "", err
+	case head.BackingOffset != 0:
 		return "", errors.New("it is an overlay of another disk; " + standAlone)
-	case features&dataFile != 0:
+	case head.Incompatible&host.Qcow2DataFile != 0:
 		return "", errors.New("it keeps its data in another file; " + standAlone)
-	case order.Uint32(head[32:]) != 0:
+	case head.Encryption != 0:
 		return "", errors.New("it is encrypted")
-	case order.Uint64(head[24:]) > diskLimit:
+	case head.Size > diskLimit:
 		return "", fmt.Errorf("the guest would see more than %d bytes of it", int64(diskLimit))
 	}
 	return "qcow2", nil
