@@ -55,6 +55,8 @@ func DiskFormat(f *os.File, name string) (string, error) {
 	switch ext := strings.ToLower(path.Ext(name)); {
 	case ext == ".raw", errors.Is(err, host.ErrNoQcow2) && ext != ".qcow2":
 		return "raw", nil
+	case errors.Is(err, host.ErrNoQcow2):
+		return "", errors.New("its name ends in .qcow2, but it is none")
 	case err != nil:
 		return "", err
 	case head.BackingOffset != 0:

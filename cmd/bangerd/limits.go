@@ -1,0 +1,66 @@
+package main
+
+import (
+	"log/slog"
+	"math"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// group returns the gid whose members may create VMs: a user's own, and root's if the group is missing.
+func group(log *slog.Logger, name string, root bool) int {
+	if !root {
+		return os.Getgid()
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		log.Debug("only root may create VMs", "err", err)
+		return 0
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return 0
+	}
+	return gid
+}
+
+// allowOther reports whether fuse.conf lets a user open a mount to others (mount.fuse3(8)).
+func allowOther() bool {
+	b, err := os.ReadFile("/etc/fuse.conf")
+	if err != nil {
+		return false
+	}
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if strings.TrimSpace(line) == "user_allow_other" {
+			return true
+		}
+	}
+	return false
+}
+
+// closeInherited hides inherited descriptors from the programs that the daemon starts, above all VMMs.
+func closeInherited(log *slog.Logger) {
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		log.Warn("inherited descriptors are not closed in VMMs: this needs Linux 5.11", "err", err)
+	}
+}
+
+// raiseFiles raises the limit of open files: each running VM needs a few.
+func raiseFiles(log *slog.Logger) {
+	const most = 1 << 20
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		return
+	}
+	if l.Max < most && unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: most}) == nil {
+		return
+	}
+	l.Cur = l.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
+		log.Debug("limit of open files not raised", "err", err)
+	}
+}
