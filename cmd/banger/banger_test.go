@@ -15,7 +15,8 @@ import (
 	"banger/internal/sources"
 )
 
-// layout makes a plain directory that looks like the tree: what only files are cannot be refused, but it can be read and written.
+// layout makes a plain directory that looks like the tree: what only files are cannot be refused,
+// but it can be read and written.
 func layout(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -154,7 +155,8 @@ func TestStateWordsAreWritten(t *testing.T) {
 	}
 }
 
-// TestRefusal lets the kernel refuse (a directory cannot be written, one with files not removed) and sees the daemon's sentence told.
+// TestRefusal lets the kernel refuse (a directory cannot be written, one with files not removed)
+// and sees the daemon's sentence told.
 func TestRefusal(t *testing.T) {
 	root := web(t)
 	state := filepath.Join(root, "vms/web/state")

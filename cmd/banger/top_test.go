@@ -55,7 +55,8 @@ func fleet(n int) []topRow {
 	return rows
 }
 
-// TestTopFits draws everything that can be on screens of all sizes, with names, reasons and ports as bad as they come.
+// TestTopFits draws everything that can be on screens of all sizes, with names, reasons and ports
+// as bad as they come.
 func TestTopFits(t *testing.T) {
 	long := strings.Repeat("a-name-", 9)
 	reason := "unhealthy 🚀🚀🚀 and a reason that is too long for any column, 漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字"
@@ -149,7 +150,8 @@ func TestTopKeepsTheSelection(t *testing.T) {
 	}
 }
 
-// TestTopWaits leaves lists and parts unanswered: one read of each is under way, and the screen says what is missing.
+// TestTopWaits leaves lists and parts unanswered: one read of each is under way, and the screen
+// says what is missing.
 func TestTopWaits(t *testing.T) {
 	m := newTop(tree(web(t)))
 	m.Init()

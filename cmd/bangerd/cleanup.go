@@ -22,24 +22,23 @@ import (
 	"banger/vmm/qemu"
 )
 
-// left is a thing that a daemon left on this host.
-type left struct {
+// leftover is a thing that a daemon left on this host.
+type leftover struct {
 	text   string // for people, printable
 	remove func() error
 }
 
-// cleaner finds what a cleanup removes.
+// cleaner finds the leftovers that a cleanup removes.
 type cleaner struct {
 	stateDir string
 	instance string            // of stateDir; empty if it has none
-	held     bool              // a process has stateDir locked
-	all      bool              // of whatever state directory that no living daemon has
+	locked   bool              // a process holds the lock of stateDir
+	all      bool              // of every state directory without a living daemon
 	living   map[string]string // state directories of living daemons by instance
 }
 
-// runCleanup removes what daemons of one state directory, or with all those that do not live, left on
-// this host. It lists that and asks first. A living daemon's own are never touched. It goes on after an
-// error and returns them all.
+// runCleanup removes the leftovers of one state directory or, with all, of every one without a
+// living daemon. It lists them and asks first. It continues after an error and returns all errors.
 func runCleanup(f flags, in *os.File, out io.Writer) error {
 	root := os.Getuid() == 0
 	if def, err := defaultPaths(root, os.Getenv); f.state == "" {
@@ -54,10 +53,10 @@ func runCleanup(f flags, in *os.File, out io.Writer) error {
 	}
 	c := cleaner{stateDir: state, all: f.all, living: livingDaemons()}
 	if _, statErr := os.Stat(state); statErr == nil {
-		locked, err := lock(state) // no daemon begins meanwhile
+		locked, err := lock(state) // no daemon starts meanwhile
 		if err == nil {
 			defer locked.Close()
-		} else if c.held = true; !f.all {
+		} else if c.locked = true; !f.all {
 			return err
 		}
 		if c.instance, err = readInstance(state); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -91,7 +90,7 @@ func runCleanup(f flags, in *os.File, out io.Writer) error {
 	return errors.Join(errs...)
 }
 
-// confirm asks whoever is at the terminal.
+// confirm asks the user at the terminal.
 func confirm(in *os.File, out io.Writer, count int) error {
 	if _, err := unix.IoctlGetTermios(int(in.Fd()), unix.TCGETS); err != nil {
 		return errors.New("nothing was removed: add --yes to remove what is listed")
@@ -108,8 +107,8 @@ func confirm(in *os.File, out io.Writer, count int) error {
 	return errors.New("nothing was removed")
 }
 
-// livingDaemons finds the daemons of this user by the locks of their state directories, and gives
-// those directories by instance.
+// livingDaemons returns the state directories of this user's daemons by instance. It finds them by
+// their locks.
 func livingDaemons() map[string]string {
 	living := make(map[string]string)
 	for _, l := range host.LockedFiles(lockFile) {
@@ -117,22 +116,22 @@ func livingDaemons() map[string]string {
 			continue
 		}
 		dir := filepath.Dir(l.Path)
-		// A daemon may have a root directory of its own.
-		if id, err := readInstance(filepath.Join("/proc", strconv.Itoa(l.PID), "root", dir)); err == nil {
+		root := filepath.Join("/proc", strconv.Itoa(l.PID), "root") // the daemon may have its own
+		if id, err := readInstance(filepath.Join(root, dir)); err == nil {
 			living[id] = dir
 		}
 	}
 	return living
 }
 
-// wants reports whether what an instance left is to be removed.
+// wants reports whether to remove the leftovers of an instance.
 func (c *cleaner) wants(instance string) bool {
 	_, lives := c.living[instance]
 	own := instance != "" && instance == c.instance
-	return !lives && (own && !c.held || c.all && !own)
+	return !lives && (own && !c.locked || c.all && !own)
 }
 
-func (c *cleaner) find(f flags, root bool) ([]left, error) {
+func (c *cleaner) find(f flags, root bool) ([]leftover, error) {
 	found, err := c.machines("/proc")
 	if err != nil {
 		return nil, err
@@ -141,7 +140,7 @@ func (c *cleaner) find(f flags, root bool) ([]left, error) {
 		return nil, err
 	}
 	if root {
-		names := true
+		removeNames := true
 		links, err := network.Leftovers()
 		if err != nil {
 			return nil, err
@@ -152,27 +151,29 @@ func (c *cleaner) find(f flags, root bool) ([]left, error) {
 		}
 		for _, l := range links {
 			if c.wants(l.Instance) {
-				found = append(found, left{printable.Sentence(l.Text), l.Remove})
+				found = append(found, leftover{printable.Sentence(l.Text), l.Remove})
 			} else if l.Text == "link "+settings.Bridge {
-				names = false // another daemon's
+				removeNames = false // another daemon has the bridge
 			}
 		}
-		if path := settings.HostsFile; names && path != notServed && dns.HasHosts(path, settings.Bridge) {
-			found = append(found, left{"names in " + path, func() error { return dns.WriteHosts(path, settings.Bridge, nil) }})
+		path, bridge := settings.HostsFile, settings.Bridge
+		if removeNames && path != notServed && dns.HasHosts(path, bridge) {
+			remove := func() error { return dns.WriteHosts(path, bridge, nil) }
+			found = append(found, leftover{"names in " + path, remove})
 		}
 	}
 	mounts, err := c.mounts(f.mount)
 	return append(found, mounts...), err
 }
 
-// machines finds the QEMUs. Those in another network namespace are another's, as its links and tables are.
-func (c *cleaner) machines(proc string) ([]left, error) {
+// machines finds the QEMUs in this network namespace. Others are those of another host's daemon.
+func (c *cleaner) machines(proc string) ([]leftover, error) {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the processes: %w", err)
 	}
 	ours, oursErr := os.Readlink(filepath.Join(proc, "self/ns/net"))
-	var found []left
+	var found []leftover
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -183,38 +184,40 @@ func (c *cleaner) machines(proc string) ([]left, error) {
 		if stateDir == "" {
 			continue
 		}
-		if theirs, err := os.Readlink(filepath.Join(dir, "ns/net")); err == nil && oursErr == nil && ours != theirs {
+		theirs, err := os.Readlink(filepath.Join(dir, "ns/net"))
+		if err == nil && oursErr == nil && ours != theirs {
 			continue
 		}
-		found = append(found, left{fmt.Sprintf("process %d, QEMU of the VM %s of %s", pid, printable.Escape(uuid), printable.Escape(stateDir)),
-			func() error { return c.endProcess(dir, pid) }})
+		text := fmt.Sprintf("process %d, QEMU of the VM %s of %s", pid,
+			printable.Escape(uuid), printable.Escape(stateDir))
+		found = append(found, leftover{text, func() error { return c.endProcess(dir, pid) }})
 	}
 	return found, nil
 }
 
-// owner gives the state directory and the VM of a QEMU that is to be ended; empty for any other process.
+// owner returns the state directory and the VM of a QEMU to end, and nothing for other processes.
 func (c *cleaner) owner(dir string) (stateDir, uuid string) {
 	b, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if err != nil || len(b) == 0 {
 		return "", ""
 	}
 	stateDir, uuid = qemu.Owner(strings.Split(strings.TrimRight(string(b), "\x00"), "\x00"))
-	// Anybody may start a process that names a directory of his, which may never answer.
+	// Any user may start a process that names a directory whose file system never answers.
 	if stateDir == "" || !answers(func() bool { return c.abandoned(dir, stateDir) }) {
 		return "", ""
 	}
 	return stateDir, uuid
 }
 
-// abandoned reports whether what was started for a state directory is to be removed.
+// abandoned reports whether no daemon has the state directory of a process that a cleanup may end.
 func (c *cleaner) abandoned(dir, stateDir string) bool {
 	if sameDir(stateDir, c.stateDir) {
-		return !c.held
+		return !c.locked
 	}
 	if !c.all {
 		return false
 	}
-	// As the process sees it, which may have a root of its own.
+	// The path as the process sees it: it may have its own root directory.
 	used, err := inUse(filepath.Join(dir, "root", stateDir))
 	return !used && err == nil
 }
@@ -228,14 +231,14 @@ func sameDir(a, b string) bool {
 	return err1 == nil && err2 == nil && os.SameFile(first, second)
 }
 
-// endProcess kills through a pidfd, so that a pid that is reused meanwhile is not hit.
+// endProcess kills a process through a pidfd, so that it never hits another one with the same pid.
 func (c *cleaner) endProcess(dir string, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return ignoreGone(err)
 	}
 	defer unix.Close(fd)
-	// Read again now that the pid is held.
+	// From here on the pid cannot be reused.
 	if stateDir, _ := c.owner(dir); stateDir == "" {
 		return nil
 	}
@@ -243,7 +246,8 @@ func (c *cleaner) endProcess(dir string, pid int) error {
 		return ignoreGone(err)
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(max(0, time.Until(deadline).Milliseconds())))
+		left := int(max(0, time.Until(deadline).Milliseconds()))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, left)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -263,16 +267,17 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// mounts finds the mounts of banger that no daemon serves any more: the one that the daemon's is, or all.
-func (c *cleaner) mounts(dir string) ([]left, error) {
+// mounts finds the mounts of banger that no daemon serves: the one at dir, or with all every one.
+func (c *cleaner) mounts(dir string) ([]leftover, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the mounts: %w", err)
 	}
-	var found []left
-	for _, at := range fs.Mounts(b) {
-		if (c.all || at == dir) && dead(at) {
-			found = append(found, left{"mount " + printable.Name(at), func() error { return unmount(at) }})
+	var found []leftover
+	for _, point := range fs.Mounts(b) {
+		if (c.all || point == dir) && dead(point) {
+			remove := func() error { return unmount(point) }
+			found = append(found, leftover{"mount " + printable.Name(point), remove})
 		}
 	}
 	return found, nil
@@ -286,23 +291,24 @@ func unmount(dir string) error {
 	return err
 }
 
-// dead reports whether nobody serves the mount: ENOTCONN.
+// dead reports whether no daemon serves a mount. It asks statfs: the kernel may cache attributes.
 func dead(dir string) bool {
 	return answers(func() bool {
 		var st unix.Statfs_t
-		return errors.Is(unix.Statfs(dir, &st), unix.ENOTCONN) // attributes may still be in the kernel's cache
+		return errors.Is(unix.Statfs(dir, &st), unix.ENOTCONN)
 	})
 }
 
-// answerWait is how long a file system may take to answer.
+// answerWait is how long a file system may need for an answer.
 const answerWait = 2 * time.Second
 
-// answers gives what f says, false after answerWait: f asks a file system whose server may be stopped.
+// answers returns the result of f, or false after answerWait. The server of the file system that f
+// asks may be stopped.
 func answers(f func() bool) bool {
-	said := make(chan bool, 1)
-	go func() { said <- f() }() // ends when the file system answers, at the latest with this process
+	answer := make(chan bool, 1)
+	go func() { answer <- f() }() // ends with the answer, or with this process
 	select {
-	case yes := <-said:
+	case yes := <-answer:
 		return yes
 	case <-time.After(answerWait):
 		return false

@@ -8,14 +8,14 @@ import (
 func TestCleanerWants(t *testing.T) {
 	for _, c := range []struct {
 		name           string
-		held, all      bool
+		locked, all    bool
 		own, other, no bool // of the instance of the state directory, of another that does not live, of none
 	}{
 		{"one", false, false, true, false, false},
 		{"all", false, true, true, true, true},
 		{"all, and the state directory is in use", true, true, false, true, true},
 	} {
-		cleaner := cleaner{instance: "own", held: c.held, all: c.all, living: map[string]string{"living": "/x"}}
+		cleaner := cleaner{instance: "own", locked: c.locked, all: c.all, living: map[string]string{"living": "/x"}}
 		for instance, want := range map[string]bool{"own": c.own, "other": c.other, "": c.no, "living": false} {
 			if got := cleaner.wants(instance); got != want {
 				t.Errorf("%s: of %q: %v", c.name, instance, got)
@@ -28,7 +28,8 @@ func TestCleanerWants(t *testing.T) {
 	}
 }
 
-// TestInUse asks for the lock of a directory with a daemon, of one without and of one that never had any.
+// TestInUse asks for the lock of a directory with a daemon, of one without and of one that never
+// had any.
 func TestInUse(t *testing.T) {
 	dir := t.TempDir()
 	if used, err := inUse(dir); used || err != nil {

@@ -261,7 +261,7 @@ func defaultPaths(root bool, env func(string) string) (paths, error) {
 	run := env("XDG_RUNTIME_DIR")
 	if !filepath.IsAbs(run) {
 		return p, errors.New("XDG_RUNTIME_DIR is not set, so there is no place for the mount: " +
-			"log in through PAM's systemd session, or give --mount DIR")
+			"log in through PAM's systemd session, or use --mount DIR")
 	}
 	p.mount = filepath.Join(run, "banger")
 	return p, nil

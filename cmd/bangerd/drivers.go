@@ -10,9 +10,11 @@ import (
 	"banger/vmm/qemu"
 )
 
-// openNetwork returns the network and the default `net` of new VMs. A host that cannot have the bridge
-// has user networking. An invalid configuration is an error.
-func openNetwork(log *slog.Logger, c config, instance string, root bool) (vmm.Network, vmm.NetMode, error) {
+// openNetwork returns the network and the default `net` of new VMs. A host that cannot have the
+// bridge has user networking. An invalid configuration is an error.
+func openNetwork(
+	log *slog.Logger, c config, instance string, root bool,
+) (vmm.Network, vmm.NetMode, error) {
 	if !root {
 		return network.Unprivileged(), vmm.NetUser, nil
 	}
@@ -21,7 +23,8 @@ func openNetwork(log *slog.Logger, c config, instance string, root bool) (vmm.Ne
 		prefix6 = network.LocalPrefix6(instance)
 	}
 	n, err := network.New(network.Options{Bridge: c.Bridge, Prefix: c.Subnet, Prefix6: prefix6,
-		NAT: bool(c.NAT), LAN: bool(c.LAN), GuestToHost: bool(c.GuestToHost), Uplink: c.Uplink, MTU: int(c.MTU), Instance: instance, Log: log})
+		NAT: bool(c.NAT), LAN: bool(c.LAN), GuestToHost: bool(c.GuestToHost),
+		Uplink: c.Uplink, MTU: int(c.MTU), Instance: instance, Log: log})
 	switch {
 	case err == nil:
 		return n, vmm.NetBridge, nil

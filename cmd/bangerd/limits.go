@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// group returns the gid whose members may create VMs: a user's own, and root's if the group is missing.
+// group returns the gid whose members may create VMs: a user's own, or root's if there is no group
+// of that name.
 func group(log *slog.Logger, name string, root bool) int {
 	if !root {
 		return os.Getgid()
@@ -42,7 +43,7 @@ func allowOther() bool {
 	return false
 }
 
-// closeInherited hides inherited descriptors from the programs that the daemon starts, above all VMMs.
+// closeInherited hides inherited descriptors from the daemon's programs, above all from VMMs.
 func closeInherited(log *slog.Logger) {
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		log.Warn("inherited descriptors are not closed in VMMs: this needs Linux 5.11", "err", err)
@@ -51,12 +52,12 @@ func closeInherited(log *slog.Logger) {
 
 // raiseFiles raises the limit of open files: each running VM needs a few.
 func raiseFiles(log *slog.Logger) {
-	const most = 1 << 20
+	most := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
 		return
 	}
-	if l.Max < most && unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: most}) == nil {
+	if l.Max < most.Max && unix.Setrlimit(unix.RLIMIT_NOFILE, &most) == nil {
 		return
 	}
 	l.Cur = l.Max

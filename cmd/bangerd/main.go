@@ -1,8 +1,8 @@
 // Command bangerd serves virtual machines as files.
 //
 // It reads the flags and the configuration, locks the state directory, and connects the store, the
-// drivers, the network, the manager, the collector and the mount. SIGTERM or SIGINT unmounts and leaves
-// the VMs running, for the next start to adopt. A second signal exits at once.
+// drivers, the network, the manager, the collector and the mount. SIGTERM or SIGINT unmounts and
+// leaves the VMs running, for the next start to adopt. A second signal exits at once.
 package main
 
 import (
@@ -68,8 +68,8 @@ func parse(args []string) (flags, error) {
 	set.StringVar(&f.config, "config", "", "configuration file")
 	set.TextVar(&f.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	set.BoolVar(&f.fake, "enable-fake-vmm", false, "allow vmm = fake")
-	set.BoolVar(&f.cleanup, "cleanup", false, "remove what a daemon of the state directory left on this host")
-	set.BoolVar(&f.all, "all", false, "with --cleanup: of every state directory without a living daemon")
+	set.BoolVar(&f.cleanup, "cleanup", false, "remove what a daemon left on this host")
+	set.BoolVar(&f.all, "all", false, "with --cleanup: of every state directory no daemon has")
 	set.BoolVar(&f.yes, "yes", false, "with --cleanup: do not ask")
 	set.BoolVar(&f.version, "version", false, "print the version")
 	if err := set.Parse(args); err != nil {

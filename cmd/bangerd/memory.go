@@ -9,19 +9,34 @@ import (
 
 const (
 	memoryPace  = 10 * time.Second
-	quietAllocs = 32 << 20 // bytes that a quiet daemon allocates in that time at most
-	worthFree   = 8 << 20  // free bytes that are worth a collection of garbage
+	quietAllocs = 32 << 20 // bytes that a quiet daemon allocates within memoryPace at most
+	worthFree   = 8 << 20  // free bytes that are worth a garbage collection
 )
 
-// giveMemoryBack returns to the host what a burst of work left free, once the daemon has become quiet: the runtime by itself keeps as much
-// again as what is used. It ends with ctx.
+// Samples of the heap, by index.
+const (
+	heapAllocs = iota
+	heapFree
+	heapUnused
+	heapObjects
+	heapLive
+)
+
+// giveMemoryBack returns free memory to the host once the daemon is quiet. The runtime alone keeps
+// as much again as is in use. It ends with ctx.
 func giveMemoryBack(ctx context.Context) {
-	samples := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}, {Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/unused:bytes"},
-		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	samples := []metrics.Sample{
+		heapAllocs:  {Name: "/gc/heap/allocs:bytes"},
+		heapFree:    {Name: "/memory/classes/heap/free:bytes"},
+		heapUnused:  {Name: "/memory/classes/heap/unused:bytes"},
+		heapObjects: {Name: "/memory/classes/heap/objects:bytes"},
+		heapLive:    {Name: "/gc/heap/live:bytes"},
+	}
+	read := func(i int) int64 { return int64(samples[i].Value.Uint64()) }
 	tick := time.NewTicker(memoryPace)
 	defer tick.Stop()
 	metrics.Read(samples)
-	last, given := samples[0].Value.Uint64(), uint64(0)
+	last, returned := read(heapAllocs), int64(0)
 	for {
 		select {
 		case <-tick.C:
@@ -29,14 +44,14 @@ func giveMemoryBack(ctx context.Context) {
 			return
 		}
 		metrics.Read(samples)
-		allocs := samples[0].Value.Uint64()
+		allocs := read(heapAllocs)
 		quiet := allocs-last < quietAllocs
 		last = allocs
-		garbage := int64(samples[3].Value.Uint64()) - int64(samples[4].Value.Uint64())
-		free := int64(samples[1].Value.Uint64()+samples[2].Value.Uint64()) + max(0, garbage)
-		if quiet && free > worthFree && allocs-given > quietAllocs {
+		garbage := max(0, read(heapObjects)-read(heapLive))
+		free := read(heapFree) + read(heapUnused) + garbage
+		if quiet && free > worthFree && allocs-returned > quietAllocs {
 			debug.FreeOSMemory()
-			given = allocs
+			returned = allocs
 		}
 	}
 }

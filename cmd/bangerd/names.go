@@ -10,7 +10,8 @@ import (
 	"banger/vmm/dns"
 )
 
-// listenNames takes the port of DNS on the bridge; nil where there is no bridge, or somebody else has it: guests then have no names.
+// listenNames opens the port of DNS on the bridge. It returns nil, and guests have no names, if
+// there is no bridge or another program has the port.
 func listenNames(log *slog.Logger, c config, net vmm.Network) *dns.Server {
 	if !bool(c.DNS) || !net.Prefix().IsValid() {
 		return nil
@@ -27,14 +28,18 @@ func listenNames(log *slog.Logger, c config, net vmm.Network) *dns.Server {
 	return s
 }
 
-// serveNames answers for the VMs' names, if s is not nil, and makes the host find them, until the function that it gives is called.
-func serveNames(log *slog.Logger, c config, s *dns.Server, m *vmm.Manager) func(context.Context) error {
+// serveNames answers queries for the VMs' names, if s is not nil, and makes the host resolve them.
+// It ends when the returned function is called.
+func serveNames(
+	log *slog.Logger, c config, s *dns.Server, m *vmm.Manager,
+) func(context.Context) error {
 	stop := func(context.Context) error { return nil }
 	if s != nil {
 		s.Serve(m)
 		stop = func(context.Context) error { return s.Close() }
 	}
-	o := dns.HostOptions{Server: s, Bridge: c.Bridge, Log: log, Lines: func() []byte { return m.Hosts(false) }, Resolves: m.SetNamed}
+	o := dns.HostOptions{Server: s, Bridge: c.Bridge, Log: log,
+		Lines: func() []byte { return m.Hosts(false) }, Resolves: m.SetNamed}
 	if c.HostsFile != notServed {
 		o.HostsFile = c.HostsFile
 	}

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/net/netutil"
 )
 
-// Bounds of what clients of metrics_listen may take.
+// Bounds for clients of metrics_listen.
 const (
 	scrapeConns   = 16
 	scrapeHeader  = 16 << 10 // bytes
@@ -21,7 +21,8 @@ const (
 	scrapeAnswer  = 30 * time.Second
 )
 
-// listenAddress completes what metrics_listen says: a port alone is on loopback, all addresses have to be asked for ("0.0.0.0:9273").
+// listenAddress returns the address that metrics_listen stands for. A port alone is on loopback;
+// all addresses are "0.0.0.0:9273".
 func listenAddress(s string) (string, error) {
 	if !strings.Contains(s, ":") {
 		s = ":" + s
@@ -36,21 +37,25 @@ func listenAddress(s string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// serveMetrics answers GET /metrics at address until the function it gives is called, which waits for its end.
-func serveMetrics(log *slog.Logger, address string, h http.Handler) (stop func(context.Context) error, err error) {
+// serveMetrics answers GET /metrics at address until stop is called. stop waits for the end.
+func serveMetrics(
+	log *slog.Logger, address string, h http.Handler,
+) (stop func(context.Context) error, err error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("cannot serve metrics: %w", err)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", h)
-	s := &http.Server{Handler: mux, ReadTimeout: scrapeRequest, WriteTimeout: scrapeAnswer, IdleTimeout: scrapeAnswer, MaxHeaderBytes: scrapeHeader,
+	s := &http.Server{Handler: mux, ReadTimeout: scrapeRequest, WriteTimeout: scrapeAnswer,
+		IdleTimeout: scrapeAnswer, MaxHeaderBytes: scrapeHeader,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	ended := make(chan struct{})
 	go func() { // ends with stop
 		defer close(ended)
-		if err := s.Serve(netutil.LimitListener(l, scrapeConns)); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("metrics are served no more", "err", err)
+		err := s.Serve(netutil.LimitListener(l, scrapeConns))
+		if !errors.Is(err, http.ErrServerClosed) {
+			log.Error("metrics are no longer served", "err", err)
 		}
 	}()
 	log.Info("serving metrics", "url", "http://"+l.Addr().String()+"/metrics")

@@ -58,7 +58,8 @@ func run(log *slog.Logger, f flags) (err error) {
 	if err := s.open(ctx); err != nil {
 		return err
 	}
-	log.Info("serving", "mount", f.mount, "state_dir", f.state, "vms", len(s.manager.VMs()), "version", version)
+	log.Info("serving", "mount", f.mount, "state_dir", f.state,
+		"vms", len(s.manager.VMs()), "version", version)
 	notify(log, daemon.SdNotifyReady)
 	giveMemoryBack(ctx)
 	notify(log, daemon.SdNotifyStopping)
@@ -162,7 +163,7 @@ func (s *service) open(ctx context.Context) error {
 	}
 	stop, err := serveMetrics(log, c.MetricsListen, figures.Handler())
 	if errors.Is(err, unix.EADDRINUSE) { // any local user can listen there
-		log.Error("no metrics are served: end what listens there and start bangerd again", "err", err)
+		log.Error("no metrics are served: stop the other listener, restart bangerd", "err", err)
 		return nil
 	}
 	if err == nil {
@@ -173,7 +174,7 @@ func (s *service) open(ctx context.Context) error {
 
 func (s *service) imagesDir() string { return filepath.Join(s.state, "images") }
 
-// claimState makes the state directory, locks it for as long as the service is open, and returns its
+// claimState makes the state directory, locks it until the service closes, and returns its
 // instance.
 func (s *service) claimState() (string, error) {
 	for _, dir := range []string{s.state, s.imagesDir()} {

@@ -17,58 +17,63 @@ import (
 	"banger/internal/printable"
 )
 
-// lockWait is how long a daemon that was killed may take to be gone: who killed it is not told when that is so.
+// lockWait is how long a killed daemon may need to end: kill(1) does not wait for that.
 const lockWait = 2 * time.Second
 
-// lockFile is locked by the daemon of its directory for as long as that lives.
+// lockFile is the file whose lock a daemon holds as long as it lives.
 const lockFile = "lock"
 
-// lock takes the state directory for this process until the file is closed, and writes its pid.
-// It waits at most lockWait; the error names the process that holds the lock.
+// lock locks the state directory until the file is closed, and writes this process's pid. It waits
+// at most lockWait. The error names the process that holds the lock.
 func lock(stateDir string) (*os.File, error) {
 	path := filepath.Join(stateDir, lockFile)
 	f, err := host.OpenPrivate(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot lock the state directory: %w", err)
 	}
-	take := func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
-	err = take()
-	for end := time.Now().Add(lockWait); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); err = take() {
+	end := time.Now().Add(lockWait)
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			break
+		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	if err != nil {
+	if errors.Is(err, unix.EWOULDBLOCK) {
 		defer f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, lockedError(stateDir, f)
-		}
-		return nil, fmt.Errorf("cannot lock %s: %w", path, err)
+		return nil, lockedError(stateDir, f)
 	}
-	err = f.Truncate(0)
+	if err == nil {
+		err = f.Truncate(0)
+	}
 	if err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("cannot write %s: %w", path, err)
+		return nil, fmt.Errorf("cannot lock the state directory: %w", err)
 	}
 	return f, nil
 }
 
-// lockedError says who has the lock. That may be a process that opened the file while it had the
-// permissions of an earlier version.
+// lockedError names the process that holds the lock. It need not be a bangerd: under an earlier
+// version other users could open the file.
 func lockedError(stateDir string, f *os.File) error {
 	written, _ := io.ReadAll(io.NewSectionReader(f, 0, 32))
 	pid := strings.TrimSpace(string(written))
 	holder := host.LockHolder(f.Name())
 	if holder == "" || strings.HasPrefix(holder, "process "+pid+" ") {
-		return fmt.Errorf("the state directory %s is in use by bangerd with pid %s", stateDir, printable.Line(pid))
+		return fmt.Errorf("the state directory %s is in use by bangerd with pid %s",
+			stateDir, printable.Line(pid))
 	}
-	return fmt.Errorf("the state directory %s is locked by %s; end it if it is no bangerd", stateDir, holder)
+	return fmt.Errorf("the state directory %s is locked by %s; end it if it is no bangerd",
+		stateDir, holder)
 }
 
 // inUse reports whether a living process holds the lock of a state directory. It changes nothing.
 func inUse(stateDir string) (bool, error) {
-	f, err := os.OpenFile(filepath.Join(stateDir, lockFile), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	path := filepath.Join(stateDir, lockFile)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
@@ -86,7 +91,7 @@ func inUse(stateDir string) (bool, error) {
 // instanceFile holds the UUID of a state directory.
 const instanceFile = "instance"
 
-// instance gives the UUID of the state directory, made the first time.
+// instance returns the UUID of the state directory. It makes one the first time.
 func instance(stateDir string) (string, error) {
 	path := filepath.Join(stateDir, instanceFile)
 	if err := host.MakePrivate(path); err != nil {
@@ -96,23 +101,16 @@ func instance(stateDir string) (string, error) {
 		return id, err
 	}
 	id := uuid.NewString()
-	// Renamed into place, so that a crash leaves no empty file.
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, []byte(id+"\n"), 0o600); err != nil {
-		return "", err
-	}
-	return id, os.Rename(tmp, path)
+	return id, host.ReplaceFile(path, 0o600, func(f *os.File) error {
+		_, err := f.WriteString(id + "\n")
+		return err
+	})
 }
 
-// readInstance gives the UUID of a state directory that has one.
+// readInstance returns the UUID of a state directory that has one.
 func readInstance(stateDir string) (string, error) {
 	path := filepath.Join(stateDir, instanceFile)
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 128))
+	b, err := host.ReadRegular(path, host.AnyOwner, 128)
 	if err != nil {
 		return "", err
 	}

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// TestLock starts a second daemon beside one that stays, and beside one that has been killed and is not gone yet.
+// TestLock starts a second daemon beside one that stays, and beside one that has been killed and is
+// not gone yet.
 func TestLock(t *testing.T) {
 	dir := t.TempDir()
 	first, err := lock(dir)

@@ -16,8 +16,8 @@ type Confined struct {
 }
 
 // Run runs a program to its end. It has no groups and no capabilities, and gains none from what it
-// executes: no_new_privs of prctl(2) and, where the daemon may do that, an empty bounding set. It dies
-// with the daemon. What cmd says of namespaces and process groups stays.
+// executes: no_new_privs of prctl(2) and, where the daemon may do that, an empty bounding set. It
+// dies with the daemon. What cmd says of namespaces and process groups stays.
 func (c Confined) Run(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = new(syscall.SysProcAttr)

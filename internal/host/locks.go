@@ -29,7 +29,8 @@ func LockHolder(path string) string {
 			continue
 		}
 		name, _ := os.ReadFile(filepath.Join(proc, "comm"))
-		all = append(all, fmt.Sprintf("process %s (%s)", pid, printable.Line(strings.TrimSpace(string(name)))))
+		program := printable.Line(strings.TrimSpace(string(name)))
+		all = append(all, fmt.Sprintf("process %s (%s)", pid, program))
 	}
 	return strings.Join(all, ", ")
 }
@@ -56,7 +57,9 @@ func LockedFiles(base string) []Locked {
 		if err != nil || unix.Stat(link, &st) != nil || unix.Stat(proc, &owner) != nil {
 			continue // gone
 		}
-		if pid, err := strconv.Atoi(filepath.Base(proc)); err == nil && int(owner.Uid) == os.Geteuid() && locks(string(info), st.Dev, st.Ino) {
+		pid, err := strconv.Atoi(filepath.Base(proc))
+		ours := err == nil && int(owner.Uid) == os.Geteuid()
+		if ours && locks(string(info), st.Dev, st.Ino) {
 			all = append(all, Locked{pid, path})
 		}
 	}

@@ -66,8 +66,8 @@ func checkRegular(fd, owner int) error {
 	return nil
 }
 
-// ReadRegular returns the content of a file that OpenRegular may open. It fails if the file has more
-// bytes than most.
+// ReadRegular returns the content of a file that OpenRegular may open. It fails if the file has
+// more bytes than most.
 func ReadRegular(path string, owner int, most int64) ([]byte, error) {
 	f, err := OpenRegular(path, os.O_RDONLY, owner)
 	if err != nil {

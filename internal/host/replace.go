@@ -45,8 +45,8 @@ func ReplaceDir(target string, fill func(dir string) error) error {
 	return SyncDir(parent)
 }
 
-// ReplaceFile makes a file of this mode with what fill writes to it. The name stands for the old file
-// or the new one, never for a part. After a crash it is one of them.
+// ReplaceFile makes a file of this mode with what fill writes to it. The name stands for the old
+// file or the new one, never for a part. After a crash it is one of them.
 func ReplaceFile(path string, mode os.FileMode, fill func(f *os.File) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {

@@ -11,8 +11,8 @@ func StatFields(stat []byte) [][]byte {
 	return bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 }
 
-// StartTime returns field 22 of a /proc/PID/stat: when the process was started, in clock ticks after
-// the boot. It returns 0 where there is no such field.
+// StartTime returns field 22 of a /proc/PID/stat: when the process was started, in clock ticks
+// after the boot. It returns 0 where there is no such field.
 func StartTime(stat []byte) uint64 {
 	fields := StatFields(stat)
 	if len(fields) < 20 {

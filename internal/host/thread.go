@@ -8,8 +8,8 @@ import (
 )
 
 // OnOwnThread runs f on a new thread that ends with f. There f may change what belongs to a thread:
-// rights, priority, the table of open files. It is never the main thread, whose files in /proc stand
-// for the whole process.
+// rights, priority, the table of open files. It is never the main thread, whose files in /proc
+// stand for the whole process.
 func OnOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -25,8 +25,8 @@ func OnOwnThread(f func() error) error {
 	return <-done
 }
 
-// DropCapabilities removes all capabilities of the calling thread, which OnOwnThread made, for good.
-// The thread keeps its uid, so that no user may signal or trace it.
+// DropCapabilities removes all capabilities of the calling thread, which OnOwnThread made, for
+// good. The thread keeps its uid, so that no user may signal or trace it.
 func DropCapabilities() error {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData

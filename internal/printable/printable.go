@@ -14,7 +14,8 @@ import (
 const Max = 1024
 
 // Escape makes a string printable: what is no printable character becomes \x1b style. A backslash
-// does too, so that \x1b in the string itself is told apart. At most Max bytes, whole characters, are kept.
+// does too, so that \x1b in the string itself is told apart. At most Max bytes, whole characters,
+// are kept.
 func Escape(s string) string { return escaped(cut(s), unicode.IsPrint, '\\') }
 
 // Sentence is Escape for a sentence of banger's own that quotes others already: backslashes stay.

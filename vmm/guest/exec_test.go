@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// scripted is a guest whose agent sends these texts on its streams, and then closes them unless stay
-// is set.
+// scripted is a guest whose agent sends these texts on its streams, and then closes them unless
+// stay is set.
 type scripted struct {
 	Agent
 	says map[string]string

@@ -14,7 +14,7 @@ import (
 )
 
 func main() {
-	cache := flag.String("cache", ".cache/image", "directory that keeps the image and the kernel's package")
+	cache := flag.String("cache", ".cache/image", "directory of the image and the kernel's package")
 	agent := flag.String("agent", "bin/banger-agent", "static banger-agent, the guest's init")
 	busybox := flag.String("busybox", "/bin/busybox", "static busybox")
 	refresh := flag.Bool("refresh", false, "ask apt for a newer kernel")
@@ -23,7 +23,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	dir := filepath.Join(*cache, image.Builtin)
-	err := image.Build(ctx, image.BuildOptions{Dir: dir, CacheDir: *cache, Agent: *agent, Busybox: *busybox, Refresh: *refresh})
+	err := image.Build(ctx, image.BuildOptions{Dir: dir, CacheDir: *cache, Agent: *agent,
+		Busybox: *busybox, Refresh: *refresh})
 	if err == nil && *out != "" {
 		err = image.Install(dir, filepath.Join(*out, "images"))
 	}

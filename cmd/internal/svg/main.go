@@ -1,9 +1,10 @@
-// Command svg draws the screen of a terminal, as `tmux capture-pane -e -p` prints it, as an SVG picture.
+// Command svg draws the screen of a terminal, as `tmux capture-pane -e -p` prints it, as an SVG
+// picture.
 //
 //	tmux capture-pane -e -p | svg 80 >screen.svg
 //
-// It knows the attributes bold, faint and reverse, and no colours. The cells have a fixed size whatever font the viewer has: text is
-// stretched to its cells, and the blocks of bars are drawn.
+// It knows the attributes bold, faint and reverse, and no colours. Cells have a fixed size in every
+// font: text is stretched to its cells, and the blocks of bars are drawn as rectangles.
 package main
 
 import (
@@ -26,6 +27,8 @@ const (
 	baseline   = 13
 	margin     = 14
 )
+
+const fonts = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
 const (
 	background = "#16181d"
@@ -58,15 +61,15 @@ func run(args []string, in io.Reader, out io.Writer) error {
 	return w.Flush()
 }
 
-// style is the attributes of text.
+// style holds the attributes of text.
 type style struct{ bold, faint, reverse bool }
 
 // draw writes the picture of a screen. Attributes go on from line to line, as tmux prints them.
 func draw(w io.Writer, screen string, columns int) {
 	lines := strings.Split(strings.TrimSuffix(screen, "\n"), "\n")
 	width, height := float64(columns)*cellWidth+2*margin, len(lines)*cellHeight+2*margin
-	fmt.Fprintf(w, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%d" viewBox="0 0 %.0f %d" font-family="ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace" font-size="14">`+"\n",
-		width, height, width, height)
+	fmt.Fprintf(w, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%d" viewBox="0 0 %.0[1]f %[2]d"`+
+		` font-family="%s" font-size="14">`+"\n", width, height, fonts)
 	fmt.Fprintf(w, `<rect width="100%%" height="100%%" rx="8" fill="%s"/>`+"\n", background)
 	var s style
 	for i, line := range lines {
@@ -82,7 +85,8 @@ func draw(w io.Writer, screen string, columns int) {
 	fmt.Fprintln(w, "</svg>")
 }
 
-// cut takes the text up to the next sequence or, at the begin of the line, a sequence, which changes the style.
+// cut returns the text before the next escape sequence. A sequence at the start of the line changes
+// the style and has no text.
 func cut(line string, s *style) (text, rest string) {
 	const escape = "\x1b["
 	if !strings.HasPrefix(line, escape) {
@@ -117,7 +121,8 @@ func drawText(w io.Writer, text string, s style, column, line int) {
 		fill = dim
 	}
 	if s.reverse {
-		fmt.Fprintf(w, `<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="%s"/>`+"\n", x, y, float64(ansi.StringWidth(text))*cellWidth, cellHeight, fill)
+		width := float64(ansi.StringWidth(text)) * cellWidth
+		drawRect(w, x, float64(y), width, cellHeight, fill)
 		fill = background
 	}
 	// Words apart, so that none moves where a viewer's font is wider.
@@ -128,14 +133,19 @@ func drawText(w io.Writer, text string, s style, column, line int) {
 		case strings.TrimSpace(word) == "":
 		case height > 0:
 			h := float64(height*cellHeight) / 8
-			fmt.Fprintf(w, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"/>`+"\n", x, float64(y+cellHeight)-h, cells-1, h, fill)
+			drawRect(w, x, float64(y+cellHeight)-h, cells-1, h, fill)
 		default:
 			var escaped bytes.Buffer
 			_ = xml.EscapeText(&escaped, []byte(word)) // a buffer takes all
-			fmt.Fprintf(w, `<text x="%.1f" y="%d" textLength="%.1f" lengthAdjust="spacingAndGlyphs" fill="%s"%s>%s</text>`+"\n", x, y+baseline, cells, fill, weight, &escaped)
+			fmt.Fprintf(w, `<text x="%.1f" y="%d" textLength="%.1f" lengthAdjust="spacingAndGlyphs"`+
+				` fill="%s"%s>%s</text>`+"\n", x, y+baseline, cells, fill, weight, &escaped)
 		}
 		x, text = x+cells, rest
 	}
+}
+
+func drawRect(w io.Writer, x, y, width, height float64, fill string) {
+	fmt.Fprintf(w, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"/>`+"\n", x, y, width, height, fill)
 }
 
 // nextWord cuts a text after a block, a run of spaces, or a run of anything else.
@@ -150,7 +160,7 @@ func nextWord(text string) (word, rest string) {
 	return text, ""
 }
 
-// block gives how many eighths of its cell a lower block fills, 0 if it is none.
+// block returns how many eighths of its cell a lower block fills, 0 for any other text.
 func block(s string) int {
 	r := []rune(s)
 	if len(r) != 1 || r[0] < '▁' || r[0] > '█' {

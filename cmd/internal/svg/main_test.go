@@ -18,7 +18,7 @@ func TestDraw(t *testing.T) {
 		`height="82"`,
 		`font-weight="bold">&lt;b&gt;</text>`,
 		`<text x="64.4" y="27" textLength="8.4" lengthAdjust="spacingAndGlyphs" fill="#c8ccd4">&amp;</text>`,
-		`<rect x="14.0" y="32" width="50.4" height="18" fill="#c8ccd4"/>`, // the selected row
+		`<rect x="14.0" y="32.0" width="50.4" height="18.0" fill="#c8ccd4"/>`, // the selected row
 		`fill="#16181d">web</text>`,
 		`<rect x="47.6" y="47.8" width="7.4" height="2.2" fill="#16181d"/>`, // an eighth of a cell
 		`<rect x="56.0" y="32.0" width="7.4" height="18.0" fill="#16181d"/>`,
