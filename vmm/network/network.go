@@ -9,7 +9,6 @@
 package network
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -18,9 +17,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -323,194 +320,6 @@ func (n *Network) Prefix() netip.Prefix { return n.o.Prefix }
 // Gateway implements vmm.Network.
 func (n *Network) Gateway() netip.Addr { return n.o.Prefix.Addr().Next() }
 
-// tapName gives the name of a VM's tap.
-func (n *Network) tapName(serial uint64) string {
-	return n.o.Bridge + "-" + strconv.FormatUint(serial, 36)
-}
-
-// bridge finds or makes the bridge, with its address and up.
-func (n *Network) bridge() (netlink.Link, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	alias := aliasMark + n.o.Instance
-	link, err := netlink.LinkByName(n.o.Bridge)
-	if err == nil {
-		if link.Type() != "bridge" || link.Attrs().Alias != alias {
-			return nil, fmt.Errorf("%w: the link %s exists and is not this daemon's (alias %q); choose another `bridge`, or run `bangerd --cleanup --all` if a lost state directory left it",
-				vmm.ErrExists, n.o.Bridge, link.Attrs().Alias)
-		}
-	} else if !errors.As(err, new(netlink.LinkNotFoundError)) {
-		return nil, fmt.Errorf("cannot look for %s: %w", n.o.Bridge, err)
-	}
-	if err := n.clash(); err != nil {
-		return nil, err
-	}
-	made := link == nil
-	if made {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = n.o.Bridge
-		link = &netlink.Bridge{LinkAttrs: attrs}
-		if err := netlink.LinkAdd(link); err != nil {
-			return nil, fmt.Errorf("cannot make the bridge %s: %w", n.o.Bridge, err)
-		}
-	}
-	if err := n.configure(link, alias); err != nil {
-		if made {
-			_ = netlink.LinkDel(link)
-		}
-		return nil, fmt.Errorf("cannot set up the bridge %s: %w", n.o.Bridge, err)
-	}
-	if made {
-		n.o.Log.Info("bridge made", "bridge", n.o.Bridge, "subnet", n.o.Prefix)
-	}
-	return link, nil
-}
-
-func (n *Network) configure(link netlink.Link, alias string) error {
-	if err := netlink.LinkSetAlias(link, alias); err != nil {
-		return err
-	}
-	want := netip.PrefixFrom(n.Gateway(), n.o.Prefix.Bits()).String()
-	has, err := netlink.AddrList(link, netlink.FAMILY_V4)
-	if err != nil {
-		return err
-	}
-	for i := range has {
-		if has[i].IPNet.String() != want { // of an earlier `subnet`
-			if err := netlink.AddrDel(link, &has[i]); err != nil {
-				return err
-			}
-		}
-	}
-	addr, err := netlink.ParseAddr(want)
-	if err != nil {
-		return err
-	}
-	if err := netlink.AddrReplace(link, addr); err != nil {
-		return err
-	}
-	if err := n.configure6(link); err != nil {
-		return err
-	}
-	if link.Attrs().MTU != n.mtu {
-		if err := netlink.LinkSetMTU(link, n.mtu); err != nil {
-			return fmt.Errorf("mtu %d: %w", n.mtu, err)
-		}
-	}
-	// Without spanning tree a port forwards at once; with it, only after the delay.
-	delay := filepath.Join("/sys/class/net", n.o.Bridge, "bridge/forward_delay")
-	if err := os.WriteFile(delay, []byte("0"), 0); err != nil {
-		n.o.Log.Debug("forward delay not set", "bridge", n.o.Bridge, "err", err)
-	}
-	return netlink.LinkSetUp(link)
-}
-
-// configure6 gives the bridge its IPv6 address, at once usable though no port is up yet, and hears no router behind it.
-func (n *Network) configure6(link netlink.Link) error {
-	has, err := netlink.AddrList(link, netlink.FAMILY_V6)
-	if err != nil && n.prefix6.IsValid() {
-		return err
-	}
-	want := ""
-	if n.prefix6.IsValid() {
-		want = netip.PrefixFrom(n.Gateway6(), n.prefix6.Bits()).String()
-	}
-	for i := range has {
-		if has[i].IPNet.String() != want && !has[i].IP.IsLinkLocalUnicast() { // of an earlier `subnet6`
-			if err := netlink.AddrDel(link, &has[i]); err != nil {
-				return err
-			}
-		}
-	}
-	if want == "" {
-		return nil
-	}
-	for _, name := range []string{"accept_ra", "autoconf"} {
-		if err := sysctl("0", "ipv6", "conf", n.o.Bridge, name); err != nil {
-			return err
-		}
-	}
-	addr, err := netlink.ParseAddr(want)
-	if err != nil {
-		return err
-	}
-	addr.Flags = unix.IFA_F_NODAD
-	return netlink.AddrReplace(link, addr)
-}
-
-// clash finds a route of another link that overlaps a subnet: the host would not reach the guests, or lose what it reaches now.
-func (n *Network) clash() error {
-	routes, err := n.routes()
-	if err != nil {
-		return err
-	}
-	for _, r := range routes {
-		for _, s := range []struct {
-			setting string
-			prefix  netip.Prefix
-		}{{"subnet", n.o.Prefix}, {"subnet6", n.prefix6}} {
-			if s.prefix.IsValid() && r.to.Overlaps(s.prefix) {
-				return fmt.Errorf("%w: the %s %s overlaps the route %s of %s; choose another `%s` in the configuration",
-					vmm.ErrExists, s.setting, s.prefix, r.to, r.link, s.setting)
-			}
-		}
-	}
-	return nil
-}
-
-// Tap implements vmm.Network. The caller closes the file; a bridge that somebody removed is made again.
-func (n *Network) Tap(ctx context.Context, serial uint64, uuid string) (*os.File, error) {
-	name := n.tapName(serial)
-	if len(name) >= unix.IFNAMSIZ {
-		return nil, fmt.Errorf("%w: the name %s of the tap is too long; choose a shorter `bridge`", vmm.ErrInvalid, name)
-	}
-	bridge, err := n.bridge()
-	if err != nil {
-		return nil, err
-	}
-	f, err := n.tap(bridge, name, uuid)
-	if err != nil {
-		return nil, fmt.Errorf("cannot make the tap %s: %w", name, err)
-	}
-	return f, nil
-}
-
-func (n *Network) tap(bridge netlink.Link, name, uuid string) (*os.File, error) {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("/dev/net/tun: %w", err)
-	}
-	// Blocking, so that the runtime's poller leaves it alone: only the VMM reads it.
-	f := os.NewFile(uintptr(fd), "/dev/net/tun")
-	req, err := unix.NewIfreq(name)
-	if err == nil {
-		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR | unix.IFF_TUN_EXCL)
-		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	link, err := netlink.LinkByName(name)
-	if err == nil {
-		err = netlink.LinkSetAlias(link, aliasMark+n.o.Instance+":"+uuid)
-	}
-	if err == nil {
-		err = netlink.LinkSetMTU(link, n.mtu)
-	}
-	if err == nil {
-		err = netlink.LinkSetMaster(link, bridge)
-	}
-	if err == nil {
-		err = netlink.LinkSetUp(link)
-	}
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
 // Release ends the care for the tables and the service of published ports to the host's own clients, and removes the bridge and the tables when no guest uses them
 // any more: at the end of a daemon that leaves no VM running.
 func (n *Network) Release() error {
@@ -539,37 +348,4 @@ func (n *Network) Release() error {
 		return fmt.Errorf("cannot remove %s: %w", n.o.Bridge, err)
 	}
 	return removeTables(n.o.Log, tablePrefix+n.o.Bridge, families...)
-}
-
-// unprivileged has no bridge, and says why.
-type unprivileged struct{ why error }
-
-// Unprivileged is the network of a daemon without privileges: user networking by the VMM, or none.
-func Unprivileged() vmm.Network {
-	return Without(errors.New("it needs a daemon that runs as root"))
-}
-
-// Without is the network of a daemon that could not have its bridge: user networking by the VMM, or none.
-func Without(why error) vmm.Network { return unprivileged{why} }
-
-func (u unprivileged) Check(mode vmm.NetMode) error {
-	if mode == vmm.NetBridge {
-		return fmt.Errorf("%w: no net = bridge here, use `user` or `none`: %v", vmm.ErrNotPermitted, u.why)
-	}
-	return nil
-}
-func (unprivileged) Prefix() netip.Prefix             { return netip.Prefix{} }
-func (unprivileged) Gateway() netip.Addr              { return netip.Addr{} }
-func (unprivileged) Address6(netip.Addr) netip.Prefix { return netip.Prefix{} }
-func (unprivileged) Gateway6() netip.Addr             { return netip.Addr{} }
-func (unprivileged) MTU() int                         { return 0 }
-func (u unprivileged) Connect(c vmm.Connection) error { return u.Check(vmm.NetBridge) }
-func (unprivileged) Disconnect(uint64)                {}
-func (unprivileged) Settle() error                    { return nil }
-func (unprivileged) Release() error                   { return nil }
-
-func (unprivileged) LinkStats() (map[uint64]vmm.LinkStats, error) { return nil, nil }
-
-func (u unprivileged) Tap(context.Context, uint64, string) (*os.File, error) {
-	return nil, u.Check(vmm.NetBridge)
 }

@@ -1,0 +1,278 @@
+package fake
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"banger/vmm"
+	"banger/vmm/guest"
+)
+
+// kept is what fake.json holds. A machine's age is Ran and, unless it is paused, the time since Since.
+type kept struct {
+	ID     string        `json:"id"`
+	Ran    time.Duration `json:"ran"`
+	Since  time.Time     `json:"since"`
+	Paused bool          `json:"paused"`
+	Full   bool          `json:"full"`   // paused because of that
+	Filled bool          `json:"filled"` // once
+}
+
+func load(path string) (k kept, err error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return k, err
+	}
+	return k, json.Unmarshal(b, &k)
+}
+
+// machine implements vmm.Machine.
+type machine struct {
+	// Immutable.
+	vmm.BaseMachine
+	driver    *Driver
+	name, dir string // and no more of its spec: there may be ten thousand
+	memory    int64
+	script    script
+	notify    func(vmm.Notice)
+	done      chan struct{}
+
+	console console
+
+	files    sync.Once // makes the guest's files, when they are first asked for
+	filesErr error     // of that
+
+	// saving orders the writes of fake.json; taken before mu.
+	saving sync.Mutex
+
+	// Guarded by mu.
+	mu      sync.Mutex
+	disk    int64
+	kept    kept
+	timer   *time.Timer
+	resumed chan struct{} // closed while not paused
+	streams map[string]guest.StreamHandler
+	conns   map[net.Conn]struct{} // the host's ends of its streams
+	exit    vmm.Exit
+	over    bool // ended, or let go by Close
+}
+
+func (d *Driver) machine(spec *vmm.Spec, s script, k kept, notify func(vmm.Notice)) *machine {
+	m := &machine{BaseMachine: vmm.BaseMachine(d.BaseDriver), driver: d, name: spec.Name, dir: spec.Dir, memory: spec.Config.Memory, disk: spec.Config.Disk, script: s, notify: notify, done: make(chan struct{}), kept: k, resumed: make(chan struct{})}
+	if !k.Paused {
+		close(m.resumed)
+	}
+	return m
+}
+
+func (m *machine) Process() vmm.Process  { return m.driver.process }
+func (m *machine) Done() <-chan struct{} { return m.done }
+func (m *machine) Guest() guest.Agent    { return agent{m} }
+func (m *machine) Console() vmm.Console  { return terminal{m} }
+
+func (m *machine) Exit() vmm.Exit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.exit
+}
+
+func (m *machine) path() string { return filepath.Join(m.dir, stateFile) }
+
+// save keeps the machine's state for the next daemon.
+func (m *machine) save() error {
+	m.saving.Lock()
+	defer m.saving.Unlock()
+	m.mu.Lock()
+	over, k := m.over, m.kept
+	m.mu.Unlock()
+	if over {
+		return nil
+	}
+	b, err := json.Marshal(k)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(m.path()+".new", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(m.path()+".new", m.path())
+}
+
+// arm sets the timer of the script's next end; mu is held.
+func (m *machine) arm() {
+	e, ok := m.script.next(m.kept.Filled)
+	if !ok || m.kept.Paused || m.over {
+		return
+	}
+	left := max(0, e.after-m.age())
+	m.timer = time.AfterFunc(left, func() {
+		if e.full {
+			m.fill()
+			return
+		}
+		m.end(e)
+	})
+}
+
+func (m *machine) age() time.Duration {
+	if m.kept.Paused {
+		return m.kept.Ran
+	}
+	return m.kept.Ran + time.Since(m.kept.Since)
+}
+
+// BlockStats implements vmm.Machine: the guest reads and writes a page each second.
+func (m *machine) BlockStats(context.Context) (vmm.BlockStats, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := uint64(m.age() / time.Second)
+	return vmm.BlockStats{ReadBytes: n * 4096, WriteBytes: n * 4096, ReadOps: n, WriteOps: n}, nil
+}
+
+// Metrics implements vmm.Machine.
+func (m *machine) Metrics(context.Context) (json.RawMessage, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return json.Marshal(map[string]any{"fake": map[string]any{"age_seconds": m.age().Seconds(), "paused": m.kept.Paused}})
+}
+
+// end ends the machine once; later calls do nothing.
+func (m *machine) end(e end) {
+	m.saving.Lock()
+	m.mu.Lock()
+	if m.over {
+		m.mu.Unlock()
+		m.saving.Unlock()
+		return
+	}
+	m.over, m.exit = true, e.exit
+	m.breakConnsLocked()
+	if m.timer != nil {
+		m.timer.Stop()
+	}
+	m.mu.Unlock()
+	os.Remove(m.path())
+	m.saving.Unlock()
+	if e.panic {
+		m.notify(vmm.Notice{Kind: vmm.NoticePanic, Detail: "the guest's kernel panicked"})
+	}
+	close(m.done)
+	m.notify(vmm.Notice{Kind: vmm.NoticeExited, Detail: e.exit.Reason})
+}
+
+func (m *machine) Kill(ctx context.Context) error {
+	m.end(end{exit: wasKilled})
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (m *machine) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.over = true
+	m.breakConnsLocked()
+	if m.timer != nil {
+		m.timer.Stop()
+	}
+	return nil
+}
+
+// Forward implements vmm.Machine. Nothing listens: the guest has no network.
+func (m *machine) Forward(context.Context, []vmm.Publication) error { return nil }
+
+func (m *machine) Pause(context.Context) error  { return m.setPaused(true) }
+func (m *machine) Resume(context.Context) error { return m.setPaused(false) }
+
+// Paused reports whether the CPUs stand still, for whoever adopts the machine.
+func (m *machine) Paused() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.kept.Paused
+}
+
+// Full implements vmm.Machine.
+func (m *machine) Full() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.kept.Full
+}
+
+// fill is a disk that finds no space on the host.
+func (m *machine) fill() {
+	m.mu.Lock()
+	if m.over || m.kept.Paused {
+		m.mu.Unlock()
+		return
+	}
+	m.kept.Filled = true
+	m.stopLocked()
+	m.kept.Full = true
+	m.mu.Unlock()
+	_ = m.save() // as from the page cache of a host whose disk is full
+	m.notify(vmm.Notice{Kind: vmm.NoticeFull, Detail: "work"})
+}
+
+func (m *machine) stopLocked() {
+	m.kept.Ran = m.age()
+	m.kept.Paused = true
+	m.resumed = make(chan struct{})
+	if m.timer != nil {
+		m.timer.Stop()
+	}
+}
+
+func (m *machine) setPaused(paused bool) error {
+	m.mu.Lock()
+	m.kept.Full = false
+	switch {
+	case m.over:
+		m.mu.Unlock()
+		return vmm.ErrNotRunning
+	case paused && !m.kept.Paused:
+		m.stopLocked()
+	case !paused && m.kept.Paused:
+		m.kept.Paused, m.kept.Since = false, time.Now()
+		close(m.resumed)
+		m.arm()
+	}
+	m.mu.Unlock()
+	return m.save()
+}
+
+// awake waits until the CPUs run.
+func (m *machine) awake(ctx context.Context) error {
+	m.mu.Lock()
+	resumed := m.resumed
+	m.mu.Unlock()
+	return m.wait(ctx, resumed)
+}
+
+// wait waits for c, and gives vmm.ErrNotRunning when the machine ends and vmm.ErrTimeout at ctx's deadline.
+func (m *machine) wait(ctx context.Context, c <-chan struct{}) error {
+	select {
+	case <-m.done:
+		return vmm.ErrNotRunning
+	default:
+	}
+	select {
+	case <-c:
+		return nil
+	case <-m.done:
+		return vmm.ErrNotRunning
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return vmm.ErrTimeout
+		}
+		return ctx.Err()
+	}
+}
