@@ -22,6 +22,10 @@ func (t tree) OpenDir(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status
 		t.release(h)
 		return t.overdrawn(r, err)
 	}
+	if r.file.kind == hidden {
+		// It never lists anything, so the kernel may answer later reads of it.
+		out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
+	}
 	out.Fh = t.handles.add(h)
 	return fuse.OK
 }

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -58,6 +59,32 @@ func TestRequests(t *testing.T) {
 	}
 	if all > 4*n+n/2 {
 		t.Errorf("%d requests in all for %d reads: %v, then %v", all, n, second, third)
+	}
+}
+
+// TestWalkRequests counts what a second walk over a VM costs. The directories that list nothing are
+// read by the kernel's cache.
+func TestWalkRequests(t *testing.T) {
+	d := testDaemon(t, "fake")
+	d.makeVM(t, "web", "")
+	walk := func() {
+		t.Helper()
+		if out, err := exec.Command("find", d.path("web")).CombinedOutput(); err != nil {
+			t.Fatalf("find: %v: %s", err, out)
+		}
+	}
+	walk()
+	before := d.requests(t)
+	walk()
+	after := d.requests(t)
+	for op, most := range map[string]int{
+		"OPENDIR":     4, // web, snapshots, exec, wait
+		"READDIRPLUS": 4, // two of web, two of snapshots
+		"GETATTR":     2, // with those of metrics
+	} {
+		if got := after[op] - before[op]; got > most {
+			t.Errorf("%d %s, at most %d expected", got, op, most)
+		}
 	}
 }
 
