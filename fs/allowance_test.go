@@ -8,17 +8,16 @@ import (
 	"testing"
 )
 
-// TestAllowances has users open as much as they may, each of them and all together.
+// TestAllowances expects refusals at the bounds of one user and of all users.
 func TestAllowances(t *testing.T) {
 	s := &Server{uid: 0}
-	open := func(uid uint32, bytes int64) (*opened, error) {
-		h := new(opened)
-		var err error
-		if h.share, err = s.newShare(uid); err == nil {
-			err = h.share.Hold(bytes)
+	open := func(uid uint32, bytes int64) (*share, error) {
+		h, err := s.newShare(uid)
+		if err == nil {
+			err = h.Hold(bytes)
 		}
 		if err != nil {
-			h.share.Release()
+			h.Release()
 			return nil, err
 		}
 		return h, nil
@@ -26,11 +25,11 @@ func TestAllowances(t *testing.T) {
 	refused := func(err error, why string) {
 		t.Helper()
 		if !errors.Is(err, syscall.EDQUOT) || !strings.Contains(err.Error(), why) {
-			t.Errorf("%v, not EDQUOT that says %q", err, why)
+			t.Errorf("%v, not EDQUOT with %q", err, why)
 		}
 	}
-	// One more is opened while there is room, however long it is; less is never refused.
-	var all []*opened
+	// A file of any length is opened below the bound, and fewer bytes are never refused.
+	var all []*share
 	for uid := uint32(1); uid <= maxAllBytes/maxBytes; uid++ {
 		h, err := open(uid, maxBytes)
 		if err != nil {
@@ -42,20 +41,20 @@ func TestAllowances(t *testing.T) {
 	}
 	_, err := open(99, 1)
 	refused(err, "all users together")
-	if err := all[0].share.Hold(1); err != nil {
+	if err := all[0].Hold(1); err != nil {
 		t.Error(err)
 	}
 	if h, err := open(0, 10*maxAllBytes); err != nil {
 		t.Error("root:", err)
 	} else {
-		h.share.Release()
+		h.Release()
 	}
 	for _, h := range all {
-		h.share.Release()
+		h.Release()
 	}
-	// The number of files, from many threads.
+	// Many threads open files.
 	var work sync.WaitGroup
-	count := make([][]*opened, 8)
+	count := make([][]*share, 8)
 	for i := range count {
 		work.Add(1)
 		go func() {
@@ -72,13 +71,14 @@ func TestAllowances(t *testing.T) {
 	for _, some := range count {
 		n += len(some)
 		for _, h := range some {
-			h.share.Release()
+			h.Release()
 		}
 	}
 	if n > maxFiles || n < maxFiles-len(count) {
 		t.Errorf("%d files of one uid", n)
 	}
-	if files, bytes := s.allowances.all.files.Load(), s.allowances.all.bytes.Load(); files != 0 || bytes != 0 {
-		t.Errorf("%d files and %d bytes are left", files, bytes)
+	left := &s.allowances.all
+	if files, bytes := left.files.Load(), left.bytes.Load(); files != 0 || bytes != 0 {
+		t.Errorf("%d files and %d bytes still count", files, bytes)
 	}
 }

@@ -24,7 +24,9 @@ func TestRefusalsOfMany(t *testing.T) {
 	if len(s.refusals.last) != maxRefusals || len(s.refusals.uids) != maxRefusals {
 		t.Errorf("%d refusals, %d uids", len(s.refusals.last), len(s.refusals.uids))
 	}
-	for uid, want := range map[uint32]string{0: "again", 1: "", 2: "first", maxRefusals: "one more"} {
+	for uid, want := range map[uint32]string{
+		0: "again", 1: "", 2: "first", maxRefusals: "one more",
+	} {
 		if got := s.refusals.last[uid]; got != want {
 			t.Errorf("uid %d: %q, not %q", uid, got, want)
 		}
@@ -35,7 +37,8 @@ func TestRefusalsOfMany(t *testing.T) {
 // what can no longer happen ends with an error that was logged before.
 func TestLoggedOnce(t *testing.T) {
 	var log bytes.Buffer
-	s := tree{Server: &Server{o: Options{Log: slog.New(slog.NewTextHandler(&log, nil))}, refusals: refusals{last: make(map[uint32]string)}}}
+	s := &Server{refusals: refusals{last: make(map[uint32]string)}}
+	s.o.Log = slog.New(slog.NewTextHandler(&log, nil))
 	for _, x := range []struct {
 		err    error
 		logged bool
@@ -47,7 +50,8 @@ func TestLoggedOnce(t *testing.T) {
 		{syscall.EIO, true},
 	} {
 		log.Reset()
-		r := &request{call: call{ctx: context.Background(), server: s.Server}, file: &file{name: "ready"}}
+		r := &request{file: &file{name: "ready"}}
+		r.server, r.ctx = s, context.Background()
 		if s.unread(r, x.err); strings.Contains(log.String(), "level=ERROR") != x.logged {
 			t.Errorf("of %q the log has %q", x.err, log.String())
 		}

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// counter counts who is watched, by serial.
+// counter counts the polls of VMs by serial.
 type counter map[uint64]int
 
 func (c counter) Watch(serial uint64)   { c[serial]++ }
@@ -29,20 +29,22 @@ func TestFollowers(t *testing.T) {
 	watched := counter{}
 	var dropped []string
 	h := newFollowers(watched, func(parent uint64, name string) {
-		dropped = append(dropped, fmt.Sprintf("%s in its VM: %v", name, parent == nodeID(7, rowOf(t, "vms/NAME").number, 0)))
+		inVM := parent == nodeID(7, rowOf(t, "vms/NAME").number, 0)
+		dropped = append(dropped, fmt.Sprintf("%s in its VM: %v", name, inVM))
 	})
 	node := nodeID(7, rowOf(t, "vms/NAME/health").number, 0)
-	start := time.Now().Add(time.Second) // later than all that is noted in this test
+	start := time.Now().Add(time.Second) // later than all changes in this test
 	step := 0
 	look := func(more bool, drops, watches int) {
 		t.Helper()
 		step++
-		if got := h.step(start.Add(time.Duration(step) * followAfter)); got != more || len(dropped) != drops || watched[7] != watches {
-			t.Errorf("step %d: more %v, dropped %v, watched %d times", step, got, dropped, watched[7])
+		got := h.step(start.Add(time.Duration(step) * followAfter))
+		if got != more || len(dropped) != drops || watched[7] != watches {
+			t.Errorf("step %d: more %v, dropped %v, polled %d times",
+				step, got, dropped, watched[7])
 		}
 	}
-	// Somebody lists the directory: the kernel gets the name, is told to drop it, and forgets the
-	// file.
+	// A listing makes the kernel know the name. It drops it when asked, and forgets the file.
 	h.named(node)
 	look(true, 1, 0)
 	if dropped[0] != "health in its VM: true" {
@@ -50,20 +52,20 @@ func TestFollowers(t *testing.T) {
 	}
 	h.forget(node)
 	look(false, 1, 0)
-	// Somebody watches it: the kernel does not forget.
+	// With a watcher the kernel does not forget the file.
 	h.named(node)
 	look(true, 2, 0)
 	look(true, 2, 1)
 	look(false, 2, 1)
-	// A name that the kernel gets again must go, or the watch's end would not be seen.
+	// A name that was looked up again must be dropped again, or the watch's end would go unnoticed.
 	h.named(node)
 	look(true, 3, 1)
 	look(false, 3, 1)
 	h.forget(node)
 	if look(false, 3, 0); len(h.files) != 0 {
-		t.Error("what the kernel forgot is kept")
+		t.Error("a forgotten file is kept")
 	}
-	// Somebody has it open: the name is not touched until it is closed.
+	// The name of an open file is not dropped until the file is closed.
 	h.named(node)
 	h.opened(node)
 	look(true, 3, 1)
@@ -74,7 +76,7 @@ func TestFollowers(t *testing.T) {
 	look(false, 4, 0)
 }
 
-// A RELEASE may be handled after the FORGET, or after the next LOOKUP: nothing is held by that.
+// A RELEASE may arrive after the FORGET, or after the next LOOKUP. It makes no follower.
 func TestFollowersReleasedLate(t *testing.T) {
 	watched := counter{}
 	h := newFollowers(watched, func(uint64, string) {})
@@ -84,18 +86,18 @@ func TestFollowersReleasedLate(t *testing.T) {
 	h.forget(node)
 	h.closed(node)
 	if h.step(time.Now().Add(time.Hour)) || len(h.files) != 0 {
-		t.Error("a file is known because it was closed")
+		t.Error("a late close made a file known")
 	}
 	h.named(node)
 	h.closed(node)
 	h.step(time.Now().Add(time.Hour))
 	h.forget(node)
 	if h.step(time.Now().Add(2*time.Hour)) || watched[7] != 0 {
-		t.Errorf("watched %d times by nobody", watched[7])
+		t.Errorf("polled %d times without a watcher", watched[7])
 	}
 }
 
-// What is looked up and let go of at once is not held, however much there is of it.
+// Files that are looked up and forgotten at once have no followers.
 func TestFollowersNone(t *testing.T) {
 	var dropped atomic.Int32
 	h := newFollowers(counter{}, func(uint64, string) { dropped.Add(1) })

@@ -36,24 +36,23 @@ func FuzzMounts(f *testing.F) {
 			t.Errorf("%d mounts in %d lines", len(dirs), most)
 		}
 		if len(dirs) > 0 && !bytes.Contains(mountinfo, []byte(fsName)) {
-			t.Errorf("%q are taken for mounts of ours", dirs)
+			t.Errorf("%q are not mounts of banger", dirs)
 		}
 	})
 }
 
-// A mount is recognised through symbolic links; a plain directory is none.
+// A plain directory is no mount, also through symbolic links.
 func TestMounted(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Symlink(dir, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
 	if mounted(dir) || mounted(filepath.Join(dir, "link")) || mounted(filepath.Join(dir, "none")) {
-		t.Error("a directory that is no mount is taken for one")
+		t.Error("a plain directory counts as a mount")
 	}
 }
 
-// TestCloseOnExec opens the device by a name of its own, as where a container or a test has bound
-// another node over it.
+// TestCloseOnExec opens the device by another name, as in a container that binds a node over it.
 func TestCloseOnExec(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "node")
 	if err := unix.Mknod(path, unix.S_IFCHR|0o600, int(fuseDevice)); err != nil {
@@ -65,12 +64,13 @@ func TestCloseOnExec(t *testing.T) {
 	}
 	defer unix.Close(fd)
 	closeOnExec()
-	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
-		t.Errorf("a program that is started inherits it: flags %#x, %v", flags, err)
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("a started program inherits the device: flags %#x, %v", flags, err)
 	}
 }
 
-// TestFailedMount finds nothing left of a mount that could not be served: no mount, no goroutine.
+// TestFailedMount expects that a failed start leaves neither a mount nor a goroutine.
 func TestFailedMount(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root mounts: run the suite as root")
@@ -83,21 +83,22 @@ func TestFailedMount(t *testing.T) {
 	})
 	closeOnExec()
 	if err != nil {
-		t.Skipf("nothing can be mounted here: %v", err)
+		t.Skipf("mounting fails here: %v", err)
 	}
 	t.Cleanup(func() { unix.Unmount(s.o.Dir, unix.MNT_DETACH) }) // if the test fails
 	if !mounted(s.o.Dir) {
-		t.Fatal("it is not mounted")
+		t.Fatal("the tree is not mounted")
 	}
 	failed := errors.New("no answer")
-	if err := s.serve(context.Background(), func() error { return failed }); !errors.Is(err, failed) {
+	wait := func() error { return failed }
+	if err := s.serve(context.Background(), wait); !errors.Is(err, failed) {
 		t.Errorf("serve returned %v", err)
 	}
 	if mounted(s.o.Dir) {
-		t.Error("the mount is left")
+		t.Error("the mount is still there")
 	}
 	if s.ctx.Err() == nil {
-		t.Error("readers are not freed")
+		t.Error("blocked calls go on")
 	}
 	ended := make(chan struct{})
 	go func() {
@@ -107,6 +108,6 @@ func TestFailedMount(t *testing.T) {
 	select {
 	case <-ended:
 	case <-time.After(10 * time.Second):
-		t.Error("it is still served")
+		t.Error("the mount is still served")
 	}
 }

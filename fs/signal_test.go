@@ -5,13 +5,16 @@ import (
 	"testing"
 )
 
+const sample = "Name:\tx\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000010002\n" +
+	"SigBlk:\t0000000000010000\n"
+
 func TestPendingSignals(t *testing.T) {
 	for _, c := range []struct {
 		status string
 		want   uint64
 		ok     bool
 	}{
-		{"Name:\tx\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000010002\nSigBlk:\t0000000000010000\n", 2, true},
+		{sample, 2, true},
 		{"SigPnd:\t0000000000010000\nShdPnd:\t0\nSigBlk:\t0\n", 1 << 16, true},
 		{"SigPnd:\tx\n", 0, false},
 		{"", 0, false},
@@ -23,12 +26,12 @@ func TestPendingSignals(t *testing.T) {
 }
 
 func FuzzPendingSignals(f *testing.F) {
-	f.Add([]byte("Name:\tx\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000010002\nSigBlk:\t0000000000010000\n"))
+	f.Add([]byte(sample))
 	f.Fuzz(func(t *testing.T, status []byte) {
 		got, ok := pendingSignals(status)
 		for _, key := range []string{"SigPnd:", "ShdPnd:", "SigBlk:"} {
 			if ok && !bytes.Contains(status, []byte(key)) {
-				t.Errorf("%x is told without %s", got, key)
+				t.Errorf("%x is returned without %s", got, key)
 			}
 		}
 	})

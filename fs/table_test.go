@@ -6,7 +6,8 @@ import "testing"
 func TestRowNumbers(t *testing.T) {
 	for i, f := range rows {
 		node := nodeID(1<<40-1, f.number, 1<<16-1)
-		if serial, row, param := splitID(node); int(f.number) != i || row != f || serial != 1<<40-1 || param != 1<<16-1 {
+		serial, row, param := splitID(node)
+		if int(f.number) != i || row != f || serial != 1<<40-1 || param != 1<<16-1 {
 			t.Errorf("row %d, %s, is found as %d, %v, %d", i, f.docPath(), serial, row, param)
 		}
 	}

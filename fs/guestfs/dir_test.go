@@ -79,7 +79,7 @@ func TestDirWithoutEnd(t *testing.T) {
 	}
 	d.close()
 	if opens := g.opens.Load(); opens != 0 {
-		t.Errorf("%d directories stay open", opens)
+		t.Errorf("%d directories are still open", opens)
 	}
 	client.Close(net.ErrClosed)
 	work.Wait()

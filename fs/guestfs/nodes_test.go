@@ -28,8 +28,8 @@ func TestNodes(t *testing.T) {
 	is := func(n *node, want string) {
 		t.Helper()
 		path, err := nodes.path(n)
-		if want == "" && !errors.Is(err, vmm.ErrNotFound) || want != "" && (path != want || err != nil) {
-			t.Errorf("it is %s (%v), not %s", path, err, want)
+		if path != want || (want == "") != errors.Is(err, vmm.ErrNotFound) {
+			t.Errorf("the path is %s (%v), not %s", path, err, want)
 		}
 	}
 	root := nodes.get(7)
@@ -38,16 +38,16 @@ func TestNodes(t *testing.T) {
 	f := name(d, "f", syscall.S_IFREG)
 	is(f, "/d/f")
 	if again := name(d, "f", syscall.S_IFREG); again != f {
-		t.Error("a file has two numbers")
+		t.Error("a file has two nodes")
 	}
 	link := name(d, "f", syscall.S_IFLNK)
 	if link == f {
-		t.Error("a link that replaced a file has its number")
+		t.Error("a link that replaced a file has its node")
 	}
 	is(f, "")
 	is(link, "/d/f")
 
-	// A directory takes along what is in it, to a name that another had.
+	// A renamed directory keeps its files and replaces what had the name.
 	e := name(root, "e", syscall.S_IFDIR)
 	old := name(e, "d", syscall.S_IFDIR)
 	nodes.renamed(root, "d", e, "d")
@@ -58,7 +58,7 @@ func TestNodes(t *testing.T) {
 	nodes.removed(d, "f")
 	is(link, "")
 
-	// What the kernel forgets is gone, but for what leads to something it knows.
+	// A forgotten node is gone unless it leads to one that the kernel knows.
 	g := name(d, "g", syscall.S_IFREG)
 	nodes.forget(d.id, 1)
 	nodes.forget(e.id, 1)
@@ -73,14 +73,14 @@ func TestNodes(t *testing.T) {
 	}
 	nodes.forget(root.id, 1)
 	if len(nodes.known) != 0 {
-		t.Error("the root of a VM that went stays")
+		t.Error("the root of a removed VM stays")
 	}
 	if nodes.get(f.id) != nil {
-		t.Error("a forgotten node is known")
+		t.Error("a forgotten node is still known")
 	}
 }
 
-// TestNodesShare has one guest with more files than there is room for: another's are still known.
+// TestNodesShare expects that a guest with very many files leaves room for others.
 func TestNodesShare(t *testing.T) {
 	const most = 1 << 12
 	nodes := newNodes(most, testRoot)
@@ -95,7 +95,7 @@ func TestNodesShare(t *testing.T) {
 			}
 		}
 	}
-	// Each takes half of what the others leave.
+	// Each uses half of the rest.
 	for serial, want := range []int{most / 2, most / 4, most / 8} {
 		if n := fill(uint64(serial) + 7); n < want-4 || n > want {
 			t.Errorf("%d files of the guest are known, not %d", n, want)

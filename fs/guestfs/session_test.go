@@ -14,7 +14,7 @@ import (
 	"banger/vmm/guest/sftp"
 )
 
-// clock is one that only the test moves.
+// clock moves only when the test moves it.
 type clock struct {
 	mu     sync.Mutex
 	at     time.Time
@@ -23,7 +23,9 @@ type clock struct {
 }
 
 func newClock() *clock {
-	return &clock{at: time.Now(), alarms: make(map[chan time.Time]time.Time), set: make(chan struct{}, 100)}
+	return &clock{
+		at: time.Now(), alarms: make(map[chan time.Time]time.Time), set: make(chan struct{}, 100),
+	}
 }
 
 func (c *clock) now() time.Time {
@@ -53,7 +55,7 @@ func (c *clock) move(d time.Duration) {
 	}
 }
 
-// filesMachine is one whose guest's agent serves a directory.
+// filesMachine is a machine whose agent serves a directory.
 type filesMachine struct {
 	vmm.Machine // nil: only the methods below are called
 	gone        chan struct{}
@@ -74,8 +76,8 @@ type filesGuest struct {
 	root string
 
 	mu      sync.Mutex // guards what follows
-	refuses error      // what Stream gives
-	streams []net.Conn // the guest's ends of those begun
+	refuses error      // returned by Stream
+	streams []net.Conn // the guest's ends
 }
 
 func (g *filesGuest) Stream(context.Context, string, any) (net.Conn, error) {
@@ -106,7 +108,7 @@ func (g *filesGuest) begun() int {
 	return len(g.streams)
 }
 
-// filesTest is a VM whose files are used.
+// filesTest is a VM with files.
 type filesTest struct {
 	*testing.T
 	*clock
@@ -119,17 +121,23 @@ func (f *filesTest) Serial() uint64          { return 7 }
 func (f *filesTest) Snapshot() *vmm.Snapshot { return f.state.Load() }
 func (f *filesTest) Touch()                  { f.touched.Add(1) }
 
-// run makes the VM run anew.
+// run begins another run of the VM.
 func (f *filesTest) run() *filesGuest {
 	m := &filesMachine{gone: make(chan struct{}), guest: filesGuest{root: f.TempDir()}}
-	f.state.Store(&vmm.Snapshot{Record: vmm.Record{Name: "web", State: vmm.Running}, CurrentRun: vmm.CurrentRun{Machine: m}})
+	f.state.Store(&vmm.Snapshot{
+		Record:     vmm.Record{Name: "web", State: vmm.Running},
+		CurrentRun: vmm.CurrentRun{Machine: m},
+	})
 	return &m.guest
 }
 
 func newFilesTest(t *testing.T) *filesTest {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &filesTest{T: t, clock: newClock()}
-	f.sessions = &sessions{ctx: ctx, work: new(sync.WaitGroup), now: f.now, after: f.after, open: make(map[uint64]*session)}
+	f.sessions = &sessions{
+		ctx: ctx, work: new(sync.WaitGroup), now: f.now, after: f.after,
+		open: make(map[uint64]*session),
+	}
 	t.Cleanup(func() {
 		f.sessions.close()
 		cancel()
@@ -137,7 +145,8 @@ func newFilesTest(t *testing.T) *filesTest {
 		if len(f.sessions.open) != 0 {
 			t.Errorf("%d sessions are left", len(f.sessions.open))
 		}
-		if _, err := f.sessions.get(context.Background(), f); !errors.Is(err, context.Canceled) && !errors.Is(err, vmm.ErrNotRunning) {
+		_, err := f.sessions.get(context.Background(), f)
+		if !errors.Is(err, context.Canceled) && !errors.Is(err, vmm.ErrNotRunning) {
 			t.Errorf("after the end: %v", err)
 		}
 	})
@@ -147,24 +156,26 @@ func newFilesTest(t *testing.T) *filesTest {
 // stat asks for the root, which must return that error, and returns the session.
 func (f *filesTest) stat(want error) (used *session) {
 	f.Helper()
-	err := f.sessions.ask(context.Background(), f, 10*time.Second, func(ctx context.Context, g *session) error {
+	ask := func(ctx context.Context, g *session) error {
 		used = g
 		_, err := g.client.Stat(ctx, "/")()
 		return err
-	})
+	}
+	err := f.sessions.ask(context.Background(), f, 10*time.Second, ask)
 	if want == nil && err != nil || !errors.Is(err, want) {
 		f.Fatalf("%v, not %v", err, want)
 	}
 	return used
 }
 
-// late has a question run out of time.
+// late makes a request time out.
 func (f *filesTest) late(limit time.Duration, meanwhile func()) {
 	f.Helper()
-	err := f.sessions.ask(context.Background(), f, limit, func(ctx context.Context, g *session) error {
+	ask := func(context.Context, *session) error {
 		meanwhile()
 		return context.DeadlineExceeded
-	})
+	}
+	err := f.sessions.ask(context.Background(), f, limit, ask)
 	if !errors.Is(err, vmm.ErrTimeout) {
 		f.Fatalf("%v", err)
 	}
@@ -194,10 +205,11 @@ func TestSessionIsShared(t *testing.T) {
 		work.Add(1)
 		go func() {
 			defer work.Done()
-			if err := f.sessions.ask(context.Background(), f, 10*time.Second, func(ctx context.Context, g *session) error {
+			ask := func(ctx context.Context, g *session) error {
 				_, err := g.client.Stat(ctx, "/")()
 				return err
-			}); err != nil {
+			}
+			if err := f.sessions.ask(context.Background(), f, 10*time.Second, ask); err != nil {
 				t.Error(err)
 			}
 		}()
@@ -206,7 +218,7 @@ func TestSessionIsShared(t *testing.T) {
 	if n := guest.begun(); n != 1 {
 		t.Errorf("%d sessions for twenty requests", n)
 	}
-	// Whoever uses the files all the time keeps the VM from being idle.
+	// Steady use of the files keeps the VM from being idle.
 	for range 20 {
 		f.move(touchEvery / 4)
 		f.stat(nil)
@@ -216,16 +228,16 @@ func TestSessionIsShared(t *testing.T) {
 	}
 }
 
-// TestSessionRests has a guest fall silent: for a second nobody asks it.
+// TestSessionRests expects that a silent guest is not asked for a second.
 func TestSessionRests(t *testing.T) {
 	f := newFilesTest(t)
 	guest := f.run()
 	g := f.stat(nil)
 	<-f.set // to be idle
-	// It has answered something meanwhile: others are served by it.
+	// The guest has answered another request meanwhile, so the session serves others.
 	f.late(4*time.Second, func() { f.move(time.Second) })
 	if f.stat(nil) != g {
-		t.Error("a session ended in which others are served")
+		t.Error("a session that serves others ended")
 	}
 	f.late(4*time.Second, func() { f.move(3 * time.Second) })
 	<-f.set // to rest
@@ -233,19 +245,19 @@ func TestSessionRests(t *testing.T) {
 	f.move(restFor - 1)
 	f.stat(vmm.ErrTimeout)
 	if n := guest.begun(); n != 1 {
-		t.Errorf("%d sessions were begun while the guest was to rest", n-1)
+		t.Errorf("%d sessions began while the guest rested", n-1)
 	}
 	f.move(1)
 	if f.stat(nil) == g {
-		t.Error("the session that ended is used")
+		t.Error("an ended session is used")
 	}
 	if n := guest.begun(); n != 2 {
 		t.Errorf("%d sessions after the rest", n)
 	}
 }
 
-// TestSessionSaysNothing has an agent that does not even take the stream.
-func TestSessionSaysNothing(t *testing.T) {
+// TestSessionSilent expects a rest also after an agent did not accept the stream in time.
+func TestSessionSilent(t *testing.T) {
 	f := newFilesTest(t)
 	guest := f.run()
 	guest.refuse(vmm.ErrTimeout)
@@ -253,12 +265,12 @@ func TestSessionSaysNothing(t *testing.T) {
 	<-f.set // to rest
 	f.stat(vmm.ErrTimeout)
 	if n := guest.begun(); n != 1 {
-		t.Errorf("%d sessions were begun", n)
+		t.Errorf("%d sessions began", n)
 	}
 	f.move(restFor)
 	guest.refuse(vmm.ErrNoAgent)
 	f.stat(vmm.ErrNoAgent)
-	// What was refused, and not silent, may be asked at once.
+	// An agent that refused, rather than being silent, may be asked at once.
 	guest.refuse(nil)
 	f.stat(nil)
 }
@@ -276,7 +288,7 @@ func TestSessionIdles(t *testing.T) {
 	f.move(idleFor)
 	<-f.set
 	if f.stat(nil) != g {
-		t.Error("a session ended in which a file is open")
+		t.Error("a session with an open file ended")
 	}
 	g.opens.Add(-1)
 	f.move(idleFor)
@@ -287,7 +299,7 @@ func TestSessionIdles(t *testing.T) {
 	}
 }
 
-// TestSessionAnew has the agent restarted, and then the VM.
+// TestSessionAnew restarts the agent, and then the VM.
 func TestSessionAnew(t *testing.T) {
 	f := newFilesTest(t)
 	guest := f.run()
@@ -295,7 +307,7 @@ func TestSessionAnew(t *testing.T) {
 	guest.streams[0].Close()
 	<-g.client.Done()
 	if f.stat(nil) == g {
-		t.Error("a session that has ended is used")
+		t.Error("an ended session is used")
 	}
 	g = f.stat(nil)
 	other := f.run()
