@@ -31,18 +31,27 @@ func ownFiles() error {
 	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 		return fmt.Errorf("cannot unshare the table of open files: %w", err)
 	}
-	fds, err := os.ReadDir("/proc/thread-self/fd")
+	fds, err := openFiles()
 	if err != nil {
 		return err
 	}
-	for _, e := range fds {
-		target, err := os.Readlink("/proc/thread-self/fd/" + e.Name())
-		if err != nil || strings.HasPrefix(target, "anon_inode:[event") {
-			continue
-		}
-		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+	for _, fd := range fds {
+		target, err := os.Readlink(fmt.Sprintf("/proc/thread-self/fd/%d", fd))
+		if err == nil && fd > 2 && !strings.HasPrefix(target, "anon_inode:[event") {
 			unix.Close(fd)
 		}
 	}
 	return nil
+}
+
+// openFiles returns the open files of the calling thread.
+func openFiles() ([]int, error) {
+	entries, err := os.ReadDir("/proc/thread-self/fd")
+	var fds []int
+	for _, e := range entries {
+		if fd, err := strconv.Atoi(e.Name()); err == nil {
+			fds = append(fds, fd)
+		}
+	}
+	return fds, err
 }

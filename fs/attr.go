@@ -169,22 +169,18 @@ func (r *request) changeOwner(in *fuse.SetAttrIn) error {
 	if r.file.chown == nil {
 		return fmt.Errorf("owner and mode are those of the VM's directory: %w", vmm.ErrNotPermitted)
 	}
-	var c ownerChange
-	for _, part := range []struct {
-		bit   uint32
-		value uint32
-		to    **uint32
-	}{
-		{fuse.FATTR_UID, in.Uid, &c.uid},
-		{fuse.FATTR_GID, in.Gid, &c.gid},
-		{fuse.FATTR_MODE, in.Mode, &c.mode},
-	} {
-		if in.Valid&part.bit != 0 {
-			*part.to = &part.value
+	valid := func(bit, value uint32) *uint32 {
+		if in.Valid&bit == 0 {
+			return nil
 		}
+		return &value
 	}
 	defer r.blocking()()
-	return r.file.chown(r, c)
+	return r.file.chown(r, ownerChange{
+		uid:  valid(fuse.FATTR_UID, in.Uid),
+		gid:  valid(fuse.FATTR_GID, in.Gid),
+		mode: valid(fuse.FATTR_MODE, in.Mode),
+	})
 }
 
 // forgetOwner makes the kernel ask again for the owners and modes of what is below a VM's
@@ -200,16 +196,11 @@ func (t tree) forgetOwner(v *vmm.VM, f *file) {
 
 // sizes holds the lengths of the last captures of the files that the kernel knows, unless they are
 // firstSize. For files with several nodes it also holds the length last sent of each node.
-type sizes struct {
-	mu   sync.RWMutex // guards size
-	size map[uint64]int64
-}
+type sizes struct{ of sync.Map } // int64 by node
 
 func (t *sizes) sent(node uint64) int64 {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	if n, ok := t.size[node]; ok {
-		return n
+	if n, ok := t.of.Load(node); ok {
+		return n.(int64)
 	}
 	return firstSize
 }
@@ -218,17 +209,9 @@ func (t *sizes) sent(node uint64) int64 {
 func (t *sizes) send(node uint64, size int64) int64 {
 	old := t.sent(node)
 	if old != size {
-		t.mu.Lock()
-		t.size[node] = size
-		t.mu.Unlock()
+		t.of.Store(node, size)
 	}
 	return old
-}
-
-func (t *sizes) forget(node uint64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.size, node)
 }
 
 // sendSize makes the kernel use the capture's length for sendfile(2) and fstat(2). Storing its last

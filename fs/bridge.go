@@ -79,7 +79,6 @@ func (b *bridge) Lookup(stop interrupt, h *fuse.InHeader, name string, out *fuse
 	defer b.timed("LOOKUP", time.Now())
 	return b.within(h.NodeId).Lookup(stop, h, name, out)
 }
-
 func (b *bridge) Forget(node, lookups uint64) {
 	defer b.timed("FORGET", time.Now())
 	if serial, ok := (guestMount{}).Root(node); ok && b.o.Manager.BySerial(serial) == nil {
@@ -87,27 +86,22 @@ func (b *bridge) Forget(node, lookups uint64) {
 	}
 	b.of(node).Forget(node, lookups)
 }
-
 func (b *bridge) GetAttr(stop interrupt, in *fuse.GetAttrIn, out *fuse.AttrOut) status {
 	defer b.timed("GETATTR", time.Now())
 	return b.of(in.NodeId).GetAttr(stop, in, out)
 }
-
 func (b *bridge) SetAttr(stop interrupt, in *fuse.SetAttrIn, out *fuse.AttrOut) status {
 	defer b.timed("SETATTR", time.Now())
 	return b.of(in.NodeId).SetAttr(stop, in, out)
 }
-
 func (b *bridge) Mkdir(stop interrupt, in *fuse.MkdirIn, name string, out *fuse.EntryOut) status {
 	defer b.timed("MKDIR", time.Now())
 	return b.within(in.NodeId).Mkdir(stop, in, name, out)
 }
-
 func (b *bridge) Rmdir(stop interrupt, h *fuse.InHeader, name string) status {
 	defer b.timed("RMDIR", time.Now())
 	return b.within(h.NodeId).Rmdir(stop, h, name)
 }
-
 func (b *bridge) Rename(stop interrupt, in *fuse.RenameIn, from, to string) status {
 	defer b.timed("RENAME", time.Now())
 	if inGuest(in.Newdir) && !inGuest(in.NodeId) {
@@ -115,93 +109,75 @@ func (b *bridge) Rename(stop interrupt, in *fuse.RenameIn, from, to string) stat
 	}
 	return b.within(in.NodeId).Rename(stop, in, from, to)
 }
-
 func (b *bridge) Open(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status {
 	defer b.timed("OPEN", time.Now())
 	return b.of(in.NodeId).Open(stop, in, out)
 }
-
 func (b *bridge) Read(stop interrupt, in *fuse.ReadIn, p []byte) (fuse.ReadResult, status) {
 	defer b.timed("READ", time.Now())
 	return b.of(in.NodeId).Read(stop, in, p)
 }
-
 func (b *bridge) Write(stop interrupt, in *fuse.WriteIn, data []byte) (uint32, status) {
 	defer b.timed("WRITE", time.Now())
 	return b.of(in.NodeId).Write(stop, in, data)
 }
-
 func (b *bridge) Flush(interrupt, *fuse.FlushIn) status {
 	defer b.timed("FLUSH", time.Now())
 	return fuse.OK
 }
-
 func (b *bridge) Fsync(stop interrupt, in *fuse.FsyncIn) status {
 	defer b.timed("FSYNC", time.Now())
 	return b.of(in.NodeId).Fsync(stop, in)
 }
-
 func (b *bridge) FsyncDir(stop interrupt, in *fuse.FsyncIn) status {
 	return b.of(in.NodeId).FsyncDir(stop, in)
 }
-
 func (b *bridge) Release(stop interrupt, in *fuse.ReleaseIn) {
 	defer b.timed("RELEASE", time.Now())
 	b.of(in.NodeId).Release(stop, in)
 }
-
 func (b *bridge) OpenDir(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status {
 	defer b.timed("OPENDIR", time.Now())
 	return b.within(in.NodeId).OpenDir(stop, in, out)
 }
-
 func (b *bridge) ReadDir(stop interrupt, in *fuse.ReadIn, out *fuse.DirEntryList) status {
 	defer b.timed("READDIR", time.Now())
 	return b.within(in.NodeId).ReadDir(stop, in, out)
 }
-
 func (b *bridge) ReadDirPlus(stop interrupt, in *fuse.ReadIn, out *fuse.DirEntryList) status {
 	defer b.timed("READDIRPLUS", time.Now())
 	return b.within(in.NodeId).ReadDirPlus(stop, in, out)
 }
-
 func (b *bridge) ReleaseDir(in *fuse.ReleaseIn) {
 	defer b.timed("RELEASEDIR", time.Now())
 	b.within(in.NodeId).ReleaseDir(in)
 }
-
 func (b *bridge) Access(interrupt, *fuse.AccessIn) status {
 	defer b.timed("ACCESS", time.Now())
 	return fuse.OK
 }
-
 func (b *bridge) StatFs(stop interrupt, h *fuse.InHeader, out *fuse.StatfsOut) status {
 	defer b.timed("STATFS", time.Now())
 	return b.within(h.NodeId).StatFs(stop, h, out)
 }
-
 func (b *bridge) Create(stop interrupt, in *fuse.CreateIn, name string,
 	out *fuse.CreateOut) status {
 	defer b.timed("CREATE", time.Now())
 	return b.within(in.NodeId).Create(stop, in, name, out)
 }
-
 func (b *bridge) Unlink(stop interrupt, h *fuse.InHeader, name string) status {
 	defer b.timed("UNLINK", time.Now())
 	return b.within(h.NodeId).Unlink(stop, h, name)
 }
-
 func (b *bridge) Link(stop interrupt, in *fuse.LinkIn, name string, out *fuse.EntryOut) status {
 	defer b.timed("LINK", time.Now())
 	return b.within(in.NodeId).Link(stop, in, name, out)
 }
-
 func (b *bridge) Symlink(stop interrupt, h *fuse.InHeader, target, name string,
 	out *fuse.EntryOut) status {
 	defer b.timed("SYMLINK", time.Now())
 	return b.within(h.NodeId).Symlink(stop, h, target, name, out)
 }
-
 func (b *bridge) Readlink(stop interrupt, h *fuse.InHeader) ([]byte, status) {
 	defer b.timed("READLINK", time.Now())
 	return b.of(h.NodeId).Readlink(stop, h)

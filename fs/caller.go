@@ -1,8 +1,6 @@
 package fs
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"os"
 	"slices"
@@ -11,9 +9,9 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"banger/vmm"
-
 	"golang.org/x/sys/unix"
+
+	"banger/vmm"
 )
 
 // maxCallers bounds the open files of one uid that keep directories of their callers open.
@@ -48,7 +46,7 @@ func (r *request) keptCaller() (*keptCaller, error) {
 			"uid %d has %d files open that store paths: close some: %w",
 			r.file.name, r.owner(), r.uid, all.most, vmm.ErrBusy)
 	}
-	c, err := r.caller()
+	c, err := r.process()
 	if err != nil {
 		all.release(uint64(r.uid))
 		return nil, err
@@ -58,65 +56,54 @@ func (r *request) keptCaller() (*keptCaller, error) {
 	return k, nil
 }
 
-// caller returns the process behind the call. It must be called while that process waits: later its
-// pid may be another's. The caller of it closes the Caller's files.
-func (r *call) caller() (*vmm.Caller, error) {
-	c := &vmm.Caller{UID: r.uid, GID: r.gid}
-	if r.pid == 0 { // of another pid namespace
-		return c, nil
+// process returns the process behind the call. It must be called while that process waits: later
+// its pid may be another's. The caller closes the files of the result.
+func (c *call) process() (*vmm.Caller, error) {
+	p := &vmm.Caller{UID: c.uid, GID: c.gid}
+	if c.pid == 0 { // of another pid namespace
+		return p, nil
 	}
 	var err error
-	if c.Groups, err = r.groups(); err != nil {
+	if p.Groups, err = c.groups(); err != nil {
 		return nil, err
 	}
-	// Links that lead nowhere or must not be followed leave both nil: paths by them will be
-	// refused.
-	c.Root, _ = os.OpenFile(fmt.Sprintf("/proc/%d/root", r.pid), unix.O_PATH|syscall.O_DIRECTORY, 0)
-	c.Dir, _ = os.OpenFile(fmt.Sprintf("/proc/%d/cwd", r.pid), unix.O_PATH|syscall.O_DIRECTORY, 0)
-	return c, nil
+	// A link that leads nowhere or must not be followed leaves nil: paths by it will be refused.
+	p.Root, _ = os.OpenFile(fmt.Sprintf("/proc/%d/root", c.pid), unix.O_PATH|syscall.O_DIRECTORY, 0)
+	p.Dir, _ = os.OpenFile(fmt.Sprintf("/proc/%d/cwd", c.pid), unix.O_PATH|syscall.O_DIRECTORY, 0)
+	return p, nil
 }
 
 // groups returns the supplementary groups of the thread behind the call, none if it is invisible.
-func (r *call) groups() ([]uint32, error) {
-	if r.pid == 0 {
+func (c *call) groups() ([]uint32, error) {
+	if c.pid == 0 {
 		return nil, nil
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.pid))
 	if err != nil {
 		return nil, nil
 	}
-	return parseGroups(status)
-}
-
-// parseGroups returns the supplementary groups in a thread's status (proc(5)).
-func parseGroups(status []byte) ([]uint32, error) {
-	for lines := bufio.NewScanner(bytes.NewReader(status)); lines.Scan(); {
-		if text, ok := strings.CutPrefix(lines.Text(), "Groups:"); ok {
-			var list []uint32
-			for _, word := range strings.Fields(text) {
-				n, err := strconv.ParseUint(word, 10, 32)
-				if err != nil {
-					return nil, fmt.Errorf("groups of a process: %w", err)
-				}
-				list = append(list, uint32(n))
-			}
-			return list, nil
+	var list []uint32
+	for _, word := range strings.Fields(parseStatus(status)["Groups"]) {
+		n, err := strconv.ParseUint(word, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("groups of a process: %w", err)
 		}
+		list = append(list, uint32(n))
 	}
-	return nil, nil
+	return list, nil
 }
 
 // isRoot reports whether the call is by root or the daemon's own user.
-func (r *call) isRoot() bool { return r.server.isRoot(r.uid) }
+func (c *call) isRoot() bool { return c.server.isRoot(c.uid) }
 
 func (s *Server) isRoot(uid uint32) bool { return uid == 0 || uid == s.uid }
 
 // mayDelete returns the check whether the call may remove or rename what an owner has in a
 // directory of the daemon's with the sticky bit (unlink(2), EPERM). The kernel has checked the
 // owner that it knew. This check is of the owner at the time of the change.
-func (r *call) mayDelete() func(vmm.Owner) error {
+func (c *call) mayDelete() func(vmm.Owner) error {
 	return func(o vmm.Owner) error {
-		if r.isRoot() || r.uid == o.UID {
+		if c.isRoot() || c.uid == o.UID {
 			return nil
 		}
 		return fmt.Errorf("it belongs to uid %d: %w", o.UID, vmm.ErrNotPermitted)

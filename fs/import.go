@@ -109,14 +109,12 @@ func (i *importer) result(n int) (int, error) {
 func (i *importer) begin(name string) {
 	ctx, cancel := context.WithCancel(i.server.ctx)
 	i.cancel = cancel
-	i.server.changes.Add(1)
-	go func() {
-		defer i.server.changes.Done()
+	i.server.changes.Go(func() {
 		defer close(i.done)
 		defer cancel()
 		from := &chunks{importer: i, ctx: ctx, idle: importIdle}
 		_, i.err = i.server.o.Archives.Import(ctx, name, i.owner, from)
-	}()
+	})
 }
 
 func (i *importer) read(*call, []byte, int64) ([]byte, error) { return nil, nil }

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -90,7 +89,6 @@ func newServer(o Options) *Server {
 	s := &Server{
 		o: o, started: time.Now(), uid: uint32(os.Getuid()), gid: uint32(os.Getgid()),
 		nodes:      newNodes(),
-		sizes:      sizes{size: make(map[uint64]int64)},
 		growing:    growing{open: make(map[uint64]*shared)},
 		eventSizes: eventSizes{size: make(map[uint64]*eventSize)},
 		sessions:   newSessions(lingerFor),
@@ -128,12 +126,8 @@ func Mount(ctx context.Context, o Options) (*Server, error) {
 		s.guests.ShowLinks()
 	}
 	o.Manager.OnChange(s.changed, func() {})
-	s.work.Add(2)
-	go s.nudger()
-	go func() {
-		defer s.work.Done()
-		s.followers.run(s.ctx)
-	}()
+	s.work.Go(s.nudger)
+	s.work.Go(func() { s.followers.run(s.ctx) })
 	return s, nil
 }
 
@@ -189,17 +183,10 @@ var fuseDevice = unix.Mkdev(10, 229)
 
 // closeOnExec keeps the connection to the kernel from the programs that the daemon starts.
 func closeOnExec() {
-	fds, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return
-	}
-	for _, e := range fds {
-		fd, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
+	fds, _ := openFiles()
+	for _, fd := range fds {
 		var st unix.Stat_t
-		err = unix.Fstat(fd, &st)
+		err := unix.Fstat(fd, &st)
 		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == fuseDevice {
 			unix.CloseOnExec(fd)
 		}
@@ -305,13 +292,7 @@ func clearDir(ctx context.Context, dir string) error {
 }
 
 // mounted reports whether dir is a mount of banger's, also through symbolic links.
-func mounted(dir string) bool {
-	info, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return false
-	}
-	return slices.Contains(Mounts(info), resolve(dir))
-}
+func mounted(dir string) bool { return topMount(dir).Mountpoint != "" }
 
 // resolve returns the path without symbolic links, as far as it exists. It reads the last part only
 // as a link: a dead mount there would fail.

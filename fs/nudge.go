@@ -18,7 +18,6 @@ func (s *Server) changed(e vmm.Event) {
 
 // nudger is the goroutine that uses the daemon's own mount. It holds no lock over that.
 func (s *Server) nudger() {
-	defer s.work.Done()
 	err := apart(func() {
 		s.nudgerTID.Store(uint32(unix.Gettid()))
 		for {

@@ -128,11 +128,7 @@ func (r *request) serial() uint64 {
 // f goes on: a disk may answer late or never. f must not use the kernel's request.
 func (c *call) detached(f func(context.Context) error) error {
 	done := make(chan error, 1)
-	c.server.changes.Add(1)
-	go func() {
-		defer c.server.changes.Done()
-		done <- f(context.WithoutCancel(c.ctx))
-	}()
+	c.server.changes.Go(func() { done <- f(context.WithoutCancel(c.ctx)) })
 	select {
 	case err := <-done:
 		return err

@@ -104,11 +104,7 @@ func (t *sessions) closeAll() {
 	t.mu.Unlock()
 	var done sync.WaitGroup
 	for _, s := range all {
-		done.Add(1)
-		go func() {
-			defer done.Done()
-			s.close()
-		}()
+		done.Go(s.close)
 	}
 	done.Wait()
 }

@@ -1,8 +1,6 @@
 package fs
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"os"
 	"strconv"
@@ -31,17 +29,23 @@ func harmless(tid uint32) bool {
 
 // pendingSignals returns the pending signals of a thread that are not blocked, signal N as bit N-1.
 func pendingSignals(status []byte) (uint64, bool) {
-	masks := make(map[string]uint64)
-	for lines := bufio.NewScanner(bytes.NewReader(status)); lines.Scan(); {
-		key, value, _ := strings.Cut(lines.Text(), ":")
-		switch key {
-		case "SigPnd", "ShdPnd", "SigBlk":
-			mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
-			if err != nil {
-				return 0, false
-			}
-			masks[key] = mask
+	fields := parseStatus(status)
+	var masks [3]uint64
+	for i, key := range []string{"SigPnd", "ShdPnd", "SigBlk"} {
+		var err error
+		if masks[i], err = strconv.ParseUint(fields[key], 16, 64); err != nil {
+			return 0, false
 		}
 	}
-	return (masks["SigPnd"] | masks["ShdPnd"]) &^ masks["SigBlk"], len(masks) == 3
+	return (masks[0] | masks[1]) &^ masks[2], true
+}
+
+// parseStatus returns the fields of a thread's status (proc(5)).
+func parseStatus(status []byte) map[string]string {
+	fields := make(map[string]string)
+	for l := range strings.Lines(string(status)) {
+		key, value, _ := strings.Cut(l, ":")
+		fields[key] = strings.TrimSpace(value)
+	}
+	return fields
 }

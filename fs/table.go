@@ -119,7 +119,7 @@ func topFiles() []file {
 		shown("hosts", 0o444, "names and addresses of the running VMs", hostsShow),
 		{name: "events", mode: 0o444, doc: "the events since the daemon started", open: eventsOpen,
 			attr: eventsAttr, watch: anyEvent, flags: followsHealth | uncached},
-		shown("error", 0o444, "the last refused mkdir, rmdir or mv of the reader's uid", topErrorShow),
+		shown("error", 0o444, "the last refused mkdir, rmdir or mv of the uid", topErrorShow),
 		shown("known_hosts", 0o444, "the VMs' ssh host keys, for ssh", knownHostsShow),
 		{name: "wait", mode: 0o555, kind: hidden, doc: "files that block", files: []file{
 			{name: "events", mode: 0o444, doc: "blocks for the next event", open: waitEventsOpen,

@@ -83,11 +83,11 @@ func (t tree) Forget(node, lookups uint64) {
 	if !gone {
 		return
 	}
-	t.sizes.forget(node)
+	t.sizes.of.Delete(node)
 	t.eventSizes.forget(node)
 	t.renderings.Delete(node)
 	if last {
-		t.sizes.forget(plainID(node))
+		t.sizes.of.Delete(plainID(node))
 	}
 	if _, row, _ := splitID(node); row.has(followsHealth) {
 		t.followers.forget(node)

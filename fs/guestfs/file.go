@@ -178,7 +178,7 @@ func (s *FS) Write(stop interrupt, in *fuse.WriteIn, data []byte) (uint32, statu
 	if n == 0 && !code.Ok() {
 		return 0, code
 	}
-	s.nodes.grown(f.node, in.Offset+uint64(n))
+	s.nodes.sizeAndMode(f.node, func() { f.node.size = max(f.node.size, in.Offset+uint64(n)) })
 	return uint32(n), fuse.OK // a short write reports its length in place of the error
 }
 

@@ -143,8 +143,8 @@ func (s *FS) child(dir *node, name string) (string, status) {
 
 // ask calls f with the VM's session, bounded in time, and returns the status of its error.
 func (r *request) ask(limit time.Duration, f func(context.Context, *session) error) status {
-	ctx, stop := r.mount.Begin(r.stop, r.caller)
-	defer stop()
+	ctx, end := r.mount.Begin(r.stop, r.caller)
+	defer end()
 	err := r.sessions.ask(ctx, r.vm, limit, f)
 	if err == nil {
 		return fuse.OK
@@ -155,13 +155,21 @@ func (r *request) ask(limit time.Duration, f func(context.Context, *session) err
 	return r.mount.Failed(r.vm, err)
 }
 
-// stat asks for the attributes of the request's path.
-func (r *request) stat() (a sftp.Attr, code status) {
+// askAttr is ask for attributes.
+func (r *request) askAttr(f func(context.Context, *sftp.Client) (sftp.Attr, error)) (
+	a sftp.Attr, code status) {
 	code = r.ask(askWait, func(ctx context.Context, g *session) (err error) {
-		a, err = g.client.Stat(ctx, r.path)()
+		a, err = f(ctx, g.client)
 		return err
 	})
 	return a, code
+}
+
+// stat asks for the attributes of the request's path.
+func (r *request) stat() (sftp.Attr, status) {
+	return r.askAttr(func(ctx context.Context, c *sftp.Client) (sftp.Attr, error) {
+		return c.Stat(ctx, r.path)()
+	})
 }
 
 // shown returns the attributes that the kernel sees in place of a guest's; false for no file. A
@@ -179,7 +187,7 @@ func shown(a sftp.Attr) (sftp.Attr, bool) {
 }
 
 func (r *request) attr(n *node, a sftp.Attr, out *fuse.Attr) {
-	r.nodes.sent(n, a.Size, a.Mode)
+	r.nodes.sizeAndMode(n, func() { n.size, n.mode = a.Size, a.Mode })
 	out.Ino, out.Mode, out.Size, out.Blocks, out.Blksize = n.id, a.Mode, a.Size, a.Blocks, MaxIO
 	out.Rdev = uint32(a.Rdev)
 	out.Nlink = 1 // of a directory: find(1) then does not count its subdirectories by it
@@ -240,7 +248,7 @@ func (s *FS) GetAttr(stop interrupt, in *fuse.GetAttrIn, out *fuse.AttrOut) stat
 	r.path, err = s.nodes.path(r.node)
 	if err == errNoName && r.node.kind == syscall.S_IFREG {
 		// It is open and has no name any more; the protocol asks by name.
-		size, mode := s.nodes.lastSent(r.node)
+		size, mode := s.nodes.sizeAndMode(r.node, nil)
 		stat := sftp.FileStat{Blocks: (size + 511) / 512, Mtime: time.Now()}
 		r.attr(r.node, sftp.Attr{Size: size, Mode: mode, FileStat: stat}, &out.Attr)
 		out.Nlink = 0
@@ -295,10 +303,8 @@ func (s *FS) SetAttr(stop interrupt, in *fuse.SetAttrIn, out *fuse.AttrOut) stat
 		change.Size = &in.Size
 	}
 	s.nodes.changed(r.node)
-	var a sftp.Attr
-	code = r.ask(askWait, func(ctx context.Context, g *session) (err error) {
-		a, err = g.client.Set(ctx, r.path, change)()
-		return err
+	a, code := r.askAttr(func(ctx context.Context, c *sftp.Client) (sftp.Attr, error) {
+		return c.Set(ctx, r.path, change)()
 	})
 	if !code.Ok() {
 		return code

@@ -20,15 +20,12 @@ func (s *FS) addName(stop interrupt, h *fuse.InHeader, name string, out *fuse.En
 		return code
 	}
 	s.nodes.changed(r.node)
-	var a sftp.Attr
-	code = r.ask(askWait, func(ctx context.Context, g *session) (err error) {
-		// Both go out at once.
-		done, stat := begin(ctx, g.client, r.path), g.client.Stat(ctx, r.path)
-		if err = done(); err != nil {
-			return err
+	a, code := r.askAttr(func(ctx context.Context, c *sftp.Client) (sftp.Attr, error) {
+		done, stat := begin(ctx, c, r.path), c.Stat(ctx, r.path) // both go out at once
+		if err := done(); err != nil {
+			return sftp.Attr{}, err
 		}
-		a, err = stat()
-		return err
+		return stat()
 	})
 	if !code.Ok() {
 		return code

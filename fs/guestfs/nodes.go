@@ -195,24 +195,13 @@ func (t *nodes) reported(n *node) (sftp.Attr, time.Duration) {
 	return n.report, max(0, time.Until(n.until))
 }
 
-// sent notes the size and mode that the kernel gets for a node.
-func (t *nodes) sent(n *node, size uint64, mode uint32) {
+// sizeAndMode returns what the kernel last got for a node, after setting it if set is not nil.
+func (t *nodes) sizeAndMode(n *node, set func()) (size uint64, mode uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n.size, n.mode = size, mode
-}
-
-// grown notes a write that ended at size.
-func (t *nodes) grown(n *node, size uint64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	n.size = max(n.size, size)
-}
-
-// lastSent returns the size and mode that the kernel got last.
-func (t *nodes) lastSent(n *node) (size uint64, mode uint32) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	if set != nil {
+		set()
+	}
 	return n.size, n.mode
 }
 

@@ -87,11 +87,7 @@ func (t *sessions) get(ctx context.Context, v filesVM) (*session, error) {
 		g = &session{machine: s.Machine, ready: make(chan struct{})}
 		g.used.Store(now.UnixNano())
 		t.open[v.Serial()] = g
-		t.work.Add(1)
-		go func() {
-			defer t.work.Done()
-			t.serve(v.Serial(), g)
-		}()
+		t.work.Go(func() { t.serve(v.Serial(), g) })
 	case now.UnixNano() < g.rests.Load():
 		t.mu.Unlock()
 		return nil, errSilent
