@@ -26,16 +26,19 @@ type allowance struct {
 	files, bytes atomic.Int64
 }
 
-// share is the part of its user's allowance that one open file takes. Root's files take none.
+// share is the part of its user's allowance that one open file uses. Root's files use none.
 type share struct {
 	user, all *allowance // nil for root
 	bytes     atomic.Int64
 }
 
+// rootShare counts nothing.
+var rootShare = new(share)
+
 // newShare counts one more open file of a user until its Release. EDQUOT beyond the bounds.
 func (s *Server) newShare(uid uint32) (*share, error) {
 	if s.isRoot(uid) {
-		return new(share), nil
+		return rootShare, nil
 	}
 	known, ok := s.allowances.of.Load(uid)
 	if !ok {

@@ -131,8 +131,8 @@ func (t tree) GetAttr(stop interrupt, in *fuse.GetAttrIn, out *fuse.AttrOut) sta
 	return fuse.OK
 }
 
-// SetAttr ignores the size of an O_TRUNC, changes the owner and mode of a VM's directory, and takes
-// a change of times for a use of the VM.
+// SetAttr ignores the size of an O_TRUNC and changes the owner and mode of a VM's directory. A
+// change of times is a use of the VM.
 func (t tree) SetAttr(stop interrupt, in *fuse.SetAttrIn, out *fuse.AttrOut) status {
 	r, code := t.request(stop, &in.InHeader)
 	if !code.Ok() {
@@ -184,7 +184,7 @@ func (r *request) changeOwner(in *fuse.SetAttrIn) error {
 }
 
 // forgetOwner makes the kernel ask again for the owners and modes of what is below a VM's
-// directory, by which it decides who may open a file.
+// directory, by which it permits opens.
 func (t tree) forgetOwner(v *vmm.VM, f *file) {
 	for i := range f.files {
 		t.forgetOwner(v, &f.files[i])

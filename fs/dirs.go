@@ -95,7 +95,7 @@ func (t tree) ReadDirPlus(stop interrupt, in *fuse.ReadIn, out *fuse.DirEntryLis
 
 // readDir adds entries from the offset on until add refuses one. add gets the request for the
 // entry, or nil. An entry without attributes, or whose attributes the kernel may not keep, is a
-// name that the kernel looks up when somebody asks for it.
+// name that the kernel looks up on demand.
 func (t tree) readDir(stop interrupt, in *fuse.ReadIn,
 	add func(*request, fuse.DirEntry) bool) status {
 	h := t.handles.get(in.Fh)

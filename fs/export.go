@@ -12,7 +12,7 @@ const (
 	maxExportsOfUser = 8
 )
 
-// exportOpen makes an archive of the VM, which takes long for long disks.
+// exportOpen makes an archive of the VM. Its duration grows with the length of the disks.
 func exportOpen(r *openRequest) (handle, error) {
 	ofVM, ofUser := &r.server.exports, &r.server.exporters
 	serial, uid := r.vm.Serial(), uint64(r.uid)

@@ -4,7 +4,7 @@ import "sync"
 
 // `log`, `console` and `events` grow at their end and are cut at their head. stat(2) shows one size
 // to all readers (GETATTR names no open file), and tail -f goes by it. So their offsets count from
-// one base while anybody has the file open. The base is chosen anew when nobody has.
+// one base while the file is open, and from another when it is opened again.
 
 // growing holds what is shared by the openers of each file, by plain number.
 type growing struct {
@@ -53,12 +53,12 @@ func (g *growing) get(file uint64) *shared {
 // place follows one reader through a file that is cut at its head.
 type place struct {
 	next    int64 // end of the last read
-	skipped int64 // bytes that were cut ahead of a reader who continues
+	skipped int64 // bytes that were cut ahead of a reader that continues
 }
 
 // find returns the position in the file for a read at off. kept returns an offset, or the first one
-// that is left where the offset was cut. A reader who seeks finds what stat(2) promises there. One
-// who begins or continues never meets a hole.
+// that is left where the offset was cut. A seek leads to the bytes that stat(2) promises there. A
+// read that begins or continues never meets a hole.
 func (p *place) find(off int64, kept func(int64) (int64, error)) (int64, error) {
 	if off != p.next {
 		p.skipped = 0

@@ -35,7 +35,7 @@ func logOpen(name string) func(*openRequest) (handle, error) {
 		}
 		file := plainID(r.node)
 		t.SetBase(s.growing.hold(file, &shared{base: t.Base()}).base)
-		// A VMM that its guest has taken over logs what the guest likes. A console is the guest's
+		// A VMM under its guest's control logs anything. A console is the guest's
 		// own.
 		return &tail{Tail: t, masked: name == vmm.LogFile, end: func() {
 			s.growing.release(file)

@@ -14,7 +14,7 @@ import (
 
 // dir is an open directory of a guest. It keeps the names of the guest's last reply.
 type dir struct {
-	// mu guards what follows. It is held while the guest is asked: the kernel reads an open
+	// mu guards what follows. A request to the guest holds it: the kernel reads an open
 	// directory once at a time.
 	mu      sync.Mutex
 	handle  *sftp.Handle

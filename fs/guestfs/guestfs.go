@@ -42,7 +42,7 @@ type Mount interface {
 	Status(err error) status
 }
 
-// Share is the part of a user's allowance that one open file takes.
+// Share is the part of a user's allowance that one open file uses.
 type Share interface {
 	Hold(bytes int64) error // in place of what it held before
 	Release()

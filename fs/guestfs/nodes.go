@@ -15,7 +15,7 @@ import (
 // of the other files, these are in a table while the kernel knows them.
 const fileBit = 1 << 63
 
-// A guest can have any number of files, and a reader who walks them makes the kernel know each.
+// A guest can have any number of files, and a walk makes the kernel know each.
 const (
 	maxNodes = 1 << 20 // in the table, of all guests
 	maxNames = 1 << 20 // in one directory
