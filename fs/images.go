@@ -64,7 +64,8 @@ func imageFiles() []file {
 		ready("cmdline", "the kernel's command line", func(i *info) string { return i.Cmdline }),
 		ready("memory", "least bytes of memory",
 			func(i *info) string { return strconv.FormatInt(i.Memory, 10) }),
-		image("created", "Unix seconds", func(i *info) string { return value.FormatTime(i.Created) }),
+		image("created", "Unix seconds",
+			func(i *info) string { return value.FormatTime(i.Created) }),
 		{name: "used_by", mode: 0o444, doc: "VM names, one per line", show: usedByShow},
 		{name: "wait", mode: 0o555, kind: hidden, doc: "files that block", files: []file{
 			{name: "ready", mode: 0o444, doc: "blocks until it is so", open: waitImage},

@@ -61,7 +61,8 @@ func snapshotFiles() []file {
 	}
 	type disks = vmm.DiskSnapshot
 	return []file{
-		part("created", "Unix seconds", func(d *disks) string { return value.FormatTime(d.Created) }),
+		part("created", "Unix seconds",
+			func(d *disks) string { return value.FormatTime(d.Created) }),
 		part("size", "bytes of the disks on the host at that time",
 			func(d *disks) string { return strconv.FormatInt(d.Size, 10) }),
 		part("state", "the VM's state at that time",
