@@ -227,7 +227,7 @@ func (c *copier) content(d *dirPair) {
 	}
 }
 
-// removeOthers removes from a copy what has none of these names.
+// removeOthers removes all names from a copy but those to keep.
 func (c *copier) removeOthers(d *dirPair, keep map[string]bool) {
 	names, err := d.dst.Readdirnames(-1)
 	if err != nil {

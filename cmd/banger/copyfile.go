@@ -89,7 +89,7 @@ func (c *copier) same(it *item, old *unix.Stat_t) (bool, error) {
 		(st.Mtim.Nsec == old.Mtim.Nsec || st.Mtim.Nsec == 0 || old.Mtim.Nsec == 0), nil
 }
 
-// equal compares what get returns for an item and for its copy.
+// equal compares the results of get for an item and for its copy.
 func equal(it *item, get func(dir *os.File, name string) ([]byte, error)) (bool, error) {
 	a, err := get(it.dir.src, it.from)
 	if err != nil {

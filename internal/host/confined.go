@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Confined is how programs run that read what strangers made.
+// Confined runs programs that read the files of strangers.
 type Confined struct {
 	UID, GID int // negative: the daemon's own
 	Nice     int
@@ -17,7 +17,7 @@ type Confined struct {
 
 // Run runs a program to its end. It has no groups and no capabilities, and gains none from what it
 // executes: no_new_privs of prctl(2) and, where the daemon may do that, an empty bounding set. It
-// dies with the daemon. What cmd says of namespaces and process groups stays.
+// dies with the daemon. It keeps cmd's namespaces and process groups.
 func (c Confined) Run(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = new(syscall.SysProcAttr)

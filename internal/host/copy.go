@@ -23,9 +23,9 @@ type Limit struct {
 	Stored int64 // bytes of blocks that are not zeros
 }
 
-// CopySparse copies src to dst, from offset 0 on, until src ends. It returns the bytes read. Blocks
-// of zeros become holes. It ends with ctx, at the limit with ErrTooMuch, and with ENOSPC before the
-// file system of dst is full.
+// CopySparse copies src to dst, from offset 0 on, to the end of src. It returns the bytes read.
+// Blocks of zeros become holes. It ends with ctx, at the limit with ErrTooMuch, and with ENOSPC
+// before the file system of dst is full.
 func CopySparse(ctx context.Context, dst *os.File, src io.Reader, limit Limit) (int64, error) {
 	room := Room{File: dst}
 	buf := make([]byte, copyBlock)

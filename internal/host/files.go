@@ -37,13 +37,13 @@ func MakeDirs(dir string, mode fs.FileMode) error {
 }
 
 // OpenPrivate opens a file that only this process's user can open, or makes it.
-// It removes other users' permissions from an existing one. It refuses what another user
+// It removes other users' permissions from an existing one. It refuses a file that another user
 // could have put there: a file of another owner, with two names, or of another kind.
 func OpenPrivate(path string) (*os.File, error) {
 	return openPrivate(path, unix.O_RDWR|unix.O_CREAT)
 }
 
-// MakePrivate does to an existing file what OpenPrivate does; an absent one is no error.
+// MakePrivate makes an existing file private, as OpenPrivate does. A missing one is no error.
 func MakePrivate(path string) error {
 	f, err := openPrivate(path, unix.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {

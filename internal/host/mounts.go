@@ -6,8 +6,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// Mounts returns the mounts of a mountinfo file (proc(5)), in its order, with their paths as they
-// are. A line that is none is left out: one mount of any user must not hide all others.
+// Mounts returns the mounts of a mountinfo file (proc(5)), in its order, with unescaped
+// paths. It skips invalid lines: one mount of any user must not hide all others.
 func Mounts(text []byte) []*mountinfo.Info {
 	var all []*mountinfo.Info
 	for line := range bytes.Lines(text) {

@@ -32,7 +32,7 @@ func PIDs() ([]int, error) {
 }
 
 // EndProcesses kills all processes of a uid and returns when there are none. It fails when some are
-// left after the time given.
+// left after that time.
 func EndProcesses(uid int, within time.Duration) error {
 	if uid < leastJobUID {
 		return fmt.Errorf("uid %d is one of the host's own", uid)

@@ -14,11 +14,11 @@ import (
 // AnyOwner is the owner for OpenRegular where it does not matter whose file it is.
 const AnyOwner = -1
 
-// OpenRegular opens a file in a directory that somebody else may write, such as that of a VM's
-// user. What somebody put there in place of a file is an error and never opened: no symbolic link
-// is followed, no FIFO is waited for, no device is touched. The file is regular, has one link, and
-// belongs to the uid owner unless that is AnyOwner. flags are those of open(2) without O_CREAT.
-// The directory's own path must be out of others' reach.
+// OpenRegular opens a file in a directory that another user may write, such as that of a VM's user.
+// It returns an error for anything but a file, and never opens it: it follows no symbolic link,
+// waits for no FIFO and opens no device. The file is regular, has one link, and belongs to the uid
+// owner unless that is AnyOwner. flags are those of open(2) without O_CREAT. The directory's own
+// path must be out of others' reach.
 func OpenRegular(path string, flags, owner int) (*os.File, error) {
 	bad := func(why error) error { return &os.PathError{Op: "open", Path: path, Err: why} }
 	dir, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -26,7 +26,7 @@ func OpenRegular(path string, flags, owner int) (*os.File, error) {
 		return nil, bad(err)
 	}
 	defer unix.Close(dir)
-	// An O_PATH descriptor has no effect on what it names, so that it can be looked at first.
+	// The O_PATH descriptor has no effect on the file, whose type and owner are checked first.
 	name, err := unix.Openat2(dir, filepath.Base(path), &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
@@ -41,7 +41,7 @@ func OpenRegular(path string, flags, owner int) (*os.File, error) {
 	if err := checkRegular(name, owner); err != nil {
 		return nil, bad(err)
 	}
-	// O_NONBLOCK: nor does anybody wait for the end of a lease (fcntl(2)).
+	// O_NONBLOCK: the open does not wait for the end of a lease (fcntl(2)).
 	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(name), flags|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, bad(err)
@@ -88,13 +88,13 @@ func OpenOrCreate(path string, flags, owner int) (*os.File, error) {
 		return f, err
 	}
 	f, err = os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, os.ErrExist) { // somebody has just made it
+	if errors.Is(err, os.ErrExist) { // another process has just made it
 		return OpenRegular(path, flags, owner)
 	}
 	return f, err
 }
 
-// OpenDir opens a directory to be passed on or to name what is in it, however long its path.
+// OpenDir opens a directory to pass it on, or to shorten the paths of the files in it.
 func OpenDir(path string) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {

@@ -63,7 +63,7 @@ func ReplaceFile(path string, mode os.FileMode, fill func(f *os.File) error) err
 	return os.Rename(f.Name(), path)
 }
 
-// LinkOrCopy gives a file a second name, or copies it to another file system.
+// LinkOrCopy makes a second name of a file, or a copy on another file system.
 func LinkOrCopy(from, to string) error {
 	if err := os.Link(from, to); err == nil {
 		return nil

@@ -13,15 +13,15 @@ import (
 // Max is how many bytes of one untrusted string are shown.
 const Max = 1024
 
-// Escape makes a string printable: what is no printable character becomes \x1b style. A backslash
-// does too, so that \x1b in the string itself is told apart. At most Max bytes, whole characters,
-// are kept.
+// Escape makes a string printable: it writes unprintable characters as \x1b, and backslashes so
+// too, which distinguishes them from a \x1b in the string. It keeps at most Max bytes, whole
+// characters.
 func Escape(s string) string { return escaped(cut(s), unicode.IsPrint, '\\') }
 
-// Sentence is Escape for a sentence of banger's own that quotes others already: backslashes stay.
+// Sentence is Escape for a sentence of banger's own with quoted parts: backslashes stay.
 func Sentence(s string) string { return Message(cut(s)) }
 
-// Message is Sentence without a bound: what a program of banger's prints.
+// Message is Sentence without a bound, for messages of banger's programs.
 func Message(s string) string { return escaped(s, unicode.IsPrint, -1) }
 
 // Line is Sentence without a bound and with printable ASCII only: one line of a log.
@@ -44,7 +44,7 @@ func cut(s string) string {
 	return s[:n]
 }
 
-// escaped escapes what plain refuses, bytes that are no UTF-8, and the character special.
+// escaped escapes characters that are not plain, bytes that are not UTF-8, and special.
 func escaped(s string, plain func(rune) bool, special rune) string {
 	clean := true
 	for i := 0; i < len(s) && clean; i++ {
@@ -96,8 +96,8 @@ func JSON(b []byte) []byte {
 	return out
 }
 
-// control reports the control characters that encoding/json does not escape, and those that turn
-// the direction of text around.
+// control reports control characters that encoding/json does not escape, and those that reverse the
+// direction of text.
 func control(r rune) bool {
 	return r >= 0x7f && r <= 0x9f || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069
 }

@@ -1,6 +1,6 @@
-// Package sources lists the kinds of sources that an image is made from, as they are written to its
-// `source`. It is a leaf: the daemon, which builds images, and the command line, which works files
-// only, both go by its table.
+// Package sources lists the kinds of an image's sources, as a user writes them to the file
+// `source`. It is a leaf: the daemon, which builds images, and the command line, which uses files
+// only, share its table.
 package sources
 
 import (
@@ -12,7 +12,7 @@ import (
 type Kind struct {
 	Word string // before the colon, or all of it; empty for an image of a registry
 	Form string // for people
-	Doc  string // what it names
+	Doc  string // for people, too
 	Path bool   // a path of the host follows the colon
 }
 

@@ -34,7 +34,7 @@ type Streamer interface {
 // Freezer is an Agent that can freeze the guest's file systems.
 type Freezer interface {
 	// Freeze writes out and freezes the file systems on disks, and returns their number. The agent
-	// thaws them after the time given, and when one cannot be frozen.
+	// thaws them after that time, and when one cannot be frozen.
 	Freeze(ctx context.Context, within time.Duration) (int, error)
 	// Thaw thaws them. held reports whether they were frozen until now.
 	Thaw(ctx context.Context) (held bool, err error)

@@ -2,8 +2,8 @@
 // sides. It is a leaf: the daemon, its drivers and the agent's program import it. Package sftp
 // below it has the guest's files.
 //
-// [Agent], [Streamer] and [Freezer] are what a host asks of an agent; agent.go has the types of
-// requests and answers. [Client] implements them over a guest's channels, and [Handler] with
+// [Agent], [Streamer] and [Freezer] are the host's interfaces to an agent; agent.go has the types
+// of requests and answers. [Client] implements them over a guest's channels, and [Handler] with
 // [ServePort] and [Gate] serves them in the guest. [StartExec] and [ExecServer] are the two sides
 // of commands.
 //
@@ -12,7 +12,7 @@
 //
 // A virtio-serial port is one byte stream for the guest's whole life, on which the guest does not
 // notice a quick reconnect of the host. So every connection begins with a reset: the host sends a
-// marker with a random nonce and discards everything until the same marker comes back. The guest
+// marker with a random nonce and discards everything until the same marker returns. The guest
 // ends its session wherever a marker appears, and echoes it. Then follows a yamux session without
 // keepalive (an idle guest must sleep), with one request per stream.
 //

@@ -120,7 +120,7 @@ func ExecRefusal(err error) ExecEvent {
 	for _, k := range execKinds {
 		if errors.Is(err, k.err) {
 			e.Kind = k.kind
-			e.Error = strings.TrimSuffix(e.Error, ": "+k.err.Error()) // Kind says that
+			e.Error = strings.TrimSuffix(e.Error, ": "+k.err.Error()) // Kind stands for it
 			break
 		}
 	}
@@ -141,7 +141,7 @@ func (e *ExecEvent) startError() error {
 	return &startFailure{e.Error, err}
 }
 
-// startFailure is a guest's sentence, which needs no other to say what kind of error it is.
+// startFailure is a guest's sentence with the kind of its error, which the text does not repeat.
 type startFailure struct {
 	text string
 	kind error

@@ -26,7 +26,7 @@ type Exec struct {
 	inputEnded bool
 
 	// Each is closed once, by follow.
-	inputOver chan struct{} // the guest takes no more input
+	inputOver chan struct{} // the guest reads no more input
 	done      chan struct{} // status and failure are valid
 	followed  chan struct{} // no more events arrive
 
@@ -228,7 +228,7 @@ func (e *Exec) read(ctx context.Context, s *execStream, end *outputEnd, p []byte
 	if n > 0 || err == nil || err == ctx.Err() {
 		return n, err
 	}
-	// A broken connection looks like an end: only the guest's count tells them apart.
+	// A broken connection looks like an end. Only the guest's count distinguishes them.
 	select {
 	case <-end.known:
 	case <-e.followed:
@@ -247,7 +247,8 @@ func (e *Exec) read(ctx context.Context, s *execStream, end *outputEnd, p []byte
 }
 
 // Write writes to the standard input. It blocks while the command does not read it, until ctx ends:
-// then it returns ctx's error and how much was taken. It returns EPIPE when no more is taken.
+// then it returns ctx's error and the bytes written. It returns EPIPE when the command reads no
+// more.
 func (e *Exec) Write(ctx context.Context, p []byte) (int, error) {
 	if e.stdin == nil {
 		return 0, syscall.EPIPE
@@ -273,7 +274,7 @@ func (e *Exec) Write(ctx context.Context, p []byte) (int, error) {
 	return n, syscall.EPIPE
 }
 
-// EndInput ends the standard input after what was written. Further calls do nothing.
+// EndInput ends the standard input after the bytes of earlier writes. Further calls do nothing.
 func (e *Exec) EndInput(ctx context.Context) error {
 	if e.stdin == nil {
 		return nil
@@ -289,7 +290,7 @@ func (e *Exec) EndInput(ctx context.Context) error {
 		return 0, nil
 	})
 	if errors.Is(err, net.ErrClosed) {
-		return nil // no more is taken already
+		return nil // the command reads no more
 	}
 	if err == nil {
 		e.closeStream(e.stdin)
@@ -297,8 +298,7 @@ func (e *Exec) EndInput(ctx context.Context) error {
 	return err
 }
 
-// Signal sends a signal to the command and to what it has started. It returns ErrGone after the
-// end.
+// Signal sends a signal to the command and its processes. It returns ErrGone after the end.
 func (e *Exec) Signal(ctx context.Context, signal int) error {
 	return e.send(ctx, ExecEvent{Signal: signal})
 }

@@ -179,7 +179,7 @@ type servedCommand struct {
 	control  net.Conn
 	request  *ExecRequest
 	meeting  *meeting
-	inputEnd chan int64    // how long the input is, once the host has said so
+	inputEnd chan int64    // receives the length of the input from the host
 	gone     chan struct{} // closed when the control stream has ended
 	exited   chan struct{}
 
@@ -244,7 +244,7 @@ func (c *servedCommand) receive() {
 		case e.EOF != nil:
 			select {
 			case c.inputEnd <- *e.EOF:
-			default: // the host has said so before
+			default: // a repeated event
 			}
 		}
 	}
@@ -378,7 +378,7 @@ func (c *servedCommand) drain(path string, pipe ExecPipe) {
 		}
 		select {
 		case <-c.exited:
-			_ = pipe.SetReadDeadline(time.Now().Add(drainWait)) // for what is still to come
+			_ = pipe.SetReadDeadline(time.Now().Add(drainWait)) // for the last bytes
 		default:
 		}
 	}

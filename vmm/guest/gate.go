@@ -15,7 +15,7 @@ const (
 	// MaxUnproved bounds the connections in their handshake. One more closes the oldest, so that
 	// silent connections, however many, do not keep the host out.
 	MaxUnproved = 64
-	// proofWait is how long a handshake may take.
+	// proofWait bounds a handshake.
 	proofWait = 5 * time.Second
 	// acceptPause is the pause in accepting while the guest is short of descriptors or memory.
 	acceptPause = 100 * time.Millisecond
@@ -142,7 +142,7 @@ func (g *Gate) closeUnproved() {
 	}
 }
 
-// provedListener gives the HTTP server the admitted connections.
+// provedListener passes the admitted connections to the HTTP server.
 type provedListener struct {
 	conns chan net.Conn
 	addr  net.Addr

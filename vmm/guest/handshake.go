@@ -41,7 +41,7 @@ func newSecret() (s secret, err error) {
 	return s, err
 }
 
-// String keeps a secret out of what is printed.
+// String keeps a secret out of messages.
 func (s secret) String() string { return "(secret)" }
 
 // GoString does the same for %#v.

@@ -35,7 +35,7 @@ type hostConn struct {
 	rest []byte // was read with the marker's echo
 	head [frameHeader]byte
 	have int    // of head
-	body uint32 // bytes of the frame that are still to come
+	body uint32 // bytes of the frame that are not yet read
 }
 
 func (c *hostConn) Read(p []byte) (int, error) {

@@ -114,7 +114,7 @@ func ServePort(port io.ReadWriter, h http.Handler) error {
 
 // portSession is one yamux session on a port, between two markers.
 type portSession struct {
-	feed    *io.PipeWriter // takes the bytes from the host
+	feed    *io.PipeWriter // carries the bytes from the host
 	conn    *portConn
 	session *yamux.Session
 	server  *http.Server

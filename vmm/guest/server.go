@@ -72,7 +72,7 @@ type freezeAnswer struct {
 	Held  bool `json:"held"`
 }
 
-// maxFreeze bounds how long file systems stand still, whatever the request says.
+// maxFreeze bounds how long file systems stay frozen, for every request.
 const maxFreeze = time.Minute
 
 func handleFreezer(mux *http.ServeMux, f Freezer) {

@@ -13,7 +13,7 @@ import (
 
 const (
 	maxDiscard = 16 << 20 // bytes of an earlier session, before the marker's echo
-	// echoWait is how long the echo of a marker may take before the port is dialled anew: a
+	// echoWait is how long to wait for the echo of a marker before a new dial of the port: a
 	// restarted agent has lost the marker.
 	echoWait = 15 * time.Second
 )

@@ -36,7 +36,7 @@ func handleStream(h StreamHandler) http.HandlerFunc {
 			http.Error(w, "this path is a stream: upgrade to "+upgrade, http.StatusUpgradeRequired)
 			return
 		}
-		// Before h, which may keep something for the stream that serve would give back.
+		// Before h: h may reserve something that only serve releases.
 		conn, buffered, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)

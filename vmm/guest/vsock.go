@@ -22,7 +22,7 @@ const (
 	vsockRest = 30 * time.Second
 )
 
-// errOldAgent says that the agent was made before there was a secret.
+// errOldAgent is the error of an agent that knows no secret, of an earlier version.
 var errOldAgent = errors.New("the agent is of an earlier version, which obeys any user " +
 	"of this host over vsock: restart the VM")
 
@@ -113,7 +113,7 @@ func (v *vsockWay) ready(ctx context.Context, useless int, handOver secretSender
 	return v.handed
 }
 
-// known returns what ready would, if that needs no handover.
+// known returns the result of ready, if that needs no handover.
 func (v *vsockWay) known(useless int) (handed int, known bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -196,7 +196,7 @@ type provedConn struct {
 	taken atomic.Bool
 }
 
-// take returns the connection, once.
+// take returns the connection the first time, and nil later.
 func (p *provedConn) take() (net.Conn, error) {
 	if p.taken.Swap(true) {
 		return nil, net.ErrClosed

@@ -68,7 +68,7 @@ func newAsker(base *http.Transport, registry string) *asker {
 // Address ranges for which netip has no method.
 var (
 	thisNetwork = netip.MustParsePrefix("0.0.0.0/8")
-	broadcast   = netip.MustParsePrefix("240.0.0.0/4") // and what is reserved
+	broadcast   = netip.MustParsePrefix("240.0.0.0/4") // and the reserved addresses
 	shared      = netip.MustParsePrefix("100.64.0.0/10")
 	translated  = netip.MustParsePrefix("64:ff9b::/96") // an IPv4 address behind a translator
 )
@@ -186,7 +186,7 @@ func (a *asker) layer(r *http.Request) (int64, bool) {
 	return size.(int64), true
 }
 
-// cause returns why ctx ended if that says more than err.
+// cause returns the reason why ctx ended, if there is one, else err.
 func cause(ctx context.Context, err error) error {
 	if why := context.Cause(ctx); why != nil && !errors.Is(why, ctx.Err()) {
 		return why

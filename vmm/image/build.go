@@ -125,7 +125,8 @@ func build(ctx context.Context, o BuildOptions) error {
 			", busybox, banger-agent",
 		Inputs: inputs,
 	}
-	if err := writeImage(o.Dir, m, map[string][]byte{m.Kernel: kernel, m.Initrd: initrd}); err != nil {
+	files := map[string][]byte{m.Kernel: kernel, m.Initrd: initrd}
+	if err := writeImage(o.Dir, m, files); err != nil {
 		return err
 	}
 	o.Log.Info("built the image", "dir", o.Dir, "digest", m.Digest, "kernel_bytes", len(kernel),

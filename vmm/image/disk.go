@@ -31,7 +31,7 @@ const (
 	convertCPU    = 3600
 )
 
-// convertTime is how long qemu-img may take in all.
+// convertTime bounds the whole run of qemu-img.
 const convertTime = 2 * time.Hour
 
 // planDisk plans the build of a disk that boots by itself. This process, which alone may read the

@@ -14,9 +14,9 @@
 // beside an image.json (record.go) outlives the daemon.
 //
 // Two packages below this one know nothing of records and builds. rootfs makes root disks of
-// layers, boot makes what machines boot beside them. Layers come from strangers, so a process
+// layers, boot makes what machines boot beside them. Strangers wrote the layers, so a process
 // without rights reads them (runner.go starts it, worker.go is its side). A daemon that builds
-// images calls [Work] at its start if [IsWorker] says so.
+// images calls [Work] at its start if [IsWorker] is true.
 //
 // [Build] makes the built-in image from Debian's cloud kernel, busybox and the agent. [Install]
 // puts a built image where a daemon finds it.

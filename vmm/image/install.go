@@ -38,7 +38,8 @@ func install(src, imagesDir, name string) error {
 	}
 	return host.ReplaceDir(target, func(dir string) error {
 		for _, file := range append(m.files(), manifestName) {
-			if err := host.LinkOrCopy(filepath.Join(src, file), filepath.Join(dir, file)); err != nil {
+			err := host.LinkOrCopy(filepath.Join(src, file), filepath.Join(dir, file))
+			if err != nil {
 				return err
 			}
 		}

@@ -59,7 +59,8 @@ func (s *Set) begin(ctx context.Context, e *item, text string, by vmm.Caller) er
 		return fmt.Errorf("the daemon was installed with it; build another image: %w",
 			vmm.ErrNotPermitted)
 	}
-	j := &job{set: s, item: e, source: src, uid: by.UID, begun: time.Now(), ended: make(chan struct{})}
+	j := &job{set: s, item: e, source: src, uid: by.UID,
+		begun: time.Now(), ended: make(chan struct{})}
 	if src.kind.Path {
 		if j.local, err = s.openLocal(src.arg, by); err != nil {
 			return err
@@ -222,7 +223,7 @@ func (s *Set) build(j *job) error {
 	return s.publish(j, m, dir)
 }
 
-// turn waits until no other goroutine has the turn of a key, and takes it.
+// turn waits until no other goroutine has the turn of a key, and begins its own.
 func (s *Set) turn(ctx context.Context, key string) error {
 	for {
 		s.mu.Lock()

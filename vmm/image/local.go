@@ -48,7 +48,7 @@ func openLocal(name string, by vmm.Caller) (*local, error) {
 	return l, nil
 }
 
-// open opens a regular file below the directory. The name comes from the author of the archive: it
+// open opens a regular file below the directory. The author of the archive chose the name: it
 // cannot lead out of the directory or to another file system.
 func (l *local) open(name string) (*os.File, error) {
 	how := unix.OpenHow{

@@ -134,7 +134,8 @@ func (s *Set) install(e *item, m *manifest, from string) error {
 			if m.Extra != "" && (name == m.Initrd || name == m.Kernel && !m.OwnKernel) {
 				continue // compose makes them
 			}
-			if err := host.LinkOrCopy(filepath.Join(from, name), filepath.Join(dir, name)); err != nil {
+			err := host.LinkOrCopy(filepath.Join(from, name), filepath.Join(dir, name))
+			if err != nil {
 				return err
 			}
 		}

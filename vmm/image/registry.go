@@ -94,7 +94,8 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	}
 	for n, l := range layers {
 		fetch := func() (io.ReadCloser, error) { return l.Compressed() }
-		if err := j.set.fetchLayer(ctx, &m.Layers[n], ref.Context().Name(), fetch, progress); err != nil {
+		name := ref.Context().Name()
+		if err := j.set.fetchLayer(ctx, &m.Layers[n], name, fetch, progress); err != nil {
 			return nil, fmt.Errorf("cannot fetch layer %d of %d: %w", n+1, len(layers), cause(ctx, err))
 		}
 		i.Layers = append(i.Layers, j.set.cachedLayer(&m.Layers[n]))
@@ -107,8 +108,8 @@ func registryError(reference string, err error) error {
 	var refused *transport.Error
 	if errors.As(err, &refused) && (refused.StatusCode == http.StatusUnauthorized ||
 		refused.StatusCode == http.StatusForbidden) {
-		return fmt.Errorf("the registry gives it to nobody without credentials, and banger has none; "+
-			"take `skopeo copy docker://%s oci:DIRECTORY` and the source oci:DIRECTORY", reference)
+		return fmt.Errorf("the registry wants credentials, and banger has none; "+
+			"run `skopeo copy docker://%s oci:DIRECTORY` and use the source oci:DIRECTORY", reference)
 	}
 	return fmt.Errorf("cannot ask the registry: %w", err)
 }

@@ -109,7 +109,8 @@ func planBuiltin(_ context.Context, j *job) (*plan, error) {
 		key: digest([]byte("builtin"), []byte(m.Digest)),
 		make: func(_ context.Context, dir string) (*manifest, error) {
 			for _, name := range m.files() {
-				if err := host.LinkOrCopy(j.set.path(Builtin, name), filepath.Join(dir, name)); err != nil {
+				err := host.LinkOrCopy(j.set.path(Builtin, name), filepath.Join(dir, name))
+				if err != nil {
 					return nil, err
 				}
 			}

@@ -32,7 +32,7 @@ func (c *Client) waitStatus(ctx context.Context, k *call) error {
 }
 
 // Stat begins to read the attributes of a path, without following symbolic links. The function that
-// it returns waits for the answer. The server does what was begun before first.
+// it returns waits for the answer. The server serves requests in the order of begin.
 func (c *Client) Stat(ctx context.Context, path string) func() (Attr, error) {
 	k, err := c.begin(ctx, kindLstat, nil, appendString(nil, path))
 	return func() (a Attr, _ error) {

@@ -44,7 +44,7 @@ type Client struct {
 type call struct {
 	id    uint32
 	reply chan reply  // has room for one
-	late  func(reply) // if set, takes an answer that arrives after the caller left; must not block
+	late  func(reply) // if set, receives an answer after the caller left; must not block
 	left  bool        // by the caller; guarded by Client.mu
 }
 
@@ -203,7 +203,7 @@ func (c *Client) deliver(kind byte, d decoder) error {
 	return nil
 }
 
-// begin sends a request. answer or wait return what it is answered with.
+// begin sends a request. answer or wait returns the answer.
 func (c *Client) begin(
 	ctx context.Context, kind byte, late func(reply), body []byte,
 ) (*call, error) {

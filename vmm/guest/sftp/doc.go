@@ -4,7 +4,8 @@
 //
 // [Handler] is the agent's side. It works with root's rights and follows no symbolic link in a
 // path. An error's text ends in that of its errno(3), as Go's syscall has it. The mode in the
-// attributes of OPEN is that of a new file. Extended attributes carry what else the protocol lacks.
+// attributes of OPEN is that of a new file. Extended attributes carry other fields that the
+// protocol lacks.
 //
 // A [Client] is the host's side of one session, and does not trust the guest. Every answer is
 // bounded in length, no count in it is believed, every call ends with its context, and a session

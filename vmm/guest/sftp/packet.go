@@ -72,7 +72,7 @@ const (
 	extSync = "sync@banger"
 	// extAttrs, in OPEN and SETSTAT, is empty and asks for attributes. Those of the file and of its
 	// directory then follow a handle, and ATTRS answers a SETSTAT in place of a status. A server
-	// that does not know it answers as the protocol says.
+	// that does not know it answers by the protocol.
 	extAttrs = "attrs@banger"
 )
 
@@ -92,7 +92,7 @@ const (
 	TimeNow  = 1<<63 - 1
 )
 
-// FileStat holds what version 3 of the protocol has no attribute for.
+// FileStat holds fields without an attribute in version 3 of the protocol.
 type FileStat struct {
 	Nlink, Blocks, Rdev uint64
 	Atime, Mtime, Ctime time.Time
@@ -106,7 +106,7 @@ type Attr struct {
 	FileStat
 }
 
-// Change says what to change of a file. Nil fields are left alone.
+// Change is a change of a file's attributes. Nil fields stay as they are.
 type Change struct {
 	Size         *uint64
 	UID, GID     *uint32
@@ -151,7 +151,7 @@ func endPacket(b []byte, start int, kind byte) {
 	b[start+4] = kind
 }
 
-// greeting is the packet by which each side says its version.
+// greeting is each side's first packet, with its version.
 func greeting(kind byte) []byte { return []byte{0, 0, 0, 5, kind, 0, 0, 0, protocolVersion} }
 
 func appendString(b []byte, s string) []byte {

@@ -208,7 +208,7 @@ func appendHandle(b []byte, h uint32) []byte {
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, 4), h)
 }
 
-// handle undoes appendHandle. It returns 0, which is no handle, for what is none of the server's.
+// handle undoes appendHandle. It returns 0, which is no handle, for other bytes.
 func (d *decoder) handle() uint32 {
 	if b := d.bytes(); len(b) == 4 {
 		return binary.BigEndian.Uint32(b)

@@ -29,8 +29,8 @@ var errnos = []syscall.Errno{
 	syscall.ENODATA, syscall.ESRCH, syscall.ESPIPE, syscall.ENOLCK, syscall.EIO,
 }
 
-// appendStatus appends what err is. Its text, which ends in that of its errno, says more than the
-// code.
+// appendStatus appends the status of err. Its text, which ends in that of its errno, holds more
+// than the code.
 func appendStatus(b []byte, err error) []byte {
 	code, text := uint32(statusFailure), ""
 	switch {

@@ -126,8 +126,8 @@ func (t tree) readlink(name string) (target string, err error) {
 	return target, err
 }
 
-// open opens a regular file with flags of open(2), and gives a new one that mode. It returns the
-// descriptor and what the directory is then. Other kinds are refused: their open may wait, or make
+// open opens a regular file with flags of open(2); a new one has that mode. It returns the
+// descriptor and the state of the directory. Other kinds are refused: their open may wait, or make
 // a device do something.
 func (t tree) open(name string, flags int, mode uint32) (fd int, parent Attr, err error) {
 	fd = -1

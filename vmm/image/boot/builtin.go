@@ -51,7 +51,7 @@ bound|renew)
 esac
 `
 
-// Guest is what the root file system of the built-in image is made of.
+// Guest names the programs in the root file system of the built-in image.
 type Guest struct {
 	Agent   []byte            // the static banger-agent, which becomes /init
 	Busybox []byte            // a static busybox

@@ -12,10 +12,10 @@
 //     ([Agent] reads it from the built-in initramfs).
 //
 // QEMU enters an uncompressed kernel faster than a bzImage, so [PVHKernel] unpacks kernels that say
-// where (through the PVH note). Kernels of root disks come from strangers: whatever they hold, the
+// where (through the PVH note). Strangers wrote the kernels of root disks: whatever they hold, the
 // package returns an error or at most [KernelLimit] bytes.
 //
-// The package keeps no state, starts no goroutines, and writes only where it is told. FetchKernel,
-// ReadKernel and [Applets] run Debian's tools. The same input always gives the same bytes, because
-// images are compared by their digests.
+// The package keeps no state, starts no goroutines, and writes only into its arguments'
+// directories. FetchKernel, ReadKernel and [Applets] run Debian's tools. The same input always
+// yields the same bytes, because images are compared by their digests.
 package boot

@@ -8,7 +8,7 @@ import (
 	"github.com/cavaliergopher/cpio"
 )
 
-// epoch is the time of every file in an initramfs: the same input gives the same bytes.
+// epoch is the time of every file in an initramfs: the same input yields the same bytes.
 var epoch = time.Unix(0, 0)
 
 // entry is one file of an initramfs.

@@ -12,7 +12,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// KernelLimit bounds what a kernel may unpack to, in bytes. Debian's unpacks to about 60 MB.
+// KernelLimit bounds an unpacked kernel, in bytes. Debian's unpacks to about 60 MB.
 const KernelLimit = 512 << 20
 
 // Offsets into a bzImage: the kernel's Documentation/arch/x86/boot.rst, "The real-mode kernel

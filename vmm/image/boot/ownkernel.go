@@ -10,7 +10,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// moduleLimit bounds what one kernel module unpacks to, in bytes. The largest of Debian's in
+// moduleLimit bounds one unpacked kernel module, in bytes. The largest of Debian's in
 // ModuleNames has 200 KB.
 const moduleLimit = 16 << 20
 

@@ -14,14 +14,14 @@ import (
 
 // The files that a machine with a root disk boots, beside the disk.
 const (
-	ExtraName  = "extra.cpio"     // what an image adds to the built-in initramfs
+	ExtraName  = "extra.cpio"     // additions of an image to the built-in initramfs
 	InitrdName = "initramfs.cpio" // the built-in initramfs with the image's extra behind it
 )
 
 // ExtraLimit bounds the file ExtraName, in bytes.
 const ExtraLimit = 256 << 20
 
-// Made says which files Write has made beside ExtraName.
+// Made lists the files that Write has made beside ExtraName.
 type Made struct {
 	OwnKernel bool   `json:"own_kernel,omitempty"` // the root's kernel is there
 	PVH       bool   `json:"pvh,omitempty"`        // it is uncompressed

@@ -33,7 +33,7 @@ type section struct {
 	link        string // another name of the file, in place of the content
 }
 
-// OpenDirectory returns the archive in a directory. open opens a file below it; the names come from
+// OpenDirectory returns the archive in a directory. open opens a file below it; the names are from
 // the archive's author.
 func OpenDirectory(open func(name string) (*os.File, error)) *Archive {
 	return &Archive{openFile: open}

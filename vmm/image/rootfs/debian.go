@@ -35,7 +35,7 @@ const debianMerged = "/usr/share/mmdebstrap/hooks/maybe-merged-usr"
 
 // debianSetup holds options of mmdebstrap. They leave out manuals, translations and the list of
 // hardware that no VM has. A file excludes these for dpkg: with --dpkgopt mmdebstrap would filter
-// its own unpacking too, which takes longer than removing the little that it unpacks.
+// its own unpacking too, which is slower than removing the little that it unpacks.
 var debianSetup = []string{
 	"--variant=minbase",
 	"--format=tar",
@@ -62,7 +62,7 @@ printf 'path-exclude=%s/*\n' /usr/share/man /usr/share/locale /usr/share/doc ` +
 
 var suiteName = regexp.MustCompile(`^[a-z][a-z0-9-]{1,40}$`)
 
-// CheckSuite returns vmm.ErrInvalid for what cannot be the name of one of Debian's suites.
+// CheckSuite returns vmm.ErrInvalid for a text that cannot name a suite of Debian.
 func CheckSuite(suite string) error {
 	if !suiteName.MatchString(suite) {
 		return vmm.ErrInvalid
@@ -70,7 +70,7 @@ func CheckSuite(suite string) error {
 	return nil
 }
 
-// Debian makes a tar of a Debian with mmdebstrap(1). The packages come from the mirror of the
+// Debian makes a tar of a Debian with mmdebstrap(1). The packages are from the mirror of the
 // host's own apt.
 type Debian struct {
 	program string
@@ -103,7 +103,7 @@ func NewDebian(suite string) (*Debian, error) {
 	return &Debian{program, args}, nil
 }
 
-// Recipe changes with everything but the packages that decides what is made.
+// Recipe changes with everything but the packages that decides the result.
 func (d *Debian) Recipe() []byte { return []byte(strings.Join(d.args, "\x00")) }
 
 // Run writes the tar to a new file in the directory work. mmdebstrap and its processes end with

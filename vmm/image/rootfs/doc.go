@@ -1,7 +1,7 @@
 // Package rootfs makes root disks: of layers of container images, of tars, and of Debian's
 // packages.
 //
-// Everything that it reads may come from a stranger, so nothing is ever unpacked into a directory
+// A stranger may have made everything that it reads, so nothing is ever unpacked into a directory
 // of the host. [Read] gathers the names of all layers in memory, laid over each other by the rules
 // of OCI's image-spec. Then [Root.Write] makes an empty ext4 with mke2fs and writes inodes,
 // directories and contents into it by itself. The layers are read twice, and never held as a whole:
@@ -13,7 +13,7 @@
 //
 // [Limits] bound files, bytes, names and depth; digests are checked where a layer has them.
 //
-// Layers come from these sources:
+// Layers have these sources:
 //
 //   - [OpenTar] and [OpenDirectory] read archives of images. [Archive.OCI] and [Archive.Docker]
 //     find the layers and the configuration in them.

@@ -202,7 +202,7 @@ func (t *tree) fill(n *node, h *tar.Header) error {
 	return t.countText(total)
 }
 
-// hardLink gives an existing file another name.
+// hardLink adds a name to an existing file.
 func (t *tree) hardLink(dir *node, name string, h *tar.Header) error {
 	parts, err := split(h.Linkname)
 	if err != nil {
@@ -228,7 +228,7 @@ func (t *tree) hardLink(dir *node, name string, h *tar.Header) error {
 	return nil
 }
 
-// put gives a name to a node, and takes it from the node that had it.
+// put names a node; another node loses that name.
 func (t *tree) put(dir *node, name string, n *node) {
 	if old := dir.children[name]; old != nil {
 		drop(old)
@@ -236,7 +236,7 @@ func (t *tree) put(dir *node, name string, n *node) {
 	dir.children[name] = n
 }
 
-// drop takes a name from a node and from all nodes in it.
+// drop removes a name of a node and those of all nodes in it.
 func drop(n *node) {
 	n.links--
 	for _, c := range n.children {
