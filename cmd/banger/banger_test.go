@@ -51,8 +51,9 @@ func web(t *testing.T) string {
 		"vms/web/log":         "one\ntwo\n",
 		"vms/web/wait/tcp/80": "3.5\n", "vms/web/wait/healthy": "2.41\n",
 		"vms/db/state": "stopped\n", "vms/db/error": "",
-		"vms/db/restore": "", "vms/db/snapshots/one/created": "1790000000.5\n", "vms/db/snapshots/one/size": "4096\n",
-		"vms/db/snapshots/one/state": "running\n", "vms/db/snapshots/one/frozen": "1\n",
+		"vms/db/restore": "", "vms/db/snapshots/one/size": "4096\n",
+		"vms/db/snapshots/one/created": "1790000000.5\n",
+		"vms/db/snapshots/one/state":   "running\n", "vms/db/snapshots/one/frozen": "1\n",
 	})
 }
 
@@ -125,7 +126,8 @@ func TestHelpOfSources(t *testing.T) {
 	for _, command := range []string{"image", "image pull"} {
 		_, out, _ := banger(t.TempDir(), append(strings.Fields(command), "--help")...)
 		for _, k := range sources.Kinds {
-			if line := regexp.MustCompile(`(?m)^  ` + regexp.QuoteMeta(k.Form) + ` +` + regexp.QuoteMeta(k.Doc) + `$`); !line.MatchString(out) {
+			form, doc := regexp.QuoteMeta(k.Form), regexp.QuoteMeta(k.Doc)
+			if !regexp.MustCompile(`(?m)^  ` + form + ` +` + doc + `$`).MatchString(out) {
 				t.Errorf("banger %s --help does not tell of %s:\n%s", command, k.Form, out)
 			}
 		}
@@ -170,7 +172,8 @@ func TestRefusal(t *testing.T) {
 	if b, _ := os.ReadFile(filepath.Join(root, "vms/db/state")); string(b) != "stop\n" {
 		t.Error("db was not tried")
 	}
-	if code, _, errs = banger(root, "rm", "db"); code != exitFailed || !strings.Contains(errs, "cannot remove db: directory not empty") {
+	code, _, errs = banger(root, "rm", "db")
+	if code != exitFailed || !strings.Contains(errs, "cannot remove db: directory not empty") {
 		t.Error(code, errs)
 	}
 	os.WriteFile(filepath.Join(root, "error"), []byte("cannot remove db: it is running\n"), 0o644)
@@ -218,8 +221,9 @@ func TestWaitTimeout(t *testing.T) {
 
 func TestCodeOf(t *testing.T) {
 	for errno, want := range map[syscall.Errno]int{
-		syscall.ENOENT: exitNoVM, syscall.EBUSY: exitState, syscall.EHOSTDOWN: exitState, syscall.ETIMEDOUT: exitTimeout,
-		syscall.ENOTCONN: exitNoDaemon, syscall.EINVAL: exitFailed, syscall.EACCES: exitFailed,
+		syscall.ENOENT: exitNoVM, syscall.EBUSY: exitState, syscall.EHOSTDOWN: exitState,
+		syscall.ETIMEDOUT: exitTimeout,
+		syscall.ENOTCONN:  exitNoDaemon, syscall.EINVAL: exitFailed, syscall.EACCES: exitFailed,
 	} {
 		if got := exitCode(explain("x", "", &os.PathError{Err: errno})); got != want {
 			t.Errorf("%v: %d, want %d", errno, got, want)

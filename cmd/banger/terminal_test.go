@@ -52,7 +52,8 @@ func TestOnlyTopUsesTheTerminal(t *testing.T) {
 		near, far := openPTY(t)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		cmd := exec.CommandContext(ctx, "/proc/self/exe")
-		cmd.Env = append(os.Environ(), "TERM=xterm-256color", "BANGER_TEST_ARGS=--mount "+root+" "+args)
+		cmd.Env = append(os.Environ(), "TERM=xterm-256color",
+			"BANGER_TEST_ARGS=--mount "+root+" "+args)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = far, far, far
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 		if err := cmd.Start(); err != nil {

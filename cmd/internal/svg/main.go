@@ -68,8 +68,8 @@ type style struct{ bold, faint, reverse bool }
 func draw(w io.Writer, screen string, columns int) {
 	lines := strings.Split(strings.TrimSuffix(screen, "\n"), "\n")
 	width, height := float64(columns)*cellWidth+2*margin, len(lines)*cellHeight+2*margin
-	fmt.Fprintf(w, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%d" viewBox="0 0 %.0[1]f %[2]d"`+
-		` font-family="%s" font-size="14">`+"\n", width, height, fonts)
+	fmt.Fprintf(w, `<svg xmlns="http://www.w3.org/2000/svg" width="%.0f" height="%d"`+
+		` viewBox="0 0 %.0[1]f %[2]d" font-family="%s" font-size="14">`+"\n", width, height, fonts)
 	fmt.Fprintf(w, `<rect width="100%%" height="100%%" rx="8" fill="%s"/>`+"\n", background)
 	var s style
 	for i, line := range lines {
@@ -137,15 +137,16 @@ func drawText(w io.Writer, text string, s style, column, line int) {
 		default:
 			var escaped bytes.Buffer
 			_ = xml.EscapeText(&escaped, []byte(word)) // a buffer takes all
-			fmt.Fprintf(w, `<text x="%.1f" y="%d" textLength="%.1f" lengthAdjust="spacingAndGlyphs"`+
-				` fill="%s"%s>%s</text>`+"\n", x, y+baseline, cells, fill, weight, &escaped)
+			fmt.Fprintf(w, `<text x="%.1f" y="%d" textLength="%.1f"`+
+				` lengthAdjust="spacingAndGlyphs" fill="%s"%s>%s</text>`+"\n", x, y+baseline, cells, fill, weight, &escaped)
 		}
 		x, text = x+cells, rest
 	}
 }
 
 func drawRect(w io.Writer, x, y, width, height float64, fill string) {
-	fmt.Fprintf(w, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"/>`+"\n", x, y, width, height, fill)
+	fmt.Fprintf(w, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"/>`+"\n",
+		x, y, width, height, fill)
 }
 
 // nextWord cuts a text after a block, a run of spaces, or a run of anything else.
