@@ -4,11 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
+	"strings"
+	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
 	"banger/internal/host"
+	"banger/internal/printable"
+	"banger/internal/sshkeys"
 )
 
 // disksOf returns the disks of a VM with these settings.
@@ -147,4 +154,128 @@ func diskBytes(dir string) int64 {
 		sum += max(0, DiskBytes(DiskPath(dir, name)))
 	}
 	return sum
+}
+
+// In an earlier banger the whole directory of a VM belonged to the VM's user. Its files may be the
+// work of a VMM that its guest has taken over, and that still runs.
+
+// movingSuffix ends the name of a directory while it is changed.
+const movingSuffix = ".moving"
+
+// movedFiles are moved out of such a directory if they are of this kind. A file of another kind
+// stays with the disks, where nothing uses it.
+var movedFiles = []struct {
+	name string
+	kind uint32
+}{
+	{LogFile, unix.S_IFREG}, {ConsoleFile, unix.S_IFREG},
+	// A VMM that runs listens on its sockets, whatever their names are.
+	{"qmp", unix.S_IFSOCK}, {"agent", unix.S_IFSOCK}, {"console", unix.S_IFSOCK},
+}
+
+// isOld reports whether a directory has an earlier banger's layout. uid is the VM's user.
+func isOld(dir string, uid int) bool {
+	var st unix.Stat_t
+	if unix.Lstat(dir, &st) != nil {
+		return false
+	}
+	if uid >= 0 && int(st.Uid) != os.Geteuid() {
+		return true // a directory of disks in it may be anybody's
+	}
+	return unix.Lstat(DisksDir(dir), &st) != nil
+}
+
+// renew changes a directory of an earlier banger: it becomes the directory of disks in a new one.
+// After a crash the next call goes on. The VM may run: files that its VMM has open stay open.
+func renew(dir string, uid int) error {
+	moving := dir + movingSuffix
+	if isOld(dir, uid) {
+		if err := os.Mkdir(moving, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if err := os.Rename(dir, DisksDir(moving)); err != nil {
+			return err
+		}
+	}
+	if _, err := os.Lstat(moving); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if _, err := os.Lstat(DisksDir(moving)); errors.Is(err, os.ErrNotExist) {
+		return os.Remove(moving) // a crash came before anything was moved
+	}
+	for _, f := range movedFiles {
+		if err := moveFile(moving, f.name, f.kind); err != nil {
+			return fmt.Errorf("cannot move %s out of %s: %w", f.name, DisksDir(moving), err)
+		}
+	}
+	key := filepath.Join(moving, HostKeyFile)
+	if err := sshkeys.MoveHostKey(DiskPath(moving, HostKeyFile), key); err != nil {
+		return fmt.Errorf("cannot keep the ssh host key of %s: %w", moving, err)
+	}
+	_ = os.Remove(DiskPath(moving, DiskSeed)) // the next start makes it; a running VMM has it open
+	return os.Rename(moving, dir)
+}
+
+// moveFile moves a file out of the directory of the disks, if it is of that kind and has one name,
+// and makes the daemon its owner. It checks the file where nobody can exchange it any more.
+func moveFile(dir, name string, kind uint32) error {
+	path := filepath.Join(dir, name)
+	err := os.Rename(DiskPath(dir, name), path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return nil // there is none
+	}
+	if st.Mode&unix.S_IFMT != kind || st.Nlink != 1 {
+		return os.Rename(path, DiskPath(dir, name+"-"+uuid.NewString())) // no such file can exist
+	}
+	if err := os.Lchown(path, os.Geteuid(), os.Getegid()); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o600)
+}
+
+// logf adds a line to the VM's `log`, if the VM has a directory.
+func (v *VM) logf(format string, args ...any) {
+	f, err := v.openLog()
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	now := time.Now().UTC().Format("2006-01-02T15:04:05.000Z")
+	fmt.Fprintf(ownLog{f}, now+" banger: "+format+"\n", args...)
+}
+
+// ownLog adds lines of banger's own to a VM's `log`. A text of a guest, its agent or its VMM in
+// them can neither begin another line nor bring control characters to a terminal.
+type ownLog struct{ f *os.File }
+
+// Write appends one line.
+func (l ownLog) Write(line []byte) (int, error) {
+	text := printable.Line(strings.TrimSuffix(string(line), "\n"))
+	if _, err := io.WriteString(l.f, text+"\n"); err != nil {
+		return 0, err
+	}
+	return len(line), nil
+}
+
+func (v *VM) openLog() (*os.File, error) {
+	path := filepath.Join(v.Snapshot().Dir, LogFile)
+	return host.OpenOrCreate(path, os.O_WRONLY|os.O_APPEND, host.AnyOwner)
+}
+
+func (v *VM) trimLog(s *Snapshot) {
+	if s.Machine == nil {
+		return
+	}
+	f, err := host.OpenRegular(filepath.Join(s.Dir, LogFile), os.O_RDWR, host.AnyOwner)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if err := host.TrimHead(f, host.TailMax); err != nil {
+		v.m.o.Log.Warn("cannot trim a VM's log", "vm", s.Name, "err", err)
+	}
 }

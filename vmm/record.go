@@ -2,6 +2,8 @@ package vmm
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -146,4 +148,186 @@ func (v *VM) LastHealth() string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.health
+}
+
+// turn is the exclusive right to change a VM's record. No reader waits for it. Its holder commits
+// drafts and then releases the turn.
+type turn struct{ vm *VM }
+
+// draft is a changed copy of a VM's record and run. commit makes the record durable and then shows
+// the whole draft. The last use and the last error change without the turn, so that the record may
+// have older ones: commit leaves those that are shown.
+type draft struct {
+	Record
+	run     *CurrentRun // replaces the run, if not nil
+	failure *string     // replaces the last error, if not nil
+}
+
+// fail replaces the last error.
+func (d *draft) fail(sentence string) { d.Error, d.failure = sentence, &sentence }
+
+func (d *draft) show(s *Snapshot) {
+	touched, failure := s.Touched, s.Error
+	s.Record = d.Record
+	s.Touched, s.Error = touched, failure
+	if d.failure != nil {
+		s.Error = *d.failure
+	}
+	if d.run != nil {
+		s.CurrentRun = *d.run
+	}
+}
+
+// acquire waits for the turn until ctx ends. ErrNotFound once the VM is removed.
+func (v *VM) acquire(ctx context.Context) (turn, error) {
+	select {
+	case v.own <- struct{}{}:
+	case <-ctx.Done():
+		return turn{}, context.Cause(ctx)
+	}
+	return v.acquired()
+}
+
+// tryAcquire acquires the turn if it is free.
+func (v *VM) tryAcquire() (turn, bool) {
+	select {
+	case v.own <- struct{}{}:
+		t, err := v.acquired()
+		return t, err == nil
+	default:
+		return turn{}, false
+	}
+}
+
+func (v *VM) acquired() (turn, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.removed {
+		turn{v}.release()
+		return turn{}, ErrNotFound
+	}
+	return turn{v}, nil
+}
+
+func (t turn) release() { <-t.vm.own }
+
+// draft returns a draft that changes nothing yet.
+func (t turn) draft() *draft { return &draft{Record: t.vm.Snapshot().Record} }
+
+// commit makes a draft durable and shows it. The write goes on when ctx ends. After an error
+// nothing is changed.
+func (t turn) commit(ctx context.Context, d *draft) error {
+	if err := t.vm.m.o.Store.Update(context.WithoutCancel(ctx), &d.Record); err != nil {
+		return fmt.Errorf("cannot record it: %w", err)
+	}
+	t.vm.publish(d.show)
+	return nil
+}
+
+// update commits one change. ctx bounds the wait for the turn, not the write.
+func (v *VM) update(ctx context.Context, change func(*draft) error) error {
+	t, err := v.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer t.release()
+	d := t.draft()
+	if err := change(d); err != nil {
+		return err
+	}
+	return t.commit(ctx, d)
+}
+
+// shownWait bounds the wait for the end of a transition that has shown its result.
+const shownWait = 100 * time.Millisecond
+
+// turnWait bounds the wait for the turn, which is held over a commit.
+const turnWait = 2 * time.Second
+
+// acquireDown acquires the turn of a VM that is stopped or failed and has no transition under way.
+// Otherwise it returns ErrBusy at once: its caller holds a lock of the kernel that others wait for.
+// Only a transition that has stopped the VM is waited for, during shownWait. claim runs before any
+// other command can begin.
+func (v *VM) acquireDown(ctx context.Context, claim func(*Snapshot) error) (turn, error) {
+	late := fmt.Errorf("a change of it takes long, try again: %w", ErrBusy)
+	ctx, cancel := context.WithTimeoutCause(ctx, turnWait, late)
+	defer cancel()
+	for {
+		busy, err := v.claimDown(func(*Snapshot) error { return nil })
+		if err == nil && busy == nil {
+			t, err := v.acquire(ctx)
+			if err != nil {
+				return turn{}, err
+			}
+			busy, err = v.claimDown(claim)
+			if err == nil && busy == nil {
+				return t, nil
+			}
+			t.release()
+			if err != nil {
+				return turn{}, err
+			}
+		}
+		if err != nil {
+			return turn{}, err
+		}
+		select {
+		case <-busy.done:
+		case <-time.After(shownWait):
+			return turn{}, busy.refusal()
+		case <-ctx.Done():
+			return turn{}, context.Cause(ctx)
+		}
+	}
+}
+
+// claimDown calls claim if the VM is stopped or failed and no command is under way. Otherwise it
+// returns an error, or the transition that has just stopped the VM.
+func (v *VM) claimDown(claim func(*Snapshot) error) (*transition, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s, busy := v.Snapshot(), v.busy
+	switch {
+	case v.removed:
+		return nil, ErrNotFound
+	case s.checkDown() != nil:
+		return nil, s.checkDown()
+	case busy == nil:
+		return nil, claim(s)
+	case busy.shown:
+		return busy, nil
+	}
+	return nil, busy.refusal()
+}
+
+// checkDown refuses a VM that is neither stopped nor failed.
+func (s *Snapshot) checkDown() error {
+	if s.State.Down() {
+		return nil
+	}
+	return fmt.Errorf("it is %s: stop it first: %w", s.State, ErrBusy)
+}
+
+// refusal is the error for a command that does not wait for the transition.
+func (t *transition) refusal() error {
+	return fmt.Errorf("its %s is under way, wait for its end: %w", t.command, ErrBusy)
+}
+
+// saveTouched records the last use. If the turn is not free, the next sweep records it.
+func (v *VM) saveTouched(ctx context.Context) {
+	t, ok := v.tryAcquire()
+	if !ok {
+		return
+	}
+	defer t.release()
+	d := t.draft()
+	if d.Touched.Equal(v.saved) {
+		return
+	}
+	err := t.commit(ctx, d)
+	if err == nil {
+		v.saved = d.Touched
+	} else if !errors.Is(err, ErrNotFound) {
+		v.m.o.Log.Error("cannot record the last use", "vm", d.Name, "err", err)
+	}
 }

@@ -1,6 +1,18 @@
+// Package vmm says what a VM is and how it lives.
+//
+// The [Manager] owns every [VM] of one state directory. A VM has one transition at a time (start,
+// stop, kill, pause, ...), in a goroutine of the Manager's, which does the I/O. Readers share the
+// immutable [Snapshot] that the last change published, so that they never wait for a boot. The
+// Manager also runs a goroutine that sweeps for idle VMs, and one for each VM that waits for its
+// agent; Close waits for all of them.
+//
+// The package does not know the mount: its errors wrap ErrNotFound and the like, and fs maps those
+// to errnos. It uses the outside through small interfaces, above all [Driver], [Store], [Network]
+// and [Images]. The sub-packages implement them and import vmm, never the reverse.
 package vmm
 
 import (
+	"errors"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -240,4 +252,26 @@ const (
 	ConsoleFile = "console.log" // the guest's output, trimmed at its head
 	LogFile     = "log"         // the VMM's output and banger's actions
 	HostKeyFile = "ssh_host_ed25519_key"
+)
+
+// Errors that callers test for with errors.Is. fs/errno.go maps each to one errno. Functions wrap
+// them in a sentence that names the object.
+var (
+	ErrInvalid      = guest.ErrInvalid                  // EINVAL
+	ErrNameTooLong  = errors.New("name too long")       // ENAMETOOLONG
+	ErrExists       = errors.New("already exists")      // EEXIST
+	ErrNotFound     = guest.ErrNotFound                 // ENOENT
+	ErrBusy         = guest.ErrBusy                     // EBUSY
+	ErrNotRunning   = guest.ErrNotRunning               // EHOSTDOWN
+	ErrTimeout      = guest.ErrTimeout                  // ETIMEDOUT
+	ErrNoAgent      = guest.ErrNoAgent                  // EHOSTUNREACH
+	ErrProtected    = errors.New("the VM is protected") // EPERM
+	ErrNotPermitted = errors.New("not permitted")       // EPERM
+	ErrAccess       = guest.ErrAccess                   // EACCES
+	ErrUnsupported  = guest.ErrUnsupported              // EOPNOTSUPP
+	ErrAddressInUse = errors.New("the port is in use")  // EADDRINUSE
+	ErrTooBig       = guest.ErrTooBig                   // E2BIG
+	ErrNoSpace      = errors.New("no space left")       // ENOSPC
+	ErrNoMemory     = errors.New("not enough memory")   // ENOMEM
+	ErrGone         = guest.ErrGone                     // EIO
 )
