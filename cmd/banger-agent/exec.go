@@ -137,7 +137,8 @@ type started struct {
 	terminal  *os.File // the master, which out is, too; nil without one
 }
 
-// connect makes the command's standard files. It returns the command's ends: the caller closes them.
+// connect makes the command's standard files. It returns the command's ends, for the caller to
+// close.
 func (c *started) connect(
 	cmd *exec.Cmd, r *guest.ExecRequest, uid int,
 ) (theirs []*os.File, err error) {

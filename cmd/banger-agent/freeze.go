@@ -26,10 +26,10 @@ const frozenList = "/run/banger-agent.frozen"
 // listEnd is between the paths of that list: no path holds it.
 const listEnd = "\x00"
 
-// freezer holds the guest's file systems still, for as long as it was told and never longer.
+// freezer holds the guest's file systems still, for a bounded time.
 type freezer struct {
-	// list is where the mount points of what is about to be frozen are kept, on a file system that is in memory: an agent that is
-	// started again lets go what the one before it held.
+	// list is a file in memory that holds the mount points of a freeze. A restarted agent thaws those
+	// of its predecessor.
 	list string
 
 	letting sync.Mutex // held over a thaw, so that it does not undo the next freeze

@@ -30,7 +30,7 @@ type agent struct {
 	freezer  freezer
 	work     *workDisk // nil in tests
 	children starter
-	program  *guest.Program // of the image; nil if that has an init of its own, or is the built-in one
+	program  *guest.Program // of the image; nil for the built-in one and one with an init
 
 	mounts atomic.Pointer[mounts] // of the last Stats
 
@@ -98,7 +98,8 @@ func load() float64 {
 	if unix.Sysinfo(&info) != nil {
 		return 0
 	}
-	return math.Round(float64(info.Loads[0])/(1<<16)*100) / 100 // SI_LOAD_SHIFT of linux/kernel.h
+	// As fs/proc/loadavg.c rounds: the kernel counts in 1/2048, which sysinfo(2) shifts by 5.
+	return float64((info.Loads[0]>>5+10)*100>>11) / 100
 }
 
 // PowerOff begins the shutdown once the answer has had time to leave.
@@ -235,7 +236,7 @@ func linkUp(name string) error {
 	})
 }
 
-// connect sets the interface's MTU, addresses and routes. It leaves out IPv6 in a kernel without it.
+// connect sets the interface's MTU, addresses and routes, without IPv6 if the kernel has none.
 func connect(name string, c *guest.Config) error {
 	if c.MTU > 0 {
 		if err := setMTU(name, c.MTU); err != nil {

@@ -100,7 +100,8 @@ func runInit() {
 // mountAt mounts a file system of the kernel's.
 func mountAt(source, target, kind string) {
 	os.MkdirAll(target, 0o755)
-	if err := unix.Mount(source, target, kind, unix.MS_NOSUID, ""); err != nil && err != unix.EBUSY {
+	err := unix.Mount(source, target, kind, unix.MS_NOSUID, "")
+	if err != nil && err != unix.EBUSY {
 		log.Printf("cannot mount %s: %v", target, err)
 	}
 }

@@ -28,8 +28,8 @@ func dialLoopback(port int) (guest.Command, error) {
 		guest.ErrNotFound)
 }
 
-// connection implements guest.Command for a connection to the guest's loopback. It ends with the far
-// end's output.
+// connection implements guest.Command for a connection to the guest's loopback. It ends with the
+// output of the far end.
 type connection struct {
 	conn  *net.TCPConn
 	ended chan struct{}

@@ -9,11 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// outPipe is the end of a pipe from which a command's output is read. Where Go's runtime polls a pipe, each write(2) of the command wakes it, read or not
-// (fs/pipe.c, poll_usage), which costs an emulated guest more than the copying. Here the runtime polls an epoll set of one, which is armed only when a
-// read has found nothing (epoll(7), EPOLLONESHOT).
+// outPipe is the reading end of a command's output. If Go's runtime polled the pipe, each write(2)
+// of the command would wake it (fs/pipe.c, poll_usage). That costs an emulated guest more than the
+// copying. So the runtime polls an epoll set of one, which is armed only when a read has found
+// nothing (epoll(7), EPOLLONESHOT).
 //
-// What is printed in small pieces is gathered: each piece that goes to the host costs an interrupt of the guest, one of the host and a read of whoever reads.
+// Small pieces are gathered. Each piece that goes to the host costs an interrupt of the guest, one
+// of the host and a read of the reader.
 type outPipe struct {
 	fd   int
 	set  *os.File
@@ -22,9 +24,9 @@ type outPipe struct {
 }
 
 const (
-	burst  = 100 * time.Millisecond // what comes this soon after what was read before waits for more
-	gather = 2 * time.Millisecond   // how long; shorter waits cost an emulated guest more than they gather
-	room   = 128 << 10              // bytes of the pipe, so that who prints fast in small pieces is not held up by that
+	burst  = 100 * time.Millisecond // a read this soon after the last one waits for more
+	gather = 2 * time.Millisecond   // for how long; a shorter wait costs more than it gathers
+	room   = 128 << 10              // bytes of the pipe, so that gathering holds up no writer
 )
 
 // newOutPipe makes a pipe and gives the end for the command, too, which the caller closes.
@@ -50,7 +52,7 @@ func (o *outPipe) watch() error {
 	if err != nil {
 		return os.NewSyscallError("epoll_create1", err)
 	}
-	for _, fd := range []int{o.fd, epoll} { // of what may block, the runtime would not wait for a change
+	for _, fd := range []int{o.fd, epoll} { // the runtime does not poll a descriptor that blocks
 		if err := unix.SetNonblock(fd, true); err != nil {
 			unix.Close(epoll)
 			return os.NewSyscallError("fcntl", err)
@@ -60,7 +62,8 @@ func (o *outPipe) watch() error {
 	if o.raw, err = o.set.SyscallConn(); err != nil {
 		return err
 	}
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, o.fd, &unix.EpollEvent{}))
+	err = unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, o.fd, &unix.EpollEvent{})
+	return os.NewSyscallError("epoll_ctl", err)
 }
 
 // Read implements io.Reader, for one reader.
@@ -75,7 +78,8 @@ func (o *outPipe) Read(b []byte) (n int, err error) {
 			return true
 		}
 		waited = true
-		err = unix.EpollCtl(int(set), unix.EPOLL_CTL_MOD, o.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT})
+		once := &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT}
+		err = unix.EpollCtl(int(set), unix.EPOLL_CTL_MOD, o.fd, once)
 		return err != nil
 	})
 	switch {

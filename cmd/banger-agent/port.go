@@ -48,7 +48,8 @@ func openPort(path string) (*port, error) {
 	return &port{f, raw}, nil
 }
 
-// Read implements io.Reader; it waits while no host is connected. One read(2) gives at most one buffer of the driver, a page: Read takes all that are full.
+// Read implements io.Reader. It waits while no host is connected. One read(2) returns at most one
+// buffer of the driver, a page: Read returns all full ones.
 func (p *port) Read(b []byte) (int, error) {
 	done := 0
 	var failed error

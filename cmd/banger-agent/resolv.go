@@ -36,9 +36,9 @@ func resolvConf(servers []netip.Addr, gateway netip.Addr) []byte {
 	return []byte(b.String())
 }
 
-// set writes the resolvers, once for each start of the guest whatever is there, which may be of the host where the image was made, and
-// after that only over its own: who changes the file keeps it. A link belongs to who made it, such as systemd-resolved, unless it leads nowhere
-// and nobody is there who will make it lead somewhere.
+// set writes the resolvers. At the first call after the guest's start it replaces any file, which may
+// be from the host of the image's build. Later it replaces only its own, so that a user's file stays.
+// A link stays, such as systemd-resolved's, unless it leads nowhere and nothing will change that.
 func (r *resolvers) set(servers []netip.Addr, gateway netip.Addr) error {
 	path := filepath.Join("/", r.root, "etc/resolv.conf")
 	text := resolvConf(servers, gateway)

@@ -34,8 +34,8 @@ const (
 	ownProgram = ownDir + "/banger-agent"
 )
 
-// agentUnit is the agent's service for systemd (systemd.service(5)): there before anything else, and ended only by the last of systemd's signals, so
-// that the host can ask throughout.
+// agentUnit is the agent's service for systemd (systemd.service(5)). It starts before all others and
+// ends with the last of systemd's signals, so that the host can ask throughout.
 const agentUnit = `[Unit]
 Description=banger's agent
 Documentation=man:banger(5)
@@ -51,14 +51,15 @@ StandardOutput=kmsg
 StandardError=kmsg
 `
 
-// consoleUnit gives who has the serial console root's shell: whoever may open the file may do all with the machine anyway.
+// consoleUnit opens root's shell on the serial console. A user who may open `console` may do
+// everything with the machine anyway.
 const consoleUnit = `[Service]
 ExecStart=
 ExecStart=-/sbin/agetty -o '-p -f -- \\u' --autologin root --keep-baud 115200,57600,38400,9600 - $TERM
 `
 
-// enterRoot mounts the root disk, if the image has one, and makes it the root. It gives what the image says to run, nil where there is no
-// such disk; where the root has an init of its own it becomes that and does not return.
+// enterRoot mounts the image's root disk and makes it the root. It returns the image's program, nil
+// without such a disk. If the root has an init of its own, the process becomes that.
 func enterRoot() (*guest.Program, error) {
 	device := rootDisk()
 	if device == "" {
@@ -108,8 +109,8 @@ func rootDisk() string {
 	}
 }
 
-// switchRoot makes newRoot the root, as switch_root(8) does: the kernel's file systems move with it, and the memory of the
-// initramfs is given back.
+// switchRoot makes newRoot the root, as switch_root(8) does. The kernel's file systems move with it,
+// and the memory of the initramfs becomes free.
 func switchRoot() error {
 	for _, dir := range []string{"dev", "proc", "sys"} {
 		to := filepath.Join(newRoot, dir)
@@ -161,7 +162,8 @@ func becomeInit(self []byte) error {
 	if err := os.MkdirAll("/run", 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	if err := unix.Mount("tmpfs", "/run", "tmpfs", flags, "mode=0755"); err != nil {
 		return fmt.Errorf("cannot mount /run: %w", err)
 	}
 	init := "/sbin/init"
@@ -236,7 +238,8 @@ func prepareRoot() error {
 	if err := os.MkdirAll("/dev/shm", 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount("shm", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"); err != nil {
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
+	if err := unix.Mount("shm", "/dev/shm", "tmpfs", flags, "mode=1777"); err != nil {
 		return fmt.Errorf("cannot mount /dev/shm: %w", err)
 	}
 	for name, target := range map[string]string{
@@ -260,7 +263,8 @@ func runProgram(p *guest.Program, r *reaper, began func(*child)) (unix.WaitStatu
 	}
 	defer tty.Close()
 	// Its own user may open it again, as /dev/stdout.
-	if err := tty.Chown(int(cmd.SysProcAttr.Credential.Uid), int(cmd.SysProcAttr.Credential.Gid)); err != nil {
+	owner := cmd.SysProcAttr.Credential
+	if err := tty.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
 		return 0, err
 	}
 	cmd.Stdout, cmd.Stderr = tty, tty

@@ -35,8 +35,8 @@ type workDisk struct {
 	tended chan struct{} // closed when it was first looked at
 }
 
-// tendWorkDisk mounts the disk and follows its growth in the background, for as long as the agent lives. What it holds other than an ext4
-// without a partition table is the user's and left alone.
+// tendWorkDisk mounts the disk and follows its growth in the background while the agent lives. It
+// leaves a disk alone that holds anything but an ext4 without a partition table.
 func tendWorkDisk() *workDisk {
 	w := &workDisk{tended: make(chan struct{})}
 	go func() {
