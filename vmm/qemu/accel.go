@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"banger/vmm"
@@ -73,6 +74,12 @@ func hostTSC() uint64 {
 		return khz
 	}
 	return measureTSC()
+}
+
+// tscInStep reports whether the host's kernel trusts the TSCs of its CPUs to agree.
+func tscInStep() bool {
+	text, err := os.ReadFile("/sys/devices/system/clocksource/clocksource0/available_clocksource")
+	return err == nil && slices.Contains(strings.Fields(string(text)), "tsc")
 }
 
 func kvmTSC() uint64 {

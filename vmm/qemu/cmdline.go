@@ -28,6 +28,7 @@ type platform struct {
 	tscKHz  uint64 // 0 if it could not be measured
 	cid     uint32 // the guest's vsock address, 0 for none
 
+	tscInStep bool // the TSCs of the host's CPUs agree
 	userWorld bool // guests with user networking reach what the host reaches, its loopback too
 }
 
@@ -127,6 +128,11 @@ func kernelCommandLine(spec *vmm.Spec, p platform) string {
 	if p.machine == microvm && p.tscKHz != 0 {
 		// microvm has no HPET: on a busy host the guest cannot measure its TSC and hangs.
 		words = append(words, "tsc_early_khz="+strconv.FormatUint(p.tscKHz, 10))
+	}
+	if p.machine == microvm && p.accel == tcg && p.tscInStep && spec.Config.CPUs > 1 {
+		// TCG's CPU lacks the flag by which a kernel trusts the TSCs of several CPUs. Without a
+		// TSC its clock is wrong and ticks all the time.
+		words = append(words, "tsc=reliable")
 	}
 	if spec.Config.Cmdline != "" {
 		words = append(words, spec.Config.Cmdline)

@@ -35,14 +35,16 @@ func overlayDisk(dir, base, format string) vmm.Disk {
 
 func TestCommandLine(t *testing.T) {
 	const binary = "qemu-system-x86_64"
-	micro := platform{binary: binary, accel: tcg, machine: microvm, tscKHz: 2596144}
+	micro := platform{binary: binary, accel: tcg, machine: microvm}
+	noTSC := micro
+	micro.tscKHz, micro.tscInStep = 2596144, true
 	for name, c := range map[string]struct {
 		change func(*vmm.Spec)
 		host   platform
 	}{
 		"microvm": {func(*vmm.Spec) {}, micro},
 		"microvm-no-tsc": {func(s *vmm.Spec) { s.Image.Cmdline, s.Config.Cmdline = "", "" },
-			platform{binary: binary, accel: tcg, machine: microvm}},
+			noTSC},
 		"user-disks": {func(s *vmm.Spec) {
 			s.NIC.Mode = vmm.NetUser
 			s.Disks = []vmm.Disk{

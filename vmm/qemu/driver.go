@@ -72,7 +72,7 @@ func New(o Options) (*Driver, error) {
 	}
 	p := platform{binary: path, accel: accel, machine: machine, userWorld: o.UserWorld}
 	if machine == microvm {
-		p.tscKHz = hostTSC()
+		p.tscKHz, p.tscInStep = hostTSC(), tscInStep()
 	}
 	o.Log.Info("qemu", "binary", path, "machine", machine, "accel", accel, "because", why,
 		"tsc_khz", p.tscKHz)
