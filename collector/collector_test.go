@@ -211,8 +211,9 @@ func TestReadersShareOneCollection(t *testing.T) {
 
 func TestLastReaderToLeaveEndsTheCollection(t *testing.T) {
 	c, _, v, g := newTest(t)
-	ended := make(chan struct{})
+	began, ended := make(chan struct{}), make(chan struct{})
 	g.listeners = func(ctx context.Context) ([]guest.Listener, error) {
+		close(began)
 		defer close(ended)
 		return nil, hang(ctx)
 	}
@@ -221,6 +222,7 @@ func TestLastReaderToLeaveEndsTheCollection(t *testing.T) {
 	go func() { _, err := c.Ports(ctx, v); failed <- err }()
 	e, _ := c.entry(v)
 	waitFor(t, "the reader", func() bool { return waiting(e.cached(portsKind)) == 1 })
+	<-began // a collection that is cancelled before never asks
 	cancel()
 	<-failed
 	<-ended
