@@ -278,7 +278,7 @@ func (v *VM) ExportDisks(ctx context.Context,
 }
 
 // CreateWithDisks makes a VM of the defaults, as settings changes them, and of the disks that fill
-// puts in place. Nobody else can have the name meanwhile. After an error or a crash nothing is left.
+// puts in place. The name is reserved meanwhile. After an error or a crash nothing is left.
 // ErrInvalid, ErrNameTooLong, ErrExists.
 func (m *Manager) CreateWithDisks(ctx context.Context, name string, owner Owner, image *Image,
 	settings func(*Config) error, fill func(*Spec, Driver) error) (*VM, error) {

@@ -49,7 +49,7 @@ type Driver interface {
 	ImportDisks(ctx context.Context, spec *Spec) error
 }
 
-// Spec is all that a driver needs to know of a VM. It is inert data; files stay owned by the caller.
+// Spec is all that a driver needs to know of a VM. It is inert data. The caller closes its files.
 type Spec struct {
 	Serial   uint64
 	ID       string // UUID
@@ -71,7 +71,7 @@ type Disk struct {
 	Format   string // raw or qcow2
 	ReadOnly bool
 	Size     int64 // least, bytes; 0: Base's
-	// Base is what the disk is an overlay of, empty for none: the driver makes Path before the first start.
+	// Base is the disk below an overlay, empty for none. The driver makes Path before the first start.
 	Base       string
 	BaseFormat string
 }
@@ -79,7 +79,7 @@ type Disk struct {
 // NIC is the guest's network device.
 type NIC struct {
 	Mode NetMode
-	Tap  *os.File // NetBridge, at Start only: an open tap with IFF_VNET_HDR; Start passes it on, the caller closes it
+	Tap  *os.File // NetBridge, at Start only: with IFF_VNET_HDR; the caller closes it
 	MAC  string
 }
 
@@ -90,7 +90,8 @@ type Image struct {
 	Initrd   string // path, empty for none
 	Firmware bool   // the machine's firmware boots what is on Root
 
-	// Root is the path of the disk with the root file system, of which each VM has an overlay; empty for none. RootFormat is raw or qcow2.
+	// Root is the path of the disk with the root file system, empty for none. Each VM has an overlay
+	// of it. RootFormat is raw or qcow2.
 	Root       string
 	RootFormat string
 
@@ -114,8 +115,8 @@ type NoticeKind string
 const (
 	NoticeExited NoticeKind = "exited" // the last notice of a machine; Machine.Exit says how
 	NoticePanic  NoticeKind = "panic"  // the guest's kernel panicked
-	NoticePaused NoticeKind = "paused" // the VMM stopped the CPUs by itself, e.g. because of an I/O error
-	NoticeFull   NoticeKind = "full"   // the same because a disk found no space on the host: Detail names the disk
+	NoticePaused NoticeKind = "paused" // the VMM stopped the CPUs by itself, as at an I/O error
+	NoticeFull   NoticeKind = "full"   // the same without space for a disk; Detail names it
 	NoticeError  NoticeKind = "error"
 )
 
@@ -125,7 +126,7 @@ type Exit struct {
 	// VM is then stopped; otherwise it failed, and Reason says why.
 	Orderly bool
 	Reason  string
-	// Status is how its process ended; nil if that is not known: the kernel tells it to the daemon that started it only.
+	// Status is how its process ended, nil if unknown. Only the daemon that started it can know.
 	Status *guest.ExecStatus
 }
 
@@ -223,30 +224,31 @@ type Images interface {
 	Seed(id string, mode NetMode, c guest.Config) ([]byte, error)
 }
 
-// Network connects guests. Implemented by vmm/network; one without
-// privileges supports NetUser and NetNone only.
+// Network connects guests. Implemented by vmm/network. Without privileges it supports NetUser and
+// NetNone only.
 type Network interface {
-	// Check reports whether the mode can be used here: nil, or ErrNotPermitted/ErrUnsupported with a sentence.
+	// Check reports whether the mode can be used here. ErrNotPermitted or ErrUnsupported if not.
 	Check(mode NetMode) error
 	// Prefix is the subnet of the bridge; Gateway is the host's address in it.
 	Prefix() netip.Prefix
 	Gateway() netip.Addr
-	// Address6 is the IPv6 address of the guest with that IPv4 address, with the length of its subnet, and Gateway6 the host's;
-	// both invalid where guests have none.
+	// Address6 returns the IPv6 address of the guest with that IPv4 address, with the length of its
+	// subnet. Gateway6 returns the host's address. Both are invalid where guests have no IPv6.
 	Address6(address netip.Addr) netip.Prefix
 	Gateway6() netip.Addr
 	// MTU of the bridge, bytes; 0 where there is none.
 	MTU() int
-	// Connect puts in force for a guest exactly what c says: the addresses that it may use, whom it reaches, its published ports.
-	// It comes before Tap and may be repeated; after an error what was in force still is. ErrAddressInUse, ErrAccess or ErrInvalid for a
-	// port that cannot be published.
+	// Connect puts c in force for a guest: its addresses, its reach and its published ports. It
+	// precedes Tap and may be repeated. An error changes nothing. ErrAddressInUse, ErrAccess or
+	// ErrInvalid for a port that cannot be published.
 	Connect(c Connection) error
 	// Disconnect undoes Connect, if there was one.
 	Disconnect(serial uint64)
-	// Settle is called once, when all guests that an earlier daemon left running were connected: what it left in force of others ends.
+	// Settle is called once, after Connect of all guests that an earlier daemon left running. It
+	// ends what that daemon put in force for others.
 	Settle() error
-	// Tap makes the VM's tap, in the bridge, up, and owned by nobody but its
-	// open file: it vanishes when the last holder (the VMM) closes it.
+	// Tap makes the VM's tap in the bridge, up. It vanishes when its last open file is closed, which
+	// the VMM has.
 	Tap(ctx context.Context, serial uint64, uuid string) (*os.File, error)
 	// LinkStats returns the counters of all taps by the VM's serial. Only the kernel blocks it.
 	LinkStats() (map[uint64]LinkStats, error)
@@ -263,14 +265,14 @@ type Connection struct {
 	Publish []Publication
 }
 
-// What a guest with NetUser is given: the defaults of QEMU's user networking (qemu(1), -netdev user).
+// The addresses of a guest with NetUser, by default of QEMU's user networking (qemu(1), -netdev).
 var (
 	UserAddress = netip.MustParsePrefix("10.0.2.15/24")
 	UserGateway = netip.MustParseAddr("10.0.2.2")
 	UserDNS     = netip.MustParseAddr("10.0.2.3")
 )
 
-// LinkStats are the counters of a VM's tap as the host sees it: what it received is what the guest sent.
+// LinkStats are the counters of a VM's tap on the host. Received is what the guest has sent.
 type LinkStats struct {
 	RxBytes, TxBytes, RxPackets, TxPackets uint64
 }

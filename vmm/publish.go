@@ -205,7 +205,8 @@ func checkPublish(c *Config, driver Driver, owner uint32, all, added []Publicati
 		switch {
 		case c.Net != NetUser:
 		case !p.Host.Addr().Is4():
-			return fmt.Errorf("cannot publish %s: net = user forwards from IPv4 addresses only: %w", p, ErrUnsupported)
+			return fmt.Errorf("cannot publish %s: net = user forwards from IPv4 addresses only: %w",
+				p, ErrUnsupported)
 		case p.Protocol == "udp" && noUDP != "":
 			return fmt.Errorf("cannot publish %s: %s: %w", p, noUDP, ErrUnsupported)
 		}

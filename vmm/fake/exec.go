@@ -52,7 +52,7 @@ func (g agent) Stream(ctx context.Context, path string, request any) (net.Conn, 
 	return host, nil
 }
 
-// handlers are those of the agent, made when they are first needed: there may be ten thousand machines.
+// handlers are the agent's, made at their first use: there may be ten thousand machines.
 func (m *machine) handlers() map[string]guest.StreamHandler {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -183,7 +183,7 @@ func pipe(c net.Conn) guest.ExecPipe {
 
 func (p *process) Signal(signal int) {
 	switch unix.Signal(signal) {
-	case unix.SIGCHLD, unix.SIGCONT, unix.SIGURG, unix.SIGWINCH: // ignored where nobody asks for them (signal(7))
+	case unix.SIGCHLD, unix.SIGCONT, unix.SIGURG, unix.SIGWINCH: // ignored by default (signal(7))
 	default:
 		p.cancel(killed(signal))
 	}
@@ -320,7 +320,8 @@ func (p *process) env([]string) (string, int) {
 	text := ""
 	for i, e := range p.request.Env {
 		name, _, _ := strings.Cut(e, "=")
-		if !slices.ContainsFunc(p.request.Env[i+1:], func(later string) bool { return strings.HasPrefix(later, name+"=") }) {
+		again := func(later string) bool { return strings.HasPrefix(later, name+"=") }
+		if !slices.ContainsFunc(p.request.Env[i+1:], again) {
 			text += e + "\n"
 		}
 	}

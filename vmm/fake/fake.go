@@ -44,7 +44,9 @@ func startTime() uint64 {
 }
 
 // Start implements vmm.Driver; it takes the script's boot time.
-func (d *Driver) Start(ctx context.Context, spec *vmm.Spec, notify func(vmm.Notice)) (vmm.Machine, error) {
+func (d *Driver) Start(
+	ctx context.Context, spec *vmm.Spec, notify func(vmm.Notice),
+) (vmm.Machine, error) {
 	s, err := parseScript(spec.Config.Cmdline)
 	if err != nil {
 		return nil, err
@@ -93,7 +95,9 @@ func allocate(path string, size int64) error {
 }
 
 // Adopt implements vmm.Driver: the machine goes on where fake.json says that it was.
-func (d *Driver) Adopt(_ context.Context, spec *vmm.Spec, _ vmm.Process, notify func(vmm.Notice)) (vmm.Machine, error) {
+func (d *Driver) Adopt(
+	_ context.Context, spec *vmm.Spec, _ vmm.Process, notify func(vmm.Notice),
+) (vmm.Machine, error) {
 	path := filepath.Join(spec.Dir, stateFile)
 	k, err := load(path)
 	if err == nil && k.ID != spec.ID {

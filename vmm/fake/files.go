@@ -12,7 +12,8 @@ import (
 	"banger/vmm/guest/sftp"
 )
 
-// filesDir is where, in the VM's directory, the guest's files are. They are made when first asked for, and gone with the next start.
+// filesDir is the directory of the guest's files in that of the VM. They are made at their first
+// use, and the next start removes them.
 const filesDir = "files"
 
 // serveFiles is the agent's handler for sftp.Stream.
@@ -25,7 +26,7 @@ func (m *machine) serveFiles(request json.RawMessage) (func(net.Conn), error) {
 	return sftp.Handler(root)(request)
 }
 
-// makeFiles makes the file system of a machine that has none yet, with the directories that every Linux has.
+// makeFiles makes the file system of a machine without one, with the usual directories of Linux.
 func makeFiles(root string) error {
 	for _, d := range []struct {
 		name string

@@ -20,7 +20,8 @@ func (g agent) answer(ctx context.Context) error {
 	if err := g.m.awake(ctx); err != nil {
 		return err
 	}
-	if age := g.running(); g.m.script.agent == "hang" || age >= g.m.script.deafFrom && age < g.m.script.deafTo {
+	s, age := &g.m.script, g.running()
+	if s.agent == "hang" || age >= s.deafFrom && age < s.deafTo {
 		return g.m.wait(ctx, nil)
 	}
 	if g.m.script.slow <= 0 {
@@ -61,7 +62,8 @@ func (g agent) Stats(ctx context.Context) (guest.Stats, error) {
 	g.m.mu.Lock()
 	memory, disk := g.m.memory, g.m.disk
 	g.m.mu.Unlock()
-	return guest.Stats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10, Uptime: g.age(), DiskTotal: disk}, nil
+	return guest.Stats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10,
+		Uptime: g.age(), DiskTotal: disk}, nil
 }
 
 func (g agent) Configure(ctx context.Context, _ guest.Config) error {

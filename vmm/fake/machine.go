@@ -14,7 +14,7 @@ import (
 	"banger/vmm/guest"
 )
 
-// kept is what fake.json holds. A machine's age is Ran and, unless it is paused, the time since Since.
+// kept is the content of fake.json. A machine's age is Ran and, unless paused, the time from Since.
 type kept struct {
 	ID     string        `json:"id"`
 	Ran    time.Duration `json:"ran"`
@@ -64,7 +64,11 @@ type machine struct {
 }
 
 func (d *Driver) machine(spec *vmm.Spec, s script, k kept, notify func(vmm.Notice)) *machine {
-	m := &machine{BaseMachine: vmm.BaseMachine(d.BaseDriver), driver: d, name: spec.Name, dir: spec.Dir, memory: spec.Config.Memory, disk: spec.Config.Disk, script: s, notify: notify, done: make(chan struct{}), kept: k, resumed: make(chan struct{})}
+	m := &machine{
+		BaseMachine: vmm.BaseMachine(d.BaseDriver), driver: d, name: spec.Name, dir: spec.Dir,
+		memory: spec.Config.Memory, disk: spec.Config.Disk, script: s, notify: notify, kept: k,
+		done: make(chan struct{}), resumed: make(chan struct{}),
+	}
 	if !k.Paused {
 		close(m.resumed)
 	}
@@ -139,7 +143,8 @@ func (m *machine) BlockStats(context.Context) (vmm.BlockStats, error) {
 func (m *machine) Metrics(context.Context) (json.RawMessage, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return json.Marshal(map[string]any{"fake": map[string]any{"age_seconds": m.age().Seconds(), "paused": m.kept.Paused}})
+	report := map[string]any{"age_seconds": m.age().Seconds(), "paused": m.kept.Paused}
+	return json.Marshal(map[string]any{"fake": report})
 }
 
 // end ends the machine once; later calls do nothing.
@@ -257,7 +262,8 @@ func (m *machine) awake(ctx context.Context) error {
 	return m.wait(ctx, resumed)
 }
 
-// wait waits for c, and gives vmm.ErrNotRunning when the machine ends and vmm.ErrTimeout at ctx's deadline.
+// wait waits for c. It returns vmm.ErrNotRunning when the machine ends, and vmm.ErrTimeout at the
+// deadline of ctx.
 func (m *machine) wait(ctx context.Context, c <-chan struct{}) error {
 	select {
 	case <-m.done:

@@ -10,19 +10,24 @@ import (
 	"banger/vmm"
 )
 
-// Lease implements vmm.Store. An address that the VM has from another prefix is given up for a new one.
-func (s *Store) Lease(ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr) (netip.Addr, error) {
+// Lease implements vmm.Store. A new address replaces one of another prefix.
+func (s *Store) Lease(
+	ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr,
+) (netip.Addr, error) {
 	var got netip.Addr
 	if err := s.do(ctx, func(ctx context.Context, w *writer) (err error) {
 		got, err = w.lease(ctx, serial, prefix.Masked(), gateway)
 		return err
 	}); err != nil {
-		return netip.Addr{}, fmt.Errorf("cannot lease an address in %s to the VM with serial %d: %w", prefix, serial, err)
+		return netip.Addr{}, fmt.Errorf(
+			"cannot lease an address in %s to the VM with serial %d: %w", prefix, serial, err)
 	}
 	return got, nil
 }
 
-func (w *writer) lease(ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr) (netip.Addr, error) {
+func (w *writer) lease(
+	ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr,
+) (netip.Addr, error) {
 	var one int
 	if err := w.exists.QueryRowContext(ctx, int64(serial)).Scan(&one); err != nil {
 		return netip.Addr{}, err
@@ -46,8 +51,10 @@ func (w *writer) lease(ctx context.Context, serial uint64, prefix netip.Prefix, 
 	return free, nil
 }
 
-// lowestFree walks the sorted leases beside the addresses of the prefix; the first that is not taken wins.
-func (w *writer) lowestFree(ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr) (netip.Addr, error) {
+// lowestFree walks the sorted leases beside the addresses of the prefix, to the first free address.
+func (w *writer) lowestFree(
+	ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr,
+) (netip.Addr, error) {
 	rows, err := w.leases.QueryContext(ctx, int64(serial))
 	if err != nil {
 		return netip.Addr{}, err
@@ -82,5 +89,6 @@ func (w *writer) lowestFree(ctx context.Context, serial uint64, prefix netip.Pre
 
 // usable: within the prefix, and neither the network's, the gateway's nor the broadcast address.
 func usable(a netip.Addr, prefix netip.Prefix, gateway netip.Addr) bool {
-	return prefix.Contains(a) && a != prefix.Addr() && a != gateway && (a.Is6() || prefix.Contains(a.Next()))
+	return prefix.Contains(a) && a != prefix.Addr() && a != gateway &&
+		(a.Is6() || prefix.Contains(a.Next()))
 }

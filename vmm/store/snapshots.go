@@ -28,7 +28,8 @@ func (s *Store) Snapshots(ctx context.Context) ([]vmm.DiskSnapshot, error) {
 // AddSnapshot implements vmm.Store. d.Number is set when it returns nil.
 func (s *Store) AddSnapshot(ctx context.Context, d *vmm.DiskSnapshot) error {
 	rec := *d
-	if err := s.do(ctx, func(ctx context.Context, w *writer) error { return w.addSaved(ctx, &rec) }); err != nil {
+	add := func(ctx context.Context, w *writer) error { return w.addSaved(ctx, &rec) }
+	if err := s.do(ctx, add); err != nil {
 		return fmt.Errorf("cannot record the snapshot %s: %w", d.Name, err)
 	}
 	d.Number = rec.Number
@@ -59,7 +60,8 @@ func (s *Store) DeleteSnapshot(ctx context.Context, d *vmm.DiskSnapshot) error {
 
 // savedValues are in the order of the columns of save and saveAgain.
 func savedValues(d *vmm.DiskSnapshot) []any {
-	return []any{d.Name, nanos(d.Created), string(d.State), d.Size, d.Frozen, string(d.Phase), int64(d.Serial), int64(d.Number)}
+	return []any{d.Name, nanos(d.Created), string(d.State), d.Size, d.Frozen, string(d.Phase),
+		int64(d.Serial), int64(d.Number)}
 }
 
 func (w *writer) allSaved(ctx context.Context) ([]vmm.DiskSnapshot, error) {
@@ -72,7 +74,8 @@ func (w *writer) allSaved(ctx context.Context) ([]vmm.DiskSnapshot, error) {
 	for rows.Next() {
 		var d vmm.DiskSnapshot
 		var created int64
-		if err := rows.Scan(&d.Serial, &d.Number, &d.Name, &created, &d.State, &d.Size, &d.Frozen, &d.Phase); err != nil {
+		if err := rows.Scan(&d.Serial, &d.Number, &d.Name, &created, &d.State, &d.Size, &d.Frozen,
+			&d.Phase); err != nil {
 			return nil, err
 		}
 		d.Created = fromNanos(created)
@@ -81,7 +84,7 @@ func (w *writer) allSaved(ctx context.Context) ([]vmm.DiskSnapshot, error) {
 	return out, rows.Err()
 }
 
-// addSaved runs alone in a transaction of its own or in a savepoint; either way a number that was taken and not used does no harm.
+// addSaved runs in a transaction or a savepoint of its own. A number may stay unused.
 func (w *writer) addSaved(ctx context.Context, d *vmm.DiskSnapshot) error {
 	for range numbers {
 		var made int64
@@ -100,7 +103,8 @@ func (w *writer) addSaved(ctx context.Context, d *vmm.DiskSnapshot) error {
 	return fmt.Errorf("%w: every number of a snapshot is taken", vmm.ErrNoSpace)
 }
 
-// isNumberTaken tells a number that is still another's from any other failure: of the two constraints SQLite names the columns.
+// isNumberTaken reports whether the number belongs to another snapshot. SQLite's error names the
+// columns of the constraint.
 func isNumberTaken(err error) bool {
 	return errors.Is(mapped(err), vmm.ErrExists) && strings.Contains(err.Error(), "snapshots.number")
 }

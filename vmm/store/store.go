@@ -3,7 +3,7 @@
 // One goroutine writes. Calls that wait at the same time share one transaction, each in a
 // savepoint of its own, so that one's refusal does not harm the others; every call returns
 // after the commit that holds it is synced (WAL, synchronous=FULL). The package starts no other
-// goroutine and never holds two connections: whoever opens the database holds the lock of the state directory.
+// goroutine and has one connection. The caller of Open holds the lock of the state directory.
 package store
 
 import (
@@ -40,11 +40,12 @@ type Store struct {
 	commits, calls atomic.Uint64
 }
 
-// Counts gives how many transactions were made since Open, and how many calls they answered: those made at the same time share one.
+// Counts returns how many transactions were made since Open, and how many calls they answered.
+// Simultaneous calls share a transaction.
 func (s *Store) Counts() (commits, calls uint64) { return s.commits.Load(), s.calls.Load() }
 
-// op is one call on its way through the writer. Its run writes with one statement at most that takes effect,
-// and runs again when its group was undone because of another's.
+// op is one call on its way through the writer. At most one statement of its run changes something.
+// It runs again when another op of its group has undone the group.
 type op struct {
 	run  func(context.Context, *writer) error
 	err  error
@@ -53,9 +54,9 @@ type op struct {
 
 var _ vmm.Store = (*Store)(nil)
 
-// Open opens or makes the database at path, whose directory exists, and brings its schema up to date.
+// Open opens or makes the database at path, whose directory exists, and updates its schema.
 // A database of a newer banger is refused. The caller closes the Store.
-// Only this process's user can open its files, and nobody else has a lock on them when Open returns.
+// Only this process's user can open its files. When Open returns, no other process has locked them.
 func Open(ctx context.Context, path string) (*Store, error) {
 	s, err := open(ctx, path, migrations)
 	if err != nil {
@@ -99,10 +100,12 @@ func open(ctx context.Context, path string, steps []string) (*Store, error) {
 	if err := closeFiles(path); err != nil { // before SQLite: a close would drop its locks (fcntl(2))
 		return nil, err
 	}
-	// Exclusive before WAL: the log's index is then not in memory mapped from a file (sqlite.org/wal.html, "Use of WAL
-	// Without Shared-Memory"), where a frozen disk would hold a thread in a page fault and with it Go's collector, that is all.
+	// Exclusive before WAL: then the log's index is not mapped from a file (sqlite.org/wal.html, "Use
+	// of WAL Without Shared-Memory"). A frozen disk would hold a thread in a page fault of that map,
+	// and with it Go's garbage collector, which stops all threads.
 	u := url.URL{Scheme: "file", Path: path, RawQuery: url.Values{
-		"_pragma": {"busy_timeout(5000)", "locking_mode(EXCLUSIVE)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)"},
+		"_pragma": {"busy_timeout(5000)", "locking_mode(EXCLUSIVE)", "journal_mode(WAL)",
+			"synchronous(FULL)", "foreign_keys(1)"},
 		"_txlock": {"immediate"},
 	}.Encode()}
 	db, err := sql.Open("sqlite", u.String())
@@ -129,12 +132,14 @@ func open(ctx context.Context, path string, steps []string) (*Store, error) {
 		_ = closeDB()
 		return nil, err
 	}
-	s := &Store{ops: make(chan *op, maxGroup), closing: make(chan struct{}), closed: make(chan struct{}), closeDB: closeDB}
+	s := &Store{ops: make(chan *op, maxGroup), closing: make(chan struct{}),
+		closed: make(chan struct{}), closeDB: closeDB}
 	go s.work(w)
 	return s, nil
 }
 
-// Close waits for the writes under way and closes the database. It is called once, after the last other call has returned.
+// Close waits for the writes under way and closes the database. It is called once, after all other
+// calls have returned.
 func (s *Store) Close() error {
 	close(s.closing)
 	<-s.closed
@@ -218,7 +223,8 @@ func (s *Store) Load(ctx context.Context) ([]vmm.Record, error) {
 // Insert implements vmm.Store. r.Serial and r.MAC are set when it returns nil.
 func (s *Store) Insert(ctx context.Context, r *vmm.Record) error {
 	rec := *r // the write goes on when ctx ends, and r is the caller's
-	if err := s.do(ctx, func(ctx context.Context, w *writer) error { return w.add(ctx, &rec) }); err != nil {
+	add := func(ctx context.Context, w *writer) error { return w.add(ctx, &rec) }
+	if err := s.do(ctx, add); err != nil {
 		return fmt.Errorf("cannot record %s: %w", r.Name, err)
 	}
 	r.Serial, r.MAC = rec.Serial, rec.MAC

@@ -33,19 +33,26 @@ func newWriter(ctx context.Context, conn *sql.Conn) (*writer, error) {
 		{&w.savepoint, "SAVEPOINT op"},
 		{&w.release, "RELEASE op"},
 		{&w.rollbackTo, "ROLLBACK TO op"},
-		{&w.load, "SELECT " + strings.Join(names, ", ") + ", vms.serial, mac, leases.address FROM vms LEFT JOIN leases USING (serial) ORDER BY vms.serial"},
-		{&w.insert, "INSERT INTO vms (" + strings.Join(names, ", ") + ", mac) VALUES (" + marks[2:] + ", ?)"},
+		{&w.load, "SELECT " + strings.Join(names, ", ") + ", vms.serial, mac, leases.address " +
+			"FROM vms LEFT JOIN leases USING (serial) ORDER BY vms.serial"},
+		{&w.insert, "INSERT INTO vms (" + strings.Join(names, ", ") + ", mac) " +
+			"VALUES (" + marks[2:] + ", ?)"},
 		{&w.update, "UPDATE vms SET " + strings.Join(names, " = ?, ") + " = ? WHERE serial = ?"},
 		{&w.remove, "DELETE FROM vms WHERE serial = ?"},
 		{&w.exists, "SELECT 1 FROM vms WHERE serial = ?"},
 		{&w.leaseOf, "SELECT address FROM leases WHERE serial = ?"},
 		{&w.leases, "SELECT address FROM leases WHERE serial <> ? ORDER BY address"},
-		{&w.saved, "SELECT serial, number, name, created, state, size, frozen, phase FROM snapshots ORDER BY created, number"},
-		{&w.saveNumber, "UPDATE vms SET snapshots_made = snapshots_made + 1 WHERE serial = ? RETURNING snapshots_made"},
-		{&w.save, "INSERT INTO snapshots (name, created, state, size, frozen, phase, serial, number) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"},
-		{&w.saveAgain, "UPDATE snapshots SET name = ?, created = ?, state = ?, size = ?, frozen = ?, phase = ? WHERE serial = ? AND number = ?"},
+		{&w.saved, "SELECT serial, number, name, created, state, size, frozen, phase " +
+			"FROM snapshots ORDER BY created, number"},
+		{&w.saveNumber, "UPDATE vms SET snapshots_made = snapshots_made + 1 " +
+			"WHERE serial = ? RETURNING snapshots_made"},
+		{&w.save, "INSERT INTO snapshots " +
+			"(name, created, state, size, frozen, phase, serial, number) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"},
+		{&w.saveAgain, "UPDATE snapshots SET name = ?, created = ?, state = ?, size = ?, frozen = ?, " +
+			"phase = ? WHERE serial = ? AND number = ?"},
 		{&w.unsave, "DELETE FROM snapshots WHERE serial = ? AND number = ?"},
-		{&w.leaseTake, "INSERT INTO leases (serial, address) VALUES (?, ?) ON CONFLICT (serial) DO UPDATE SET address = excluded.address"},
+		{&w.leaseTake, "INSERT INTO leases (serial, address) VALUES (?, ?) " +
+			"ON CONFLICT (serial) DO UPDATE SET address = excluded.address"},
 	} {
 		stmt, err := conn.PrepareContext(ctx, p.text)
 		if err != nil {
@@ -69,7 +76,7 @@ func (w *writer) close() {
 func (w *writer) commit(group []*op) {
 	ctx := context.Background()
 	if len(group) == 1 {
-		// One statement is a transaction of its own; BEGIN and a savepoint's journal would cost a third more.
+		// One statement is a transaction by itself. BEGIN and a savepoint would cost a third more.
 		group[0].err = group[0].run(ctx, w)
 		return
 	}
@@ -78,7 +85,7 @@ func (w *writer) commit(group []*op) {
 		return
 	}
 	// Nothing of the group was kept: those already refused keep their own error.
-	_, _ = w.undo.ExecContext(ctx) // SQLite has rolled back by itself after some errors, and then this fails
+	_, _ = w.undo.ExecContext(ctx) // fails after errors at which SQLite rolls back by itself
 	for _, o := range group {
 		switch {
 		case o.err != nil:
