@@ -13,8 +13,8 @@ func (s *Server) canaryOf(label string) netip.Addr {
 	return s.own[0].Addr()
 }
 
-// answer gives the reply to what was received, nil if it deserves none, and of how many bytes it may be over UDP. When the host's resolvers have
-// to be asked first, what to ask them comes with it.
+// answer returns the reply to a message, nil for none, and the largest size of the reply over UDP. A
+// query is not nil if the host's resolvers must be asked first.
 func (s *Server) answer(b []byte) (reply, query *dns.Msg, size int) {
 	if len(b) < headerSize || b[2]&0x80 != 0 {
 		return nil, nil, 0 // no query: to answer could go round for ever
@@ -64,15 +64,16 @@ func (s *Server) answer(b []byte) (reply, query *dns.Msg, size int) {
 		}
 		return r, nil, size
 	}
-	query = &dns.Msg{MsgHdr: dns.MsgHdr{RecursionDesired: q.RecursionDesired, CheckingDisabled: q.CheckingDisabled, AuthenticatedData: q.AuthenticatedData},
+	query = &dns.Msg{MsgHdr: dns.MsgHdr{RecursionDesired: q.RecursionDesired,
+		CheckingDisabled: q.CheckingDisabled, AuthenticatedData: q.AuthenticatedData},
 		Question: []dns.Question{question}}
 	if opt != nil {
-		query.SetEdns0(ednsSize, opt.Do()) // options are between neighbours: a cookie is, a client's subnet would tell of ours
+		query.SetEdns0(ednsSize, opt.Do()) // without options: a client's subnet would show ours
 	}
 	return r, query, size
 }
 
-// refused are the types that are no records: transfers of zones, and what belongs into other sections.
+// refused are the types that are no records: transfers of zones, and types of other sections.
 func refused(qtype uint16) bool {
 	switch qtype {
 	case dns.TypeAXFR, dns.TypeIXFR, dns.TypeTKEY, dns.TypeTSIG, dns.TypeOPT:
@@ -89,7 +90,8 @@ func (s *Server) resolve(reply, query *dns.Msg, tcp bool) {
 		reply.Rcode = dns.RcodeServerFailure
 		return
 	}
-	reply.Rcode, reply.Truncated, reply.AuthenticatedData = got.Rcode, got.Truncated, got.AuthenticatedData
+	reply.Rcode, reply.Truncated = got.Rcode, got.Truncated
+	reply.AuthenticatedData = got.AuthenticatedData
 	reply.Answer, reply.Ns = got.Answer, got.Ns
 	var extra []dns.RR
 	for _, rr := range got.Extra {

@@ -1,12 +1,14 @@
 // Package dns gives VMs names: NAME.vm.
 //
-// Server answers guests and the host on the bridge's addresses: A, AAAA and PTR of running VMs by itself, for which Names is asked
-// and nobody else, and everything below the zone `vm` that is no VM's with NXDOMAIN; all else goes to the host's resolvers. It has one goroutine
-// for each UDP socket and TCP listener, and one for each connection and each query that waits for a resolver; all of these are bounded, by source as
-// well. Nothing is cached.
+// Server answers guests and the host on the bridge's addresses. For A, AAAA and PTR of running VMs it
+// asks Names alone. Other names below the zone `vm` are NXDOMAIN. All else goes to the host's
+// resolvers, and nothing is cached. Server has one goroutine for each UDP socket and TCP listener, and
+// one for each connection and each query that waits for a resolver. All of these are bounded, for each
+// source as well.
 //
-// Host makes the host itself resolve the names, through systemd-resolved where that runs and through a block in a hosts file where that is
-// wished, and finds out whether it does. It has one goroutine.
+// Host makes the host itself resolve the names: through systemd-resolved where that runs, and through
+// a block in a hosts file where the configuration names one. It also finds out whether the host does.
+// It has one goroutine.
 //
-// What the package does not parse itself, github.com/miekg/dns does. It runs no program.
+// Package github.com/miekg/dns parses messages. This package runs no program.
 package dns

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// forwardTime is for all resolvers together: less than the 5 s after which resolv.conf(5) has a client ask again.
+	// forwardTime is for all resolvers together. After 5 s a client asks again (resolv.conf(5)).
 	forwardTime = 4500 * time.Millisecond
 	ednsSize    = 1232 // bytes of UDP that go through everywhere (DNS flag day 2020)
 	headerSize  = 12
@@ -36,7 +36,9 @@ type forwarder struct {
 	long chan struct{}    // slots for replies over TCP
 }
 
-// ask asks one resolver after the other until one knows. Over tcp a reply that is too long for UDP is got whole, otherwise it is given cut, and says so. It blocks until ctx ends, at most.
+// ask asks one resolver after the other until one knows. A reply that is too long for UDP is fetched
+// whole for a client over TCP; otherwise it is cut and marked as such. It blocks until ctx ends, at
+// most.
 func (f *forwarder) ask(ctx context.Context, q *dns.Msg, tcp bool) (*dns.Msg, error) {
 	servers := without(f.conf.resolvers(), f.own)
 	if len(servers) == 0 {
@@ -57,7 +59,7 @@ func (f *forwarder) ask(ctx context.Context, q *dns.Msg, tcp bool) (*dns.Msg, er
 			continue
 		}
 		switch last = reply; reply.Rcode {
-		case dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented: // another may know, as resolv.conf(5)'s clients have it
+		case dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotImplemented: // another may know
 			continue
 		}
 		f.good.Store(uint32(n))
@@ -70,7 +72,9 @@ func (f *forwarder) ask(ctx context.Context, q *dns.Msg, tcp bool) (*dns.Msg, er
 }
 
 // exchange asks one resolver.
-func (f *forwarder) exchange(ctx context.Context, server netip.AddrPort, q *dns.Msg, tcp bool) (*dns.Msg, error) {
+func (f *forwarder) exchange(
+	ctx context.Context, server netip.AddrPort, q *dns.Msg, tcp bool,
+) (*dns.Msg, error) {
 	m := *q
 	m.Id = dns.Id()
 	reply, err := exchange(ctx, "udp", server, &m)
@@ -86,8 +90,11 @@ func (f *forwarder) exchange(ctx context.Context, server netip.AddrPort, q *dns.
 	return exchange(ctx, "tcp", server, &m)
 }
 
-// exchange sends m and waits for its reply until ctx ends. A connected socket of its own for each query gives it a port that cannot be guessed.
-func exchange(ctx context.Context, network string, server netip.AddrPort, m *dns.Msg) (*dns.Msg, error) {
+// exchange sends m and waits for its reply until ctx ends. Each query has a connected socket of its
+// own, and so a port that cannot be guessed.
+func exchange(
+	ctx context.Context, network string, server netip.AddrPort, m *dns.Msg,
+) (*dns.Msg, error) {
 	fail := func(err error) error {
 		if ctx.Err() != nil {
 			err = ctx.Err()
@@ -123,7 +130,8 @@ func exchange(ctx context.Context, network string, server netip.AddrPort, m *dns
 			return nil, fail(err)
 		}
 		var r dns.Msg
-		if r.Unpack(b) == nil && r.Id == m.Id && r.Response && len(r.Question) == 1 && sameQuestion(r.Question[0], m.Question[0]) {
+		if r.Unpack(b) == nil && r.Id == m.Id && r.Response && len(r.Question) == 1 &&
+			sameQuestion(r.Question[0], m.Question[0]) {
 			return &r, nil
 		}
 	}
@@ -131,7 +139,8 @@ func exchange(ctx context.Context, network string, server netip.AddrPort, m *dns
 }
 
 func sameQuestion(a, b dns.Question) bool {
-	return a.Qtype == b.Qtype && a.Qclass == b.Qclass && dns.CanonicalName(a.Name) == dns.CanonicalName(b.Name)
+	return a.Qtype == b.Qtype && a.Qclass == b.Qclass &&
+		dns.CanonicalName(a.Name) == dns.CanonicalName(b.Name)
 }
 
 // framed puts a message's length before it, as it goes over TCP (RFC 1035 4.2.2).

@@ -19,7 +19,7 @@ import (
 const (
 	nsswitchPath = "/etc/nsswitch.conf"
 	lookEvery    = 3 * time.Second // at the files that say whom the host asks
-	tryEvery     = time.Minute     // whether it still finds the names, and whether systemd-resolved knows
+	tryEvery     = time.Minute     // between checks of the host's resolvers
 	probeTime    = 2 * time.Second // for one of the host's resolvers
 	hostsPause   = 100 * time.Millisecond
 )
@@ -34,7 +34,7 @@ type HostOptions struct {
 	Log       *slog.Logger
 }
 
-// Host makes the host find the names of VMs, as far as it can be made to, and knows whether it does.
+// Host makes the host find the names of VMs, if it can, and knows whether the host does.
 type Host struct {
 	o       HostOptions
 	changed chan struct{} // of one: the names may have
@@ -63,7 +63,8 @@ func (h *Host) Changed() {
 	}
 }
 
-// Close takes back what systemd-resolved was told and waits for the end. The hosts file keeps the names of VMs that run on.
+// Close undoes the registration with systemd-resolved and waits for the goroutine. The hosts file
+// keeps the names of VMs that run on.
 func (h *Host) Close() error {
 	h.cancel()
 	<-h.done
@@ -152,7 +153,8 @@ func (h *Host) failed(kind int, err error) {
 	h.failures[kind] = text
 }
 
-// asks reports whether the host's programs come to the Server for the names: those that ask as resolv.conf(5) says, or through nss-resolve(8).
+// asks reports whether the host's programs ask the Server for the names, by resolv.conf(5) or through
+// nss-resolve(8).
 func (h *Host) asks(ctx context.Context) bool {
 	if h.o.Server == nil {
 		return false
@@ -199,7 +201,8 @@ func usesResolve(nsswitch string) bool {
 	return false
 }
 
-// found asks the host's resolvers, as its programs do, for a name that only this server knows, and only now. The first that answers decides.
+// found asks the host's resolvers, as its programs do, for a name that only this server knows, and
+// only now. The first answer decides.
 func (s *Server) found(ctx context.Context) bool {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // fails nowhere that Go runs

@@ -17,9 +17,10 @@ import (
 // maxHosts bounds the hosts file that is changed, in bytes.
 const maxHosts = 16 << 20
 
-// WriteHosts makes lines the block that the file keeps for owner (a bridge's name), between two marks, and leaves all else as it is; without
-// lines the block goes. The file is replaced at once, with its mode and owner, or where that cannot be (a file that is mounted by itself) written anew. It
-// returns without writing when nothing would change.
+// WriteHosts replaces the owner's block of the file, between two marks, by lines. The owner is a
+// bridge's name. Without lines it removes the block. Everything else stays. The file is replaced in
+// one step with its mode and owner; a file that is a mount point is written in place. Nothing is
+// written if nothing would change.
 func WriteHosts(path, owner string, lines []byte) error {
 	if err := writeHosts(path, owner, lines); err != nil {
 		return fmt.Errorf("cannot keep names in %s: %w", path, err)

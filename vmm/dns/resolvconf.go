@@ -62,7 +62,7 @@ func (r *resolvConf) read() []netip.AddrPort {
 	return parseResolvConf(b[:min(len(b), resolvConfBytes)], r.port)
 }
 
-// parseResolvConf gives the resolvers in order; when there are none it is the host itself, as resolv.conf(5) has it.
+// parseResolvConf returns the resolvers in order. Without any it is the host itself (resolv.conf(5)).
 func parseResolvConf(b []byte, port uint16) []netip.AddrPort {
 	var servers []netip.AddrPort
 	for _, l := range strings.Split(string(b), "\n") {
@@ -82,5 +82,6 @@ func parseResolvConf(b []byte, port uint16) []netip.AddrPort {
 
 // without gives those that are not in own.
 func without(servers, own []netip.AddrPort) []netip.AddrPort {
-	return slices.DeleteFunc(slices.Clone(servers), func(s netip.AddrPort) bool { return slices.Contains(own, s) })
+	ours := func(s netip.AddrPort) bool { return slices.Contains(own, s) }
+	return slices.DeleteFunc(slices.Clone(servers), ours)
 }

@@ -20,7 +20,8 @@ const (
 // errNoResolved: systemd-resolved does not run here.
 var errNoResolved = errors.New("systemd-resolved does not run")
 
-// resolved tells systemd-resolved, over the system bus, that the bridge's names are found on the bridge's addresses: org.freedesktop.resolve1(5).
+// resolved registers the bridge's addresses with systemd-resolved as the servers of the bridge's
+// names, over the system bus (org.freedesktop.resolve1(5)).
 // It never starts it. One goroutine uses it.
 type resolved struct {
 	owner string // the process that was told last, as the bus names it; empty for none
@@ -40,7 +41,9 @@ type (
 )
 
 // register tells it, unless the one that runs knows already: it logs every time that it is told.
-func (r *resolved) register(ctx context.Context, link int, servers []netip.Addr, zones []string) error {
+func (r *resolved) register(
+	ctx context.Context, link int, servers []netip.Addr, zones []string,
+) error {
 	ctx, cancel := context.WithTimeout(ctx, busTime)
 	defer cancel()
 	was := *r
@@ -51,7 +54,8 @@ func (r *resolved) register(ctx context.Context, link int, servers []netip.Addr,
 	}
 	defer conn.Close()
 	var owner string
-	err = conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, resolvedName).Store(&owner)
+	get := "org.freedesktop.DBus.GetNameOwner"
+	err = conn.BusObject().CallWithContext(ctx, get, 0, resolvedName).Store(&owner)
 	var e dbus.Error
 	if errors.As(err, &e) && e.Name == "org.freedesktop.DBus.Error.NameHasNoOwner" {
 		return errNoResolved
@@ -108,7 +112,9 @@ func (r *resolved) unregister(ctx context.Context) error {
 }
 
 func callResolved(ctx context.Context, conn *dbus.Conn, method string, args ...any) error {
-	c := conn.Object(resolvedName, resolvedPath).CallWithContext(ctx, resolvedName+".Manager."+method, dbus.FlagNoAutoStart, args...)
+	manager := conn.Object(resolvedName, resolvedPath)
+	name := resolvedName + ".Manager." + method
+	c := manager.CallWithContext(ctx, name, dbus.FlagNoAutoStart, args...)
 	if c.Err != nil {
 		return fmt.Errorf("%s: %w", method, c.Err)
 	}

@@ -22,10 +22,11 @@ const (
 	maxAsking = 256  // queries that wait for a resolver
 	maxConns  = 256
 	tcpIdle   = 10 * time.Second // for a whole query to come
-	tcpLife   = 30 * time.Second // of a connection, so that nobody keeps for ever what others want
+	tcpLife   = 30 * time.Second // of a connection, as others wait for its slot
 	tcpWrite  = 5 * time.Second
-	// sockBuffer is room, in bytes, for a flood of one guest not to drop what others ask, and for what the kernel keeps for 3 s that goes to
-	// a guest that does not answer its ARP, up to 200 KiB for each such guest.
+	// sockBuffer is the size of a socket's buffers, in bytes. It has room for the queries of others
+	// during one guest's flood. The kernel also keeps there, for 3 s, what it sends to a guest that
+	// does not answer its ARP, up to 200 KiB for each such guest.
 	sockBuffer = 4 << 20
 	sendRetry  = 100 * time.Millisecond
 )
@@ -58,7 +59,8 @@ type Server struct {
 	work    sync.WaitGroup
 }
 
-// Listen takes the port on every gateway, UDP and TCP. Nothing is answered before Serve. The caller closes the Server.
+// Listen binds the port on every gateway, UDP and TCP. Nothing is answered before Serve. The caller
+// closes the Server.
 func Listen(o Options) (*Server, error) {
 	if o.Port == 0 {
 		o.Port = dnsPort
@@ -73,7 +75,8 @@ func Listen(o Options) (*Server, error) {
 		s.zone.prefixes = append(s.zone.prefixes, p.Masked())
 	}
 	s.zone.canary = s.canaryOf
-	s.forward = forwarder{conf: &resolvConf{path: o.ResolvConf, port: dnsPort}, own: s.own, long: make(chan struct{}, maxLong)}
+	s.forward = forwarder{conf: &resolvConf{path: o.ResolvConf, port: dnsPort}, own: s.own,
+		long: make(chan struct{}, maxLong)}
 	s.sources.bySource = make(map[netip.Addr]*source)
 	for _, a := range s.own {
 		if err := s.listen(a.String()); err != nil {
@@ -85,7 +88,9 @@ func Listen(o Options) (*Server, error) {
 }
 
 func (s *Server) listen(address string) error {
-	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error { return control(raw) }}
+	c := net.ListenConfig{
+		Control: func(_, _ string, raw syscall.RawConn) error { return control(raw) },
+	}
 	u, err := c.ListenPacket(s.ctx, "udp", address)
 	if err != nil {
 		return err
@@ -99,12 +104,14 @@ func (s *Server) listen(address string) error {
 	return nil
 }
 
-// control lets a socket have an address that is not ready yet, as one of IPv6 whose uniqueness is being looked at, and gives it room.
+// control lets a socket bind an address that is not ready yet, such as an IPv6 address whose
+// uniqueness the kernel still checks, and sets its buffers.
 func control(raw syscall.RawConn) error {
 	return raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sockBuffer) // needs root; without it the usual room does
+		// This needs root. Otherwise the usual size has to do.
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, sockBuffer)
 		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, sockBuffer)
 	})
 }
@@ -151,7 +158,8 @@ func (s *Server) Close() error {
 	return errors.Join(errs...)
 }
 
-// mayAsk reports whether the source is a guest or the host. Another host's packet cannot have an address of this one: the kernel drops it.
+// mayAsk reports whether the source is a guest or the host. The kernel drops packets of other hosts
+// with an address of this one.
 func (s *Server) mayAsk(a netip.Addr) bool {
 	if a.IsLoopback() {
 		return true
@@ -299,7 +307,8 @@ func (s *Server) leave(from netip.Addr) {
 	s.sources.disconnect(from)
 }
 
-// serveOne answers the next query of a connection, which has come until then at the latest; false ends the connection.
+// serveOne waits until then for the next query of a connection, and answers it. False ends the
+// connection.
 func (s *Server) serveOne(c net.Conn, from netip.Addr, end time.Time) bool {
 	deadline := time.Now().Add(tcpIdle)
 	if end.Before(deadline) {

@@ -8,11 +8,12 @@ import (
 	"time"
 )
 
-// Bounds of one source, so that a guest that floods takes nothing from the others. A guest is two sources, one of each family.
+// Bounds of one source, so that a guest's flood leaves the others their share. A guest is two
+// sources, one of each family.
 const (
 	queryRate  = 2000 // a second
 	queryBurst = 2 * queryRate
-	// What resolvers are asked goes through the host's table of connections, which all share, each with
+	// Queries to resolvers fill the host's table of connections, which all share, each with
 	// a port of its own for 30 s and more. Guests that browse stay far below.
 	forwardRate   = 100 // a second
 	forwardBurst  = 500
@@ -92,8 +93,9 @@ func (s *sources) forward(a netip.Addr) bool {
 	return x != nil && x.forwards.take(now, forwardRate, forwardBurst)
 }
 
-// begin and end count the queries that wait for a resolver, connect and disconnect the connections. free is how many slots all have left: one
-// source may hold half as many, so that a few who take all they get leave some for the next, and many do as soon as what they had ends.
+// begin and end count the queries that wait for a resolver, connect and disconnect the connections.
+// free is the count of free slots of all sources. One source may have half as many, so that a few
+// greedy sources leave some for the next one.
 func (s *sources) begin(a netip.Addr, free int) bool {
 	return s.count(a, func(x *source) *int { return &x.asking }, min(sourceAsking, (free+1)/2))
 }
@@ -133,7 +135,7 @@ func (h *hostAddrs) has(a netip.Addr) bool {
 	defer h.mu.Unlock()
 	if now := time.Now(); now.Sub(h.looked) >= hostLook {
 		h.looked, h.addrs = now, nil
-		addrs, _ := net.InterfaceAddrs() // of the kernel, which has them at hand; without them only guests may ask
+		addrs, _ := net.InterfaceAddrs() // without them only guests may ask
 		for _, n := range addrs {
 			if n, ok := n.(*net.IPNet); ok {
 				if addr, ok := netip.AddrFromSlice(n.IP); ok {

@@ -10,11 +10,12 @@ import (
 
 const (
 	zoneName = "vm."
-	// ttl is how long an answer may be kept, in seconds, also that there is no such name (RFC 2308): names come and go with the VMs.
+	// ttl of answers, in seconds, also of the answer that there is no such name (RFC 2308): VMs come
+	// and go.
 	ttl = 5
 )
 
-// Names tells who has which name now. Its methods do not block and may be called from many goroutines.
+// Names knows the running VMs. Its methods do not block and may be called from many goroutines.
 type Names interface {
 	// Addresses of the running VM of that name; none if there is no such VM.
 	Addresses(name string) []netip.Addr
@@ -26,7 +27,7 @@ type Names interface {
 type zone struct {
 	names    Names
 	prefixes []netip.Prefix                // of the guests
-	canary   func(label string) netip.Addr // the address of a name that no VM can have, to find the way here; invalid for most
+	canary   func(label string) netip.Addr // of a name that no VM can have; invalid for most
 }
 
 // answer is what is known of a name of the zone.
@@ -71,14 +72,16 @@ func (z *zone) forward(q dns.Question, labels []string) answer {
 	return a
 }
 
-// backward answers for names of the reverse zones of the guests' prefixes (RFC 1035 3.5, RFC 3596 2.5). These begin
-// at the first whole label: that of 172.30.0.0/20 with three numbers.
+// backward answers for names of the reverse zones of the guests' prefixes (RFC 1035 3.5, RFC 3596
+// 2.5). A zone begins at the first whole label: that of 172.30.0.0/20 has three numbers.
 func (z *zone) backward(q dns.Question, labels []string) (answer, bool) {
 	at, below, ok := reverse(labels)
 	if !ok {
 		return answer{}, false
 	}
-	i := slices.IndexFunc(z.prefixes, func(p netip.Prefix) bool { return p.Bits() <= at.Bits() && p.Contains(at.Addr()) })
+	i := slices.IndexFunc(z.prefixes, func(p netip.Prefix) bool {
+		return p.Bits() <= at.Bits() && p.Contains(at.Addr())
+	})
 	if i < 0 {
 		return answer{}, false
 	}
@@ -116,11 +119,12 @@ func header(name string, rrtype uint16) dns.RR_Header {
 
 // soa is the record that an answer without records comes with.
 func soa(apex string) dns.RR {
-	return &dns.SOA{Hdr: header(apex, dns.TypeSOA), Ns: apex, Mbox: "nobody.invalid.", Serial: 1, Refresh: 3600, Retry: 1200, Expire: 604800, Minttl: ttl}
+	return &dns.SOA{Hdr: header(apex, dns.TypeSOA), Ns: apex, Mbox: "nobody.invalid.", Serial: 1,
+		Refresh: 3600, Retry: 1200, Expire: 604800, Minttl: ttl}
 }
 
-// reverse finds what a name below in-addr.arpa or ip6.arpa stands for: an address, or the first numbers of addresses. below is true when
-// labels that are no number, or are too many, are in front of these.
+// reverse returns the address, or the prefix, of a name below in-addr.arpa or ip6.arpa. below is true
+// if labels that are no numbers, or too many labels, precede it.
 func reverse(labels []string) (at netip.Prefix, below, ok bool) {
 	n := len(labels)
 	if n < 2 || labels[n-1] != "arpa" {

@@ -90,7 +90,7 @@ func (n *Network) configure(link netlink.Link, alias string) error {
 	return netlink.LinkSetUp(link)
 }
 
-// configure6 gives the bridge its IPv6 address, at once usable though no port is up yet, and hears no router behind it.
+// configure6 sets the bridge's IPv6 address, usable before a port is up, and ignores routers behind it.
 func (n *Network) configure6(link netlink.Link) error {
 	has, err := netlink.AddrList(link, netlink.FAMILY_V6)
 	if err != nil && n.prefix6.IsValid() {
@@ -123,7 +123,8 @@ func (n *Network) configure6(link netlink.Link) error {
 	return netlink.AddrReplace(link, addr)
 }
 
-// clash finds a route of another link that overlaps a subnet: the host would not reach the guests, or lose what it reaches now.
+// clash refuses a subnet that overlaps a route of another link. The host would not reach the guests,
+// or lose that route's network.
 func (n *Network) clash() error {
 	routes, err := n.routes()
 	if err != nil {

@@ -42,11 +42,13 @@ type guest struct {
 	forwards []*forward
 }
 
-// elementsOf says what lets a guest through. Maps lead to it from other hosts only: a client on the host comes to the forward's socket.
+// elementsOf returns the elements that let a guest through. Maps lead clients of other hosts to it.
+// Clients on the host use the forward's socket.
 func (n *Network) elementsOf(c vmm.Connection) ([]element, error) {
 	mac, err := net.ParseMAC(c.MAC)
 	if err != nil || len(mac) != 6 || !c.Address.Is4() {
-		return nil, fmt.Errorf("%w: a guest with the MAC %q and the address %s", vmm.ErrInvalid, c.MAC, c.Address)
+		return nil, fmt.Errorf("%w: a guest with the MAC %q and the address %s",
+			vmm.ErrInvalid, c.MAC, c.Address)
 	}
 	tap := string(nameBytes(n.tapName(c.Serial)))
 	hw := string(mac) + "\x00\x00"
@@ -99,7 +101,8 @@ func protocolPort(protocol string, port uint16) string {
 
 // linkLocal is the address that a guest makes of its MAC (RFC 4291, appendix A).
 func linkLocal(mac net.HardwareAddr) netip.Addr {
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2],
+		11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
 }
 
 func (n *Network) table(family nftables.TableFamily) *nftables.Table {
@@ -133,7 +136,8 @@ func (n *Network) apply() error {
 			key  nftables.SetDatatype
 			v4   bool
 		}{{"lan4", nftables.TypeIPAddr, true}, {"lan6", nftables.TypeIP6Addr, false}} {
-			err := c.AddSet(&nftables.Set{Table: n.table(inetFamily), Name: s.name, KeyType: s.key, Interval: true}, intervals(networks, s.v4))
+			set := &nftables.Set{Table: n.table(inetFamily), Name: s.name, KeyType: s.key, Interval: true}
+			err := c.AddSet(set, intervals(networks, s.v4))
 			if err != nil {
 				return err
 			}
@@ -168,7 +172,8 @@ func (n *Network) apply() error {
 }
 
 func (n *Network) set(s set) *nftables.Set {
-	made := &nftables.Set{Table: n.table(s.family), Name: s.name, KeyType: s.key, Concatenation: strings.Contains(s.key.Name, " . "), KeyByteOrder: binaryutil.BigEndian}
+	made := &nftables.Set{Table: n.table(s.family), Name: s.name, KeyType: s.key,
+		Concatenation: strings.Contains(s.key.Name, " . "), KeyByteOrder: binaryutil.BigEndian}
 	if s.meter {
 		made.Dynamic, made.Size = true, maxGuests
 	}
@@ -179,7 +184,8 @@ func (n *Network) set(s set) *nftables.Set {
 }
 
 // change adds or deletes elements with do, as many in a message as it takes.
-func (n *Network) change(c *nftables.Conn, all map[element]bool, do func(*nftables.Set, []nftables.SetElement) error) error {
+func (n *Network) change(c *nftables.Conn, all map[element]bool,
+	do func(*nftables.Set, []nftables.SetElement) error) error {
 	bySet := make(map[string][]nftables.SetElement)
 	for e := range all {
 		bySet[e.set] = append(bySet[e.set], nftables.SetElement{Key: []byte(e.key), Val: []byte(e.value)})
@@ -196,10 +202,11 @@ func (n *Network) change(c *nftables.Conn, all map[element]bool, do func(*nftabl
 	return nil
 }
 
-// exchange puts new in the place of old in our tables at once; n.mu is held. Tables that somebody flushed are made again.
+// exchange replaces old by new in our tables in one step. Tables that somebody flushed are made again.
+// n.mu is held.
 func (n *Network) exchange(old, new []element) error {
 	add, remove := make(map[element]bool), make(map[element]bool)
-	for _, e := range new { // the same more than once where two published ports lead to one of the guest
+	for _, e := range new { // repeated if two published ports lead to one port of the guest
 		add[e] = true
 	}
 	for _, e := range old {
@@ -226,14 +233,16 @@ func (n *Network) exchange(old, new []element) error {
 	}
 	if err := c.Flush(); err != nil {
 		if !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("nftables refused a change of the tables %s%s: %w", tablePrefix, n.o.Bridge, err)
+			return fmt.Errorf("nftables refused a change of the tables %s%s: %w",
+				tablePrefix, n.o.Bridge, err)
 		}
 		return n.remake()
 	}
 	return nil
 }
 
-// otherNetworks are the private ones and all that this host has a route to other than the default route.
+// otherNetworks are the private networks and those that this host has a route to, but for the default
+// route.
 func (n *Network) otherNetworks() ([]netip.Prefix, error) {
 	all := append([]netip.Prefix(nil), private...)
 	routes, err := n.routes()
@@ -301,7 +310,7 @@ func sysctl(value string, path ...string) error {
 	return os.WriteFile(name, []byte(value+"\n"), 0)
 }
 
-// forwarding lets the host route. It is left on for good: nobody knows who else relies on it by the end.
+// forwarding makes the host route, for good: others may rely on it by the daemon's end.
 func (n *Network) forwarding() error {
 	if err := sysctl("1", "ipv4", "ip_forward"); err != nil {
 		return err
@@ -309,11 +318,13 @@ func (n *Network) forwarding() error {
 	if !n.prefix6.IsValid() {
 		return nil
 	}
-	// A host that forwards heeds router advertisements only where accept_ra is 2 (ip-sysctl of the kernel's documentation): those that it
-	// heeds now it goes on to heed.
+	// A host that forwards accepts router advertisements only where accept_ra is 2 (the kernel's
+	// ip-sysctl). Links that accept them now go on.
 	links, _ := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
 	for _, path := range links {
-		if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == "1" && filepath.Base(filepath.Dir(path)) != n.o.Bridge {
+		b, err := os.ReadFile(path)
+		link := filepath.Base(filepath.Dir(path))
+		if err == nil && strings.TrimSpace(string(b)) == "1" && link != n.o.Bridge {
 			if err := os.WriteFile(path, []byte("2\n"), 0); err != nil {
 				return err
 			}

@@ -20,8 +20,8 @@ const (
 	errorPause  = 10 * time.Millisecond // after an error of a socket, which may stay
 )
 
-// forward holds a published port of the host, so that nobody else takes it, and serves the clients on the host itself: those of other
-// hosts are led to the guest by the table and never come here.
+// forward holds a published port of the host, so that it stays the VM's, and serves clients on the host
+// itself. The table leads those of other hosts to the guest.
 type forward struct {
 	vmm.Publication
 	to      netip.AddrPort
@@ -36,8 +36,11 @@ type forward struct {
 }
 
 // openForward binds p. The caller closes what it gives.
-func openForward(p vmm.Publication, guest netip.Addr, refused func(netip.Addr) bool) (*forward, error) {
-	f := &forward{Publication: p, to: netip.AddrPortFrom(guest, p.Guest), refused: refused, flows: make(map[net.Conn]net.Conn)}
+func openForward(
+	p vmm.Publication, guest netip.Addr, refused func(netip.Addr) bool,
+) (*forward, error) {
+	f := &forward{Publication: p, to: netip.AddrPortFrom(guest, p.Guest), refused: refused,
+		flows: make(map[net.Conn]net.Conn)}
 	family := "6"
 	if p.Host.Addr().Is4() {
 		family = "4"
@@ -137,7 +140,8 @@ func (f *forward) serveTCP(ctx context.Context, l *net.TCPListener) {
 			time.Sleep(errorPause) // no descriptor is free: that passes, or the next attempt says so again
 			continue
 		}
-		if from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); f.refused(from.Unmap()) || !f.enter(c) {
+		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
+		if f.refused(from.Unmap()) || !f.enter(c) {
 			_ = c.Close()
 			continue
 		}

@@ -17,7 +17,7 @@ type Leftover struct {
 	Remove   func() error
 }
 
-// Leftovers finds all that daemons of banger made in this network namespace, whether they live or not.
+// Leftovers finds all that daemons of banger, living or not, made in this network namespace.
 func Leftovers() ([]Leftover, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -34,7 +34,8 @@ func Leftovers() ([]Leftover, error) {
 		if !tap {
 			bridges[l.Attrs().Name] = instance
 		}
-		all = append(all, Leftover{instance, "link " + l.Attrs().Name, func() error { return removeLink(l) }})
+		text := "link " + l.Attrs().Name
+		all = append(all, Leftover{instance, text, func() error { return removeLink(l) }})
 	}
 	tables, err := tableLeftovers(bridges)
 	return append(all, tables...), err
@@ -66,18 +67,22 @@ func tableLeftovers(bridges map[string]string) ([]Leftover, error) {
 					instance = strings.ReplaceAll(id, "_", "-")
 				}
 			}
-			all = append(all, Leftover{instance, "nftables table " + t.Name + ", family " + familyNames[family], func() error { return removeTable(t) }})
+			text := "nftables table " + t.Name + ", family " + familyNames[family]
+			all = append(all, Leftover{instance, text, func() error { return removeTable(t) }})
 		}
 	}
 	return all, nil
 }
 
-var familyNames = map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", inetFamily: "inet", bridgeFamily: "bridge"}
+var familyNames = map[nftables.TableFamily]string{
+	nftables.TableFamilyIPv4: "ip", inetFamily: "inet", bridgeFamily: "bridge",
+}
 
 // removeLink removes a link if it is still the one that was found.
 func removeLink(found netlink.Link) error {
 	l, err := netlink.LinkByIndex(found.Attrs().Index)
-	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && l.Attrs().Alias != found.Attrs().Alias {
+	if errors.As(err, new(netlink.LinkNotFoundError)) ||
+		err == nil && l.Attrs().Alias != found.Attrs().Alias {
 		return nil // a tap goes with its process
 	}
 	if err == nil {

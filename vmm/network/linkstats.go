@@ -14,7 +14,7 @@ import (
 	"banger/vmm"
 )
 
-// statsRequest is struct if_stats_msg of linux/if_link.h, asking for the 64 bit counters of every link.
+// statsRequest is struct if_stats_msg of linux/if_link.h, for the 64 bit counters of every link.
 type statsRequest struct{}
 
 const (
@@ -58,7 +58,8 @@ func (n *Network) LinkStats() (map[uint64]vmm.LinkStats, error) {
 	return bySerial, nil
 }
 
-// parseLinkStats takes one message of the dump: if_stats_msg and, as an attribute, struct rtnl_link_stats64.
+// parseLinkStats parses one message of the dump: if_stats_msg and, as an attribute, struct
+// rtnl_link_stats64.
 func parseLinkStats(m []byte) (index int, s vmm.LinkStats, ok bool) {
 	if len(m) < statsHeader {
 		return 0, s, false
@@ -80,7 +81,8 @@ func parseLinkStats(m []byte) (index int, s vmm.LinkStats, ok bool) {
 	return 0, s, false
 }
 
-// serials gives whose taps the links are, 0 for a link that is none of ours. Links are listed only when there is one that was not known.
+// serials returns the VMs' serials by their taps, 0 for a foreign link. It lists links only if one is
+// unknown.
 func (n *Network) serials(links map[int]vmm.LinkStats) (map[int]uint64, error) {
 	n.tapsMu.Lock()
 	known := maps.Clone(n.taps)

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Registers. r0 to r6 are those of 4 bytes each from the beginning; a longer value takes as many as it needs (nft(8), linux/netfilter/nf_tables.h).
+// Registers of 4 bytes each. A longer value occupies as many as it needs (nft(8),
+// linux/netfilter/nf_tables.h).
 const (
 	r0 = unix.NFT_REG32_00
 	r1 = unix.NFT_REG32_01
@@ -19,7 +20,7 @@ const (
 	r6 = unix.NFT_REG32_06
 )
 
-// Where the fields of headers are (RFC 791, RFC 826, RFC 8200, RFC 4861, IEEE 802.3): base, offset, length.
+// Fields of headers by base, offset and length (RFC 791, RFC 826, RFC 8200, RFC 4861, IEEE 802.3).
 type field struct {
 	base        expr.PayloadBase
 	offset, len uint32
@@ -44,14 +45,17 @@ func compare(op expr.CmpOp, value []byte) match {
 	return match{&expr.Cmp{Op: op, Register: r0, Data: value}}
 }
 
-func (f field) is(value ...byte) match { return append(f.load(r0), compare(expr.CmpOpEq, value)...) }
+func (f field) is(value ...byte) match {
+	return append(f.load(r0), compare(expr.CmpOpEq, value)...)
+}
 func (f field) not(value ...byte) match {
 	return append(f.load(r0), compare(expr.CmpOpNeq, value)...)
 }
 
 // between is whether a field of one byte is first to last.
 func (f field) between(first, last byte) match {
-	return append(f.load(r0), &expr.Range{Op: expr.CmpOpEq, Register: r0, FromData: []byte{first}, ToData: []byte{last}})
+	return append(f.load(r0), &expr.Range{Op: expr.CmpOpEq, Register: r0,
+		FromData: []byte{first}, ToData: []byte{last}})
 }
 
 func (f field) in(p netip.Prefix) match {
@@ -94,7 +98,7 @@ func notWithin(set string) match {
 
 func verdict(kind expr.VerdictKind) match { return match{&expr.Verdict{Kind: kind}} }
 
-// conntrack is whether any of bits is set in what the kernel's tracking says of the packet's connection.
+// conntrack matches a packet whose connection has any of these bits in the kernel's tracking.
 func conntrack(key expr.CtKey, bits uint32) match {
 	return match{&expr.Ct{Key: key, Register: r0},
 		&expr.Bitwise{SourceRegister: r0, DestRegister: r0, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, bits), Xor: make([]byte, 4)},

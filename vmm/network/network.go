@@ -1,11 +1,11 @@
-// Package network connects guests on Linux: one bridge, a tap per VM, and what the guests may reach and be reached by.
+// Package network connects guests on Linux: one bridge, a tap for each VM, and the reach of guests.
 //
-// Everything it makes can be told from everything else on the host: links carry an alias that
-// begins with "banger:", the nftables tables are named banger_<bridge>, one of family inet and one of family bridge.
-// Taps are not persistent, so that they vanish with the VMM that holds them. The policy is in rules.go, what is in
-// force for each guest are elements of sets (filter.go); what others take away is put back by a goroutine that lives from Settle
-// to Release (watch.go). Published ports are held by sockets whose goroutines (forward.go) serve the host's own clients; Disconnect
-// and Release end them. The package runs no program.
+// All that it makes is marked. Links have an alias that begins with "banger:". The nftables tables are
+// named banger_<bridge>, one of family inet and one of family bridge. Taps are not persistent, so that
+// they vanish with their VMM. The policy is in rules.go. Each guest's part of it is elements of sets
+// (filter.go). A goroutine restores deleted rules from Settle to Release (watch.go). Sockets hold the
+// published ports, and their goroutines serve the host's own clients (forward.go). Disconnect and
+// Release end them. The package runs no program.
 package network
 
 import (
@@ -37,9 +37,10 @@ type Options struct {
 	Prefix6 netip.Prefix // IPv6, /64; invalid for none
 	NAT     bool         // guests reach the world
 	LAN     bool         // with NAT also the host's other networks, and private ones
-	// GuestToHost lets guests reach what listens on the host's addresses; without it DNS and echo of the gateway only.
+	// GuestToHost lets guests reach services on the host. Without it they reach the gateway's DNS and
+	// echo only.
 	GuestToHost bool
-	Uplink      string // the link to the world, empty for that of the default route; when given, guests leave by no other
+	Uplink      string // the link to the world, and guests leave by no other; empty: the default route's
 	MTU         int    // bytes; 0 for the uplink's
 	Instance    string // UUID of the state directory
 	Log         *slog.Logger
@@ -52,20 +53,23 @@ type Network struct {
 	mtu     int
 	held    uint32 // how many tracked connections each guest may have
 
-	mu      sync.Mutex        // serialises changes of the bridge and the tables, held while the kernel makes them; guards what follows
+	mu      sync.Mutex        // held during changes of the bridge and the tables; guards the next two
 	settled bool              // the tables are ours
 	guests  map[uint64]*guest // by serial
 
-	unwatch func() // ends the goroutine that looks after the tables; nil where there is none. Settle and Release only, which are called one after the other
+	// unwatch ends the goroutine that restores rules; nil without one. Only Settle and Release use it,
+	// which never run at once.
+	unwatch func()
 
 	tapsMu sync.Mutex     // guards taps
-	taps   map[int]uint64 // whose taps links are, by index; 0 for a link that is none of ours
+	taps   map[int]uint64 // the VM's serial by a link's index, 0 for a foreign link
 }
 
 var _ vmm.Network = (*Network)(nil)
 
-// New makes the bridge, or takes over the one an earlier daemon of the same instance made. The tables are replaced at once if no guest is
-// there, and otherwise by Settle: guests that run are not cut off meanwhile. It needs CAP_NET_ADMIN. What makes no sense in the options is vmm.ErrInvalid.
+// New makes the bridge, or takes over that of an earlier daemon of the same instance. It replaces the
+// tables at once if there is no guest. Otherwise Settle does, so that running guests are not cut off.
+// It needs CAP_NET_ADMIN. vmm.ErrInvalid for impossible options.
 func New(o Options) (*Network, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -113,7 +117,7 @@ func New(o Options) (*Network, error) {
 	return n, nil
 }
 
-// Settle implements vmm.Network. From now until Release, what others take from our tables is put back.
+// Settle implements vmm.Network. From then until Release, deleted rules are restored.
 func (n *Network) Settle() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -266,9 +270,10 @@ func (n *Network) Connect(c vmm.Connection) error {
 	return nil
 }
 
-// isGuest reports whether an address is of the bridge's: a guest may not reach another by its published port.
+// isGuest reports whether a guest may have the address. Guests may not reach others by published ports.
 func (n *Network) isGuest(a netip.Addr) bool {
-	return (n.o.Prefix.Contains(a) || n.prefix6.IsValid() && n.prefix6.Contains(a)) && a != n.Gateway() && a != n.Gateway6()
+	inside := n.o.Prefix.Contains(a) || n.prefix6.IsValid() && n.prefix6.Contains(a)
+	return inside && a != n.Gateway() && a != n.Gateway6()
 }
 
 // Disconnect implements vmm.Network.
@@ -288,13 +293,14 @@ func (n *Network) Disconnect(serial uint64) {
 	}
 }
 
-// Address6 implements vmm.Network: the guest's place in the subnet of IPv4 is its place in that of IPv6.
+// Address6 implements vmm.Network. The guest has the same place in both subnets.
 func (n *Network) Address6(address netip.Addr) netip.Prefix {
 	if !n.prefix6.IsValid() || !address.Is4() {
 		return netip.Prefix{}
 	}
 	base, at, to := n.o.Prefix.Addr().As4(), address.As4(), n.prefix6.Addr().As16()
-	binary.BigEndian.PutUint32(to[12:], binary.BigEndian.Uint32(at[:])-binary.BigEndian.Uint32(base[:]))
+	place := binary.BigEndian.Uint32(at[:]) - binary.BigEndian.Uint32(base[:])
+	binary.BigEndian.PutUint32(to[12:], place)
 	return netip.PrefixFrom(netip.AddrFrom16(to), n.prefix6.Bits())
 }
 
@@ -304,11 +310,13 @@ func (n *Network) Gateway6() netip.Addr { return n.Address6(n.Gateway()).Addr() 
 // MTU implements vmm.Network.
 func (n *Network) MTU() int { return n.mtu }
 
-// LocalPrefix6 derives a /64 of a unique local prefix (RFC 4193: fd and 40 random bits) from the random UUID of the state directory, so
-// that it is the same at every start.
+// LocalPrefix6 derives a /64 of a unique local prefix (RFC 4193: fd and 40 random bits) from the random
+// UUID of the state directory. It is the same at every start.
 func LocalPrefix6(instance string) netip.Prefix {
 	sum := sha256.Sum256([]byte("banger subnet6 " + instance))
-	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 1: sum[0], 2: sum[1], 3: sum[2], 4: sum[3], 5: sum[4]}), 64)
+	address := [16]byte{0: 0xfd}
+	copy(address[1:6], sum[:])
+	return netip.PrefixFrom(netip.AddrFrom16(address), 64)
 }
 
 // Check implements vmm.Network: every mode can be used.
@@ -320,8 +328,8 @@ func (n *Network) Prefix() netip.Prefix { return n.o.Prefix }
 // Gateway implements vmm.Network.
 func (n *Network) Gateway() netip.Addr { return n.o.Prefix.Addr().Next() }
 
-// Release ends the care for the tables and the service of published ports to the host's own clients, and removes the bridge and the tables when no guest uses them
-// any more: at the end of a daemon that leaves no VM running.
+// Release stops restoring rules and serving published ports to the host's own clients. It removes the
+// bridge and the tables if no guest uses them: at the end of a daemon that leaves no VM running.
 func (n *Network) Release() error {
 	if n.unwatch != nil {
 		n.unwatch()

@@ -139,7 +139,8 @@ type chain struct {
 	rules    [][]expr.Any
 }
 
-// Hooks have the same numbers in both families; priorities are those that nft(8) calls dstnat and filter in the bridge's.
+// Hooks have the same numbers in both families. The bridge family's priorities are dstnat and filter of
+// nft(8).
 const (
 	hookPrerouting  = nftables.ChainHook(unix.NF_INET_PRE_ROUTING)
 	hookInput       = nftables.ChainHook(unix.NF_INET_LOCAL_IN)
@@ -153,10 +154,12 @@ const (
 
 // chains are the whole policy, see docs/network.md.
 func (n *Network) chains() []chain {
-	// Bridges of others are passed over by the names of their ports: meta ibrname needs a module that few kernels have.
+	// The names of ports exclude foreign bridges: meta ibrname needs a module that few kernels have.
 	prefix := []byte(n.o.Bridge + "-")
 	ours := metaIs(expr.MetaKeyIIFNAME, prefix...)
-	others := func(key expr.MetaKey) match { return append(meta(key, r0), compare(expr.CmpOpNeq, prefix)...) }
+	others := func(key expr.MetaKey) match {
+		return append(meta(key, r0), compare(expr.CmpOpNeq, prefix)...)
+	}
 	tap := meta(expr.MetaKeyIIFNAME, r0)
 	tap4, tap6 := rule(tap, ip4Source.load(r4)), rule(tap, ip6Source.load(r4))
 	target := rule(tap, ndTarget.load(r4), notWithin("ip6"))
@@ -305,7 +308,8 @@ func (n *Network) admitRules() [][]expr.Any {
 	}
 }
 
-// forwardRules are for what goes between guests and anything but the host, and what bridge-nf-call-iptables shows of what is between guests.
+// forwardRules filter packets between guests and anything but the host, and packets between guests
+// where bridge-nf-call-iptables shows them.
 func (n *Network) forwardRules() [][]expr.Any {
 	from, to := nameIs(expr.MetaKeyIIFNAME, n.o.Bridge), nameIs(expr.MetaKeyOIFNAME, n.o.Bridge)
 	rules := [][]expr.Any{

@@ -17,7 +17,7 @@ func (n *Network) tapName(serial uint64) string {
 	return n.o.Bridge + "-" + strconv.FormatUint(serial, 36)
 }
 
-// Tap implements vmm.Network. The caller closes the file; a bridge that somebody removed is made again.
+// Tap implements vmm.Network. The caller closes the file. A removed bridge is made again.
 func (n *Network) Tap(ctx context.Context, serial uint64, uuid string) (*os.File, error) {
 	name := n.tapName(serial)
 	if len(name) >= unix.IFNAMSIZ {

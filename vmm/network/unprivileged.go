@@ -18,7 +18,7 @@ func Unprivileged() vmm.Network {
 	return Without(errors.New("it needs a daemon that runs as root"))
 }
 
-// Without is the network of a daemon that could not have its bridge: user networking by the VMM, or none.
+// Without returns the network of a daemon without a bridge: the VMM's user networking, or none.
 func Without(why error) vmm.Network { return unprivileged{why} }
 
 func (u unprivileged) Check(mode vmm.NetMode) error {

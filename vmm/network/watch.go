@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Deleted rules are restored at once, and when they are deleted again soon after a pause that grows:
+// Deleted rules are restored at once. If they are deleted again soon, a growing pause precedes that:
 // two programs that fight cost little.
 const (
 	leastPause = time.Second
@@ -151,8 +151,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// concerns reports whether a notification is of our tables and of more than sets' elements, which we change all the time
-// (linux/netfilter/nfnetlink.h and nf_tables.h: after a header of 4 bytes comes, in all that is in a table, its name).
+// concerns reports whether a notification is about our tables, and not about elements of sets, which
+// change all the time. After a header of 4 bytes each notification has the table's name
+// (linux/netfilter/nfnetlink.h, nf_tables.h).
 func (n *Network) concerns(kind uint16, body []byte) bool {
 	const header, table = 4, 1 // NFTA_TABLE_NAME, NFTA_CHAIN_TABLE and so on
 	if kind>>8 != unix.NFNL_SUBSYS_NFTABLES || len(body) < header {
@@ -167,8 +168,8 @@ func (n *Network) concerns(kind uint16, body []byte) bool {
 		string(bytes.TrimRight(attributes[0].Value, "\x00")) == tablePrefix+n.o.Bridge
 }
 
-// putBack makes the tables again when something of their rules is missing, and reports whether that was so. Where the bridge is gone, as after
-// Cleanup, there is nothing to look after.
+// putBack makes the tables again if rules are missing, and reports whether it did. Without the bridge,
+// as after Cleanup, it does nothing.
 func (n *Network) putBack() (bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
