@@ -114,7 +114,7 @@ func TestPrivateRegistry(t *testing.T) {
 	d.env = []string{"SSL_CERT_FILE=" + cert}
 	must(t, d.start())
 	d.build(t, "private", open+"/web:private")
-	fails("closed", closed, "without credentials")
+	fails("closed", closed, "banger has none")
 }
 
 // damage changes one byte of a file.
