@@ -29,7 +29,7 @@ type console struct {
 	grew int64 // bytes since console.log was last trimmed; guarded by file
 }
 
-// print gives text to all readers and appends it to console.log.
+// print sends text to all readers and appends it to console.log.
 func (m *machine) print(text string) {
 	c := &m.console
 	c.mu.Lock()
@@ -45,7 +45,8 @@ func (m *machine) print(text string) {
 
 	c.file.Lock()
 	defer c.file.Unlock()
-	f, err := os.OpenFile(filepath.Join(m.dir, vmm.ConsoleFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	path := filepath.Join(m.dir, vmm.ConsoleFile)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return
 	}

@@ -16,7 +16,7 @@ import (
 	"banger/vmm/guest"
 )
 
-// savedDir is the directory of a snapshot, beside the disks.
+// savedDir is the prefix of a snapshot's directory, beside the disks.
 const savedDir = "snapshot-"
 
 // MakeDisks implements vmm.Driver with sparse files.
@@ -52,7 +52,8 @@ func (d *Driver) RestoreDisks(_ context.Context, spec *vmm.Spec, tag string) err
 		return fmt.Errorf("the disks have no snapshot %s: %w", tag, vmm.ErrNotFound)
 	}
 	for _, e := range entries {
-		err = errors.Join(err, copySparse(filepath.Join(from, e.Name()), filepath.Join(dir, e.Name())))
+		saved, disk := filepath.Join(from, e.Name()), filepath.Join(dir, e.Name())
+		err = errors.Join(err, copySparse(saved, disk))
 	}
 	return err
 }
@@ -128,7 +129,7 @@ func (m *machine) GrowDisk(_ context.Context, size int64) error {
 	return nil
 }
 
-// copySparse copies a file's data and leaves its holes holes.
+// copySparse copies a file and keeps its holes.
 func copySparse(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream implements guest.Streamer. The far end is the agent's own, in this process.
+// Stream implements guest.Streamer. The agent's real handlers serve it, in this process.
 func (g agent) Stream(ctx context.Context, path string, request any) (net.Conn, error) {
 	if err := g.answer(ctx); err != nil {
 		return nil, err
@@ -52,7 +52,8 @@ func (g agent) Stream(ctx context.Context, path string, request any) (net.Conn, 
 	return host, nil
 }
 
-// handlers are the agent's, made at their first use: there may be ten thousand machines.
+// handlers returns the agent's handlers. The first call makes them, to save the memory of idle
+// machines.
 func (m *machine) handlers() map[string]guest.StreamHandler {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -63,7 +64,7 @@ func (m *machine) handlers() map[string]guest.StreamHandler {
 	return m.streams
 }
 
-// addConn notes a stream for the machine's end to break; false after it.
+// addConn records a stream that the machine's end closes. It returns false after that end.
 func (m *machine) addConn(c net.Conn) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -83,18 +84,19 @@ func (m *machine) dropConn(c net.Conn) {
 	delete(m.conns, c)
 }
 
-// breakConnsLocked ends all streams.
+// breakConnsLocked closes all streams.
 func (m *machine) breakConnsLocked() {
 	for c := range m.conns {
 		c.Close()
 	}
 }
 
-// startExec runs what a fake guest can: nothing but words that are built in.
+// startExec starts built-in commands.
 func startExec(r *guest.ExecRequest) (guest.Command, error) {
 	switch {
 	case r.Dial != 0:
-		return nil, fmt.Errorf("nothing in the guest can be reached on port %d: %w", r.Dial, vmm.ErrNotFound)
+		return nil, fmt.Errorf("nothing in the guest can be reached on port %d: %w",
+			r.Dial, vmm.ErrNotFound)
 	case len(r.Argv) == 0:
 		return nil, fmt.Errorf("no command is given: %w", vmm.ErrInvalid)
 	case r.User != "" && r.User != "root" && strings.Trim(r.User, "0123456789:") != "":
@@ -134,7 +136,7 @@ func startExec(r *guest.ExecRequest) (guest.Command, error) {
 // process implements guest.Command.
 type process struct {
 	request               *guest.ExecRequest
-	ctx                   context.Context // of its life: its cause says which signal ended it
+	ctx                   context.Context // ends with the process; its cause is the signal
 	cancel                context.CancelCauseFunc
 	in, out, errs         net.Conn // the agent's ends
 	stdin, stdout, stderr net.Conn
@@ -145,7 +147,7 @@ type process struct {
 	cols, rows int
 }
 
-// killed is the cause of a process's end by a signal.
+// killed is the signal that ended a process, as the cause of its context.
 type killed int
 
 func (k killed) Error() string { return "killed by signal " + strconv.Itoa(int(k)) }
@@ -183,7 +185,8 @@ func pipe(c net.Conn) guest.ExecPipe {
 
 func (p *process) Signal(signal int) {
 	switch unix.Signal(signal) {
-	case unix.SIGCHLD, unix.SIGCONT, unix.SIGURG, unix.SIGWINCH: // ignored by default (signal(7))
+	case unix.SIGCHLD, unix.SIGCONT, unix.SIGURG, unix.SIGWINCH:
+		// Ignored by default (signal(7)).
 	default:
 		p.cancel(killed(signal))
 	}
@@ -205,7 +208,7 @@ func (p *process) Wait() guest.ExecStatus {
 	return p.status
 }
 
-// run does the lines one after the other.
+// run executes the lines in sequence.
 func (p *process) run(lines [][]string) guest.ExecStatus {
 	code := 0
 	for _, line := range lines {
@@ -238,7 +241,7 @@ func (p *process) run(lines [][]string) guest.ExecStatus {
 
 func notFound(_ *process, line []string) (string, int) { return line[0] + ": not found\n", 127 }
 
-// words are the programs of a fake guest: they print what they give, and end with that code.
+// words are the programs of a fake guest. Each returns its output and its exit code.
 var words map[string]func(p *process, line []string) (string, int)
 
 func init() {
@@ -302,7 +305,7 @@ func (p *process) sleep(line []string) (string, int) {
 	return "", 0
 }
 
-// kill takes `kill -SIGNAL $$` only: there is nobody else.
+// kill implements `kill -SIGNAL $$` only; the guest has no other process.
 func (p *process) kill(line []string) (string, int) {
 	if len(line) != 3 || line[2] != "$$" {
 		return "", 1
@@ -315,7 +318,7 @@ func (p *process) kill(line []string) (string, int) {
 	return "", 0
 }
 
-// env prints what the host gave, of a name the last.
+// env prints the variables of the request; the last of a name wins.
 func (p *process) env([]string) (string, int) {
 	text := ""
 	for i, e := range p.request.Env {
@@ -328,7 +331,7 @@ func (p *process) env([]string) (string, int) {
 	return text, 0
 }
 
-// stty takes `stty size` only.
+// stty implements `stty size` only.
 func (p *process) stty([]string) (string, int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

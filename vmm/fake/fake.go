@@ -94,7 +94,7 @@ func allocate(path string, size int64) error {
 	return unix.Fallocate(int(f.Fd()), 0, 0, size)
 }
 
-// Adopt implements vmm.Driver: the machine goes on where fake.json says that it was.
+// Adopt implements vmm.Driver. The machine continues from the state in fake.json.
 func (d *Driver) Adopt(
 	_ context.Context, spec *vmm.Spec, _ vmm.Process, notify func(vmm.Notice),
 ) (vmm.Machine, error) {
@@ -114,7 +114,7 @@ func (d *Driver) Adopt(
 		return nil, err
 	}
 	at := time.Now()
-	k.Since = at.Add(-max(0, at.Sub(k.Since))) // by the monotonic clock from here on
+	k.Since = at.Add(-max(0, at.Sub(k.Since))) // with a monotonic clock reading
 	m := d.machine(spec, s, k, notify)
 	m.mu.Lock()
 	m.arm()

@@ -12,11 +12,11 @@ import (
 	"banger/vmm/guest/sftp"
 )
 
-// filesDir is the directory of the guest's files in that of the VM. They are made at their first
-// use, and the next start removes them.
+// filesDir holds the guest's files, in the VM's directory. The first stream creates it; the next
+// start removes it.
 const filesDir = "files"
 
-// serveFiles is the agent's handler for sftp.Stream.
+// serveFiles handles sftp.Stream.
 func (m *machine) serveFiles(request json.RawMessage) (func(net.Conn), error) {
 	root := filepath.Join(m.dir, filesDir)
 	m.files.Do(func() { m.filesErr = makeFiles(root) })
@@ -26,7 +26,7 @@ func (m *machine) serveFiles(request json.RawMessage) (func(net.Conn), error) {
 	return sftp.Handler(root)(request)
 }
 
-// makeFiles makes the file system of a machine without one, with the usual directories of Linux.
+// makeFiles creates the guest's file system with the directories that every Linux has.
 func makeFiles(root string) error {
 	for _, d := range []struct {
 		name string
@@ -43,7 +43,7 @@ func makeFiles(root string) error {
 	return nil
 }
 
-// still makes the ends of a stream of files, which stand still while the agent does not answer.
+// still wraps the ends of a stream of files so that they block while the agent does not answer.
 func (g agent) still(host, far net.Conn) (net.Conn, net.Conn) {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &ending{host, cancel}, &stalling{&ending{far, cancel}, g, ctx}
@@ -60,7 +60,7 @@ func (c *ending) Close() error {
 	return c.Conn.Close()
 }
 
-// stalling is the guest's end.
+// stalling is the guest's end. Its reads block while the agent does not answer.
 type stalling struct {
 	net.Conn
 	g   agent

@@ -12,7 +12,7 @@ import (
 // agent implements guest.Agent and guest.Freezer.
 type agent struct{ m *machine }
 
-// answer waits as the script says that the agent does.
+// answer blocks for as long as the script delays the agent.
 func (g agent) answer(ctx context.Context) error {
 	if g.m.script.agent == "never" {
 		return vmm.ErrNoAgent
@@ -20,7 +20,7 @@ func (g agent) answer(ctx context.Context) error {
 	if err := g.m.awake(ctx); err != nil {
 		return err
 	}
-	s, age := &g.m.script, g.running()
+	age, s := g.running(), &g.m.script
 	if s.agent == "hang" || age >= s.deafFrom && age < s.deafTo {
 		return g.m.wait(ctx, nil)
 	}

@@ -14,14 +14,14 @@ import (
 	"banger/vmm/guest"
 )
 
-// kept is the content of fake.json. A machine's age is Ran and, unless paused, the time from Since.
+// kept is the content of fake.json. A machine's age is Ran, plus the time since Since unless Paused.
 type kept struct {
 	ID     string        `json:"id"`
 	Ran    time.Duration `json:"ran"`
 	Since  time.Time     `json:"since"`
 	Paused bool          `json:"paused"`
-	Full   bool          `json:"full"`   // paused because of that
-	Filled bool          `json:"filled"` // once
+	Full   bool          `json:"full"`   // paused because a disk is full
+	Filled bool          `json:"filled"` // a disk was full once
 }
 
 func load(path string) (k kept, err error) {
@@ -37,7 +37,7 @@ type machine struct {
 	// Immutable.
 	vmm.BaseMachine
 	driver    *Driver
-	name, dir string // and no more of its spec: there may be ten thousand
+	name, dir string // not the whole spec, to save memory
 	memory    int64
 	script    script
 	notify    func(vmm.Notice)
@@ -45,8 +45,8 @@ type machine struct {
 
 	console console
 
-	files    sync.Once // makes the guest's files, when they are first asked for
-	filesErr error     // of that
+	files    sync.Once // makes the guest's files for the first stream
+	filesErr error     // of files
 
 	// saving orders the writes of fake.json; taken before mu.
 	saving sync.Mutex
@@ -60,13 +60,14 @@ type machine struct {
 	streams map[string]guest.StreamHandler
 	conns   map[net.Conn]struct{} // the host's ends of its streams
 	exit    vmm.Exit
-	over    bool // ended, or let go by Close
+	over    bool // ended, or released by Close
 }
 
 func (d *Driver) machine(spec *vmm.Spec, s script, k kept, notify func(vmm.Notice)) *machine {
 	m := &machine{
-		BaseMachine: vmm.BaseMachine(d.BaseDriver), driver: d, name: spec.Name, dir: spec.Dir,
-		memory: spec.Config.Memory, disk: spec.Config.Disk, script: s, notify: notify, kept: k,
+		BaseMachine: vmm.BaseMachine(d.BaseDriver), driver: d,
+		name: spec.Name, dir: spec.Dir, memory: spec.Config.Memory, disk: spec.Config.Disk,
+		script: s, kept: k, notify: notify,
 		done: make(chan struct{}), resumed: make(chan struct{}),
 	}
 	if !k.Paused {
@@ -88,7 +89,7 @@ func (m *machine) Exit() vmm.Exit {
 
 func (m *machine) path() string { return filepath.Join(m.dir, stateFile) }
 
-// save keeps the machine's state for the next daemon.
+// save writes the machine's state to fake.json for the next daemon.
 func (m *machine) save() error {
 	m.saving.Lock()
 	defer m.saving.Unlock()
@@ -143,8 +144,8 @@ func (m *machine) BlockStats(context.Context) (vmm.BlockStats, error) {
 func (m *machine) Metrics(context.Context) (json.RawMessage, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	report := map[string]any{"age_seconds": m.age().Seconds(), "paused": m.kept.Paused}
-	return json.Marshal(map[string]any{"fake": report})
+	figures := map[string]any{"age_seconds": m.age().Seconds(), "paused": m.kept.Paused}
+	return json.Marshal(map[string]any{"fake": figures})
 }
 
 // end ends the machine once; later calls do nothing.
@@ -198,7 +199,7 @@ func (m *machine) Forward(context.Context, []vmm.Publication) error { return nil
 func (m *machine) Pause(context.Context) error  { return m.setPaused(true) }
 func (m *machine) Resume(context.Context) error { return m.setPaused(false) }
 
-// Paused reports whether the CPUs stand still, for whoever adopts the machine.
+// Paused implements vmm.Machine.
 func (m *machine) Paused() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -212,7 +213,7 @@ func (m *machine) Full() bool {
 	return m.kept.Full
 }
 
-// fill is a disk that finds no space on the host.
+// fill pauses the machine as a full host disk does.
 func (m *machine) fill() {
 	m.mu.Lock()
 	if m.over || m.kept.Paused {
@@ -223,7 +224,7 @@ func (m *machine) fill() {
 	m.stopLocked()
 	m.kept.Full = true
 	m.mu.Unlock()
-	_ = m.save() // as from the page cache of a host whose disk is full
+	_ = m.save()
 	m.notify(vmm.Notice{Kind: vmm.NoticeFull, Detail: "work"})
 }
 
@@ -262,8 +263,8 @@ func (m *machine) awake(ctx context.Context) error {
 	return m.wait(ctx, resumed)
 }
 
-// wait waits for c. It returns vmm.ErrNotRunning when the machine ends, and vmm.ErrTimeout at the
-// deadline of ctx.
+// wait blocks until c is closed. It returns vmm.ErrNotRunning if the machine ends first, and
+// vmm.ErrTimeout at ctx's deadline.
 func (m *machine) wait(ctx context.Context, c <-chan struct{}) error {
 	select {
 	case <-m.done:

@@ -15,14 +15,14 @@ import (
 
 const maxDisk = 1 << 30
 
-// script is what the words of a cmdline ask for.
+// script holds the settings from the words of a cmdline.
 type script struct {
 	boot      time.Duration
 	failStart bool
 	agent     string // "", never or hang
 	slow      time.Duration
-	deafFrom  time.Duration // the agent answers nothing at ages from this one
-	deafTo    time.Duration // to that one
+	deafFrom  time.Duration // the agent does not answer from this age on
+	deafTo    time.Duration // until this age
 	stop      string        // "", hang or ignore
 	listen    []guest.Listener
 	disk      int64
@@ -36,7 +36,7 @@ type script struct {
 type end struct {
 	after time.Duration
 	panic bool
-	full  bool // it does not end, it stops until it is resumed
+	full  bool // the machine does not end but pauses
 	exit  vmm.Exit
 }
 
@@ -138,7 +138,7 @@ func parseListeners(list string) ([]guest.Listener, error) {
 		l := guest.Listener{Protocol: parts[1], Address: "0.0.0.0", Port: port, PID: 100 + i}
 		for j, text := range []*string{&l.Process, &l.Command} {
 			if len(parts) > 2+j {
-				// A cmdline has no control characters, the text of a guest has any.
+				// A cmdline cannot hold control characters, but a guest's text can.
 				if *text, err = url.PathUnescape(parts[2+j]); err != nil {
 					return nil, err
 				}
@@ -149,7 +149,7 @@ func parseListeners(list string) ([]guest.Listener, error) {
 	return all, nil
 }
 
-// next gives the first end to come; filled is whether the disk was full before.
+// next returns the earliest end. filled reports whether the disk was full before.
 func (s *script) next(filled bool) (first end, found bool) {
 	for _, e := range s.ends {
 		if (!found || e.after < first.after) && !(e.full && filled) {

@@ -58,7 +58,7 @@ func fields(r *vmm.Record) []any {
 	return all
 }
 
-// nanoseconds is a time as a column holds it: since 1970, and 0 for the zero time.
+// nanoseconds is a time that its column holds as nanoseconds since 1970, or 0 for the zero time.
 type nanoseconds time.Time
 
 // Value implements driver.Valuer.

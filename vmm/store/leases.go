@@ -10,7 +10,7 @@ import (
 	"banger/vmm"
 )
 
-// Lease implements vmm.Store. A new address replaces one of another prefix.
+// Lease implements vmm.Store. It replaces a lease from another prefix.
 func (s *Store) Lease(
 	ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr,
 ) (netip.Addr, error) {
@@ -51,7 +51,7 @@ func (w *writer) lease(
 	return free, nil
 }
 
-// lowestFree walks the sorted leases beside the addresses of the prefix, to the first free address.
+// lowestFree returns the lowest usable address that no other VM leases.
 func (w *writer) lowestFree(
 	ctx context.Context, serial uint64, prefix netip.Prefix, gateway netip.Addr,
 ) (netip.Addr, error) {
@@ -87,7 +87,8 @@ func (w *writer) lowestFree(
 	return next, nil
 }
 
-// usable: within the prefix, and neither the network's, the gateway's nor the broadcast address.
+// usable reports whether a VM may lease a: an address of the prefix, but not the network's, the
+// gateway's or the broadcast address.
 func usable(a netip.Addr, prefix netip.Prefix, gateway netip.Addr) bool {
 	return prefix.Contains(a) && a != prefix.Addr() && a != gateway &&
 		(a.Is6() || prefix.Contains(a.Next()))

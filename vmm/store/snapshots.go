@@ -10,7 +10,7 @@ import (
 	"banger/vmm"
 )
 
-// numbers is how many numbers the snapshots of one VM have; they are given round and round.
+// numbers is the count of snapshot numbers of one VM; after the last, the first is used again.
 const numbers = 1<<16 - 1
 
 // Snapshots implements vmm.Store.
@@ -28,8 +28,9 @@ func (s *Store) Snapshots(ctx context.Context) ([]vmm.DiskSnapshot, error) {
 // AddSnapshot implements vmm.Store. d.Number is set when it returns nil.
 func (s *Store) AddSnapshot(ctx context.Context, d *vmm.DiskSnapshot) error {
 	rec := *d
-	add := func(ctx context.Context, w *writer) error { return w.addSaved(ctx, &rec) }
-	if err := s.do(ctx, add); err != nil {
+	if err := s.do(ctx, func(ctx context.Context, w *writer) error {
+		return w.addSaved(ctx, &rec)
+	}); err != nil {
 		return fmt.Errorf("cannot record the snapshot %s: %w", d.Name, err)
 	}
 	d.Number = rec.Number
@@ -58,7 +59,7 @@ func (s *Store) DeleteSnapshot(ctx context.Context, d *vmm.DiskSnapshot) error {
 	return nil
 }
 
-// savedValues are in the order of the columns of save and saveAgain.
+// savedValues returns the values of d in the order of the columns of save and saveAgain.
 func savedValues(d *vmm.DiskSnapshot) []any {
 	return []any{d.Name, nanos(d.Created), string(d.State), d.Size, d.Frozen, string(d.Phase),
 		int64(d.Serial), int64(d.Number)}
@@ -74,8 +75,9 @@ func (w *writer) allSaved(ctx context.Context) ([]vmm.DiskSnapshot, error) {
 	for rows.Next() {
 		var d vmm.DiskSnapshot
 		var created int64
-		if err := rows.Scan(&d.Serial, &d.Number, &d.Name, &created, &d.State, &d.Size, &d.Frozen,
-			&d.Phase); err != nil {
+		err := rows.Scan(&d.Serial, &d.Number, &d.Name, &created, &d.State,
+			&d.Size, &d.Frozen, &d.Phase)
+		if err != nil {
 			return nil, err
 		}
 		d.Created = fromNanos(created)
@@ -84,7 +86,7 @@ func (w *writer) allSaved(ctx context.Context) ([]vmm.DiskSnapshot, error) {
 	return out, rows.Err()
 }
 
-// addSaved runs in a transaction or a savepoint of its own. A number may stay unused.
+// addSaved inserts d with the next free number. A failure may skip a number, which does no harm.
 func (w *writer) addSaved(ctx context.Context, d *vmm.DiskSnapshot) error {
 	for range numbers {
 		var made int64
@@ -103,8 +105,9 @@ func (w *writer) addSaved(ctx context.Context, d *vmm.DiskSnapshot) error {
 	return fmt.Errorf("%w: every number of a snapshot is taken", vmm.ErrNoSpace)
 }
 
-// isNumberTaken reports whether the number belongs to another snapshot. SQLite's error names the
-// columns of the constraint.
+// isNumberTaken reports whether another snapshot has the number. A name in use violates another
+// constraint, and SQLite's message names the columns.
 func isNumberTaken(err error) bool {
-	return errors.Is(mapped(err), vmm.ErrExists) && strings.Contains(err.Error(), "snapshots.number")
+	return errors.Is(mapped(err), vmm.ErrExists) &&
+		strings.Contains(err.Error(), "snapshots.number")
 }

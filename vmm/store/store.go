@@ -1,9 +1,9 @@
 // Package store keeps the records of VMs in SQLite; it implements [vmm.Store].
 //
 // One goroutine writes. Calls that wait at the same time share one transaction, each in a
-// savepoint of its own, so that one's refusal does not harm the others; every call returns
-// after the commit that holds it is synced (WAL, synchronous=FULL). The package starts no other
-// goroutine and has one connection. The caller of Open holds the lock of the state directory.
+// savepoint of its own, so that a failed call does not undo the others. Every call returns after
+// its commit is synced (WAL, synchronous=FULL). The package starts no other goroutine and opens one
+// connection only. The caller of Open holds the lock of the state directory.
 package store
 
 import (
@@ -40,12 +40,11 @@ type Store struct {
 	commits, calls atomic.Uint64
 }
 
-// Counts returns how many transactions were made since Open, and how many calls they answered.
-// Simultaneous calls share a transaction.
+// Counts returns how many transactions were made since Open, and how many calls they served.
 func (s *Store) Counts() (commits, calls uint64) { return s.commits.Load(), s.calls.Load() }
 
-// op is one call on its way through the writer. At most one statement of its run changes something.
-// It runs again when another op of its group has undone the group.
+// op is one call that waits for the writer. At most one statement of run changes the database.
+// run runs again if another op of its group undid the group.
 type op struct {
 	run  func(context.Context, *writer) error
 	err  error
@@ -54,9 +53,9 @@ type op struct {
 
 var _ vmm.Store = (*Store)(nil)
 
-// Open opens or makes the database at path, whose directory exists, and updates its schema.
-// A database of a newer banger is refused. The caller closes the Store.
-// Only this process's user can open its files. When Open returns, no other process has locked them.
+// Open opens or creates the database at path, whose directory exists, and migrates its schema.
+// It refuses a database of a newer banger. The caller closes the Store.
+// Only this process's user can open the files, and this process alone has them locked.
 func Open(ctx context.Context, path string) (*Store, error) {
 	s, err := open(ctx, path, migrations)
 	if err != nil {
@@ -65,7 +64,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	return s, nil
 }
 
-// explained says who keeps the database from being opened, where that is why.
+// explained adds to err the process that has the database locked, if that is the cause.
 func explained(path string, err error) error {
 	var e *sqlite.Error
 	if !errors.As(err, &e) || e.Code()&0xff != sqlite3.SQLITE_BUSY {
@@ -78,9 +77,9 @@ func explained(path string, err error) error {
 	return fmt.Errorf("it is locked by %s: end that and start again: %w", holder, vmm.ErrBusy)
 }
 
-// closeFiles makes the database, if need be, and takes others' permissions from all of its files.
-// SQLite gives its other files the mode of the database.
-func closeFiles(path string) error {
+// makePrivate creates the database if it is missing, and removes other users' permissions from all
+// of its files. SQLite creates the other files with the mode of the database.
+func makePrivate(path string) error {
 	f, err := host.OpenPrivate(path)
 	if err != nil {
 		return err
@@ -97,12 +96,13 @@ func open(ctx context.Context, path string, steps []string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := closeFiles(path); err != nil { // before SQLite: a close would drop its locks (fcntl(2))
+	// Before SQLite: closing a file later would drop SQLite's locks on it (fcntl(2)).
+	if err := makePrivate(path); err != nil {
 		return nil, err
 	}
-	// Exclusive before WAL: then the log's index is not mapped from a file (sqlite.org/wal.html, "Use
-	// of WAL Without Shared-Memory"). A frozen disk would hold a thread in a page fault of that map,
-	// and with it Go's garbage collector, which stops all threads.
+	// Exclusive before WAL: SQLite keeps the log's index on the heap (sqlite.org/wal.html, "Use
+	// of WAL Without Shared-Memory"). In a mapped file, a frozen disk would stop a thread in a page
+	// fault, and then Go's garbage collector stops the whole process.
 	u := url.URL{Scheme: "file", Path: path, RawQuery: url.Values{
 		"_pragma": {"busy_timeout(5000)", "locking_mode(EXCLUSIVE)", "journal_mode(WAL)",
 			"synchronous(FULL)", "foreign_keys(1)"},
@@ -122,7 +122,7 @@ func open(ctx context.Context, path string, steps []string) (*Store, error) {
 		_ = closeDB()
 		return nil, err
 	}
-	// A transaction takes the lock, which locking_mode keeps from then on.
+	// The first transaction acquires the lock, and locking_mode keeps it.
 	if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE; COMMIT"); err != nil {
 		_ = closeDB()
 		return nil, err
@@ -132,21 +132,25 @@ func open(ctx context.Context, path string, steps []string) (*Store, error) {
 		_ = closeDB()
 		return nil, err
 	}
-	s := &Store{ops: make(chan *op, maxGroup), closing: make(chan struct{}),
-		closed: make(chan struct{}), closeDB: closeDB}
+	s := &Store{
+		ops:     make(chan *op, maxGroup),
+		closing: make(chan struct{}),
+		closed:  make(chan struct{}),
+		closeDB: closeDB,
+	}
 	go s.work(w)
 	return s, nil
 }
 
-// Close waits for the writes under way and closes the database. It is called once, after all other
-// calls have returned.
+// Close waits for the writes under way and closes the database. The caller calls it once, after
+// all other calls have returned.
 func (s *Store) Close() error {
 	close(s.closing)
 	<-s.closed
 	return s.err
 }
 
-// do has the writer run f and waits until what it did is durable.
+// do runs f in the writer and returns after its writes are durable.
 func (s *Store) do(ctx context.Context, f func(context.Context, *writer) error) error {
 	o := &op{run: f, done: make(chan struct{})}
 	select {
@@ -171,7 +175,7 @@ func (s *Store) do(ctx context.Context, f func(context.Context, *writer) error) 
 	}
 }
 
-// work is the writer: it takes all that waits, commits it together and answers.
+// work commits all waiting calls together, until Close.
 func (s *Store) work(w *writer) {
 	defer close(s.closed)
 	var group []*op
@@ -223,15 +227,16 @@ func (s *Store) Load(ctx context.Context) ([]vmm.Record, error) {
 // Insert implements vmm.Store. r.Serial and r.MAC are set when it returns nil.
 func (s *Store) Insert(ctx context.Context, r *vmm.Record) error {
 	rec := *r // the write goes on when ctx ends, and r is the caller's
-	add := func(ctx context.Context, w *writer) error { return w.add(ctx, &rec) }
-	if err := s.do(ctx, add); err != nil {
+	if err := s.do(ctx, func(ctx context.Context, w *writer) error {
+		return w.add(ctx, &rec)
+	}); err != nil {
 		return fmt.Errorf("cannot record %s: %w", r.Name, err)
 	}
 	r.Serial, r.MAC = rec.Serial, rec.MAC
 	return nil
 }
 
-// Update implements vmm.Store. The MAC and the leased address are not changed by it.
+// Update implements vmm.Store. It changes neither the MAC nor the leased address.
 func (s *Store) Update(ctx context.Context, r *vmm.Record) error {
 	rec := *r
 	if err := s.do(ctx, func(ctx context.Context, w *writer) error {
@@ -293,7 +298,7 @@ func (w *writer) add(ctx context.Context, r *vmm.Record) error {
 	}
 }
 
-// found turns "no row was touched" into ErrNotFound.
+// found returns ErrNotFound if the statement changed no row.
 func found(res sql.Result, err error) error {
 	if err != nil {
 		return err
@@ -304,7 +309,7 @@ func found(res sql.Result, err error) error {
 	return vmm.ErrNotFound
 }
 
-// mapped says what SQLite's codes mean in the words of vmm.
+// mapped wraps the error of vmm that SQLite's code stands for.
 func mapped(err error) error {
 	if errors.Is(err, sql.ErrNoRows) {
 		return vmm.ErrNotFound

@@ -22,6 +22,7 @@ type writer struct {
 func newWriter(ctx context.Context, conn *sql.Conn) (*writer, error) {
 	w := &writer{conn: conn}
 	names := columns()
+	list := strings.Join(names, ", ")
 	marks := strings.Repeat(", ?", len(names))
 	for _, p := range []struct {
 		to   **sql.Stmt
@@ -33,10 +34,9 @@ func newWriter(ctx context.Context, conn *sql.Conn) (*writer, error) {
 		{&w.savepoint, "SAVEPOINT op"},
 		{&w.release, "RELEASE op"},
 		{&w.rollbackTo, "ROLLBACK TO op"},
-		{&w.load, "SELECT " + strings.Join(names, ", ") + ", vms.serial, mac, leases.address " +
+		{&w.load, "SELECT " + list + ", vms.serial, mac, leases.address " +
 			"FROM vms LEFT JOIN leases USING (serial) ORDER BY vms.serial"},
-		{&w.insert, "INSERT INTO vms (" + strings.Join(names, ", ") + ", mac) " +
-			"VALUES (" + marks[2:] + ", ?)"},
+		{&w.insert, "INSERT INTO vms (" + list + ", mac) VALUES (" + marks[2:] + ", ?)"},
 		{&w.update, "UPDATE vms SET " + strings.Join(names, " = ?, ") + " = ? WHERE serial = ?"},
 		{&w.remove, "DELETE FROM vms WHERE serial = ?"},
 		{&w.exists, "SELECT 1 FROM vms WHERE serial = ?"},
@@ -47,9 +47,11 @@ func newWriter(ctx context.Context, conn *sql.Conn) (*writer, error) {
 		{&w.saveNumber, "UPDATE vms SET snapshots_made = snapshots_made + 1 " +
 			"WHERE serial = ? RETURNING snapshots_made"},
 		{&w.save, "INSERT INTO snapshots " +
-			"(name, created, state, size, frozen, phase, serial, number) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"},
-		{&w.saveAgain, "UPDATE snapshots SET name = ?, created = ?, state = ?, size = ?, frozen = ?, " +
-			"phase = ? WHERE serial = ? AND number = ?"},
+			"(name, created, state, size, frozen, phase, serial, number) " +
+			"VALUES (?, ?, ?, ?, ?, ?, ?, ?)"},
+		{&w.saveAgain, "UPDATE snapshots " +
+			"SET name = ?, created = ?, state = ?, size = ?, frozen = ?, phase = ? " +
+			"WHERE serial = ? AND number = ?"},
 		{&w.unsave, "DELETE FROM snapshots WHERE serial = ? AND number = ?"},
 		{&w.leaseTake, "INSERT INTO leases (serial, address) VALUES (?, ?) " +
 			"ON CONFLICT (serial) DO UPDATE SET address = excluded.address"},
@@ -71,12 +73,12 @@ func (w *writer) close() {
 	}
 }
 
-// commit makes the group durable and sets each op's err. It has a context of its own: a caller who
-// went away does not end what others wait for.
+// commit makes the group durable and sets each op's err. It has a context of its own, because a
+// cancelled caller must not cancel the commit of the others.
 func (w *writer) commit(group []*op) {
 	ctx := context.Background()
 	if len(group) == 1 {
-		// One statement is a transaction by itself. BEGIN and a savepoint would cost a third more.
+		// One statement is its own transaction. BEGIN and a savepoint would cost a third more.
 		group[0].err = group[0].run(ctx, w)
 		return
 	}
@@ -84,8 +86,8 @@ func (w *writer) commit(group []*op) {
 	if err == nil {
 		return
 	}
-	// Nothing of the group was kept: those already refused keep their own error.
-	_, _ = w.undo.ExecContext(ctx) // fails after errors at which SQLite rolls back by itself
+	// The whole group is undone. An op that failed by itself keeps its own error.
+	_, _ = w.undo.ExecContext(ctx) // fails where SQLite has rolled back by itself
 	for _, o := range group {
 		switch {
 		case o.err != nil:
@@ -97,7 +99,7 @@ func (w *writer) commit(group []*op) {
 	}
 }
 
-// errNoSavepoint says that the refusal of one op has undone the others of its group.
+// errNoSavepoint means that the failure of one op has undone the others of its group.
 var errNoSavepoint = errors.New("the transaction of the group is lost")
 
 // together runs the ops in one transaction, each in a savepoint.
@@ -110,7 +112,7 @@ func (w *writer) together(ctx context.Context, group []*op) error {
 			return err
 		}
 		if o.err = o.run(ctx, w); o.err != nil {
-			// A full disk makes SQLite roll back everything, and then there is no savepoint to return to.
+			// On a full disk SQLite rolls back the whole transaction, with its savepoints.
 			if _, err := w.rollbackTo.ExecContext(ctx); err != nil {
 				return errNoSavepoint
 			}
