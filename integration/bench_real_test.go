@@ -47,6 +47,7 @@ func newBareQEMU(t *testing.T, commandLine string) *bareQEMU {
 	dir := t.TempDir()
 	sockets := regexp.MustCompile(`socket,id=(\w+),fd=\d+`)
 	commandLine = sockets.ReplaceAllString(commandLine, "socket,id=$1,path="+dir+"/$1")
+	commandLine = strings.ReplaceAll(commandLine, "wait=on", "wait=off") // nobody uses its monitor
 	console := "logfile=" + filepath.Join(dir, "console.log")
 	commandLine = logFile.ReplaceAllString(commandLine, console)
 	dial := func(ctx context.Context) (net.Conn, error) {
@@ -168,10 +169,11 @@ func benchQuiet(b *bench) {
 	bootWeb(b.T, d)
 	commandLine := lastCommandLine(b.T, d, "web")
 	must(b.T, d.signal(syscall.SIGTERM))
-	initrd := regexp.MustCompile(`-initrd (\S+)`).FindStringSubmatch(commandLine)[1]
+	fd := regexp.MustCompile(`-initrd /proc/self/fd/(\d+)`).FindStringSubmatch(commandLine)[1]
+	initrd := regexp.MustCompile(` ` + fd + `<(\S+)`).FindStringSubmatch(commandLine)[1]
 	plainInitrd := filepath.Join(b.TempDir(), "initrd")
 	appendToInitrd(b.T, initrd, plainInitrd, map[string][]byte{"plain": []byte(plainInit)})
-	plain := strings.Replace(commandLine, initrd, plainInitrd, 1)
+	plain := strings.Replace(commandLine, fd+"<"+initrd, fd+"<"+plainInitrd, 1)
 	plain = strings.Replace(plain, "console=ttyS0", "rdinit=/plain console=ttyS0", 1)
 	with, without := newBareQEMU(b.T, commandLine), newBareQEMU(b.T, plain)
 	for _, q := range []*bareQEMU{with, without} {
