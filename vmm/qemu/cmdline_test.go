@@ -140,6 +140,8 @@ func TestLastLine(t *testing.T) {
 		{"qemu: no room\n" + banger + "no agent\nbanger: a disk is left blank\n", "qemu: no room"},
 		{banger + "running\n", ""},
 		{"qemu: no room\nqemu: info: QEMU waiting for connection on: x\n", "qemu: no room"},
+		{"qemu: no room\nqemu: -chardev socket,id=mon,fd=3: info: QEMU waiting on: x\n",
+			"qemu: no room"},
 		{strings.Repeat("x", 600), strings.Repeat("x", 512)},
 	} {
 		if err := f.Truncate(0); err != nil {

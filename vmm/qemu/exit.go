@@ -86,8 +86,8 @@ func (m *Machine) lastLine() string {
 }
 
 // noReason matches lines of a VM's log that never say why its VMM ended: banger's own, and QEMU's
-// notice that it waits for its monitor.
-var noReason = regexp.MustCompile(`^((\d{4}-\S+Z )?banger|\S+: info): `)
+// notice that it waits for its monitor, which may name the option that it is about.
+var noReason = regexp.MustCompile(`^((\d{4}-\S+Z )?banger: |\S+: (.*: )?info: )`)
 
 // lastLine returns the last line that the VMM wrote to f after the offset, at most 512 bytes of it.
 func lastLine(f *os.File, offset int64) string {

@@ -343,6 +343,22 @@ func TestStartRefused(t *testing.T) {
 	}
 }
 
+// The reason of a start without QEMU's own words is not the command line in the log, which may hold a
+// password.
+func TestSilentEnd(t *testing.T) {
+	b := newBench(t)
+	b.binary, b.spec.Config.Cmdline, b.spec.Log = "/bin/true", "password=hunter2", b.spec.LogFile
+	_, err := b.Start(within(t, 30*time.Second), b.spec, b.notify)
+	if err == nil || !strings.HasPrefix(err.Error(), "QEMU ended at once") ||
+		strings.Contains(err.Error(), "hunter2") {
+		t.Error(err)
+	}
+	log, err := os.ReadFile(b.spec.LogFile.Name())
+	if err != nil || !bytes.Contains(log, []byte("hunter2")) {
+		t.Errorf("the log lacks the command line: %q, %v", log, err)
+	}
+}
+
 func TestStartCancelled(t *testing.T) {
 	b := newBench(t)
 	for _, ms := range []time.Duration{0, 1, 10, 30} {

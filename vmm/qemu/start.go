@@ -69,6 +69,9 @@ func (d *Driver) start(
 	p := d.platform
 	p.cid = cid
 	v := commandLine(spec, p)
+	if spec.Log != nil { // before newMachine notes where QEMU's own lines begin
+		fmt.Fprintf(spec.Log, "%s\n", v.shown(d.binary))
+	}
 	m, err := newMachine(spec, nil, d.accel, d.toGuest(spec, cid), notify)
 	if err != nil {
 		return nil, err
@@ -86,7 +89,7 @@ func (d *Driver) start(
 	return m, nil
 }
 
-// spawnVM starts a QEMU with the command line v, and logs that. vhost is the open vsock device.
+// spawnVM starts a QEMU with the command line v. vhost is the open vsock device.
 func (d *Driver) spawnVM(spec *vmm.Spec, v *commands, vhost *os.File) (*process, error) {
 	files, err := inherited(spec, v.fds, vhost)
 	defer func() {
@@ -109,9 +112,6 @@ func (d *Driver) spawnVM(spec *vmm.Spec, v *commands, vhost *os.File) (*process,
 			return nil, err
 		}
 		defer out.Close()
-	}
-	if spec.Log != nil {
-		fmt.Fprintf(spec.Log, "%s\n", v.shown(d.binary))
 	}
 	return spawn(append([]string{d.binary}, v.args...), out, files, cred)
 }
