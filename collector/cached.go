@@ -93,11 +93,16 @@ func (k *cached) wantLocked(now time.Time) (cold bool) {
 	return cold
 }
 
-// idle reports whether the last read is so long ago that the answer is not kept warm.
+// idle reports whether the last read is so long ago that the answer is not kept warm. The next read
+// is then the first one, even if it looked at its clock before now.
 func (k *cached) idle(now time.Time) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return now.Sub(k.read) > keepWarm
+	idle := now.Sub(k.read) > keepWarm
+	if idle {
+		k.read = time.Time{}
+	}
+	return idle
 }
 
 // enter drops the answer of another epoch. A collection still in flight ends for its waiters, and
@@ -194,7 +199,7 @@ func (k *cached) warm(t *task, now time.Time, l lane) time.Time {
 	case now.Before(due):
 	case t.quick != nil && t.quick(t):
 		f := &flight{begun: now, waiters: 1, done: make(chan struct{})}
-		k.flight = f
+		k.flight, t.atOnce = f, true
 		k.mu.Unlock()
 		k.fly(t.c.ctx, t, f) // a goroutine would cost more than the collection
 		k.mu.Lock()

@@ -64,7 +64,11 @@ func onFilesystem(g *guest.Stats, bytes int64) float64 {
 
 // insideKnown reports whether stats have the guest's figures, or none, without asking it.
 func insideKnown(t *task) bool {
-	return !ready(t.s) || t.rests() || t.inside() != nil
+	if !ready(t.s) || t.rests() {
+		return true
+	}
+	t.known = t.inside()
+	return t.known != nil
 }
 
 // rests reports whether the collection leaves the guest alone.
@@ -81,6 +85,10 @@ func (t *task) inside() *guest.Stats {
 }
 
 func fillInside(ctx context.Context, t *task, st *Stats) {
+	if t.atOnce { // to look again could find that the figures are too old now, and ask
+		st.Guest = t.known
+		return
+	}
 	if !ready(t.s) || t.rests() {
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"banger/vmm"
+	"banger/vmm/guest"
 )
 
 // kind is one row of the table of answers that readers of a VM share. A file of this package
@@ -56,6 +57,8 @@ type task struct {
 	e        *entry
 	s        *vmm.Snapshot
 	byPoller bool          // the poller begins it: a guest that rests is not asked
+	atOnce   bool          // the poller itself collects: nothing may block
+	known    *guest.Stats  // with atOnce: the guest's figures as quick found them
 	slots    chan struct{} // where the poller acquired a slot for it; nil: it has none
 }
 

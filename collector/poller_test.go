@@ -250,3 +250,60 @@ func TestLinksAreDumpedOnce(t *testing.T) {
 		t.Error("an old dump was used")
 	}
 }
+
+// TestQuickAsksNoGuest lets the guest's figures age while the poller itself collects.
+func TestQuickAsksNoGuest(t *testing.T) {
+	c, clock, v, g := newTest(t)
+	if _, err := c.Stats(context.Background(), v); err != nil {
+		t.Fatal(err)
+	}
+	e, _ := c.entry(v)
+	e.bare.Store(1) // no overlay
+	asked := false
+	g.stats = func(context.Context) (guest.Stats, error) {
+		asked = true
+		return guest.Stats{}, nil
+	}
+	clock.advance(4*time.Second - 1500*time.Microsecond)
+	e.cached(statsKind).want(clock.now())
+	c.now = func() time.Time {
+		clock.advance(500 * time.Microsecond)
+		return clock.now()
+	}
+	kept := e.inside.Load()
+	warmed := &task{kind: statsKind, c: c, e: e, s: v.Snapshot(), byPoller: true}
+	e.cached(statsKind).warm(warmed, c.now(), lane{c.warming, nil})
+	st, _ := e.known(statsKind, v.Snapshot()).(*Stats)
+	if asked || st == nil || st.Guest != kept.stats {
+		t.Errorf("the guest was asked: %v; figures %+v", asked, st)
+	}
+}
+
+// TestReadBesideIdle has a reader that looked at its clock before the poller forgot the answer.
+func TestReadBesideIdle(t *testing.T) {
+	c, clock, v, _ := newTest(t)
+	if _, err := c.Stats(context.Background(), v); err != nil {
+		t.Fatal(err)
+	}
+	e, _ := c.entry(v)
+	kept, early := e.cached(statsKind), clock.now().Add(keepWarm)
+	clock.advance(keepWarm + time.Millisecond)
+	if !kept.idle(clock.now()) {
+		t.Fatal("an answer that was not read for long is not idle")
+	}
+	if !kept.want(early) {
+		t.Error("the poller has forgotten the answer, and a read does not bring it back")
+	}
+}
+
+func TestWheelBeforeItsFirstTake(t *testing.T) {
+	var w wheel
+	w.add(&entry{}, 1000)
+	due := 0
+	for tick := range int64(200) {
+		due += len(w.take(tick, nil))
+	}
+	if due != 1 {
+		t.Errorf("due %d times, want 1", due)
+	}
+}

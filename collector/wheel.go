@@ -19,7 +19,7 @@ type wheel struct {
 func (w *wheel) add(e *entry, tick int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	tick = min(max(tick, w.next, 1), max(w.next, 1)+wheelSlots-1)
+	tick = min(max(tick, w.next, 1), w.next+wheelSlots-1)
 	if e.tick != 0 && e.tick <= tick {
 		return
 	}
