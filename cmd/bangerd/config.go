@@ -74,6 +74,11 @@ func defaultConfig() config {
 // setDefault sets the default of a setting to a value of TOML.
 func (c *config) setDefault(s *vmm.Setting, v any) error {
 	text := fmt.Sprint(v)
+	switch v.(type) {
+	case string, int64, bool:
+	default:
+		return fmt.Errorf("%s is neither a text nor a number", s.Name)
+	}
 	if s.Kind.Flag {
 		var on onOff
 		if err := on.UnmarshalTOML(v); err != nil {
@@ -186,11 +191,11 @@ func readConfig(path string, named bool) (config, error) {
 	}
 	for _, key := range md.Undecoded() {
 		line := lineOf(string(b), key)
-		s := vmm.FindSetting(key.String())
+		s := vmm.FindSetting(strings.ToLower(key.String())) // as the decoder finds the other keys
 		if s == nil || s.Default == "" {
 			return c, fmt.Errorf("%s:%d: unknown key %q", path, line, key.String())
 		}
-		if err := c.setDefault(s, all[s.Name]); err != nil {
+		if err := c.setDefault(s, all[key.String()]); err != nil {
 			return c, fmt.Errorf("%s:%d: %w", path, line, err)
 		}
 	}
