@@ -13,14 +13,7 @@ import (
 
 // BenchmarkWarm is what the poller does for one VM whose stats are read: a collection with figures of a real process and a guest that answers at once.
 func BenchmarkWarm(b *testing.B) {
-	stat, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		b.Fatal(err)
-	}
-	self, err := parseProcStat(stat)
-	if err != nil {
-		b.Fatal(err)
-	}
+	self := statOf(b, os.Getpid())
 	c := newCollector(Options{})
 	defer c.Close()
 	g := &testGuest{stats: func(context.Context) (guest.Stats, error) { return guest.Stats{Procs: 5}, nil }}

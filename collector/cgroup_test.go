@@ -105,14 +105,7 @@ func TestRealCgroup(t *testing.T) {
 		before = usec
 		return usec > 100_000
 	})
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", busy.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := parseProcStat(stat)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := statOf(t, busy.Process.Pid)
 	if process := (p.utime + p.stime) * (1e6 / ticksPerSecond); before > process+100_000 {
 		t.Errorf("the group used %d µs, the process in it %d", before, process)
 	}

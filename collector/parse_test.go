@@ -111,14 +111,7 @@ func TestReadProcess(t *testing.T) {
 			t.Errorf("%+v: %v", p, err)
 		}
 	}
-	b, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	st, err := parseProcStat(b)
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := statOf(t, os.Getpid())
 	self, err := openProcess("/proc", vmm.Process{PID: os.Getpid(), StartTime: st.startTime})
 	if err != nil {
 		t.Fatal(err)
@@ -132,13 +125,7 @@ func TestReadProcess(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	b, err = os.ReadFile(fmt.Sprintf("/proc/%d/stat", cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if st, err = parseProcStat(b); err != nil {
-		t.Fatal(err)
-	}
+	st = statOf(t, cmd.Process.Pid)
 	sleeper, err := openProcess("/proc", vmm.Process{PID: cmd.Process.Pid, StartTime: st.startTime})
 	if err != nil {
 		t.Fatal(err)
@@ -170,4 +157,18 @@ func TestSampler(t *testing.T) {
 	if s.sample(vmm.Process{PID: 1, StartTime: 6}, 400, at.Add(3*time.Second)) != nil {
 		t.Fatal("compared two processes")
 	}
+}
+
+// statOf returns the figures of a process that lives.
+func statOf(tb testing.TB, pid int) procStat {
+	tb.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	st, err := parseProcStat(b)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return st
 }

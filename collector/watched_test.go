@@ -31,14 +31,7 @@ func BenchmarkWatched(b *testing.B) {
 }
 
 func watch(b *testing.B, count int) {
-	stat, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		b.Fatal(err)
-	}
-	self, err := parseProcStat(stat)
-	if err != nil {
-		b.Fatal(err)
-	}
+	self := statOf(b, os.Getpid())
 	clock := &testClock{t: time.Unix(1790000000, 0)}
 	c := newCollector(Options{})
 	defer c.Close()
