@@ -33,16 +33,7 @@ var makeFS = []string{"-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i",
 
 // MakeDisks implements vmm.Driver. A crash leaves each disk as it was or whole.
 func (d *Driver) MakeDisks(ctx context.Context, spec *vmm.Spec) error {
-	t, err := newTools(spec)
-	if err != nil {
-		return err
-	}
-	for _, disk := range t.spec.Disks {
-		if err := t.ensure(ctx, disk); err != nil {
-			return err
-		}
-	}
-	return nil
+	return eachDisk(ctx, spec, (*tools).ensure)
 }
 
 // inSectors rounds a size in bytes up.

@@ -55,6 +55,22 @@ func newTools(spec *vmm.Spec) (*tools, error) {
 	return &tools{spec}, err
 }
 
+// eachDisk calls do for each disk of a VM, until the first error.
+func eachDisk(
+	ctx context.Context, spec *vmm.Spec, do func(*tools, context.Context, vmm.Disk) error,
+) error {
+	t, err := newTools(spec)
+	if err != nil {
+		return err
+	}
+	for _, disk := range t.spec.Disks {
+		if err := do(t, ctx, disk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (t *tools) logf(format string, args ...any) {
 	if t.spec.Log != nil {
 		fmt.Fprintf(t.spec.Log, "banger: "+format+"\n", args...)

@@ -53,16 +53,7 @@ func (t *tools) rebase(ctx context.Context, path string, base ...string) error {
 
 // ImportDisks implements vmm.Driver.
 func (d *Driver) ImportDisks(ctx context.Context, spec *vmm.Spec) error {
-	t, err := newTools(spec)
-	if err != nil {
-		return err
-	}
-	for _, disk := range t.spec.Disks {
-		if err := t.importDisk(ctx, disk); err != nil {
-			return err
-		}
-	}
-	return nil
+	return eachDisk(ctx, spec, (*tools).importDisk)
 }
 
 // importDisk checks a disk, if it exists, and writes its base into its header.
