@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"banger/internal/host"
 )
 
 // keptFor is how long what was made is used again: less than the daemon keeps a Debian.
@@ -36,7 +38,7 @@ func kept(kind, inputs string, fill func(path string) error) (string, error) {
 		if err != nil || time.Since(fi.ModTime()) > keptFor {
 			continue // the last step removes it
 		}
-		if sum, err := fileSum(path); err == nil && path == begin+sum {
+		if sum, err := host.FileSHA256(path); err == nil && path == begin+sum {
 			return path, nil
 		}
 		if err := os.Remove(path); err != nil { // damaged
@@ -52,7 +54,7 @@ func kept(kind, inputs string, fill func(path string) error) (string, error) {
 	if err := fill(tmp); err != nil {
 		return "", err
 	}
-	sum, err := fileSum(tmp)
+	sum, err := host.FileSHA256(tmp)
 	if err != nil {
 		return "", err
 	}

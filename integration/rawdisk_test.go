@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"banger/internal/host"
 )
 
 // rawDisk makes a small raw disk that boots by itself, without an agent; see testdata/rawdisk.sh.
@@ -34,7 +36,7 @@ func TestRawDisk(t *testing.T) {
 	d := testDaemon(t, "qemu")
 	d.build(t, "small", "disk:"+rawDisk(t))
 	base := filepath.Join(d.state, "images", "small", "root.raw")
-	before, err := fileSum(base)
+	before, err := host.FileSHA256(base)
 	must(t, err)
 	says := func(vm, what string) {
 		t.Helper()
@@ -106,7 +108,7 @@ func TestRawDisk(t *testing.T) {
 		t.Errorf("the copy is not what was exported: %s", console)
 	}
 	ends("copy", "killed KILL: not off after 2s")
-	if after, err := fileSum(base); err != nil || after != before {
+	if after, err := host.FileSHA256(base); err != nil || after != before {
 		t.Errorf("the image was changed (%v)", err)
 	}
 }

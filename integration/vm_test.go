@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"banger/internal/host"
 )
 
 func healthy(d *daemon, name string) error {
@@ -123,9 +125,9 @@ func (d *daemon) works(t *testing.T, vm string) {
 			t.Fatalf("%v: %v: %s", args, err, out)
 		}
 	}
-	want, err := fileSum(here)
+	want, err := host.FileSHA256(here)
 	must(t, err)
-	got, err := fileSum(back)
+	got, err := host.FileSHA256(back)
 	there := d.inGuest(t, vm, "sha256sum /tmp/there")
 	if err != nil || got != want || !strings.HasPrefix(there, want) {
 		t.Errorf("copied to %s was %s, there it is %s, and back %s (%v)", vm, want, there, got, err)

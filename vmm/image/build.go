@@ -5,13 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm/image/boot"
 )
 
@@ -79,7 +79,7 @@ func build(ctx context.Context, o BuildOptions) error {
 			return err
 		}
 	}
-	deb, err := fileDigest(o.Package)
+	deb, err := host.FileSHA256(o.Package)
 	if err != nil {
 		return err
 	}
@@ -143,17 +143,4 @@ func digest(parts ...[]byte) string {
 		h.Write(p)
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
-}
-
-func fileDigest(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }
