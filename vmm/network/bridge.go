@@ -21,7 +21,9 @@ func (n *Network) bridge() (netlink.Link, error) {
 	link, err := netlink.LinkByName(n.o.Bridge)
 	if err == nil {
 		if link.Type() != "bridge" || link.Attrs().Alias != alias {
-			return nil, fmt.Errorf("%w: the link %s exists and is not this daemon's (alias %q); choose another `bridge`, or run `bangerd --cleanup --all` if a lost state directory left it",
+			return nil, fmt.Errorf("%w: the link %s exists and is not this daemon's (alias %q); "+
+				"choose another `bridge`, or run `bangerd --cleanup --all` "+
+				"if a lost state directory left it",
 				vmm.ErrExists, n.o.Bridge, link.Attrs().Alias)
 		}
 	} else if !errors.As(err, new(netlink.LinkNotFoundError)) {

@@ -64,13 +64,21 @@ func (f field) in(p netip.Prefix) match {
 		mask = append(mask, byte(0xff<<(8-rest)))
 	}
 	mask = append(mask, make([]byte, int(f.len)-len(mask))...)
-	return append(f.load(r0), &expr.Bitwise{SourceRegister: r0, DestRegister: r0, Len: f.len, Mask: mask, Xor: make([]byte, f.len)},
+	return append(f.load(r0), masked(mask),
 		&expr.Cmp{Op: expr.CmpOpEq, Register: r0, Data: p.Masked().Addr().AsSlice()})
+}
+
+// masked clears the bits of r0 that mask lacks.
+func masked(mask []byte) expr.Any {
+	return &expr.Bitwise{SourceRegister: r0, DestRegister: r0,
+		Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))}
 }
 
 // fragmentOf is a packet with the header of a fragment (RFC 8200) after which there is that one.
 func fragmentOf(next byte) match {
-	return append(match{&expr.Exthdr{DestRegister: r0, Type: unix.IPPROTO_FRAGMENT, Len: 1, Op: expr.ExthdrOpIpv6}}, compare(expr.CmpOpEq, []byte{next})...)
+	header := &expr.Exthdr{DestRegister: r0, Type: unix.IPPROTO_FRAGMENT, Len: 1,
+		Op: expr.ExthdrOpIpv6}
+	return append(match{header}, compare(expr.CmpOpEq, []byte{next})...)
 }
 
 func meta(key expr.MetaKey, reg uint32) match { return match{&expr.Meta{Key: key, Register: reg}} }
@@ -99,27 +107,30 @@ func notWithin(set string) match {
 func verdict(kind expr.VerdictKind) match { return match{&expr.Verdict{Kind: kind}} }
 
 // conntrack matches a packet whose connection has any of these bits in the kernel's tracking.
-func conntrack(key expr.CtKey, bits uint32) match {
+func conntrack(key expr.CtKey, bits uint32) match { return connectionBits(key, bits, expr.CmpOpNeq) }
+
+// connectionBits compares these bits of the connection in the kernel's tracking with none.
+func connectionBits(key expr.CtKey, bits uint32, op expr.CmpOp) match {
 	return match{&expr.Ct{Key: key, Register: r0},
-		&expr.Bitwise{SourceRegister: r0, DestRegister: r0, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, bits), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: r0, Data: make([]byte, 4)}}
+		masked(binary.NativeEndian.AppendUint32(nil, bits)),
+		&expr.Cmp{Op: op, Register: r0, Data: make([]byte, 4)}}
 }
 
 // reply is a packet of the side that did not begin an established connection.
-var reply = rule(match{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: r0}, &expr.Cmp{Op: expr.CmpOpEq, Register: r0, Data: []byte{1}}},
+var reply = rule(match{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: r0},
+	&expr.Cmp{Op: expr.CmpOpEq, Register: r0, Data: []byte{1}}},
 	conntrack(expr.CtKeySTATE, expr.CtStateBitESTABLISHED))
 
 var related = conntrack(expr.CtKeySTATE, expr.CtStateBitRELATED)
 
 // notNew is a packet that begins no connection that the kernel tracks.
-var notNew = match{&expr.Ct{Key: expr.CtKeySTATE, Register: r0},
-	&expr.Bitwise{SourceRegister: r0, DestRegister: r0, Len: 4, Mask: binary.NativeEndian.AppendUint32(nil, expr.CtStateBitNEW), Xor: make([]byte, 4)},
-	&expr.Cmp{Op: expr.CmpOpEq, Register: r0, Data: make([]byte, 4)}}
+var notNew = connectionBits(expr.CtKeySTATE, expr.CtStateBitNEW, expr.CmpOpEq)
 
 // eachGuest applies a limit to what each guest sends by itself, told apart by its MAC, which the
 // chain spoof has checked: IPv4 and IPv6 count together.
 func eachGuest(set string, limit expr.Any) match {
-	return append(etherSource.load(r0), &expr.Dynset{SrcRegKey: r0, SetName: set, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{limit}})
+	return append(etherSource.load(r0), &expr.Dynset{SrcRegKey: r0, SetName: set,
+		Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{limit}})
 }
 
 // localDest is a packet to any address of the host.
