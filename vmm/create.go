@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"banger/internal/host"
 )
 
 // Create makes a VM with the default settings. ErrInvalid, ErrNameTooLong, ErrExists.
@@ -147,8 +149,8 @@ func (v *VM) remove(ctx context.Context, name string, may Permit) error {
 	return nil
 }
 
-// removeAll is os.RemoveAll. Tests change it.
-var removeAll = os.RemoveAll
+// removeAll is host.RemoveAll. Tests change it.
+var removeAll = host.RemoveAll
 
 // discard deletes the directory of a VM without a record, in the background and one at a time: the
 // kernel takes long for large disks, and the caller holds up all users of `vms`. The directory has
@@ -159,13 +161,14 @@ func (m *Manager) discard(dir string) {
 	if errors.Is(err, os.ErrNotExist) {
 		return // the VM never started
 	}
-	m.spawn(func() {
+	remove := removeAll // a test changes it while another Manager's deletion still hangs
+	m.spawnIn(&m.discards, func() {
 		m.discarding.Lock()
 		defer m.discarding.Unlock()
-		if err == nil && m.ctx.Err() == nil {
-			err = removeAll(gone)
+		if err == nil {
+			err = remove(m.ctx, gone)
 		}
-		if err != nil {
+		if err != nil && m.ctx.Err() == nil {
 			m.o.Log.Error("cannot delete the directory of a removed VM", "dir", dir, "err", err)
 		}
 	})

@@ -55,8 +55,9 @@ type Manager struct {
 	ctx     context.Context // ends when Close stops waiting
 	cancel  context.CancelFunc
 	closing chan struct{}  // closed when Close begins
-	work    sync.WaitGroup // every goroutine of the Manager
+	work    sync.WaitGroup // every goroutine of the Manager but discards
 
+	discards   sync.WaitGroup
 	discarding sync.Mutex // held over the deletion of one directory, above all other locks
 
 	mu       sync.RWMutex // guards the fields up to changed, and stores of sorted
@@ -117,7 +118,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 	if err != nil {
 		m.cancel()
-		m.waitWork()
+		within(workWait, &m.work)
 		m.seqF.Close()
 		return nil, err
 	}
@@ -152,22 +153,22 @@ func (m *Manager) autostart() {
 }
 
 // spawn runs f in a goroutine that Close waits for. It reports false when the Manager is closing.
-func (m *Manager) spawn(f func()) bool {
+func (m *Manager) spawn(f func()) bool { return m.spawnIn(&m.work, f) }
+
+func (m *Manager) spawnIn(all *sync.WaitGroup, f func()) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return false
 	}
-	m.work.Add(1)
-	go func() {
-		defer m.work.Done()
-		f()
-	}()
+	all.Go(f)
 	return true
 }
 
 // Close waits for the transitions under way until ctx ends, and then for every goroutine of the
-// Manager. It disconnects from the running machines, which go on, and closes the store.
+// Manager. It disconnects from the running machines, which go on, and closes the store. Directories
+// of removed VMs that are not yet deleted are left to the next Open: that loses nothing and is no
+// error.
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	if m.closed {
@@ -187,8 +188,11 @@ func (m *Manager) Close(ctx context.Context) error {
 	}
 	m.cancel()
 	var errs []error
-	if !m.waitWork() {
+	if !within(workWait, &m.work) {
 		errs = append(errs, fmt.Errorf("some work on VMs has not ended within %v", workWait))
+	}
+	if !within(discardWait, &m.discards) {
+		m.o.Log.Warn("the next start deletes the rest of removed VMs' disks")
 	}
 	for _, v := range m.VMs() {
 		v.publishUse()
@@ -207,14 +211,17 @@ func (m *Manager) Close(ctx context.Context) error {
 // disk for example. Tests change it.
 var workWait = 5 * time.Second
 
-// waitWork reports whether all goroutines have ended.
-func (m *Manager) waitWork() bool {
+// discardWait bounds the wait for the step that a deletion is in.
+const discardWait = time.Second
+
+// within reports whether all goroutines of a group ended within that time.
+func within(limit time.Duration, all *sync.WaitGroup) bool {
 	ended := make(chan struct{})
 	go func() { // ends with the last of them, or the process
-		m.work.Wait()
+		all.Wait()
 		close(ended)
 	}()
-	timer := time.NewTimer(workWait)
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case <-ended:

@@ -3,6 +3,7 @@ package vmm_test
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -138,7 +139,7 @@ func TestRemoveDoesNotWaitForDisks(t *testing.T) {
 	m := open(t, dir, store)
 	began, release := make(chan struct{}, 2), make(chan struct{})
 	old := *vmm.RemoveAll
-	*vmm.RemoveAll = func(string) error {
+	*vmm.RemoveAll = func(context.Context, string) error {
 		began <- struct{}{}
 		<-release
 		return errors.New("the disk is gone")
@@ -172,5 +173,46 @@ func TestRemoveDoesNotWaitForDisks(t *testing.T) {
 	open(t, dir, store)
 	if n := left("*"); n != 0 {
 		t.Errorf("%d directories are left", n)
+	}
+}
+
+// A deletion under way delays the daemon's end by a second at most and makes no error of it, even
+// if the disk never answers. The next start deletes the rest.
+func TestDeletionsLeaveTheEndAlone(t *testing.T) {
+	old := *vmm.RemoveAll
+	defer func() { *vmm.RemoveAll = old }()
+	release := make(chan struct{})
+	defer close(release)
+	for what, wait := range map[string]func(context.Context) error{
+		"in steps":   func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+		"that hangs": func(context.Context) error { <-release; return nil },
+	} {
+		ctx, dir, store := context.Background(), t.TempDir(), newStore()
+		m := open(t, dir, store)
+		began := make(chan struct{}, 1)
+		*vmm.RemoveAll = func(ctx context.Context, _ string) error {
+			began <- struct{}{}
+			return wait(ctx)
+		}
+		for _, name := range []string{"web", "db"} { // the second waits for the first
+			v := withDisk(t, m, name, "")
+			do(t, v, vmm.Start, nil)
+			do(t, v, vmm.Kill, nil)
+			if err := m.Remove(ctx, name, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-began
+		at := time.Now()
+		if err := m.Close(ctx); err != nil || time.Since(at) > 4*time.Second {
+			t.Errorf("with a deletion %s, the end returned %v after %v", what, err, time.Since(at))
+		}
+		if left, _ := os.ReadDir(filepath.Join(dir, "vms")); len(left) != 2 {
+			t.Errorf("%d directories are left to the next start, want 2", len(left))
+		}
+		open(t, dir, store)
+		if left, _ := os.ReadDir(filepath.Join(dir, "vms")); len(left) != 0 {
+			t.Errorf("the next start left %d directories", len(left))
+		}
 	}
 }
