@@ -62,6 +62,9 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 			m.o.Log.Error("cannot change the directory of a VM of an earlier banger",
 				"vm", s.Name, "err", err)
 		}
+		if err := removeUnfinished(s.Dir); err != nil {
+			m.o.Log.Error("cannot remove an unfinished file of a VM", "vm", s.Name, "err", err)
+		}
 	}
 	if err := m.adopt(ctx); err != nil {
 		return err

@@ -237,6 +237,21 @@ func moveFile(dir, name string, kind uint32) error {
 	return os.Chmod(path, 0o600)
 }
 
+// removeUnfinished removes files that a crash kept from getting their names. A host key that has two
+// names would be refused.
+func removeUnfinished(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // it never started
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
+}
+
 // logf adds a line to the VM's `log`, if the VM has a directory.
 func (v *VM) logf(format string, args ...any) {
 	f, err := v.openLog()

@@ -9,11 +9,13 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"banger/internal/sshkeys"
 	"banger/vmm"
 	"banger/vmm/fake"
 	"banger/vmm/guest"
@@ -376,5 +378,39 @@ func TestRandomCommands(t *testing.T) {
 		if s := v.Snapshot(); s.State != vmm.Stopped || s.Machine != nil || s.Process.PID != 0 {
 			t.Errorf("%s is %s after kill, with process %d", s.Name, s.State, s.Process.PID)
 		}
+	}
+}
+
+// TestUnfinishedHostKey expects that a host key has one name, and nothing else of it is left, if the
+// daemon was killed before or after it was linked to that name.
+func TestUnfinishedHostKey(t *testing.T) {
+	ctx, dir, store := context.Background(), t.TempDir(), newStore()
+	m := open(t, dir, store)
+	for _, name := range []string{"linked", "written"} {
+		v := create(t, m, name, "")
+		do(t, v, vmm.Start, nil)
+		do(t, v, vmm.Kill, nil)
+		key := filepath.Join(v.Snapshot().Dir, vmm.HostKeyFile)
+		_, _, err := sshkeys.HostKey(key)
+		err = errors.Join(err, os.Link(key, filepath.Join(v.Snapshot().Dir, ".key-1")))
+		if name == "written" {
+			err = errors.Join(err, os.Remove(key))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.Close(ctx); err != nil {
+		t.Fatal(err)
+	}
+	m = open(t, dir, store)
+	for _, name := range []string{"linked", "written"} {
+		key := filepath.Join(m.VM(name).Snapshot().Dir, vmm.HostKeyFile)
+		if _, _, err := sshkeys.HostKey(key); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "vms", "*", ".*")); len(left) > 0 {
+		t.Errorf("left are %q", left)
 	}
 }

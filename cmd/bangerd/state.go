@@ -91,10 +91,12 @@ func inUse(stateDir string) (bool, error) {
 // instanceFile holds the UUID of a state directory.
 const instanceFile = "instance"
 
-// instance returns the UUID of the state directory. It makes one the first time.
+// instance returns the UUID of the state directory, which the caller has locked. It makes one the
+// first time.
 func instance(stateDir string) (string, error) {
 	path := filepath.Join(stateDir, instanceFile)
-	if err := host.MakePrivate(path); err != nil {
+	err := errors.Join(host.MakePrivate(path), host.RemoveUnfinished(path, 0))
+	if err != nil {
 		return "", err
 	}
 	if id, err := readInstance(stateDir); !errors.Is(err, os.ErrNotExist) {

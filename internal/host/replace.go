@@ -5,6 +5,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,10 +47,32 @@ func ReplaceDir(target string, fill func(dir string) error) error {
 	return SyncDir(parent)
 }
 
+// unfinishedSuffix ends the names that ReplaceFile gives to new files.
+const unfinishedSuffix = ".banger"
+
+// RemoveUnfinished removes what calls of ReplaceFile for this path left that ended with their
+// process. Files that were changed later than age ago may be another process's and stay.
+func RemoveUnfinished(path string, age time.Duration) error {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	for _, e := range entries {
+		name := e.Name()
+		if !strings.HasPrefix(name, "."+filepath.Base(path)+"-") ||
+			!strings.HasSuffix(name, unfinishedSuffix) {
+			continue
+		}
+		info, e := e.Info()
+		if e == nil && info.Mode().IsRegular() && time.Since(info.ModTime()) >= age {
+			err = errors.Join(err, os.Remove(filepath.Join(filepath.Dir(path), name)))
+		}
+	}
+	return err
+}
+
 // ReplaceFile makes a file of this mode with what fill writes to it. The name stands for the old
-// file or the new one, never for a part. After a crash it is one of them.
+// file or the new one, never for a part. After a crash it is one of them, and RemoveUnfinished
+// removes the rest.
 func ReplaceFile(path string, mode os.FileMode, fill func(f *os.File) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*"+unfinishedSuffix)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestReplaceFile replaces a file, and keeps the old one and nothing else after an error.
@@ -30,5 +31,28 @@ func TestReplaceFile(t *testing.T) {
 	entries, _ := os.ReadDir(filepath.Dir(path))
 	if info, err := os.Stat(path); err != nil || info.Mode() != 0o640 || len(entries) != 1 {
 		t.Errorf("%v, %d files, %v", info.Mode(), len(entries), err)
+	}
+}
+
+// TestRemoveUnfinished expects that only files of ReplaceFile, of that path and age, are removed.
+func TestRemoveUnfinished(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "hosts")
+	err := ReplaceFile(path, 0o600, func(f *os.File) error { // a crash leaves such a file
+		return os.Link(f.Name(), filepath.Join(dir, ".hosts-1"+unfinishedSuffix))
+	})
+	for _, name := range []string{".hosts-20260101", ".hosts", ".other-1" + unfinishedSuffix} {
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+	}
+	if err = errors.Join(err, RemoveUnfinished(path, time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	for want := 5; want >= 4; want-- {
+		if entries, _ := os.ReadDir(dir); len(entries) != want {
+			t.Errorf("there are %v, want %d", entries, want)
+		}
+		if err := RemoveUnfinished(path, 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -85,8 +86,12 @@ func withBlock(old []byte, owner string, lines []byte) []byte {
 	return append(text, rest...)
 }
 
-// replace writes a new file beside the old one and renames it.
+// replace writes a new file beside the old one and renames it. It removes what a daemon left there
+// that was killed meanwhile. Other daemons may be at work.
 func replace(path string, like fs.FileInfo, text []byte) error {
+	if err := host.RemoveUnfinished(path, time.Minute); err != nil {
+		return err
+	}
 	return host.ReplaceFile(path, like.Mode().Perm(), func(f *os.File) error {
 		if s, ok := like.Sys().(*syscall.Stat_t); ok {
 			if err := f.Chown(int(s.Uid), int(s.Gid)); err != nil {
