@@ -66,6 +66,7 @@ type Set struct {
 	mu     sync.Mutex // guards what follows, and the items
 	users  Users      // nil before Serve
 	items  map[string]*item
+	turns  uint64 // counts items that came to be in the directory, or are forgotten
 	last   uint64
 	closed bool
 	making map[string]chan struct{} // the keys of running builds; a channel is closed at its end
@@ -172,12 +173,14 @@ func (s *Set) byNumber(number uint64) *item {
 }
 
 func (s *Set) insertLocked(e *item) {
+	s.turns++
 	s.last++
 	e.number = s.last
 	s.items[e.name] = e
 }
 
 func (s *Set) forgetLocked(e *item) {
+	s.turns++
 	e.removed = true
 	if s.items[e.name] == e {
 		delete(s.items, e.name)
@@ -238,6 +241,7 @@ func (s *Set) Create(ctx context.Context, name string, owner vmm.Owner) (vmm.Ima
 		s.forgetLocked(e)
 	} else {
 		e.on = true
+		s.turns++
 	}
 	s.mu.Unlock()
 	if err != nil {

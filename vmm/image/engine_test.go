@@ -162,6 +162,37 @@ func TestImages(t *testing.T) {
 	}
 }
 
+// TestImagesOfManyUsers expects that images that come and go do not take others out of the list:
+// each caller reads the directory, in which another's image appears just then.
+func TestImagesOfManyUsers(t *testing.T) {
+	ctx := context.Background()
+	s, _ := openTest(t, t.TempDir())
+	var all sync.WaitGroup
+	for _, name := range []string{"a", "b", "c", "d"} {
+		all.Go(func() {
+			for range 100 {
+				if _, err := s.Create(ctx, name, vmm.Owner{}); err != nil {
+					t.Errorf("create %s: %v", name, err)
+					return
+				}
+				if s.item(name) == nil {
+					t.Errorf("%s was created and is not there", name)
+					return
+				}
+				if err := s.Remove(ctx, name, nil); err != nil {
+					t.Errorf("remove %s: %v", name, err)
+					return
+				}
+				if s.item(name) != nil {
+					t.Errorf("%s was removed and is there", name)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
 // What a daemon that was killed has left is cleaned up by the next, and nothing half-made is ready.
 func TestInterrupted(t *testing.T) {
 	ctx := context.Background()

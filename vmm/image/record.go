@@ -53,10 +53,19 @@ func (s *Set) sweep() error {
 // scan adds images that other programs have put into the directory, and forgets those that are
 // gone.
 func (s *Set) scan() {
+	for !s.scanOnce() {
+	}
+}
+
+// scanOnce reports false if images came or went meanwhile: the listing may be older than they are.
+func (s *Set) scanOnce() bool {
+	s.mu.Lock()
+	turn := s.turns
+	s.mu.Unlock()
 	names, err := os.ReadDir(s.o.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.o.Log.Error("cannot list the images", "err", err)
-		return
+		return true
 	}
 	there := make(map[string]bool)
 	for _, e := range names {
@@ -73,6 +82,9 @@ func (s *Set) scan() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.turns != turn {
+		return false
+	}
 	for name, e := range unknown {
 		if s.items[name] == nil {
 			s.insertLocked(e)
@@ -83,6 +95,7 @@ func (s *Set) scan() {
 			s.forgetLocked(e)
 		}
 	}
+	return true
 }
 
 // load returns the item of an image's directory.
