@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math"
+	"os"
 )
 
 // Qcow2 is the header of a qcow2 image (docs/interop/qcow2.txt of QEMU, "Header").
@@ -59,4 +61,20 @@ func ReadQcow2(r io.ReaderAt) (*Qcow2, error) {
 		return nil, errors.New("it is a damaged qcow2 image, or one of an unknown version")
 	}
 	return &h, nil
+}
+
+// DiskSize returns the length of a raw or qcow2 disk as a guest sees it, in bytes.
+func DiskSize(f *os.File, format string) (int64, error) {
+	if format == "raw" {
+		info, err := f.Stat()
+		if err != nil {
+			return 0, err
+		}
+		return info.Size(), nil
+	}
+	head, err := ReadQcow2(f)
+	if err != nil {
+		return 0, err
+	}
+	return int64(min(head.Size, math.MaxInt64)), nil
 }
