@@ -30,6 +30,7 @@ var errnos = []struct {
 	{vmm.ErrUnsupported, syscall.EOPNOTSUPP},
 	{vmm.ErrNoSpace, syscall.ENOSPC},
 	{vmm.ErrNoMemory, syscall.ENOMEM},
+	{vmm.ErrQuota, syscall.EDQUOT},
 	{vmm.ErrGone, syscall.EIO},
 	{syscall.EPIPE, syscall.EPIPE},
 	{syscall.EBUSY, syscall.EBUSY},

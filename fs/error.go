@@ -52,6 +52,10 @@ func (r *request) owner() string {
 	case r.image != 0:
 		i, _ := r.server.o.Images.Info(r.image)
 		return "image " + i.Name
+	case r.quota == defaultQuota:
+		return "quota/" + defaultWord
+	case r.quota != 0:
+		return fmt.Sprintf("quota/%d", r.quotaUID())
 	}
 	return "the host"
 }

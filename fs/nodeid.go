@@ -1,8 +1,8 @@
 package fs
 
-// A node number is the serial of a VM, an image or a session, the row and a parameter (a port, a
-// snapshot's number), so that finding a file is arithmetic. Serials are never used again, so a
-// number always means the same file and needs no generation.
+// A node number is the serial of a VM, an image, a session or a uid's quotas, the row and a
+// parameter (a port, a snapshot's number), so that finding a file is arithmetic. Serials are never
+// used again, so a number always means the same file and needs no generation.
 const (
 	rowShift    = 16
 	serialShift = 24
@@ -13,6 +13,7 @@ const (
 const (
 	imageBit   = 1 << 38 // the rest is an image's number
 	sessionBit = 1 << 37 // the rest is a session's serial
+	quotaBit   = 1 << 36 // the rest is a uid, or that of defaultQuota
 )
 
 // rootID is FUSE_ROOT_ID of the protocol: row 0, parameter 1.

@@ -24,6 +24,7 @@ type request struct {
 	file    *file
 	vm      *vmm.VM  // nil above vms/NAME
 	image   uint64   // number of the image, 0 above images/NAME
+	quota   uint64   // serial of a directory in quota/, 0 above it
 	session *session // nil above exec/N
 	param   uint16   // of the node
 }
@@ -68,6 +69,9 @@ func (r *request) locate(serial uint64) bool {
 			return false
 		}
 		serial = r.session.vm.Serial()
+	case serial&quotaBit != 0:
+		r.quota = serial
+		return true
 	}
 	if serial != 0 {
 		r.vm = r.server.o.Manager.BySerial(serial)
@@ -121,7 +125,7 @@ func (r *request) serial() uint64 {
 	case r.image != 0:
 		return imageBit | r.image
 	}
-	return 0
+	return r.quota
 }
 
 // detached runs f, which waits for a disk. When the call ends first, its caller is free at once and

@@ -129,6 +129,10 @@ func topFiles() []file {
 		}},
 		{name: "blobs", mode: 0o664, doc: "what images share on the host; the command is gc",
 			show: blobsShow, store: blobsStore},
+		{name: "quota", mode: 0o755, kind: dir, doc: "what users' VMs have and may have",
+			names: &names{list: quotaList, find: quotaFind,
+				each: file{name: "UID", mode: 0o755, kind: dir, doc: "a user, or default",
+					files: quotaFiles()}}},
 		{name: "images", mode: 0o1755, kind: dir, doc: "what VMs are made from", names: &names{
 			list: imagesList, find: imagesFind, mkdir: imagesMkdir, rmdir: imagesRmdir,
 			each: file{name: "NAME", mode: 0o755, kind: dir, doc: "an image", files: imageFiles()},
@@ -269,7 +273,7 @@ func anyVMEvent(event string) bool { return event != vmm.EventImage }
 
 // DocRow is one row of the tree's table, for the documentation's tests.
 type DocRow struct {
-	Path string // below the mount, with NAME, N and PORT for names that vary
+	Path string // below the mount, with NAME, N, PORT and UID for names that vary
 	Mode uint32
 	Doc  string
 }

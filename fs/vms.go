@@ -56,9 +56,9 @@ func vmAttr(r *request, a *attributes) { a.mode = r.snap().Owner.Mode & 0o7777 }
 func vmChown(r *request, c ownerChange) error {
 	name, uid, root := r.snap().Name, r.uid, r.isRoot()
 	return r.detached(func(ctx context.Context) error {
-		return r.vm.Chown(ctx, func(o vmm.Owner) (vmm.Owner, error) {
+		err := r.vm.Chown(ctx, func(o vmm.Owner) (vmm.Owner, error) {
 			if !root && (uid != o.UID || c.uid != nil && *c.uid != o.UID) {
-				return o, fmt.Errorf("cannot change the owner of %s: %w", name, vmm.ErrNotPermitted)
+				return o, vmm.ErrNotPermitted
 			}
 			if c.uid != nil {
 				o.UID = *c.uid
@@ -71,6 +71,10 @@ func vmChown(r *request, c ownerChange) error {
 			}
 			return o, nil
 		})
+		if err != nil {
+			return fmt.Errorf("cannot change the owner of %s: %w", name, err)
+		}
+		return nil
 	})
 }
 

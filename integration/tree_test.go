@@ -179,7 +179,7 @@ func TestModes(t *testing.T) {
 	must(t, err)
 	for _, row := range fs.Doc() {
 		path := strings.NewReplacer("images/NAME", "images/builtin", "vms/NAME", "vms/web",
-			"snapshots/NAME", "snapshots/one", "PORT", "80",
+			"snapshots/NAME", "snapshots/one", "PORT", "80", "quota/UID", "quota/1000",
 			"exec/N", "exec/"+strings.TrimSpace(session)).Replace(row.Path)
 		info, err := os.Lstat(filepath.Join(d.mount, path))
 		if err != nil {

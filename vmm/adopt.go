@@ -43,9 +43,17 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 			}
 		}
 	}
+	images := make(map[string]footprint)
 	for _, r := range records {
 		m.claims.set(r.Serial, r.Config.Publications())
-		m.insert(m.newVM(r))
+		image, known := images[r.Config.Image]
+		if !known {
+			image = m.footprint(r.Config.Image)
+			images[r.Config.Image] = image
+		}
+		v := m.newVM(r)
+		v.account(claim{bill: m.bill(&r, image), image: image})
+		m.insert(v)
 	}
 	saved, err := m.o.Store.Snapshots(ctx)
 	if err != nil {
@@ -54,6 +62,7 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 	for _, d := range saved {
 		if v := m.BySerial(d.Serial); v != nil {
 			v.publish(func(s *Snapshot) { s.Saved = append(s.Saved, d) })
+			m.ledger.settleSaved(&v.charge, d.Size)
 		}
 	}
 	for _, v := range m.VMs() {

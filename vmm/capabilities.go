@@ -41,6 +41,7 @@ type Capabilities struct {
 	Accel    string             // what runs the CPUs: kvm, tcg, fake
 	Unusable string             // why no machine can start here; empty if machines can
 	Lacks    map[Feature]string // why the driver lacks a feature; without an entry it has it
+	MaxCPUs  int                // of one machine; 0 for no limit of the driver's
 }
 
 // Lack returns why the driver lacks a feature, or an empty string if it has it.
@@ -75,6 +76,9 @@ func (b BaseDriver) Adopt(context.Context, *Spec, Process, func(Notice)) (Machin
 
 // Sweep implements Driver.
 func (BaseDriver) Sweep(context.Context, string, func(uuid string) bool) error { return nil }
+
+// HostMemory returns 0: no machine uses any.
+func (BaseDriver) HostMemory(*Spec) int64 { return 0 }
 
 // MakeDisks implements Driver.
 func (b BaseDriver) MakeDisks(context.Context, *Spec) error { return b.Can.refuse(FeatureDisks) }

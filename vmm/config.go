@@ -55,6 +55,9 @@ func (m *Manager) checkConfig(old, c *Config) error {
 		return fmt.Errorf("disk may grow, never shrink: it has %d bytes, not %d: %w",
 			old.Disk, c.Disk, ErrInvalid)
 	}
+	if err := m.checkHost(old, c, footprint{memory: image.Memory}); err != nil {
+		return err
+	}
 	if c.Cmdline != old.Cmdline || c.Image != old.Image {
 		if err := checkLoader(c, &image); err != nil {
 			return err
@@ -138,16 +141,22 @@ func (v *VM) reconfigure(
 	if err != nil || len(changed) == 0 {
 		return nil, err
 	}
+	claimed, err := v.claim(&s.Record)
+	if err != nil {
+		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
+	}
 	if err := v.admit(&before.Config, &s); err != nil {
+		v.drop(claimed)
 		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
 	}
 	if s.Config.Disk != before.Config.Disk && !s.State.Down() {
 		if err = growDisk(ctx, &s); err != nil {
+			v.drop(claimed)
 			err = fmt.Errorf("cannot grow the disk of %s: %w", s.Name, err)
 		}
 	}
 	if err == nil {
-		err = t.commit(ctx, &draft{Record: s.Record})
+		err = t.commitClaimed(ctx, &draft{Record: s.Record}, claimed)
 	}
 	v.admitted(before, err)
 	return changed, err
@@ -166,7 +175,11 @@ func (v *VM) checkChange(before, s *Snapshot, newest bool) ([]string, error) {
 	if s.Config == *old && !renewed {
 		return nil, nil
 	}
-	if err := v.m.checkConfig(old, &s.Config); err != nil {
+	err = v.m.checkConfig(old, &s.Config)
+	if err == nil {
+		err = v.m.ledger.alone(s.Owner.UID, old, &s.Config)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
 	}
 	names, live := changedSettings(old, &s.Config)

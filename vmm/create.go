@@ -14,7 +14,7 @@ import (
 	"banger/internal/host"
 )
 
-// Create makes a VM with the default settings. ErrInvalid, ErrNameTooLong, ErrExists.
+// Create makes a VM with the default settings. ErrInvalid, ErrNameTooLong, ErrExists, ErrQuota.
 func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
@@ -24,17 +24,25 @@ func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, er
 	}
 	defer m.release(name)
 	c := m.o.Defaults
-	if c.Memory == 0 {
-		c.Memory = defaultMemory
-		if image, err := m.o.Images.Image(c.Image); err == nil {
-			c.Memory = image.Memory
-		}
+	image := m.footprint(c.Image)
+	c.Memory = c.GuestMemory(image.memory)
+	r := newRecord(name, owner, c)
+	claimed, err := m.claim(r, image)
+	var v *VM
+	if err == nil {
+		v, err = m.add(ctx, r, claimed, "")
 	}
-	v, err := m.add(ctx, newRecord(name, owner, c), "")
 	if err != nil {
 		return nil, fmt.Errorf("cannot create %s: %w", name, err)
 	}
 	return v, nil
+}
+
+// claim counts what a VM counts for that is about to be made.
+func (m *Manager) claim(r *Record, image footprint) (claim, error) {
+	b := m.bill(r, image)
+	h, err := m.ledger.claim(&charge{}, b)
+	return claim{b, image, h}, err
 }
 
 func newRecord(name string, owner Owner, c Config) *Record {
@@ -43,13 +51,16 @@ func newRecord(name string, owner Owner, c Config) *Record {
 		Created: now, Touched: now, State: Stopped}
 }
 
-// add records a new VM and lists it. The caller has reserved its name. detail is that of the event.
-func (m *Manager) add(ctx context.Context, r *Record, detail string) (*VM, error) {
+// add records a new VM and lists it. The caller has reserved its name. add ends the claim. detail
+// is that of the event.
+func (m *Manager) add(ctx context.Context, r *Record, c claim, detail string) (*VM, error) {
 	// The record is written even if the caller waits no longer: it must not be one without a VM.
 	if err := m.o.Store.Insert(context.WithoutCancel(ctx), r); err != nil {
+		m.ledger.drop(c.hold)
 		return nil, err
 	}
 	v := m.newVM(*r)
+	v.account(c)
 	t, _ := v.tryAcquire() // nobody else knows the VM; nothing happens before its create event
 	defer t.release()
 	m.insert(v)
@@ -142,6 +153,7 @@ func (v *VM) remove(ctx context.Context, name string, may Permit) error {
 	}
 	v.m.discard(v.Snapshot().Dir)
 	v.m.forget(v)
+	v.m.ledger.forget(&v.charge)
 	v.publish(func(*Snapshot) {}) // wakes all waiters for a change
 	v.emit(EventRemove, "")
 	v.events.end()
@@ -281,15 +293,19 @@ func (v *VM) ExportDisks(ctx context.Context,
 }
 
 // CreateWithDisks makes a VM of the defaults, as settings changes them, and of the disks that fill
-// puts in place. The name is reserved meanwhile. After an error or a crash nothing is left.
-// ErrInvalid, ErrNameTooLong, ErrExists.
+// puts in place. The name is reserved and the owner's quota used meanwhile. After an error or a
+// crash nothing is left. ErrInvalid, ErrNameTooLong, ErrExists, ErrQuota, ErrNoMemory.
 func (m *Manager) CreateWithDisks(ctx context.Context, name string, owner Owner, image *Image,
 	settings func(*Config) error, fill func(*Spec, Driver) error) (*VM, error) {
 	c := m.o.Defaults
 	if err := settings(&c); err != nil {
 		return nil, err
 	}
-	if err := m.checkConfig(&Config{Net: c.Net}, &c); err != nil {
+	none := Config{Net: c.Net}
+	if err := m.checkConfig(&none, &c); err != nil {
+		return nil, err
+	}
+	if err := m.ledger.alone(owner.UID, &none, &c); err != nil {
 		return nil, err
 	}
 	if err := CheckName(name); err != nil {
@@ -306,14 +322,19 @@ func (m *Manager) CreateWithDisks(ctx context.Context, name string, owner Owner,
 	dir := filepath.Join(m.vmsDir, r.ID) // without a record the next start removes it
 	spec := &Spec{ID: r.ID, Name: name, StateDir: m.o.StateDir, Dir: dir, Config: c, Image: *image,
 		Disks: disksOf(dir, &c, image), UID: -1, GID: -1}
-	err := makeDir(spec)
+	claimed, err := m.claim(r, footprint{image.RootSize, image.Memory})
+	if err != nil {
+		return nil, err
+	}
+	err = makeDir(spec)
 	if err == nil {
 		err = fill(spec, m.driver(c.VMM))
 	}
-	var v *VM
-	if err == nil {
-		v, err = m.add(ctx, r, "imported")
+	if err != nil {
+		m.ledger.drop(claimed.hold)
+		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
+	v, err := m.add(ctx, r, claimed, "imported")
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}

@@ -27,6 +27,10 @@ type Driver interface {
 	// Sweep ends every process of this driver for the given state directory whose UUID keep
 	// refuses. The Manager calls it once, before any Start or Adopt.
 	Sweep(ctx context.Context, stateDir string, keep func(uuid string) bool) error
+	// HostMemory returns how many bytes of the host a machine may use at most: the guest's memory
+	// and the VMM's own. It depends on spec's Config and on the Memory of its Image alone, and does
+	// not block.
+	HostMemory(spec *Spec) int64
 
 	// The rest is FeatureDisks: the disks of a VM and the snapshots in them. While the VM runs,
 	// only its Machine uses its disks. These methods block until they are done or ctx ends.
@@ -94,6 +98,7 @@ type Image struct {
 	// of it. RootFormat is raw or qcow2.
 	Root       string
 	RootFormat string
+	RootSize   int64 // bytes of Root as the guest sees it
 
 	Cmdline string
 	Memory  int64 // least, bytes
@@ -302,5 +307,12 @@ type Store interface {
 	// UpdateSnapshot and DeleteSnapshot find the snapshot by its Serial and Number.
 	UpdateSnapshot(ctx context.Context, d *DiskSnapshot) error
 	DeleteSnapshot(ctx context.Context, d *DiskSnapshot) error
+
+	// Quotas returns all rules, for the start of the daemon.
+	Quotas(ctx context.Context) ([]QuotaRule, error)
+	// SetQuota adds a rule, or replaces that of the same uid and quota.
+	SetQuota(ctx context.Context, r QuotaRule) error
+	// DeleteQuota deletes the rule of a uid for a quota. ErrNotFound if there is none.
+	DeleteQuota(ctx context.Context, uid int64, quota string) error
 	Close() error
 }

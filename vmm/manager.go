@@ -30,6 +30,13 @@ type Options struct {
 	DNS []netip.Addr
 	// Defaults are the settings of new VMs. Memory 0 stands for the image's own.
 	Defaults Config
+	// Quotas are the limits of uids without a rule of their own; nil for no limits. UID is the
+	// daemon's own. It and root have no limits unless they have a rule.
+	Quotas *Amounts
+	UID    uint32
+	// HostMemory is how many bytes of the host's memory all running VMs together may use; 0 for no
+	// limit.
+	HostMemory int64
 	// VMUIDBase, when not 0, is the base of VMs' users: the VMM of serial N has uid and gid
 	// VMUIDBase+N.
 	VMUIDBase int
@@ -37,16 +44,13 @@ type Options struct {
 	Sweep time.Duration
 }
 
-// defaultMemory is the memory of VMs whose image does not exist yet, bytes.
-const defaultMemory = 128 << 20
-
 // autostartsAtOnce bounds the autostarts that run side by side.
 const autostartsAtOnce = 4
 
 // Manager owns all VMs of one state directory.
 //
 // Lock order: a VM's turn, then VM.mu, then emitMu, then an eventLog's mu. Nothing but claims.mu is
-// locked under Manager.mu.
+// locked under Manager.mu. Nothing is locked under the ledger's mu.
 type Manager struct {
 	o       Options // immutable
 	drivers map[string]Driver
@@ -69,8 +73,10 @@ type Manager struct {
 	sorted   atomic.Pointer[[]*VM] // nil after a change of byName
 
 	claims    claims
-	named     atomic.Bool // the host finds guests by their names
-	byAddress sync.Map    // running VMs: netip.Addr to *VM
+	ledger    *ledger
+	ruling    chan struct{} // full while a rule of the ledger changes
+	named     atomic.Bool   // the host finds guests by their names
+	byAddress sync.Map      // running VMs: netip.Addr to *VM
 
 	counts [len(counted)]struct{ done, failed atomic.Uint64 }
 
@@ -101,6 +107,8 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		bySerial: make(map[uint64]*VM),
 		changed:  time.Now(),
 		claims:   claims{of: make(map[uint64][]Publication)},
+		ledger:   newLedger(&o),
+		ruling:   make(chan struct{}, 1),
 	}
 	for _, d := range o.Drivers {
 		m.drivers[d.Capabilities().Name] = d
@@ -113,6 +121,9 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		return nil, err
 	}
 	records, err := o.Store.Load(ctx)
+	if err == nil {
+		err = m.loadQuotas(ctx)
+	}
 	if err == nil {
 		err = m.recover(ctx, records)
 	}

@@ -27,6 +27,34 @@ type memory struct {
 	last    uint64
 	records map[uint64]vmm.Record
 	saved   []vmm.DiskSnapshot
+	rules   []vmm.QuotaRule
+}
+
+func (s *memory) Quotas(context.Context) ([]vmm.QuotaRule, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.rules), nil
+}
+
+func (s *memory) SetQuota(ctx context.Context, r vmm.QuotaRule) error {
+	_ = s.DeleteQuota(ctx, r.UID, r.Quota)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rules = append(s.rules, r)
+	return nil
+}
+
+func (s *memory) DeleteQuota(_ context.Context, uid int64, quota string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.rules)
+	s.rules = slices.DeleteFunc(s.rules, func(r vmm.QuotaRule) bool {
+		return r.UID == uid && r.Quota == quota
+	})
+	if len(s.rules) == n {
+		return vmm.ErrNotFound
+	}
+	return nil
 }
 
 func (s *memory) Snapshots(context.Context) ([]vmm.DiskSnapshot, error) {

@@ -16,6 +16,8 @@ type VM struct {
 	serial uint64
 	own    chan struct{} // full while the turn is taken
 	saved  time.Time     // the last use that is durable; changed by the turn's holder only
+	image  footprint     // that charge is by; changed by the turn's holder only
+	charge charge        // guarded by the ledger
 
 	snap   atomic.Pointer[Snapshot]
 	events eventLog
@@ -215,11 +217,22 @@ func (t turn) release() { <-t.vm.own }
 func (t turn) draft() *draft { return &draft{Record: t.vm.Snapshot().Record} }
 
 // commit makes a draft durable and shows it. The write goes on when ctx ends. After an error
-// nothing is changed.
+// nothing is changed. ErrQuota and ErrNoMemory for a VM that would need more than it may have.
 func (t turn) commit(ctx context.Context, d *draft) error {
+	c, err := t.vm.claim(&d.Record)
+	if err != nil {
+		return err
+	}
+	return t.commitClaimed(ctx, d, c)
+}
+
+// commitClaimed is commit of a draft that is claimed already. It ends the claim.
+func (t turn) commitClaimed(ctx context.Context, d *draft, c claim) error {
 	if err := t.vm.m.o.Store.Update(context.WithoutCancel(ctx), &d.Record); err != nil {
+		t.vm.drop(c)
 		return fmt.Errorf("cannot record it: %w", err)
 	}
+	t.vm.account(c)
 	t.vm.publish(d.show)
 	return nil
 }

@@ -22,7 +22,7 @@ func (s slowStore) Update(_ context.Context, r *Record) error {
 // A commit keeps what changes without the turn meanwhile.
 func TestCommitKeepsWhatChangesMeanwhile(t *testing.T) {
 	store := slowStore{asked: make(chan Record), permit: make(chan error)}
-	m := &Manager{o: Options{Store: store}}
+	m := &Manager{o: Options{Store: store}, ledger: newLedger(&Options{})}
 	v := m.newVM(Record{Serial: 1, State: Running, Error: "old", Touched: time.Unix(1, 0)})
 	result := make(chan error)
 	chown := func() {

@@ -25,6 +25,7 @@ type quietStore struct {
 
 func (s quietStore) Load(context.Context) ([]Record, error)          { return s.records, nil }
 func (quietStore) Snapshots(context.Context) ([]DiskSnapshot, error) { return nil, nil }
+func (quietStore) Quotas(context.Context) ([]QuotaRule, error)       { return nil, nil }
 func (quietStore) Update(context.Context, *Record) error             { return nil }
 func (quietStore) Close() error                                      { return nil }
 

@@ -172,6 +172,7 @@ func (v *VM) showSaved(change func([]DiskSnapshot) []DiskSnapshot) {
 		s.Saved = change(slices.Clone(s.Saved))
 		s.Changed = s.Changed.with(time.Now(), "snapshots")
 	})
+	v.m.ledger.settleSaved(&v.charge, v.Snapshot().savedBytes())
 }
 
 func (v *VM) takeSnapshot(ctx context.Context, name string) error {
@@ -191,6 +192,11 @@ func (v *VM) takeSnapshot(ctx context.Context, name string) error {
 	}
 	d := &DiskSnapshot{Serial: v.serial, Name: name, Created: time.Now(), State: s.State,
 		Size: diskBytes(s.Dir), Phase: SnapshotMaking}
+	h, err := v.m.ledger.claimSaved(&v.charge, d.Size)
+	if err != nil {
+		return err
+	}
+	defer v.m.ledger.drop(h)
 	if err := v.m.o.Store.AddSnapshot(context.WithoutCancel(ctx), d); err != nil {
 		return err
 	}

@@ -311,6 +311,9 @@ func (v *VM) enterWith(state State, change func(*draft) error) error {
 		d.State, d.StopBy = state, time.Time{}
 		return change(d)
 	})
+	if refused := (*overdraft)(nil); errors.As(err, &refused) {
+		return err
+	}
 	if err != nil {
 		return fmt.Errorf("cannot record that %s is %s: %w", v.Snapshot().Name, state, err)
 	}

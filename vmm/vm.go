@@ -273,5 +273,6 @@ var (
 	ErrTooBig       = guest.ErrTooBig                   // E2BIG
 	ErrNoSpace      = errors.New("no space left")       // ENOSPC
 	ErrNoMemory     = errors.New("not enough memory")   // ENOMEM
+	ErrQuota        = errors.New("over quota")          // EDQUOT
 	ErrGone         = guest.ErrGone                     // EIO
 )

@@ -48,6 +48,14 @@ type config struct {
 	ImageMaxFiles int  `toml:"image_max_files"` // how many those may be
 
 	MetricsListen string `toml:"metrics_listen"` // off, HOST:PORT, or a port on loopback
+
+	// Of users without a rule in quota/; see vmm.Quota.
+	QuotaVMs    countQuota `toml:"quota_vms"`
+	QuotaCPUs   countQuota `toml:"quota_cpus"`
+	QuotaMemory bytesQuota `toml:"quota_memory"`
+	QuotaDisk   bytesQuota `toml:"quota_disk"`
+	// What running VMs may use of the host's memory, as a part of it.
+	OvercommitMemory ratio `toml:"overcommit_memory"`
 }
 
 // notServed is the metrics_listen of a daemon without HTTP, and the hosts_file of one that writes
@@ -59,7 +67,9 @@ func defaultConfig() config {
 		VMUIDBase: 2013265920, StatsMaxAge: time.Second, PortsMaxAge: 2 * time.Second,
 		HealthMaxAge: time.Second, PollInterval: 10 * time.Second, Group: "banger",
 		ImageMaxSize: 8 << 30, ImageMaxFiles: 500_000,
-		DNS: true, HostsFile: notServed, MetricsListen: notServed}
+		DNS: true, HostsFile: notServed, MetricsListen: notServed,
+		QuotaVMs: 64, QuotaCPUs: autoQuota, QuotaMemory: autoQuota, QuotaDisk: autoQuota,
+		OvercommitMemory: 1}
 	for _, s := range vmm.Settings {
 		if s.Default == "" {
 			continue

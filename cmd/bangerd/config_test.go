@@ -37,6 +37,15 @@ func TestConfig(t *testing.T) {
 		{"cpus = 2\nautostart = 1\n", ":2: unknown key \"autostart\""},
 		{"dns = false\nhosts_file = \"/etc/hosts\"\n", ""},
 		{"hosts_file = \"hosts\"\n", "neither off nor an absolute path"},
+		{"quota_vms = 5\nquota_cpus = \"max\"\nquota_memory = \"8G\"\nquota_disk = \"auto\"\n", ""},
+		{"quota_vms = -1\n", "is not a number"},
+		{"quota_cpus = \"4K\"\n", "is not a number"},
+		{"quota_memory = \"lots\"\n", "is not a number of bytes"},
+		{"overcommit_memory = 1.5\n", ""},
+		{"overcommit_memory = \"max\"\n", ""},
+		{"overcommit_memory = 0\n", "0 is neither a number above 0"},
+		{"overcommit_memory = nan\n", "neither a number above 0"},
+		{"overcommit_memory = \"1\"\n", "neither a number above 0"},
 	} {
 		path := filepath.Join(t.TempDir(), "config.toml")
 		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {

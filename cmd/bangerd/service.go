@@ -107,6 +107,8 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	c, log := &s.config, s.log
+	memory := hostMemory(log)
+	c.completeQuotas(log, s.state, memory)
 	jobs := host.NewJobs(c.VMUIDBase)
 	images, err := image.Open(image.Options{Dir: s.imagesDir(), Log: log, Jobs: jobs,
 		Limits: image.Limits{Bytes: int64(c.ImageMaxSize), Files: c.ImageMaxFiles}})
@@ -124,7 +126,8 @@ func (s *service) open(ctx context.Context) error {
 	defaults := c.VM
 	defaults.VMM, defaults.Net = "qemu", netMode
 	o := vmm.Options{StateDir: s.state, Store: records, Drivers: drivers(log, s.config, s.fake),
-		Network: net, Images: images, Log: log, Defaults: defaults}
+		Network: net, Images: images, Log: log, Defaults: defaults,
+		Quotas: c.amounts(), UID: uint32(os.Getuid()), HostMemory: c.overcommitted(memory)}
 	if s.root && c.VMUIDBase != 0 {
 		o.VMUIDBase = c.VMUIDBase
 		warnOfUIDs(log, c.VMUIDBase)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -43,6 +44,8 @@ type manifest struct {
 	Extra     string `json:"extra,omitempty"`
 	Base      string `json:"base,omitempty"`
 	OwnKernel bool   `json:"own_kernel,omitempty"`
+
+	rootSize int64 // of Root, as the guest sees it; read from Root itself
 }
 
 // Names returns the sorted names of the images that are ready.
@@ -89,6 +92,7 @@ func (m *manifest) image(name, dir string) vmm.Image {
 
 		Firmware:   m.Firmware,
 		RootFormat: m.RootFormat,
+		RootSize:   m.rootSize,
 	}
 	for _, f := range []struct {
 		path *string
@@ -129,7 +133,24 @@ func readManifest(dir string) (*manifest, error) {
 			return nil, fmt.Errorf("file %s is not a regular file", name)
 		}
 	}
-	return m, nil
+	if m.Root != "" {
+		m.rootSize, err = diskSize(filepath.Join(dir, m.Root), m.RootFormat)
+	}
+	return m, err
+}
+
+// diskSize returns the length of a disk as the guest sees it, in bytes.
+func diskSize(path, format string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	size, err := host.DiskSize(f, format)
+	if err != nil {
+		return 0, fmt.Errorf("file %s: %w", filepath.Base(path), err)
+	}
+	return size, nil
 }
 
 func parseManifest(b []byte) (*manifest, error) {

@@ -101,6 +101,9 @@ func (c *commands) shown(binary string) string {
 }
 
 const (
+	// maxCPUs is how many CPUs QEMU's machines have without an interrupt controller of KVM's: more
+	// need 32-bit APIC ids.
+	maxCPUs = 255
 	// manyPrograms is the least memory, in bytes, of an image with an init that starts many
 	// programs.
 	manyPrograms    = 256 << 20
@@ -142,12 +145,7 @@ func kernelCommandLine(spec *vmm.Spec, p platform) string {
 
 // memory returns the size of the guest's memory in bytes.
 func memory(spec *vmm.Spec) int64 {
-	for _, n := range []int64{spec.Config.Memory, spec.Image.Memory} {
-		if n > 0 {
-			return n
-		}
-	}
-	return 128 << 20
+	return spec.Config.GuestMemory(spec.Image.Memory)
 }
 
 // Names of the disks to QEMU, and their serial numbers to the guest.

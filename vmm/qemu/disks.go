@@ -209,7 +209,7 @@ func virtualSize(d vmm.Disk, owner int) (int64, error) {
 		return 0, err
 	}
 	defer f.Close()
-	return readSize(f, d.Format)
+	return host.DiskSize(f, d.Format)
 }
 
 // baseSize is virtualSize for the base of d.
@@ -219,20 +219,5 @@ func baseSize(d vmm.Disk) (int64, error) {
 		return 0, err
 	}
 	defer f.Close()
-	return readSize(f, d.BaseFormat)
-}
-
-func readSize(f *os.File, format string) (int64, error) {
-	if format == "raw" {
-		info, err := f.Stat()
-		if err != nil {
-			return 0, err
-		}
-		return info.Size(), nil
-	}
-	head, err := host.ReadQcow2(f)
-	if err != nil {
-		return 0, err
-	}
-	return int64(head.Size), nil
+	return host.DiskSize(f, d.BaseFormat)
 }

@@ -62,6 +62,12 @@ var migrations = []string{
 		UNIQUE (serial, name)
 	) STRICT`,
 	`ALTER TABLE vms ADD COLUMN stop_by INTEGER NOT NULL DEFAULT 0`,
+	`CREATE TABLE quotas (
+		uid    INTEGER NOT NULL, -- -1 for those without a rule of their own
+		quota  TEXT NOT NULL,    -- vms, cpus, memory or disk
+		most   INTEGER NOT NULL, -- 2^63-1 for no limit
+		PRIMARY KEY (uid, quota)
+	) STRICT`,
 }
 
 // migrate applies the steps that the database lacks, each in a transaction with its user_version.

@@ -15,6 +15,7 @@ type writer struct {
 	leaseOf, leases, leaseTake, exists *sql.Stmt
 	saved, save, saveAgain, unsave     *sql.Stmt
 	saveNumber                         *sql.Stmt
+	quotas, setQuota, dropQuota        *sql.Stmt
 	stmts                              []*sql.Stmt
 	conn                               *sql.Conn
 }
@@ -55,6 +56,9 @@ func newWriter(ctx context.Context, conn *sql.Conn) (*writer, error) {
 		{&w.unsave, "DELETE FROM snapshots WHERE serial = ? AND number = ?"},
 		{&w.leaseTake, "INSERT INTO leases (serial, address) VALUES (?, ?) " +
 			"ON CONFLICT (serial) DO UPDATE SET address = excluded.address"},
+		{&w.quotas, "SELECT uid, quota, most FROM quotas"},
+		{&w.setQuota, "INSERT OR REPLACE INTO quotas (uid, quota, most) VALUES (?, ?, ?)"},
+		{&w.dropQuota, "DELETE FROM quotas WHERE uid = ? AND quota = ?"},
 	} {
 		stmt, err := conn.PrepareContext(ctx, p.text)
 		if err != nil {
