@@ -10,11 +10,14 @@ import (
 	"banger/vmm"
 )
 
-// settingFiles returns a row for each setting.
-func settingFiles() []file {
+// settingFiles returns a row for each setting of a directory, of the VM's own for "".
+func settingFiles(dir string) []file {
 	var rows []file
 	for i := range vmm.Settings {
 		s := &vmm.Settings[i]
+		if s.Dir != dir {
+			continue
+		}
 		row := file{
 			name: s.Name, mode: 0o640, doc: s.Help,
 			show: func(r *request) ([]byte, error) { return line(s.Show(&r.snap().Config)) },

@@ -146,7 +146,9 @@ func topFiles() []file {
 }
 
 func vmFiles() []file {
-	return slices.Concat(settingFiles(), []file{
+	return slices.Concat(settingFiles(""), []file{
+		{name: "limits", mode: 0o750, kind: dir, doc: "what it may take of the host",
+			files: settingFiles("limits")},
 		{name: "config", mode: 0o640, doc: "all settings, flat keyed",
 			show: configShow, store: configStore},
 		shown("config.json", 0o440, "config as JSON", configJSONShow),

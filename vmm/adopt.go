@@ -222,7 +222,7 @@ func (v *VM) recover(ctx context.Context) error {
 		run.Address6 = v.m.o.Network.Address6(s.Address).Addr()
 	}
 	v.publish(func(s *Snapshot) { s.CurrentRun = run })
-	complaint := v.reconnect(ctx)
+	complaint := errors.Join(v.regain(ctx), v.reconnect(ctx))
 	// The record has times of the wall clock. From here on the monotonic clock counts.
 	now := time.Now()
 	monotonic := func(wall time.Time) time.Time { return now.Add(-now.Sub(wall)) }

@@ -13,9 +13,11 @@ import (
 // Feature is an ability that not every driver has, as `vmms` names it.
 type Feature string
 
-// The features. Each but FeatureBridge and FeatureUDP is a group of optional methods.
+// The features. Each but FeatureBridge, FeatureUDP and those of Limits is a group of optional
+// methods.
 const (
 	FeatureAgent    Feature = "agent"    // Machine.Guest
+	FeatureBalloon  Feature = "balloon"  // Machine.Balloon
 	FeatureBlock    Feature = "block"    // Machine.BlockStats
 	FeatureBridge   Feature = "bridge"   // net = bridge: machines have a tap and an address
 	FeatureConsole  Feature = "console"  // Machine.Console
@@ -27,12 +29,22 @@ const (
 	FeaturePower    Feature = "power"    // Machine.PressPower
 	FeatureSnapshot Feature = "snapshot" // Machine's Snapshotter
 	FeatureUDP      Feature = "udp"      // forwarded ports carry datagrams as well
+
+	// What Machine.Limit and Network enforce of Limits, by the names of the files.
+	FeatureCPUMax    Feature = "cpu.max"
+	FeatureCPUWeight Feature = "cpu.weight"
+	FeatureIOMax     Feature = "io.max"
+	FeatureMemoryMax Feature = "memory.max"
+	FeatureNetMax    Feature = "net.max"
+	FeaturePIDsMax   Feature = "pids.max"
 )
 
 // Features holds all features, sorted.
 var Features = []Feature{
-	FeatureAgent, FeatureBlock, FeatureBridge, FeatureConsole, FeatureDisks, FeatureForward,
-	FeatureGrow, FeatureMetrics, FeaturePause, FeaturePower, FeatureSnapshot, FeatureUDP,
+	FeatureAgent, FeatureBalloon, FeatureBlock, FeatureBridge, FeatureConsole, FeatureCPUMax,
+	FeatureCPUWeight, FeatureDisks, FeatureForward, FeatureGrow, FeatureIOMax, FeatureMemoryMax,
+	FeatureMetrics, FeatureNetMax, FeaturePause, FeaturePIDsMax, FeaturePower, FeatureSnapshot,
+	FeatureUDP,
 }
 
 // Capabilities declare what a driver can do on this host. They are immutable.
@@ -42,6 +54,7 @@ type Capabilities struct {
 	Unusable string             // why no machine can start here; empty if machines can
 	Lacks    map[Feature]string // why the driver lacks a feature; without an entry it has it
 	MaxCPUs  int                // of one machine; 0 for no limit of the driver's
+	Overhead int64              // bytes that a VMM may need beside the guest's memory
 }
 
 // Lack returns why the driver lacks a feature, or an empty string if it has it.
@@ -146,6 +159,17 @@ func (b BaseMachine) Forward(context.Context, []Publication) error {
 func (b BaseMachine) BlockStats(context.Context) (BlockStats, error) {
 	return BlockStats{}, b.Can.refuse(FeatureBlock)
 }
+
+// Limit implements Machine. No limits are in force by themselves.
+func (b BaseMachine) Limit(_ context.Context, l *Limits) error {
+	if *l == (Limits{}) {
+		return nil
+	}
+	return b.Can.refuse(FeatureCPUMax)
+}
+
+// Balloon implements Machine.
+func (b BaseMachine) Balloon(context.Context, int64) error { return b.Can.refuse(FeatureBalloon) }
 
 // Metrics implements Machine.
 func (b BaseMachine) Metrics(context.Context) (json.RawMessage, error) {

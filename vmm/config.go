@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -71,6 +72,9 @@ func (m *Manager) checkConfig(old, c *Config) error {
 		if err := m.o.Network.Check(c.Net); err != nil {
 			return err
 		}
+	}
+	if err := m.checkLimits(old, c); err != nil {
+		return err
 	}
 	if c.AuthorizedKeys == old.AuthorizedKeys { // an earlier version may have accepted these
 		return nil
@@ -149,14 +153,10 @@ func (v *VM) reconfigure(
 		v.drop(claimed)
 		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
 	}
-	if s.Config.Disk != before.Config.Disk && !s.State.Down() {
-		if err = growDisk(ctx, &s); err != nil {
-			v.drop(claimed)
-			err = fmt.Errorf("cannot grow the disk of %s: %w", s.Name, err)
-		}
-	}
-	if err == nil {
-		err = t.commitClaimed(ctx, &draft{Record: s.Record}, claimed)
+	if err = v.apply(ctx, before, &s); err != nil {
+		v.drop(claimed)
+	} else if err = t.commitClaimed(ctx, &draft{Record: s.Record}, claimed); err != nil {
+		err = errors.Join(err, v.restrain(context.WithoutCancel(ctx), &s, before))
 	}
 	v.admitted(before, err)
 	return changed, err

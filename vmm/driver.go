@@ -179,6 +179,13 @@ type Machine interface {
 	// Forward makes exactly these the host's ports that the VMM forwards to a guest with NetUser,
 	// whatever they were before. After an error they are as they were.
 	Forward(ctx context.Context, all []Publication) error
+	// Limit puts limits in force in place of those before, but for NetMax, which is Network's. After
+	// an error those before are in force. Driver.Start has put those of its Spec in force before the
+	// guest runs.
+	Limit(ctx context.Context, l *Limits) error
+	// Balloon leaves the guest that many bytes of its memory, or all for 0. It returns before the
+	// guest has given the rest up.
+	Balloon(ctx context.Context, bytes int64) error
 	// BlockStats returns what the VMM counts of its disks.
 	BlockStats(ctx context.Context) (BlockStats, error)
 	// Metrics returns what the VMM reports of itself, as one JSON object.
@@ -267,6 +274,7 @@ type Connection struct {
 	MAC     string
 	Address netip.Addr
 	Isolate bool // no other guest is reached, whatever that one's setting
+	Limit   NetMax
 	Publish []Publication
 }
 

@@ -48,6 +48,9 @@ func (v *VM) greet(machine Machine) {
 				return
 			}
 		}
+		if err := v.ballooned(ctx, machine); err != nil {
+			v.logf("%v", err)
+		}
 		v.publish(func(s *Snapshot) {
 			if s.Machine == machine {
 				s.Ready, s.ReadyIn = true, time.Since(s.Since)

@@ -21,7 +21,8 @@ func (v *VM) wired(s *Snapshot) bool {
 
 func (v *VM) connect(r *Record, all []Publication) error {
 	return v.m.o.Network.Connect(Connection{
-		Serial: v.serial, MAC: r.MAC, Address: r.Address, Isolate: r.Config.Isolate, Publish: all,
+		Serial: v.serial, MAC: r.MAC, Address: r.Address, Isolate: r.Config.Isolate,
+		Limit: r.Config.NetMax, Publish: all,
 	})
 }
 
@@ -38,17 +39,22 @@ func (v *VM) enforce(ctx context.Context, s *Snapshot) error {
 	return nil
 }
 
-// forward enforces the settings that need a started machine.
+// forward enforces the settings that need a started machine, and limits that were written while it
+// was being started.
 func (v *VM) forward(ctx context.Context) error {
 	t, err := v.acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer t.release()
-	if s := v.Snapshot(); s.Config.Net == NetUser {
-		return v.enforce(ctx, s)
+	s := v.Snapshot()
+	if s.Machine != nil {
+		err = v.limit(ctx, s)
 	}
-	return nil
+	if err == nil && s.Config.Net == NetUser {
+		err = v.enforce(ctx, s)
+	}
+	return err
 }
 
 // admit claims the ports of changed settings and enforces them if the VM runs. After an error
@@ -64,7 +70,8 @@ func (v *VM) admit(old *Config, s *Snapshot) error {
 	}
 	err := func() error {
 		alive := s.State.Alive() || s.State == Starting
-		if old.Publish == s.Config.Publish && old.Isolate == s.Config.Isolate {
+		if old.Publish == s.Config.Publish && old.Isolate == s.Config.Isolate &&
+			old.NetMax == s.Config.NetMax {
 			return nil
 		}
 		if !alive || !v.wired(s) {

@@ -13,7 +13,8 @@ import (
 // configuration read the table Settings. A new setting is a field of Config, a row of Settings and
 // a column of the store.
 type Setting struct {
-	Name    string // of its file, its key in `config` and its column in the store
+	Name    string // of its file, its key in `config` and, with '_' for '.', its column in the store
+	Dir     string // the directory of its file in the VM's; empty: the VM's own
 	Help    string
 	Kind    *Kind
 	Field   func(*Config) any   // returns a pointer to its field
@@ -21,6 +22,7 @@ type Setting struct {
 	Archive string              // its key in archives; empty: the importing daemon's default
 	live    func(*Config) bool  // whether it may change while the VM runs; nil: never
 	check   func(*Config) error // refuses values that no host allows; nil: allows all
+	needs   Feature             // what a driver must have for any value but the zero one; empty: nothing
 }
 
 // Kind is how the values of a setting are written.
@@ -28,6 +30,7 @@ type Kind struct {
 	Number bool // in JSON, unless it is `max`
 	List   bool // one entry per line, and no part of `config`
 	Flag   bool // 0 or 1; on or off in the daemon's configuration
+	Text   bool // the store holds the text of its file
 
 	parse  func(field any, text string) error
 	format func(field any) string
@@ -116,6 +119,28 @@ var Settings = []Setting{
 		Field: func(c *Config) any { return &c.Publish }, live: always},
 	{Name: "authorized_keys", Help: "ssh keys that may log in, one per line", Kind: listKind,
 		Field: func(c *Config) any { return &c.AuthorizedKeys }, live: always},
+	{Name: "memory_target", Help: "bytes that the balloon leaves the guest, or max",
+		Kind:  maxBytesKind,
+		Field: func(c *Config) any { return &c.MemoryTarget },
+		live:  always, check: checkTarget, needs: FeatureBalloon},
+	{Name: "cpu.max", Dir: limitsDir, Help: "CPU time and its period, microseconds",
+		Kind:  cpuKind,
+		Field: func(c *Config) any { return &c.CPUMax }, live: always, needs: FeatureCPUMax},
+	{Name: "cpu.weight", Dir: limitsDir, Help: "share of CPU time, 1 to 10000",
+		Kind:  weightKind,
+		Field: func(c *Config) any { return &c.CPUWeight }, live: always, needs: FeatureCPUWeight},
+	{Name: "memory.max", Dir: limitsDir, Help: "bytes of the VMM and its guest, or max",
+		Kind:  maxBytesKind,
+		Field: func(c *Config) any { return &c.MemoryMax }, live: always, needs: FeatureMemoryMax},
+	{Name: "pids.max", Dir: limitsDir, Help: "threads of the VMM, or max",
+		Kind:  maxCountKind,
+		Field: func(c *Config) any { return &c.PIDsMax }, live: always, needs: FeaturePIDsMax},
+	{Name: "io.max", Dir: limitsDir, Help: "a second, of all disks",
+		Kind:  ioKind,
+		Field: func(c *Config) any { return &c.IOMax }, live: always, needs: FeatureIOMax},
+	{Name: "net.max", Dir: limitsDir, Help: "bytes a second, as the guest sees them",
+		Kind:  netMaxKind,
+		Field: func(c *Config) any { return &c.NetMax }, live: always, needs: FeatureNetMax},
 }
 
 // FindSetting returns the setting of that name, or nil.

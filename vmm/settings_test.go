@@ -3,6 +3,7 @@ package vmm
 import (
 	"errors"
 	"os"
+	"path"
 	"reflect"
 	"strings"
 	"testing"
@@ -13,7 +14,9 @@ func TestSettings(t *testing.T) {
 	c := Config{Image: "debian", CPUs: 2, Memory: 3 << 20, Disk: 4, Cmdline: "quiet",
 		VMM: "fake", Net: NetUser, Autostart: true, IdleTimeout: NoLimit, StopTimeout: 1500e6,
 		Protected: true, Isolate: true, ExposeFS: true,
-		Publish: "8080:80\n8443:443", AuthorizedKeys: "ssh-ed25519 AAAA a"}
+		Publish: "8080:80\n8443:443", AuthorizedKeys: "ssh-ed25519 AAAA a", MemoryTarget: 64 << 20,
+		Limits: Limits{CPUMax: CPUMax{20e6, 50e6}, CPUWeight: 7, MemoryMax: 1 << 30, PIDsMax: 99,
+			IOMax: IOMax{1, 2, 3, 4}, NetMax: NetMax{1 << 20, 1 << 21}}}
 	owner := make(map[any]string)
 	var again Config
 	for i := range Settings {
@@ -29,9 +32,11 @@ func TestSettings(t *testing.T) {
 	if again != c {
 		t.Errorf("got %+v, want %+v", again, c)
 	}
-	for field, v := range reflect.ValueOf(&c).Elem().Fields() {
-		if owner[v.Addr().Interface()] == "" {
-			t.Errorf("no setting has the field %s", field.Name)
+	for _, of := range []any{&c, &c.Limits} {
+		for field, v := range reflect.ValueOf(of).Elem().Fields() {
+			if owner[v.Addr().Interface()] == "" && !field.Anonymous {
+				t.Errorf("no setting has the field %s", field.Name)
+			}
 		}
 	}
 }
@@ -77,7 +82,7 @@ func TestSettingsManual(t *testing.T) {
 	for i := range Settings {
 		s := &Settings[i]
 		cells := strings.Split(rows[i], " |")
-		if len(cells) != 5 || cells[0] != "| `"+s.Name+"`" {
+		if len(cells) != 5 || cells[0] != "| `"+path.Join(s.Dir, s.Name)+"`" {
 			t.Errorf("row %d is %q, want the setting %s", i+1, rows[i], s.Name)
 			continue
 		}
@@ -95,6 +100,7 @@ func TestSettingsManual(t *testing.T) {
 func FuzzSettings(f *testing.F) {
 	for _, text := range []string{
 		"", "0", "1", "192M", "1.5T", "max", "15m", "user", "8080:80\n", "a  b ",
+		"20000 50000", "max 100000", "100", "rbps=1M wiops=max", "rx=1M tx=2M",
 	} {
 		f.Add(text)
 	}

@@ -97,6 +97,9 @@ type Config struct {
 	// Lists of one entry per line, without an end of line after the last.
 	Publish        string // host ports that lead to ports of the guest
 	AuthorizedKeys string // ssh keys that may log in, as authorized_keys of sshd(8)
+
+	MemoryTarget int64 // bytes that the balloon leaves the guest, 0 for all
+	Limits
 }
 
 // Owner is the owner of a VM's or an image's directory.

@@ -24,6 +24,7 @@
 //	fake.snapshot=200ms              a snapshot of its disks takes that long
 //	fake.snapshot=fail               a snapshot fails half made
 //	fake.freeze=hang                 the agent never answers a request to freeze file systems
+//	fake.limit=fail                  a change of its limits or of its memory's target fails
 //	fake.disk=N                      N bytes of the system disk's overlay are allocated
 //
 // The commands of a guest are built in: echo, cat, env, exit, false, kill -SIGNAL $$, pwd, sleep,

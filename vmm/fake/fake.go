@@ -29,7 +29,7 @@ func New() *Driver {
 		vmm.BaseDriver{Can: vmm.Capabilities{Name: "fake", Accel: "fake", Lacks: map[vmm.Feature]string{
 			vmm.FeatureBridge: "a fake machine has no network",
 			vmm.FeaturePower:  "a fake machine has no power button",
-		}}},
+		}, Overhead: 128 << 20}},
 		vmm.Process{PID: os.Getpid(), StartTime: startTime()},
 	}
 }
@@ -74,7 +74,7 @@ func (d *Driver) Start(
 	if err := os.RemoveAll(filepath.Join(spec.Dir, filesDir)); err != nil {
 		return nil, err
 	}
-	m := d.machine(spec, s, kept{ID: spec.ID, Since: time.Now()}, notify)
+	m := d.machine(spec, s, kept{ID: spec.ID, Since: time.Now(), Limits: spec.Config.Limits}, notify)
 	if err := m.save(); err != nil {
 		return nil, err
 	}

@@ -61,6 +61,9 @@ func (g agent) Stats(ctx context.Context) (guest.Stats, error) {
 	}
 	g.m.mu.Lock()
 	memory, disk := g.m.memory, g.m.disk
+	if target := g.m.kept.Target; target != 0 {
+		memory = min(memory, target)
+	}
 	g.m.mu.Unlock()
 	return guest.Stats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10,
 		Uptime: g.age(), DiskTotal: disk}, nil

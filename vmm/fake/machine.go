@@ -22,6 +22,8 @@ type kept struct {
 	Paused bool          `json:"paused"`
 	Full   bool          `json:"full"`   // paused because a disk is full
 	Filled bool          `json:"filled"` // a disk was full once
+	Limits vmm.Limits    `json:"limits"` // nothing enforces them
+	Target int64         `json:"target"` // bytes that the guest has, 0 for all of its memory
 }
 
 func load(path string) (k kept, err error) {
@@ -251,6 +253,37 @@ func (m *machine) setPaused(paused bool) error {
 		close(m.resumed)
 		m.arm()
 	}
+	m.mu.Unlock()
+	return m.save()
+}
+
+// Limit implements vmm.Machine.
+func (m *machine) Limit(_ context.Context, l *vmm.Limits) error {
+	return m.keep(func(k *kept) { k.Limits = *l })
+}
+
+// Balloon implements vmm.Machine. The guest gives its memory up at once.
+func (m *machine) Balloon(_ context.Context, bytes int64) error {
+	return m.keep(func(k *kept) { k.Target = bytes })
+}
+
+// keep changes what the next daemon finds. Without a change it writes nothing.
+func (m *machine) keep(change func(*kept)) error {
+	m.mu.Lock()
+	changed := m.kept
+	change(&changed)
+	switch {
+	case m.over:
+		m.mu.Unlock()
+		return vmm.ErrNotRunning
+	case changed == m.kept:
+		m.mu.Unlock()
+		return nil
+	case m.script.failLimit:
+		m.mu.Unlock()
+		return errors.New("the fake machine fails as its cmdline tells it to")
+	}
+	m.kept = changed
 	m.mu.Unlock()
 	return m.save()
 }

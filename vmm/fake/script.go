@@ -30,6 +30,7 @@ type script struct {
 	slowSave  time.Duration
 	failSave  bool
 	freeze    string // "" or hang
+	failLimit bool
 }
 
 // end is one way in which a machine ends by itself, after it ran for a while.
@@ -96,6 +97,8 @@ func (s *script) apply(key, value string) (err error) {
 		}
 	case "freeze":
 		s.freeze, err = value, oneOf(value, "hang")
+	case "limit":
+		s.failLimit, err = value == "fail", oneOf(value, "fail")
 	case "exit":
 		after, reason, found := strings.Cut(value, ":")
 		if !found {

@@ -3,6 +3,7 @@ package store
 import (
 	"database/sql/driver"
 	"fmt"
+	"strings"
 	"time"
 
 	"banger/vmm"
@@ -38,7 +39,7 @@ var recordColumns = []column{
 func columns() []string {
 	var names []string
 	for _, s := range vmm.Settings {
-		names = append(names, s.Name)
+		names = append(names, strings.ReplaceAll(s.Name, ".", "_"))
 	}
 	for _, c := range recordColumns {
 		names = append(names, c.name)
@@ -50,12 +51,35 @@ func columns() []string {
 func fields(r *vmm.Record) []any {
 	all := make([]any, 0, len(vmm.Settings)+len(recordColumns)+3)
 	for i := range vmm.Settings {
-		all = append(all, vmm.Settings[i].Field(&r.Config))
+		s := &vmm.Settings[i]
+		if s.Kind.Text {
+			all = append(all, settingText{s, &r.Config})
+		} else {
+			all = append(all, s.Field(&r.Config))
+		}
 	}
 	for _, c := range recordColumns {
 		all = append(all, c.field(r))
 	}
 	return all
+}
+
+// settingText is a setting whose column holds the text of its file.
+type settingText struct {
+	setting *vmm.Setting
+	config  *vmm.Config
+}
+
+// Value implements driver.Valuer.
+func (t settingText) Value() (driver.Value, error) { return t.setting.Show(t.config), nil }
+
+// Scan implements sql.Scanner.
+func (t settingText) Scan(v any) error {
+	text, ok := v.(string)
+	if !ok {
+		return fmt.Errorf("%s is %T, not a text", t.setting.Name, v)
+	}
+	return t.setting.Set(t.config, text)
 }
 
 // nanoseconds is a time that its column holds as nanoseconds since 1970, or 0 for the zero time.

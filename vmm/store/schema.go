@@ -68,6 +68,13 @@ var migrations = []string{
 		most   INTEGER NOT NULL, -- 2^63-1 for no limit
 		PRIMARY KEY (uid, quota)
 	) STRICT`,
+	`ALTER TABLE vms ADD COLUMN memory_target INTEGER NOT NULL DEFAULT 0; -- bytes, 0 for all
+	ALTER TABLE vms ADD COLUMN cpu_max TEXT NOT NULL DEFAULT 'max';
+	ALTER TABLE vms ADD COLUMN cpu_weight INTEGER NOT NULL DEFAULT 0; -- 0 for the usual 100
+	ALTER TABLE vms ADD COLUMN memory_max INTEGER NOT NULL DEFAULT 0; -- bytes, 0 for no limit
+	ALTER TABLE vms ADD COLUMN pids_max INTEGER NOT NULL DEFAULT 0; -- 0 for no limit
+	ALTER TABLE vms ADD COLUMN io_max TEXT NOT NULL DEFAULT 'rbps=max';
+	ALTER TABLE vms ADD COLUMN net_max TEXT NOT NULL DEFAULT 'rx=max'`,
 }
 
 // migrate applies the steps that the database lacks, each in a transaction with its user_version.
