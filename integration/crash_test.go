@@ -4,8 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -19,94 +19,28 @@ var (
 	seed = flag.Uint64("seed", 0, "seed of the random tests (default: from the clock)")
 )
 
-// life is the acknowledged state of one VM, "" if there is none. The command under way may change
-// state to next, and published to publishing, both lines of `publish`.
-type life struct {
-	name, state, next     string
-	port                  int // of the host's loopback
-	published, publishing string
+// campaign is a daemon that is killed again and again, and all that it has acknowledged.
+type campaign struct {
+	t     *testing.T
+	d     *daemon
+	vmm   string
+	dir   string // of sources and archives
+	port  int    // of the host's loopback; the next ones are used too
+	round int
+
+	killed atomic.Bool // the daemon is being killed: commands may fail
+	acts   []act       // those that this daemon knows
+	lives  []*life
+	images []*imageLife
+	quotas *values // nil without quota/
+
+	cgroups map[string]bool // that VMMs had
+
+	archives [2]atomic.Pointer[string] // the last whole export: of a VM without a disk, with one
 }
 
-// step does one random command and notes its result; an error leaves next set.
-func (l *life) step(d *daemon, r *rand.Rand, vmm, other string) error {
-	var err error
-	switch {
-	case l.state != "" && r.IntN(4) == 0:
-		return l.publish(d, r)
-	case l.state == "":
-		l.next = "stopped"
-		err = os.Mkdir(d.path(l.name), 0o755)
-		if err == nil {
-			l.state = "stopped"
-			err = write(d.path(l.name, "vmm"), vmm)
-		}
-	case l.state == "running":
-		l.next = "stopped"
-		err = write(d.path(l.name, "state"), []string{"stop", "kill"}[r.IntN(2)])
-	default:
-		switch r.IntN(3) {
-		case 0:
-			l.next = ""
-			if err = os.Remove(d.path(l.name)); err == nil {
-				l.published, l.publishing = "", ""
-			}
-		case 1:
-			// The new name is acknowledged or the old one stays; which is seen afterwards.
-			l.next = l.state
-			if err = os.Rename(d.path(l.name), d.path(other)); err == nil {
-				l.name = other
-			}
-		default:
-			l.next = "running"
-			err = write(d.path(l.name, "state"), "start")
-		}
-	}
-	if err == nil {
-		l.state = l.next
-	}
-	return err
-}
-
-// publish has the VM's port published or not.
-func (l *life) publish(d *daemon, r *rand.Rand) error {
-	l.publishing = ""
-	if r.IntN(2) == 0 {
-		l.publishing = fmt.Sprintf("127.0.0.1:%d:80/tcp", l.port)
-	}
-	err := write(d.path(l.name, "publish"), l.publishing)
-	if err == nil {
-		l.published = l.publishing
-	}
-	return err
-}
-
-// settlePorts compares a VM's published port. The driver's VMs have a network if wired is true.
-func (l *life) settlePorts(t *testing.T, d *daemon, found string, wired bool, round int) {
-	t.Helper()
-	published := ""
-	if found != "" {
-		var err error
-		if published, err = read(d.path(found, "publish")); err != nil {
-			t.Errorf("round %d: %v", round, err)
-		}
-		if published != l.published && published != l.publishing {
-			t.Errorf("round %d: %s publishes %q, acknowledged was %q, under way %q",
-				round, l.name, published, l.published, l.publishing)
-		}
-	}
-	l.published, l.publishing = published, published
-	c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", l.port), 10*time.Second)
-	if err == nil {
-		c.Close()
-	}
-	if want := wired && l.state == "running" && published != ""; (err == nil) != want {
-		t.Errorf("round %d: %s, %s, publishes %q, and its port returns: %v",
-			round, l.name, l.state, published, err)
-	}
-}
-
-// TestCrash kills the daemon at random moments of VMs' lives. Afterwards all that it acknowledged
-// is there, and nothing else.
+// TestCrash kills the daemon at random moments of all kinds of commands. Afterwards all that it
+// acknowledged is there, and nothing else: see settle and left.
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -123,107 +57,129 @@ func TestCrash(t *testing.T) {
 				c.rounds = *crashRounds
 			}
 			r := random(t)
-			d := testDaemon(t, c.vmm)
-			lives := make([]*life, 4)
-			for i := range lives {
-				lives[i] = &life{name: fmt.Sprintf("a%d", i), port: c.port + i}
-			}
-			for round := range c.rounds {
-				var wg sync.WaitGroup
-				var killed atomic.Bool
-				for i, l := range lives {
-					wr := rand.New(rand.NewPCG(r.Uint64(), uint64(i)))
-					wg.Add(1)
-					go func() {
-						defer wg.Done()
-						for !killed.Load() {
-							other := fmt.Sprintf("%c%d", 'a'+'b'-l.name[0], i)
-							if err := l.step(d, wr, c.vmm, other); err != nil {
-								if !killed.Load() {
-									t.Errorf("round %d: %v", round, err)
-								}
-								return
-							}
-						}
-					}()
+			k := newCampaign(t, c.vmm, c.port)
+			for k.round = range c.rounds {
+				within := c.within
+				if r.IntN(6) == 0 {
+					within = max(within, buildTime)
 				}
-				time.Sleep(time.Duration(r.Int64N(int64(c.within)))) // the random point
-				killed.Store(true)
-				must(t, d.signal(syscall.SIGKILL))
-				wg.Wait()
-				if err := d.start(); err != nil {
-					t.Fatalf("round %d: %v", round, err)
+				k.run(r, within)
+				if k.round%20 == 19 || k.round == c.rounds-1 {
+					k.records()
 				}
-				settle(t, d, c.vmm, round, lives)
 				if t.Failed() {
+					return
+				}
+			}
+			k.report()
+		})
+	}
+}
+
+// buildTime is as long as two builds of small images may take.
+const buildTime = 4 * time.Second
+
+func newCampaign(t *testing.T, vmm string, port int) *campaign {
+	k := &campaign{t: t, d: testDaemon(t, vmm), vmm: vmm, dir: t.TempDir(), port: port,
+		cgroups: map[string]bool{}}
+	must(t, openUp(k.dir))
+	k.prepareSources()
+	for i := range 4 {
+		k.lives = append(k.lives, &life{campaign: k, index: i, name: fmt.Sprintf("a%d", i),
+			disk: i%2 == 1, values: newValues(), snapshots: map[string]bool{}})
+	}
+	for i := range 2 {
+		k.images = append(k.images, &imageLife{campaign: k, name: fmt.Sprintf("image%d", i)})
+	}
+	k.probe()
+	return k
+}
+
+// run has commands under way on all VMs and images, kills the daemon, and compares what the next
+// one has with what was acknowledged.
+func (k *campaign) run(r *rand.Rand, within time.Duration) {
+	var wg sync.WaitGroup
+	k.killed.Store(false)
+	begin := func(step func(*rand.Rand) error) {
+		own := rand.New(rand.NewPCG(r.Uint64(), r.Uint64()))
+		wg.Go(func() {
+			for !k.killed.Load() {
+				if err := step(own); err != nil {
+					if !k.killed.Load() {
+						k.t.Errorf("round %d: %v", k.round, err)
+					}
 					return
 				}
 			}
 		})
 	}
-}
-
-// stateAtRest returns a VM's state after the end of a stop that was under way. The next daemon goes
-// on with that stop. It waits for at most 30 s and then returns `stopping`.
-func (d *daemon) stateAtRest(name string) (string, error) {
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		state, err := read(d.path(name, "state"))
-		if err != nil || state != "stopping" || time.Now().After(deadline) {
-			return state, err
-		}
+	for _, l := range k.lives {
+		begin(l.step)
 	}
+	for _, i := range k.images {
+		begin(i.step)
+	}
+	if k.quotas != nil {
+		begin(k.setQuota)
+	}
+	time.Sleep(time.Duration(r.Int64N(int64(within)))) // the random point
+	k.killed.Store(true)
+	must(k.t, k.d.signal(syscall.SIGKILL))
+	wg.Wait()
+	if err := k.d.start(); err != nil {
+		k.t.Fatalf("round %d: %v", k.round, err)
+	}
+	k.settle()
+	k.left()
 }
 
-// settle compares the tree with the acknowledged states, and notes the result of interrupted
+// settle compares the tree with what was acknowledged, and notes the result of interrupted
 // commands.
-func settle(t *testing.T, d *daemon, vmm string, round int, lives []*life) {
-	t.Helper()
-	entries, err := os.ReadDir(d.path())
-	must(t, err)
-	left := map[string]bool{}
+func (k *campaign) settle() {
+	k.t.Helper()
+	entries, err := os.ReadDir(k.d.path())
+	must(k.t, err)
+	there := map[string]bool{}
 	for _, e := range entries {
-		left[e.Name()] = true
+		there[e.Name()] = true
 	}
-	running := 0
-	for i, l := range lives {
-		found := ""
-		for _, name := range []string{fmt.Sprintf("a%d", i), fmt.Sprintf("b%d", i)} {
-			if !left[name] {
-				continue
-			}
-			if found != "" {
-				t.Errorf("round %d: a renamed VM has both names: %s and %s", round, found, name)
-			}
-			found = name
-			delete(left, name)
-		}
-		state := ""
-		if found != "" {
-			l.name = found
-			if state, err = d.stateAtRest(found); err != nil {
-				t.Errorf("round %d: %v", round, err)
-			}
-		}
-		// An interrupted start or stop may have failed or ended. An acknowledged state stays.
-		cut := l.next != "" && l.next != l.state && (state == "failed" || state == "stopped")
-		if state != l.state && state != l.next && !cut {
-			t.Errorf("round %d: %s is %q, acknowledged was %q, under way %q",
-				round, l.name, state, l.state, l.next)
-		}
-		if state == "running" {
-			running++
-		}
-		l.state, l.next = state, state
-		l.settlePorts(t, d, found, vmm != "fake", round)
-		if state == "stopped" {
-			// The daemon may have been killed between the mkdir and the write of `vmm`.
-			if err := write(d.path(l.name, "vmm"), vmm); err != nil {
-				t.Errorf("round %d: %v", round, err)
-			}
+	for _, l := range k.lives {
+		l.settle(there)
+	}
+	for name := range there {
+		k.t.Errorf("round %d: %s is there and nobody made it", k.round, name)
+	}
+	if k.quotas != nil {
+		k.quotas.settle(k, "quota/"+quotaUID, func(file string) (string, error) {
+			return k.readQuota(file)
+		})
+	}
+	entries, err = os.ReadDir(filepath.Join(k.d.mount, "images"))
+	must(k.t, err)
+	clear(there)
+	for _, e := range entries {
+		there[e.Name()] = true
+	}
+	delete(there, "builtin")
+	for _, i := range k.images {
+		i.settle(there[i.name])
+		delete(there, i.name)
+	}
+	for name := range there {
+		k.t.Errorf("round %d: the image %s is there and nobody made it", k.round, name)
+	}
+}
+
+// report prints how often each kind of command was acknowledged. One that never was in a long
+// campaign is a mistake. A real guest's stop may take longer than a round.
+func (k *campaign) report() {
+	for _, a := range k.acts {
+		k.t.Logf("%6d %s", a.done.Load(), a.name)
+		if a.done.Load() == 0 && k.round >= 200 && k.vmm == "fake" {
+			k.t.Errorf("%s never succeeded", a.name)
 		}
 	}
-	for name := range left {
-		t.Errorf("round %d: %s is there and nobody made it", round, name)
+	for _, i := range k.images {
+		k.t.Logf("%s: %d builds", i.name, i.built)
 	}
-	d.leftovers(t, round, running)
 }
