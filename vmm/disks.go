@@ -237,6 +237,12 @@ func moveFile(dir, name string, kind uint32) error {
 	return os.Chmod(path, 0o600)
 }
 
+// Suffixes of the names of unfinished files. The next start of the daemon removes them.
+const (
+	NewSuffix = ".new" // becomes the file without it
+	RawSuffix = ".raw" // of a disk: an earlier form
+)
+
 // removeUnfinished removes files that a crash kept from getting their names. A host key that has two
 // names would be refused.
 func removeUnfinished(dir string) error {
@@ -244,9 +250,18 @@ func removeUnfinished(dir string) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // it never started
 	}
+	var names []string
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") {
-			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		if strings.HasPrefix(e.Name(), ".") || strings.HasSuffix(e.Name(), NewSuffix) {
+			names = append(names, filepath.Join(dir, e.Name()))
+		}
+	}
+	for _, disk := range []string{DiskOverlay, DiskWork} {
+		names = append(names, DiskPath(dir, disk+NewSuffix), DiskPath(dir, disk+RawSuffix))
+	}
+	for _, name := range names {
+		if e := os.Remove(name); e != nil && !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, e)
 		}
 	}
 	return err

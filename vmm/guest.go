@@ -183,7 +183,7 @@ func replaceFile(path string, content []byte) error {
 	if err == nil && bytes.Equal(old, content) {
 		return nil
 	}
-	tmp := path + ".new"
+	tmp := path + NewSuffix
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

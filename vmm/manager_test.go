@@ -409,8 +409,8 @@ func TestRandomCommands(t *testing.T) {
 	}
 }
 
-// TestUnfinishedHostKey expects that a host key has one name, and nothing else of it is left, if the
-// daemon was killed before or after it was linked to that name.
+// TestUnfinishedHostKey expects that a host key has one name, and that nothing unfinished is left, if
+// the daemon was killed before or after the key was linked to that name.
 func TestUnfinishedHostKey(t *testing.T) {
 	ctx, dir, store := context.Background(), t.TempDir(), newStore()
 	m := open(t, dir, store)
@@ -423,6 +423,10 @@ func TestUnfinishedHostKey(t *testing.T) {
 		err = errors.Join(err, os.Link(key, filepath.Join(v.Snapshot().Dir, ".key-1")))
 		if name == "written" {
 			err = errors.Join(err, os.Remove(key))
+		}
+		for _, suffix := range []string{vmm.NewSuffix, vmm.RawSuffix} { // of an interrupted start
+			disk := vmm.DiskPath(v.Snapshot().Dir, vmm.DiskWork)
+			err = errors.Join(err, os.WriteFile(disk+suffix, nil, 0o600))
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -438,7 +442,9 @@ func TestUnfinishedHostKey(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "vms", "*", ".*")); len(left) > 0 {
-		t.Errorf("left are %q", left)
+	for _, pattern := range []string{"*/.*", "*/disks/*.new", "*/disks/*.raw"} {
+		if left, _ := filepath.Glob(filepath.Join(dir, "vms", pattern)); len(left) > 0 {
+			t.Errorf("left are %q", left)
+		}
 	}
 }

@@ -105,10 +105,10 @@ func (m *machine) save() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(m.path()+".new", b, 0o600); err != nil {
+	if err := os.WriteFile(m.path()+vmm.NewSuffix, b, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(m.path()+".new", m.path())
+	return os.Rename(m.path()+vmm.NewSuffix, m.path())
 }
 
 // arm sets the timer of the script's next end; mu is held.

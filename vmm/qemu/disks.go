@@ -66,7 +66,7 @@ func (t *tools) ensure(ctx context.Context, d vmm.Disk) error {
 // create makes a disk: over its base, of the raw one of an earlier banger, or with an empty file
 // system.
 func (t *tools) create(ctx context.Context, d, raw vmm.Disk, size int64) error {
-	fresh, from := d.Path+".new", d.Path+".raw"
+	fresh, from := d.Path+vmm.NewSuffix, d.Path+vmm.RawSuffix
 	for _, path := range []string{fresh, from} { // of an interrupted start
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
