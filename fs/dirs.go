@@ -13,7 +13,7 @@ func (t tree) OpenDir(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status
 	if !code.Ok() {
 		return code
 	}
-	h := new(opened)
+	h := &opened{node: r.node}
 	var err error
 	if h.share, err = t.newShare(r.uid); err == nil {
 		err = h.list(r)
@@ -98,7 +98,7 @@ func (t tree) ReadDirPlus(stop interrupt, in *fuse.ReadIn, out *fuse.DirEntryLis
 // name that the kernel looks up on demand.
 func (t tree) readDir(stop interrupt, in *fuse.ReadIn,
 	add func(*request, fuse.DirEntry) bool) status {
-	h := t.handles.get(in.Fh)
+	h := t.handles.get(in.Fh, in.NodeId)
 	if h == nil {
 		return fuse.EBADF
 	}
@@ -133,4 +133,4 @@ func (t tree) readDir(stop interrupt, in *fuse.ReadIn,
 	return fuse.OK
 }
 
-func (t tree) ReleaseDir(in *fuse.ReleaseIn) { t.releaseHandle(in.Fh) }
+func (t tree) ReleaseDir(in *fuse.ReleaseIn) { t.Release(nil, in) }

@@ -22,8 +22,8 @@ func (m guestMount) Root(node uint64) (serial uint64, ok bool) {
 	if guestfs.IsFile(node) {
 		return 0, false
 	}
-	serial, row, _ := splitID(node)
-	return serial, row != nil && row.kind == guestRoot
+	serial, row, param := splitID(node)
+	return serial, row != nil && row.kind == guestRoot && param == 0
 }
 
 func (m guestMount) Begin(stop interrupt, c fuse.Caller) (context.Context, func()) {

@@ -137,18 +137,23 @@ func (s *Server) connect() (err error) {
 	if err := s.o.Metrics.Register(figures); err != nil {
 		return err
 	}
-	root := s.uid == 0
-	if root {
+	if s.uid == 0 {
 		// go-fuse opens /dev/fuse without O_CLOEXEC. A VMM that inherited it would keep the mount
 		// of a dead daemon. Without root, mounting executes a program, which this lock would block.
 		syscall.ForkLock.RLock()
 		defer syscall.ForkLock.RUnlock()
 	}
-	s.fuse, err = fuse.NewServer(bridge, s.o.Dir, &fuse.MountOptions{
+	s.fuse, err = fuse.NewServer(bridge, s.o.Dir, s.mountOptions())
+	closeOnExec()
+	return err
+}
+
+func (s *Server) mountOptions() *fuse.MountOptions {
+	return &fuse.MountOptions{
 		FsName: fsName, Name: fsName,
 		AllowOther:        s.o.AllowOther,
 		Options:           []string{"default_permissions", "noexec"},
-		DirectMountStrict: root,
+		DirectMountStrict: s.uid == 0,
 		DirectMountFlags:  unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOSYMFOLLOW,
 		DisableXAttrs:     true,
 		DisableSplice:     true, // a pipe costs two system calls more for an answer in memory
@@ -158,9 +163,7 @@ func (s *Server) connect() (err error) {
 			s.o.Log.Error("a request panicked", "panic", v, "stack", string(debug.Stack()))
 			return fuse.EIO
 		},
-	})
-	closeOnExec()
-	return err
+	}
 }
 
 // serve starts answering the kernel and returns when wait does. After an error it leaves neither

@@ -19,6 +19,7 @@ const maxWrite = 4096
 
 // opened is one open file or directory.
 type opened struct {
+	node   uint64 // that was opened; no request for another node may name the file
 	handle handle // nil when opened only to be written
 	// nonblock is the O_NONBLOCK of the open. A later fcntl(2) does not count: Go's runtime sets
 	// the flag on all that seems pollable, and a Go program that writes `start` or reads wait/
@@ -48,7 +49,7 @@ func (t tree) Open(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status {
 		t.nodes.writing(r.node)
 	}
 	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
-	h := &opened{nonblock: r.nonblock, uid: r.uid, gid: r.gid}
+	h := &opened{node: r.node, nonblock: r.nonblock, uid: r.uid, gid: r.gid}
 	if code := t.begin(r, h, access); !code.Ok() {
 		t.release(h)
 		return code
@@ -134,7 +135,7 @@ func clipped(b []byte) []byte {
 }
 
 func (t tree) Read(stop interrupt, in *fuse.ReadIn, p []byte) (fuse.ReadResult, status) {
-	h := t.handles.get(in.Fh)
+	h := t.handles.get(in.Fh, in.NodeId)
 	if h == nil || h.handle == nil {
 		return nil, fuse.EBADF
 	}
@@ -186,7 +187,7 @@ func (t tree) Write(stop interrupt, in *fuse.WriteIn, data []byte) (uint32, stat
 	if !code.Ok() {
 		return 0, code
 	}
-	h := t.handles.get(in.Fh)
+	h := t.handles.get(in.Fh, in.NodeId)
 	if h == nil {
 		return 0, fuse.EBADF
 	}
@@ -228,10 +229,8 @@ func (w *writeRequest) store(data []byte) error {
 	return w.file.store(w, strings.TrimSpace(string(data)))
 }
 
-func (t tree) Release(_ interrupt, in *fuse.ReleaseIn) { t.releaseHandle(in.Fh) }
-
-func (t tree) releaseHandle(fh uint64) {
-	if h := t.handles.drop(fh); h != nil {
+func (t tree) Release(_ interrupt, in *fuse.ReleaseIn) {
+	if h := t.handles.drop(in.Fh, in.NodeId); h != nil {
 		t.release(h)
 	}
 }
@@ -263,15 +262,19 @@ func (t *handles) add(h *opened) uint64 {
 	return fh
 }
 
-// get returns nil for a number that is not open.
-func (t *handles) get(fh uint64) *opened {
+// get returns nil for a number that is not open, or is of another node.
+func (t *handles) get(fh, node uint64) *opened {
 	h, _ := t.open.Load(fh)
-	o, _ := h.(*opened)
-	return o
+	if o, _ := h.(*opened); o != nil && o.node == node {
+		return o
+	}
+	return nil
 }
 
-func (t *handles) drop(fh uint64) *opened {
-	h, _ := t.open.LoadAndDelete(fh)
-	o, _ := h.(*opened)
-	return o
+// drop is get that makes the number not open.
+func (t *handles) drop(fh, node uint64) *opened {
+	if h := t.get(fh, node); h != nil && t.open.CompareAndDelete(fh, h) {
+		return h
+	}
+	return nil
 }

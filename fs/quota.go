@@ -14,6 +14,9 @@ import (
 // A directory of quota/ has the serial quotaBit with a uid, or defaultQuota.
 const defaultQuota = quotaBit | 1<<32
 
+// noUID is that of no user: chown(2) has it for "unchanged".
+const noUID = math.MaxUint32
+
 // defaultWord is the name of the directory of all uids without a rule of their own. Written to a
 // file it removes a rule.
 const defaultWord = "default"
@@ -35,8 +38,7 @@ func quotaFind(_ *request, name string) (dirent, bool) {
 	}
 	n, err := strconv.ParseUint(name, 10, 32)
 	e := quotaEntry(uint32(n))
-	// The last number is that of no user: chown(2) has it for "unchanged".
-	return e, err == nil && n != math.MaxUint32 && e.name == name
+	return e, err == nil && n != noUID && e.name == name
 }
 
 func quotaEntry(uid uint32) dirent {

@@ -57,27 +57,29 @@ func (c *call) resolve(node uint64) (*request, bool) {
 	return r, r.file != nil && r.locate(serial)
 }
 
-// locate finds the owner of a serial; false for one that has been removed.
+// locate finds the owner of a serial; false for one that has been removed, and for one of a kind
+// that the row does not have.
 func (r *request) locate(serial uint64) bool {
 	switch {
 	case serial&imageBit != 0:
 		r.image = serial &^ imageBit
 		_, ok := r.server.o.Images.Info(r.image)
-		return ok
+		return ok && r.file.owner == ofImage
 	case serial&sessionBit != 0:
 		if r.session = r.server.sessions.get(serial); r.session == nil {
 			return false
 		}
-		serial = r.session.vm.Serial()
+		r.vm = r.server.o.Manager.BySerial(r.session.vm.Serial())
+		return r.vm != nil && r.file.owner == ofSession
 	case serial&quotaBit != 0:
 		r.quota = serial
-		return true
-	}
-	if serial != 0 {
+		uid := serial &^ quotaBit
+		return (uid < noUID || serial == defaultQuota) && r.file.owner == ofQuota
+	case serial != 0:
 		r.vm = r.server.o.Manager.BySerial(serial)
-		return r.vm != nil
+		return r.vm != nil && r.file.owner == ofVM
 	}
-	return true
+	return r.file.owner == ofTop
 }
 
 // child returns the request for a name in the directory; false if there is none.

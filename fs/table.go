@@ -24,6 +24,7 @@ type file struct {
 	flags flags
 	files []file
 	names *names // of a directory with names that vary
+	owner owner  // of what the row belongs to; rows below it have the same
 
 	// Set by enter.
 	number    uint8 // index in rows
@@ -40,6 +41,17 @@ const (
 	dir            // lists its files and names
 	hidden         // lists nothing: its files block
 	guestRoot      // shows the root of a guest, see package guestfs
+)
+
+// owner is the kind of serial that the node numbers of a row have.
+type owner uint8
+
+const (
+	ofTop owner = iota // serial 0
+	ofVM
+	ofImage
+	ofSession
+	ofQuota
 )
 
 // flags of a file.
@@ -87,6 +99,9 @@ func (f *file) enter(parent *file) {
 		panic(fmt.Sprintf("the tree has over %d files: widen the row of node numbers", maxRow+1))
 	}
 	f.number, f.parent = uint8(len(rows)), parent
+	if f.owner == ofTop {
+		f.owner = parent.owner
+	}
 	rows = append(rows, f)
 	if f.watch != nil {
 		watched = append(watched, f)
@@ -132,15 +147,16 @@ func topFiles() []file {
 		{name: "quota", mode: 0o755, kind: dir, doc: "what users' VMs have and may have",
 			names: &names{list: quotaList, find: quotaFind,
 				each: file{name: "UID", mode: 0o755, kind: dir, doc: "a user, or default",
-					files: quotaFiles()}}},
+					files: quotaFiles(), owner: ofQuota}}},
 		{name: "images", mode: 0o1755, kind: dir, doc: "what VMs are made from", names: &names{
 			list: imagesList, find: imagesFind, mkdir: imagesMkdir, rmdir: imagesRmdir,
-			each: file{name: "NAME", mode: 0o755, kind: dir, doc: "an image", files: imageFiles()},
+			each: file{name: "NAME", mode: 0o755, kind: dir, doc: "an image", files: imageFiles(),
+				owner: ofImage},
 		}},
 		{name: "vms", mode: 0o1755, kind: dir, doc: "the VMs", attr: vmsAttr, names: &names{
 			list: vmsList, find: vmsFind, mkdir: vmsMkdir, rmdir: vmsRmdir, rename: vmsRename,
 			each: file{name: "NAME", mode: 0o755, kind: dir, doc: "a VM", files: vmFiles(),
-				attr: vmAttr, chown: vmChown},
+				attr: vmAttr, chown: vmChown, owner: ofVM},
 		}},
 	}
 }
@@ -192,14 +208,15 @@ func vmFiles() []file {
 			show: restoreShow, store: restoreStore},
 		{name: "exec", mode: 0o500, kind: hidden, doc: "commands in the guest", names: &names{
 			find: execFind,
-			each: file{name: "N", mode: 0o700, kind: hidden, doc: "a session", files: []file{
-				{name: "ctl", mode: 0o600, doc: "commands; shows N",
-					show: ctlShow, write: ctlWrite},
-				{name: "data", mode: 0o600, doc: "the command's output and input", open: dataOpen,
-					write: dataWrite},
-				streamed("stderr", 0o400, "its error output", stderrOpen),
-				streamed("status", 0o400, "blocks until it has ended, and shows how", statusOpen),
-			}},
+			each: file{name: "N", mode: 0o700, kind: hidden, doc: "a session", owner: ofSession,
+				files: []file{
+					{name: "ctl", mode: 0o600, doc: "commands; shows N",
+						show: ctlShow, write: ctlWrite},
+					{name: "data", mode: 0o600, doc: "the command's output and input", open: dataOpen,
+						write: dataWrite},
+					streamed("stderr", 0o400, "its error output", stderrOpen),
+					streamed("status", 0o400, "blocks until it has ended, and shows how", statusOpen),
+				}},
 		}, files: []file{
 			{name: "clone", mode: 0o600, doc: "opening it makes a session; shows its number N",
 				open: cloneOpen, write: cloneWrite},

@@ -89,7 +89,7 @@ func (t tree) Forget(node, lookups uint64) {
 	if last {
 		t.sizes.of.Delete(plainID(node))
 	}
-	if _, row, _ := splitID(node); row.has(followsHealth) {
+	if _, row, _ := splitID(node); row != nil && row.has(followsHealth) {
 		t.followers.forget(node)
 	}
 }

@@ -98,7 +98,7 @@ func (s *FS) OpenDir(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status 
 		share.Release()
 		return code
 	}
-	out.Fh = s.add(&opened{dir: d, share: share})
+	out.Fh = s.add(&opened{node: in.NodeId, dir: d, share: share})
 	return fuse.OK
 }
 
@@ -125,7 +125,7 @@ func (s *FS) readDir(stop interrupt, in *fuse.ReadIn,
 	if !code.Ok() {
 		return code
 	}
-	h := s.byHandle(in.Fh)
+	h := s.byHandle(in.Fh, in.NodeId)
 	if h.dir == nil {
 		return fuse.EBADF
 	}

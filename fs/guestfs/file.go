@@ -16,6 +16,7 @@ const MaxIO = 1 << 20
 
 // opened is one open file or directory; one of both is nil.
 type opened struct {
+	node  uint64 // that was opened; no request for another node may name the file
 	file  *file
 	dir   *dir
 	share Share
@@ -110,7 +111,7 @@ func (r *request) open(kernelFlags, flags, mode uint32, out *fuse.OpenOut,
 		return code
 	}
 	g.opens.Add(1)
-	out.Fh = r.add(&opened{share: share, file: &file{
+	out.Fh = r.add(&opened{node: n.id, share: share, file: &file{
 		node: n, flags: openFlags(kernelFlags), turn: make(chan struct{}, 1), handle: h, session: g,
 	}})
 	out.OpenFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_NOFLUSH | fuse.FOPEN_PARALLEL_DIRECT_WRITES
@@ -124,10 +125,11 @@ func (s *FS) add(h *opened) uint64 {
 	return fh
 }
 
-// byHandle returns an empty value for a number that add did not return.
-func (s *FS) byHandle(fh uint64) *opened {
-	if h, ok := s.handles.Load(fh); ok {
-		return h.(*opened)
+// byHandle returns an empty value for a number that is not open, or is of another node.
+func (s *FS) byHandle(fh, node uint64) *opened {
+	h, _ := s.handles.Load(fh)
+	if o, _ := h.(*opened); o != nil && o.node == node {
+		return o
 	}
 	return new(opened)
 }
@@ -189,7 +191,7 @@ func (s *FS) askFile(stop interrupt, in *fuse.InHeader, fh uint64,
 	if !code.Ok() {
 		return nil, code
 	}
-	open := s.byHandle(fh).file
+	open := s.byHandle(fh, in.NodeId).file
 	if open == nil {
 		return nil, fuse.EBADF
 	}
@@ -226,17 +228,16 @@ func (s *FS) FsyncDir(stop interrupt, in *fuse.FsyncIn) status {
 	return s.Fsync(stop, in)
 }
 
-func (s *FS) Release(_ interrupt, in *fuse.ReleaseIn) { s.release(in.Fh) }
+func (s *FS) Release(_ interrupt, in *fuse.ReleaseIn) { s.release(in.Fh, in.NodeId) }
 
-func (s *FS) ReleaseDir(in *fuse.ReleaseIn) { s.release(in.Fh) }
+func (s *FS) ReleaseDir(in *fuse.ReleaseIn) { s.release(in.Fh, in.NodeId) }
 
 // release closes a handle without waiting for the guest.
-func (s *FS) release(fh uint64) {
-	known, ok := s.handles.LoadAndDelete(fh)
-	if !ok {
+func (s *FS) release(fh, node uint64) {
+	h := s.byHandle(fh, node)
+	if !s.handles.CompareAndDelete(fh, h) {
 		return
 	}
-	h := known.(*opened)
 	switch {
 	case h.file != nil:
 		go h.file.close() // waits for a request under way, which is bounded

@@ -73,8 +73,12 @@ type FS struct {
 // New returns the files of guests. Their sessions end with ctx, and work counts the goroutines that
 // serve them.
 func New(ctx context.Context, work *sync.WaitGroup, m Mount) *FS {
+	root := func(node uint64) (serial uint64, ok bool) {
+		serial, ok = m.Root(node)
+		return serial, ok && m.VM(serial) != nil
+	}
 	return &FS{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(), mount: m, nodes: newNodes(maxNodes, m.Root),
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), mount: m, nodes: newNodes(maxNodes, root),
 		sessions: sessions{
 			ctx: ctx, work: work, now: time.Now, after: time.After, open: make(map[uint64]*session),
 		},
