@@ -12,7 +12,7 @@ SCRIPTS = integration/install.sh integration/run.sh integration/screenshot.sh .c
 # Of the integration tests: make integration TESTFLAGS='-run TestCrash -crash.rounds 500'.
 TESTFLAGS =
 
-.PHONY: all build run test test-long unit integration lint bench image man screenshot clean help install-deps test-deps bench-deps
+.PHONY: all build run test test-long fuzz unit integration lint bench image man screenshot clean help install-deps test-deps bench-deps
 
 all: build
 
@@ -20,7 +20,8 @@ help:
 	@echo 'make run           install, build, mount, boot a VM named hello; Ctrl-C unmounts and leaves it running'
 	@echo 'make build         bin/bangerd, bin/banger and bin/banger-agent'
 	@echo 'make test          everything proven: unit tests, then the suite on fake and real VMs'
-	@echo 'make test-long     the suite with what takes minutes: many bytes and files through guests'
+	@echo 'make test-long     the suite with what takes minutes: many bytes, a soak, and make fuzz'
+	@echo 'make fuzz          all fuzz targets, 20 s each; FUZZTIME=5m for longer'
 	@echo 'make lint          gofmt, vet, staticcheck, import rules, shell syntax'
 	@echo 'make bench         ratios against the bare thing; TESTFLAGS="-report.only boot,exec" chooses parts'
 	@echo 'make image         the built-in image, in .cache/image/builtin'
@@ -46,7 +47,19 @@ test: unit integration
 
 # Also what takes minutes each.
 test-long:
-	$(MAKE) integration TESTFLAGS='-long -timeout 40m'
+	$(MAKE) integration TESTFLAGS='-long -timeout 50m'
+	$(MAKE) fuzz
+
+# Of each target. go test keeps an input that fails in testdata of its package.
+FUZZTIME = 20s
+
+fuzz: install-deps
+	@grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sort | \
+	while IFS=: read -r file target; do \
+		echo "$${file%/*} $${target#func }"; \
+		$(GO) test -fuzz "^$${target#func }\$$" -fuzztime $(FUZZTIME) -run '^$$' "$${file%/*}" </dev/null \
+			|| exit; \
+	done
 
 test-deps:
 	@sh integration/install.sh --tests

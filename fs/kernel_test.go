@@ -39,9 +39,9 @@ type kernel struct {
 	mu      sync.Mutex
 	answers map[uint64]chan []byte // by the number of the request
 
-	opens   map[uint64]open   // by the handle
-	ever    map[uint64]open   // those that a script had open
-	lookups map[uint64]uint64 // by the node
+	opens   map[handleKey]open
+	ever    map[handleKey]open // those that a script had open
+	lookups map[uint64]uint64  // by the node
 }
 
 // open is a file that an answer has opened.
@@ -50,6 +50,14 @@ type open struct {
 	uid      uint32
 	dir      bool
 }
+
+// handleKey is a handle. Those of the tree and those of guests' files are counted apart.
+type handleKey struct {
+	inGuest bool
+	fh      uint64
+}
+
+func handleOf(node, fh uint64) handleKey { return handleKey{inGuest(node), fh} }
 
 // Numbers of requests of linux/fuse.h.
 const (
@@ -89,7 +97,7 @@ func newKernel(t testing.TB) *kernel {
 	}
 	reads := collector.New(collector.Options{Manager: manager})
 	k := &kernel{panicked: make(chan string, 1), answers: map[uint64]chan []byte{},
-		opens: map[uint64]open{}, ever: map[uint64]open{}, lookups: map[uint64]uint64{}}
+		opens: map[handleKey]open{}, ever: map[handleKey]open{}, lookups: map[uint64]uint64{}}
 	k.Server = newServer(Options{Dir: dir, Manager: manager, Collector: reads, Images: images,
 		Archives: archive.New(archive.Options{Manager: manager, Images: images,
 			Jobs: host.NewJobs(0)}),

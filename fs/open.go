@@ -25,6 +25,7 @@ type opened struct {
 	// the flag on all that seems pollable, and a Go program that writes `start` or reads wait/
 	// means to wait.
 	nonblock bool
+	writer   bool        // it was opened to be written
 	uid, gid uint32      // of the opener; others may not write
 	caller   *keptCaller // of a row that stores paths, opened to be written; else nil
 	session  *session    // that the open file keeps alive
@@ -49,7 +50,8 @@ func (t tree) Open(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status {
 		t.nodes.writing(r.node)
 	}
 	r.nonblock = in.Flags&syscall.O_NONBLOCK != 0
-	h := &opened{node: r.node, nonblock: r.nonblock, uid: r.uid, gid: r.gid}
+	h := &opened{node: r.node, nonblock: r.nonblock, writer: access != syscall.O_RDONLY,
+		uid: r.uid, gid: r.gid}
 	if code := t.begin(r, h, access); !code.Ok() {
 		t.release(h)
 		return code
@@ -188,7 +190,7 @@ func (t tree) Write(stop interrupt, in *fuse.WriteIn, data []byte) (uint32, stat
 		return 0, code
 	}
 	h := t.handles.get(in.Fh, in.NodeId)
-	if h == nil {
+	if h == nil || !h.writer {
 		return 0, fuse.EBADF
 	}
 	if err := r.checkWriter(h); err != nil {

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -124,9 +125,12 @@ func (k *kernel) next(s *script) rawRequest {
 	}
 	r.node, r.uid = pick(s, k.nodeNumbers()...), pick[uint32](s, 0, 1000, 1001)
 	if strings.Contains(shape, "h") {
-		r.fh = pick(s, k.handleNumbers()...)
-		if o, ok := k.opens[r.fh]; ok && s.byte() < 224 {
-			r.node, r.uid = o.node, o.uid
+		r.fh = pick[uint64](s, 0, 1, 1<<64-1)
+		if all := k.sortedOpens(); len(all) > 0 && s.byte() < 240 {
+			o := all[int(s.byte())%len(all)]
+			if r.fh = o.fh; s.byte() < 224 {
+				r.node, r.uid = o.node, o.uid
+			}
 		}
 	}
 	r.pid = pick(s, uint32(os.Getpid()), 0)
@@ -181,8 +185,10 @@ func (k *kernel) nodeNumbers() (all []uint64) {
 	return all
 }
 
-func (k *kernel) handleNumbers() []uint64 {
-	return append(slices.Sorted(maps.Keys(k.opens)), 0, 1, 1<<64-1)
+func (k *kernel) sortedOpens() []open {
+	return slices.SortedFunc(maps.Values(k.opens), func(a, b open) int {
+		return cmp.Or(cmp.Compare(a.node, b.node), cmp.Compare(a.fh, b.fh))
+	})
 }
 
 // sent is a request whose answer was not looked at.
@@ -221,7 +227,7 @@ func (k *kernel) run(t testing.TB, s script) {
 		}
 	}
 	for _, x := range reads {
-		o, known := k.ever[x.fh]
+		o, known := k.ever[handleOf(x.node, x.fh)]
 		byOther := x.opcode == opWrite && o.uid != x.uid && !guestfs.IsFile(x.node)
 		if !known || o.node != x.node || byOther {
 			t.Fatalf("%s succeeded; the handle is of uid %d and node %#x", &x, o.uid, o.node)
@@ -246,10 +252,10 @@ func (k *kernel) took(t testing.TB, x sent) bool {
 		fallthrough
 	case 14, 27:
 		o := open{x.node, binary.LittleEndian.Uint64(data[entry:]), x.uid, x.opcode == 27}
-		k.opens[o.fh], k.ever[o.fh] = o, o
+		k.opens[handleOf(o.node, o.fh)], k.ever[handleOf(o.node, o.fh)] = o, o
 	case opRelease, opReleaseDir:
-		if k.opens[x.fh].node == x.node {
-			delete(k.opens, x.fh)
+		if h := handleOf(x.node, x.fh); k.opens[h].node == x.node {
+			delete(k.opens, h)
 		}
 	case opReadPlus:
 		for rest := data; len(rest) > entrySize+24; {
@@ -288,9 +294,9 @@ func (k *kernel) forgot(node, lookups uint64) {
 // end closes all files and forgets all nodes, after which the Server holds nothing of them.
 func (k *kernel) end(t testing.TB) {
 	t.Helper()
-	for fh, o := range k.opens {
-		x := sent{rawRequest: rawRequest{opcode: opRelease, node: o.node, fh: fh, uid: o.uid,
-			body: binary.LittleEndian.AppendUint64(nil, fh)}}
+	for _, o := range k.opens {
+		x := sent{rawRequest: rawRequest{opcode: opRelease, node: o.node, fh: o.fh, uid: o.uid,
+			body: binary.LittleEndian.AppendUint64(nil, o.fh)}}
 		if o.dir {
 			x.opcode = opReleaseDir
 		}

@@ -359,7 +359,7 @@ func (s *soak) realLife() error {
 		func() error { _, err := read(path("wait", "healthy")); return err },
 		func() error { return s.d.client("exec", vm, "--", "true").Run() },
 		func() error { return s.d.client("exec", "real0", "--", "true").Run() },
-		func() error { _, err := read(path("fs", "etc", "hostname")); return err },
+		func() error { _, err := read(path("fs", "proc", "version")); return err },
 		func() error { _, err := os.ReadDir(s.d.path("real0", "fs", "etc")); return err },
 		func() error { _, err := read(path("ports")); return err },
 		func() error { return os.Mkdir(path("snapshots", "s"), 0o755) },
