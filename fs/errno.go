@@ -37,6 +37,7 @@ var errnos = []struct {
 	{syscall.ENOSPC, syscall.ENOSPC},
 	{syscall.EDQUOT, syscall.EDQUOT},
 	{syscall.ENOMEM, syscall.ENOMEM},
+	{syscall.EROFS, syscall.EROFS},
 	{context.Canceled, syscall.EINTR},
 	{context.DeadlineExceeded, syscall.ETIMEDOUT},
 }

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
@@ -34,6 +35,7 @@ type Store struct {
 	ops     chan *op
 	closing chan struct{}
 	closed  chan struct{}
+	dir     string // of the database
 	closeDB func() error
 	err     error // of the close; valid once closed is closed
 
@@ -68,7 +70,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 func explained(path string, err error) error {
 	var e *sqlite.Error
 	if !errors.As(err, &e) || e.Code()&0xff != sqlite3.SQLITE_BUSY {
-		return mapped(err)
+		return diskError(filepath.Dir(path), mapped(err))
 	}
 	holder := host.LockHolder(path)
 	if holder == "" {
@@ -136,6 +138,7 @@ func open(ctx context.Context, path string, steps []string) (*Store, error) {
 		ops:     make(chan *op, maxGroup),
 		closing: make(chan struct{}),
 		closed:  make(chan struct{}),
+		dir:     filepath.Dir(path),
 		closeDB: closeDB,
 	}
 	go s.work(w)
@@ -162,13 +165,13 @@ func (s *Store) do(ctx context.Context, f func(context.Context, *writer) error) 
 	}
 	select {
 	case <-o.done:
-		return mapped(o.err)
+		return diskError(s.dir, mapped(o.err))
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.closed:
 		select {
 		case <-o.done:
-			return mapped(o.err)
+			return diskError(s.dir, mapped(o.err))
 		default:
 			return errors.New("the store is closed")
 		}
@@ -325,6 +328,24 @@ func mapped(err error) error {
 		return fmt.Errorf("%w (%v)", vmm.ErrNoSpace, err)
 	case sqlite3.SQLITE_NOMEM:
 		return fmt.Errorf("%w (%v)", vmm.ErrNoMemory, err)
+	}
+	return err
+}
+
+// diskError adds the cause to an error of I/O of the database in dir, if the file system is
+// read-only or full. SQLite keeps the system's error to itself.
+func diskError(dir string, err error) error {
+	var e *sqlite.Error
+	if !errors.As(err, &e) || e.Code()&0xff != sqlite3.SQLITE_IOERR {
+		return err
+	}
+	// A change that changes nothing fails if the file system has become read-only.
+	if cause := unix.UtimesNanoAt(unix.AT_FDCWD, dir, nil, 0); cause == unix.EROFS {
+		return fmt.Errorf("%w (%v)", cause, err)
+	}
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) == nil && st.Bavail == 0 {
+		return fmt.Errorf("%w (%v)", vmm.ErrNoSpace, err)
 	}
 	return err
 }
