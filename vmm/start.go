@@ -23,11 +23,7 @@ func (v *VM) start(ctx context.Context) error {
 		return fmt.Errorf("the start of %s was cancelled: %w", name, ErrGone)
 	}
 	if err != nil {
-		err = fmt.Errorf("cannot start %s: %w", name, err)
-		if e := v.enterFailed(err.Error()); e != nil {
-			return e
-		}
-		return err
+		return v.fails(fmt.Errorf("cannot start %s: %w", name, err))
 	}
 	err = v.enter(Running, func(d *draft) {
 		d.Process, d.Started = machine.Process(), began
@@ -36,15 +32,17 @@ func (v *VM) start(ctx context.Context) error {
 	})
 	if err != nil {
 		// A machine without a record must not run: the next daemon would not find it.
-		return errors.Join(err, v.end(context.WithoutCancel(ctx), machine, err.Error()))
+		if e := v.end(context.WithoutCancel(ctx), machine, err.Error()); e != nil {
+			return errors.Join(err, e)
+		}
+		return v.fails(err)
 	}
 	if err := v.forward(context.WithoutCancel(ctx)); err != nil {
 		err = fmt.Errorf("cannot start %s: %w", name, err)
-		e := v.end(context.WithoutCancel(ctx), machine, err.Error())
-		if e := errors.Join(e, v.enterFailed(err.Error())); e != nil {
-			return e
+		if e := v.end(context.WithoutCancel(ctx), machine, err.Error()); e != nil {
+			return errors.Join(e, v.fails(err))
 		}
-		return err
+		return v.fails(err)
 	}
 	v.greet(machine)
 	return nil

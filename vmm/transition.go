@@ -292,7 +292,8 @@ func (v *VM) plan(c Command) plan {
 	}
 }
 
-// enter records and shows a new state.
+// enter records and shows a new state. That a machine has ended is shown even if it cannot be
+// recorded: the next daemon finds no machine either, and the next change records it.
 func (v *VM) enter(state State, change func(*draft)) error {
 	return v.enterWith(state, func(d *draft) error {
 		if state.Down() {
@@ -307,20 +308,39 @@ func (v *VM) enter(state State, change func(*draft)) error {
 
 // enterWith is enter with a change that may refuse.
 func (v *VM) enterWith(state State, change func(*draft) error) error {
-	err := v.update(context.Background(), func(d *draft) error {
-		d.State, d.StopBy = state, time.Time{}
-		return change(d)
-	})
+	shown, err := v.commitState(state, change)
 	if refused := (*overdraft)(nil); errors.As(err, &refused) {
 		return err
 	}
 	if err != nil {
-		return fmt.Errorf("cannot record that %s is %s: %w", v.Snapshot().Name, state, err)
+		err = fmt.Errorf("cannot record that %s is %s: %w", v.Snapshot().Name, state, err)
+	}
+	if !shown {
+		return err
 	}
 	v.m.o.Log.Info("state", "vm", v.Snapshot().Name, "state", state)
 	v.logf("%s", state)
 	v.emit(EventState, string(state))
-	return nil
+	return err
+}
+
+// commitState makes a new state durable and shows it. It reports whether it is shown.
+func (v *VM) commitState(state State, change func(*draft) error) (bool, error) {
+	t, err := v.acquire(context.Background())
+	if err != nil {
+		return false, err
+	}
+	defer t.release()
+	d := t.draft()
+	d.State, d.StopBy = state, time.Time{}
+	if err := change(d); err != nil {
+		return false, err
+	}
+	err = t.commit(context.Background(), d)
+	if err != nil && state.Down() {
+		v.publish(d.show)
+	}
+	return err == nil || state.Down(), err
 }
 
 // ended returns the change of a record when a machine is gone.
@@ -333,11 +353,19 @@ func ended(reason string) func(*draft) {
 
 // enterFailed records that the VM failed. The reason becomes the last error and an event.
 func (v *VM) enterFailed(reason string) error {
-	if err := v.enter(Failed, ended(reason)); err != nil {
-		return err
+	err := v.enter(Failed, ended(reason))
+	if v.Snapshot().State == Failed {
+		v.emit(EventError, reason)
 	}
-	v.emit(EventError, reason)
-	return nil
+	return err
+}
+
+// fails records that the VM failed for this reason, and returns it.
+func (v *VM) fails(reason error) error {
+	if err := v.enterFailed(reason.Error()); err != nil {
+		return errors.Join(reason, err)
+	}
+	return reason
 }
 
 // settle makes a failed VM a stopped one.
