@@ -9,19 +9,27 @@ import (
 )
 
 func (v *VM) pause(ctx context.Context) error {
-	return v.halt(ctx, Paused, func(m Machine) error { return m.Pause(ctx) })
+	return v.halt(ctx, Paused, Machine.Pause, Machine.Resume)
 }
 
 func (v *VM) resume(ctx context.Context) error {
-	return v.halt(ctx, Running, func(m Machine) error { return m.Resume(ctx) })
+	return v.halt(ctx, Running, Machine.Resume, Machine.Pause)
 }
 
-func (v *VM) halt(ctx context.Context, to State, do func(Machine) error) error {
+// halt pauses or resumes the machine. It undoes that if it cannot be recorded.
+func (v *VM) halt(ctx context.Context, to State,
+	do, undo func(Machine, context.Context) error) error {
 	s := v.Snapshot()
-	if err := do(s.Machine); err != nil {
+	if err := do(s.Machine, ctx); err != nil {
 		return fmt.Errorf("cannot make %s %s: %w", s.Name, to, err)
 	}
-	return v.enter(to, func(d *draft) { d.fail("") })
+	err := v.enter(to, func(d *draft) { d.fail("") })
+	if err != nil {
+		if e := undo(s.Machine, context.WithoutCancel(ctx)); e != nil {
+			v.logf("it is %s all the same: %v", to, e)
+		}
+	}
+	return err
 }
 
 // isPaused reports whether the CPUs of a machine are stopped.
