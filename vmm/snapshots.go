@@ -96,6 +96,7 @@ func (v *VM) TakeSnapshot(ctx context.Context, name string, may Permit) error {
 }
 
 // RemoveSnapshot removes a snapshot, whatever the VM's state. It returns when the snapshot is gone.
+// What cannot be removed of it from the disks goes before their next use, as after a crash.
 // ErrNotFound, ErrBusy during a transition.
 func (v *VM) RemoveSnapshot(ctx context.Context, name string, may Permit) error {
 	doing := fmt.Sprintf("cannot remove the snapshot %.63s of %s", name, v.Snapshot().Name)
@@ -112,7 +113,11 @@ func (v *VM) RemoveSnapshot(ctx context.Context, name string, may Permit) error 
 			return err
 		}
 		v.emit(EventSnapshot, "remove "+name)
-		return v.tidy(ctx)
+		// From here on there is no such snapshot, whatever becomes of what it left in the disks.
+		if err := v.tidy(ctx); err != nil {
+			v.logf("cannot remove what is left of the snapshot %s: %v", name, err)
+		}
+		return nil
 	})
 }
 
