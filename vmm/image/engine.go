@@ -312,13 +312,19 @@ func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 		return errors.Join(err, os.Remove(gone))
 	}
 	if err := host.SyncDir(s.o.Dir); err != nil {
-		return err
+		// It may be there after a crash, so it is there until then too.
+		return errors.Join(err, os.Rename(filepath.Join(gone, e.name), s.path(e.name)),
+			os.Remove(gone))
 	}
 	s.mu.Lock()
 	s.forgetLocked(e)
 	s.mu.Unlock()
 	s.tell(e.name, "remove")
-	return removeTree(gone)
+	if err := removeTree(gone); err != nil {
+		s.o.Log.Error("the files of a removed image are deleted at the next start only",
+			"image", e.name, "err", err)
+	}
+	return nil
 }
 
 // builtin returns the manifest of the built-in image. Other images boot with its kernel, modules
