@@ -14,7 +14,7 @@ import (
 )
 
 // MakeDirs makes a directory and its missing parents with this mode, whatever the umask.
-// Directories that exist keep theirs.
+// Directories that exist keep theirs. The names of new ones are synced.
 func MakeDirs(dir string, mode fs.FileMode) error {
 	info, err := os.Stat(dir)
 	switch {
@@ -36,7 +36,10 @@ func MakeDirs(dir string, mode fs.FileMode) error {
 		}
 		return err
 	}
-	return os.Chmod(dir, mode)
+	if err := os.Chmod(dir, mode); err != nil {
+		return err
+	}
+	return SyncDir(filepath.Dir(dir))
 }
 
 // OpenPrivate opens a file that only this process's user can open, or makes it.

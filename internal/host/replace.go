@@ -126,11 +126,15 @@ func CloseSynced(f *os.File) error {
 	return errors.Join(f.Chmod(0o644), f.Sync(), f.Close())
 }
 
-// SyncDir syncs the names in a directory.
+// SyncDir syncs the names in a directory, on file systems that can do that (fsync(2), EINVAL).
 func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	err = d.Sync()
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
+		err = nil
+	}
+	return errors.Join(err, d.Close())
 }
