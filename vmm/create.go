@@ -330,6 +330,9 @@ func (m *Manager) CreateWithDisks(ctx context.Context, name string, owner Owner,
 	if err == nil {
 		err = fill(spec, m.driver(c.VMM))
 	}
+	if err == nil && len(spec.Disks) > 0 {
+		err = syncDisks(spec)
+	}
 	if err != nil {
 		m.ledger.drop(claimed.hold)
 		return nil, errors.Join(err, os.RemoveAll(dir))

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -110,7 +111,34 @@ func (v *VM) makeDisks(ctx context.Context, spec *Spec, driver Driver) error {
 	spec.Log, spec.LogFile = ownLog{log}, log
 	ctx, cancel := context.WithTimeout(ctx, tidyWait)
 	defer cancel()
-	return driver.MakeDisks(ctx, spec)
+	missing := slices.ContainsFunc(spec.Disks, func(d Disk) bool { return DiskBytes(d.Path) < 0 })
+	if err := driver.MakeDisks(ctx, spec); err != nil || !missing {
+		return err
+	}
+	return syncDisks(spec)
+}
+
+// syncDisks makes new disks durable, with the names of all directories that lead to them. What a
+// guest syncs, and each snapshot, relies on these.
+func syncDisks(spec *Spec) error {
+	for _, d := range spec.Disks {
+		f, err := host.OpenRegular(d.Path, os.O_RDONLY, host.AnyOwner)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // one of an earlier version stays in its place
+		}
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{DisksDir(spec.Dir), spec.Dir, filepath.Dir(spec.Dir)} {
+		if err := host.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ownDisks makes the VM's user the owner of its disks. After an import they are the daemon's. After

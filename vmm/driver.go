@@ -41,8 +41,8 @@ type Driver interface {
 	// Disks returns the snapshots in the disks of a VM that does not run.
 	Disks(spec *Spec) Snapshotter
 	// RestoreDisks resets the disks of a VM that does not run to the snapshot with that tag. It may
-	// be repeated, also after a crash. A disk without the snapshot stays as it is. ErrNotFound
-	// means that no disk has it and that nothing was changed.
+	// be repeated, also after a crash. A disk without the snapshot stays as it is. The content is
+	// durable when it returns. ErrNotFound means that no disk has it and that nothing was changed.
 	RestoreDisks(ctx context.Context, spec *Spec, tag string) error
 	// ExportDisk writes a disk to a new file without a name, and returns that at its beginning. The
 	// file has no snapshots, and of an overlay only what its Base lacks. The caller closes it.
@@ -194,7 +194,8 @@ type Machine interface {
 
 // Snapshotter takes snapshots of all disks of a VM at one moment. Their tags have a-z, 0-9 and '-'.
 // A Machine has those of its running guest, and Driver.Disks returns those of a VM that does not
-// run. The methods block until they are done or ctx ends; after that the work may still be done.
+// run. The methods block until they are done, durably, or ctx ends; after that the work may still be
+// done.
 type Snapshotter interface {
 	// TakeSnapshot takes a snapshot of all disks. After an error some disks may have it.
 	TakeSnapshot(ctx context.Context, tag string) error
