@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/host"
 	"banger/vmm"
 	"banger/vmm/guest"
 )
@@ -100,12 +101,19 @@ func (d disks) TakeSnapshot(ctx context.Context, tag string) error {
 			return err
 		}
 	}
-	return nil
+	return errors.Join(host.SyncDir(to), host.SyncDir(d.dir))
 }
 
 // DropSnapshot implements vmm.Snapshotter.
 func (d disks) DropSnapshot(_ context.Context, tag string) error {
-	return os.RemoveAll(filepath.Join(d.dir, savedDir+tag))
+	err := os.RemoveAll(filepath.Join(d.dir, savedDir+tag))
+	if err == nil {
+		err = host.SyncDir(d.dir)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // there are no disks
+	}
+	return err
 }
 
 func (m *machine) disks() disks { return disks{vmm.DisksDir(m.dir), m.script, nil} }
@@ -129,7 +137,7 @@ func (m *machine) GrowDisk(_ context.Context, size int64) error {
 	return nil
 }
 
-// copySparse copies a file and keeps its holes.
+// copySparse copies a file, keeps its holes, and syncs the copy.
 func copySparse(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -156,6 +164,9 @@ func copySparse(from, to string) error {
 		}
 		_, err = io.Copy(io.NewOffsetWriter(out, data), io.NewSectionReader(in, data, hole-data))
 		off = hole
+	}
+	if err == nil {
+		err = out.Sync()
 	}
 	return errors.Join(err, out.Close())
 }
