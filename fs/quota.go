@@ -31,14 +31,20 @@ func quotaList(r *request) []dirent {
 	return list
 }
 
-// quotaFind finds the directory of every uid, so that a rule needs no mkdir.
-func quotaFind(_ *request, name string) (dirent, bool) {
+// quotaFind finds the directory of every uid for root, so that a rule needs no mkdir. Others find
+// their own and those that are listed: the kernel and the daemon keep something of each name that
+// was found, and there are 4 billion.
+func quotaFind(r *request, name string) (dirent, bool) {
 	if name == defaultWord {
 		return dirent{name: name, serial: defaultQuota}, true
 	}
 	n, err := strconv.ParseUint(name, 10, 32)
-	e := quotaEntry(uint32(n))
-	return e, err == nil && n != noUID && e.name == name
+	uid := uint32(n)
+	e := quotaEntry(uid)
+	if err != nil || n == noUID || e.name != name {
+		return e, false
+	}
+	return e, r.isRoot() || uid == r.uid || r.server.o.Manager.HasQuota(uid)
 }
 
 func quotaEntry(uid uint32) dirent {

@@ -109,6 +109,13 @@ func (m *Manager) QuotaUIDs() []uint32 {
 	return slices.Sorted(maps.Keys(uids))
 }
 
+// HasQuota reports whether QuotaUIDs has the uid. It does not block.
+func (m *Manager) HasQuota(uid uint32) bool {
+	m.ledger.mu.Lock()
+	defer m.ledger.mu.Unlock()
+	return m.ledger.used[uid] != nil || m.ledger.rules[int64(uid)] != nil
+}
+
 // SetQuota makes most the limit of a uid, or of EveryUID. What VMs use already stays. It returns
 // when that is durable. ErrNoSpace if too many uids have rules.
 func (m *Manager) SetQuota(ctx context.Context, uid int64, q Quota, most int64) error {
