@@ -17,6 +17,7 @@ import (
 	"banger/fs"
 	"banger/internal/host"
 	"banger/internal/printable"
+	"banger/vmm"
 	"banger/vmm/dns"
 	"banger/vmm/network"
 	"banger/vmm/qemu"
@@ -166,13 +167,14 @@ func (c *cleaner) find(f flags, root bool) ([]leftover, error) {
 	return append(found, mounts...), err
 }
 
-// machines finds the QEMUs in this network namespace. Others are those of another host's daemon.
+// machines finds the QEMUs of daemons in this network namespace. Others are those of another host's
+// daemon.
 func (c *cleaner) machines(proc string) ([]leftover, error) {
 	entries, err := os.ReadDir(proc)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the processes: %w", err)
 	}
-	ours, oursErr := os.Readlink(filepath.Join(proc, "self/ns/net"))
+	sockets := unixSockets(proc)
 	var found []leftover
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -181,11 +183,7 @@ func (c *cleaner) machines(proc string) ([]leftover, error) {
 		}
 		dir := filepath.Join(proc, e.Name())
 		stateDir, uuid := c.owner(dir)
-		if stateDir == "" {
-			continue
-		}
-		theirs, err := os.Readlink(filepath.Join(dir, "ns/net"))
-		if err == nil && oursErr == nil && ours != theirs {
+		if stateDir == "" || !isHere(proc, dir, sockets) {
 			continue
 		}
 		text := fmt.Sprintf("process %d, QEMU of the VM %s of %s", pid,
@@ -203,22 +201,30 @@ func (c *cleaner) owner(dir string) (stateDir, uuid string) {
 	}
 	stateDir, uuid = qemu.Owner(strings.Split(strings.TrimRight(string(b), "\x00"), "\x00"))
 	// Any user may start a process that names a directory whose file system never answers.
-	if stateDir == "" || !answers(func() bool { return c.abandoned(dir, stateDir) }) {
+	if stateDir == "" || !answers(func() bool { return c.abandoned(dir, stateDir, uuid) }) {
 		return "", ""
 	}
 	return stateDir, uuid
 }
 
 // abandoned reports whether no daemon has the state directory of a process that a cleanup may end.
-func (c *cleaner) abandoned(dir, stateDir string) bool {
+func (c *cleaner) abandoned(dir, stateDir, uuid string) bool {
 	if sameDir(stateDir, c.stateDir) {
 		return !c.locked
 	}
 	if !c.all {
 		return false
 	}
-	// The path as the process sees it: it may have its own root directory.
-	used, err := inUse(filepath.Join(dir, "root", stateDir))
+	// The path as the process sees it: it may have its own root directory. Where that is empty, the
+	// file of its console shows that the path is the same here.
+	root := filepath.Join(dir, "root")
+	if _, err := os.Stat(filepath.Join(root, stateDir)); err != nil {
+		if !hasConsole(dir, filepath.Join(stateDir, "vms", uuid, vmm.ConsoleFile)) {
+			return false
+		}
+		root = ""
+	}
+	used, err := inUse(filepath.Join(root, stateDir))
 	return !used && err == nil
 }
 

@@ -30,7 +30,7 @@ func (c Confined) Run(cmd *exec.Cmd) error {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return os.NewSyscallError("prctl", err)
 		}
-		dropBounds()
+		DropBounds()
 		if c.Nice != 0 {
 			_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), c.Nice) // of this thread only
 		}
@@ -38,9 +38,9 @@ func (c Confined) Run(cmd *exec.Cmd) error {
 	})
 }
 
-// dropBounds empties the bounding and the ambient set of the calling thread, as far as it may: a
-// daemon without CAP_SETPCAP has little that could be gained.
-func dropBounds() {
+// DropBounds empties the bounding and the ambient set of the calling thread, which OnOwnThread made,
+// as far as it may: a daemon without CAP_SETPCAP has little that could be gained.
+func DropBounds() {
 	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	for c := uintptr(0); unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) == nil; c++ {
 	}

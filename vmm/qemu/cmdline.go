@@ -20,6 +20,9 @@ const (
 // preconfig makes QEMU wait for the kernel's command line before it makes the machine.
 const preconfig = "-preconfig"
 
+// stopped makes QEMU wait before the CPUs run, until its view of the host has been taken away.
+const stopped = "-S"
+
 // platform holds what a command line depends on beside the VM.
 type platform struct {
 	binary  string
@@ -85,11 +88,13 @@ func (c *commands) set(path string, flags ...int) string {
 func (c *commands) shown(binary string) string {
 	argv := []string{binary}
 	for _, a := range c.args {
-		if a == preconfig {
+		switch a {
+		case preconfig:
 			argv = append(argv, "-append", c.kernelLine)
-			continue
+		case stopped:
+		default:
+			argv = append(argv, a)
 		}
-		argv = append(argv, a)
 	}
 	text := shellQuote(argv)
 	for i, f := range c.fds {

@@ -27,7 +27,7 @@ func devices(spec *vmm.Spec, p platform) []device {
 	all := []device{
 		board{p.machine, firmware, p.accel == tcg && p.tscKHz == 0},
 		processor{p.accel, translationBuffer(spec)},
-		confinement,
+		sandbox,
 		identity(spec),
 		loader{spec.Image.Kernel, spec.Image.Initrd, kernelCommandLine(spec, p)},
 		control{filepath.Join(spec.Dir, vmm.ConsoleFile)},
@@ -56,8 +56,8 @@ type options []string
 
 func (o options) addTo(c *commands) { c.add(o...) }
 
-// confinement keeps QEMU from defaults, displays and system calls that no VM needs.
-var confinement = options{"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+// sandbox keeps QEMU from defaults, displays and system calls that no VM needs.
+var sandbox = options{"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 	"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"}
 
 // identity returns the VM's name and size. [Driver.Adopt] recognises the process by its UUID.
@@ -117,6 +117,7 @@ func (l loader) addTo(c *commands) {
 	if c.kernelLine = l.line; l.line != "" {
 		c.add(preconfig)
 	}
+	c.add(stopped)
 }
 
 // control is the daemon's lines to the machine: the monitor, and the console with its file.

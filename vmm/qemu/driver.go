@@ -44,6 +44,8 @@ type Driver struct {
 	vmm.BaseDriver
 	log *slog.Logger
 	platform
+	program     string // binary without symbolic links
+	confinement confinement
 }
 
 // New examines QEMU and the host. It runs QEMU once for the list of its machines, and may measure
@@ -70,19 +72,24 @@ func New(o Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
+	program, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, err
+	}
+	confined := confine(o.Log, program)
 	p := platform{binary: path, accel: accel, machine: machine, userWorld: o.UserWorld}
 	if machine == microvm {
 		p.tscKHz, p.tscInStep = hostTSC(), tscInStep()
 	}
 	o.Log.Info("qemu", "binary", path, "machine", machine, "accel", accel, "because", why,
-		"tsc_khz", p.tscKHz)
+		"tsc_khz", p.tscKHz, "confined_by", confined.String())
 	can := vmm.Capabilities{Name: "qemu", Accel: accel, MaxCPUs: maxCPUs}
 	if !o.UserWorld {
 		// With restrict=on libslirp drops every datagram of a guest, answers included (udp_input).
 		can.Lacks = map[vmm.Feature]string{vmm.FeatureUDP: "with net = user a guest's answers to " +
 			"datagrams are dropped unless the daemon's user_world is on; use net = bridge"}
 	}
-	return &Driver{vmm.BaseDriver{Can: can}, o.Log, p}, nil
+	return &Driver{vmm.BaseDriver{Can: can}, o.Log, p, program, confined}, nil
 }
 
 // overhead is how many bytes a QEMU may use beside the guest's memory and translated code, the

@@ -100,11 +100,12 @@ func (b *bench) rawStart(t *testing.T, v *commands) vmm.Process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cred, err := credential(b.spec, "tcg")
+	user, err := credential(b.spec, "tcg")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := spawn(append([]string{b.binary}, v.args...), b.spec.LogFile, files, cred)
+	p, err := spawn(append([]string{b.binary}, v.args...), b.spec.LogFile, files,
+		cell{program: b.program, user: user})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,6 +145,7 @@ func TestAdoptOfAnEarlierBanger(t *testing.T) {
 			i++
 		case a == preconfig:
 			old.add("-append", v.kernelLine)
+		case a == stopped:
 		case strings.HasPrefix(a, "socket,id=console,"):
 			old.add(strings.Replace(a, "logfile=/dev/fdset/1", "logfile="+escape(console), 1))
 		default:

@@ -119,21 +119,41 @@ func (p *process) end(ctx context.Context) error {
 	return nil
 }
 
-// spawn starts argv in a session of its own. Its output goes to out, and files become its
-// descriptors from firstFD on. The caller closes the files.
-func spawn(
-	argv []string, out *os.File, files []*os.File, cred *syscall.Credential,
-) (*process, error) {
+// enterMounts moves the calling thread into the process's mount namespace.
+func (p *process) enterMounts() error {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var entered error
+	if err := raw.Control(func(fd uintptr) {
+		entered = unix.Setns(int(fd), unix.CLONE_NEWNS)
+	}); err != nil {
+		return err
+	}
+	return os.NewSyscallError("setns", entered)
+}
+
+// spawn starts argv in a session of its own, confined by c. Its output goes to out, and files
+// become its descriptors from firstFD on. The caller closes the files.
+func spawn(argv []string, out *os.File, files []*os.File, c cell) (*process, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
 	}
 	defer null.Close()
-	child, err := os.StartProcess(argv[0], argv, &os.ProcAttr{
+	attr := &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"PATH=/usr/bin:/bin", "LC_ALL=C"},
 		Files: append([]*os.File{null, out, out}, files...),
-		Sys:   &syscall.SysProcAttr{Setsid: true, Credential: cred},
+		Sys:   &syscall.SysProcAttr{Setsid: true, Credential: c.user},
+	}
+	var child *os.Process
+	err = host.OnOwnThread(func() (err error) {
+		if err = c.enter(attr.Sys); err == nil {
+			child, err = os.StartProcess(c.program, argv, attr)
+		}
+		return err
 	})
 	if err != nil {
 		return nil, err

@@ -347,7 +347,8 @@ func TestStartRefused(t *testing.T) {
 // password.
 func TestSilentEnd(t *testing.T) {
 	b := newBench(t)
-	b.binary, b.spec.Config.Cmdline, b.spec.Log = "/bin/true", "password=hunter2", b.spec.LogFile
+	b.binary, b.program = "/bin/true", "/bin/true"
+	b.spec.Config.Cmdline, b.spec.Log = "password=hunter2", b.spec.LogFile
 	_, err := b.Start(within(t, 30*time.Second), b.spec, b.notify)
 	if err == nil || !strings.HasPrefix(err.Error(), "QEMU ended at once") ||
 		strings.Contains(err.Error(), "hunter2") {
@@ -394,7 +395,7 @@ func TestUnprivileged(t *testing.T) {
 		"Uid:\t" + strings.Repeat(id+"\t", 3) + id + "\n",
 		"Gid:\t" + strings.Repeat(id+"\t", 3) + id + "\n",
 		"Groups:\t \n", "CapEff:\t0000000000000000\n", "CapPrm:\t0000000000000000\n",
-		"CapInh:\t0000000000000000\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n",
+		"CapInh:\t0000000000000000\n", "CapBnd:\t0000000000000000\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n",
 	} {
 		if !strings.Contains(string(status), want) {
 			t.Errorf("no %q in\n%s", want, status)

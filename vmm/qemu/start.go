@@ -82,7 +82,12 @@ func (d *Driver) start(
 		m.disconnect()
 		return nil, err
 	}
-	if err := m.boot(ctx, v.kernelLine); err != nil {
+	seal := func() error { return nil }
+	if d.confinement.view != nil {
+		names := spec.NIC.Mode == vmm.NetUser && d.userWorld
+		seal = func() error { return d.confinement.view.seal(m.proc, names) }
+	}
+	if err := m.boot(ctx, v.kernelLine, seal); err != nil {
 		return nil, m.abandon(ctx, err)
 	}
 	m.serve()
@@ -102,7 +107,13 @@ func (d *Driver) spawnVM(spec *vmm.Spec, v *commands, vhost *os.File) (*process,
 	if err != nil {
 		return nil, err
 	}
-	cred, err := credential(spec, d.accel)
+	var boot []*os.File
+	for i, f := range files {
+		if v.fds[i].name == fdBoot {
+			boot = append(boot, f)
+		}
+	}
+	c, err := d.cell(spec, boot)
 	if err != nil {
 		return nil, err
 	}
@@ -113,7 +124,7 @@ func (d *Driver) spawnVM(spec *vmm.Spec, v *commands, vhost *os.File) (*process,
 		}
 		defer out.Close()
 	}
-	return spawn(append([]string{d.binary}, v.args...), out, files, cred)
+	return spawn(append([]string{d.binary}, v.args...), out, files, c)
 }
 
 // inherited opens the files that QEMU inherits, in the order of fds. The caller closes all but the
@@ -163,8 +174,9 @@ func credential(spec *vmm.Spec, accel string) (*syscall.Credential, error) {
 	return c, nil
 }
 
-// boot sends the kernel's command line, if there is one, and waits until the CPUs run.
-func (m *Machine) boot(ctx context.Context, kernelLine string) error {
+// boot sends the kernel's command line, if there is one, and waits until the CPUs run. It calls seal
+// when QEMU has opened all that it ever opens, and the guest has not begun.
+func (m *Machine) boot(ctx context.Context, kernelLine string, seal func() error) error {
 	if err := m.connect(ctx); err != nil {
 		return err
 	}
@@ -178,6 +190,12 @@ func (m *Machine) boot(ctx context.Context, kernelLine string) error {
 		if err := m.qmp.call(ctx, "x-exit-preconfig", nil, nil); err != nil {
 			return err
 		}
+	}
+	if err := seal(); err != nil {
+		return err
+	}
+	if err := m.qmp.call(ctx, "cont", nil, nil); err != nil {
+		return err
 	}
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
