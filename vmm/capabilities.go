@@ -13,13 +13,14 @@ import (
 // Feature is an ability that not every driver has, as `vmms` names it.
 type Feature string
 
-// The features. Each but FeatureBridge, FeatureUDP and those of Limits is a group of optional
-// methods.
+// The features. Each but FeatureBridge, FeatureConfined, FeatureUDP and those of Limits is a group
+// of optional methods.
 const (
 	FeatureAgent    Feature = "agent"    // Machine.Guest
 	FeatureBalloon  Feature = "balloon"  // Machine.Balloon
 	FeatureBlock    Feature = "block"    // Machine.BlockStats
 	FeatureBridge   Feature = "bridge"   // net = bridge: machines have a tap and an address
+	FeatureConfined Feature = "confined" // a VMM sees nothing of the host but what it had open
 	FeatureConsole  Feature = "console"  // Machine.Console
 	FeatureDisks    Feature = "disks"    // the methods of Driver for disks
 	FeatureForward  Feature = "forward"  // Machine.Forward
@@ -41,10 +42,10 @@ const (
 
 // Features holds all features, sorted.
 var Features = []Feature{
-	FeatureAgent, FeatureBalloon, FeatureBlock, FeatureBridge, FeatureConsole, FeatureCPUMax,
-	FeatureCPUWeight, FeatureDisks, FeatureForward, FeatureGrow, FeatureIOMax, FeatureMemoryMax,
-	FeatureMetrics, FeatureNetMax, FeaturePause, FeaturePIDsMax, FeaturePower, FeatureSnapshot,
-	FeatureUDP,
+	FeatureAgent, FeatureBalloon, FeatureBlock, FeatureBridge, FeatureConfined, FeatureConsole,
+	FeatureCPUMax, FeatureCPUWeight, FeatureDisks, FeatureForward, FeatureGrow, FeatureIOMax,
+	FeatureMemoryMax, FeatureMetrics, FeatureNetMax, FeaturePause, FeaturePIDsMax, FeaturePower,
+	FeatureSnapshot, FeatureUDP,
 }
 
 // Capabilities declare what a driver can do on this host. They are immutable.

@@ -41,6 +41,10 @@ type service struct {
 
 // run serves until a signal ends it.
 func run(log *slog.Logger, f flags) (err error) {
+	if err := giveUpRights(); err != nil {
+		log.Warn("the daemon keeps all its rights", "err", err)
+	}
+	logRights(log)
 	if err := f.complete(); err != nil {
 		return err
 	}

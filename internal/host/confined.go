@@ -38,8 +38,8 @@ func (c Confined) Run(cmd *exec.Cmd) error {
 	})
 }
 
-// DropBounds empties the bounding and the ambient set of the calling thread, which OnOwnThread made,
-// as far as it may: a daemon without CAP_SETPCAP has little that could be gained.
+// DropBounds empties the bounding and the ambient set of the calling thread, which OnOwnThread
+// made, as far as it may: a daemon without CAP_SETPCAP has little that could be gained.
 func DropBounds() {
 	_ = unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	for c := uintptr(0); unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) == nil; c++ {

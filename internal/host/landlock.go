@@ -58,7 +58,7 @@ func LandlockABI() (int, error) {
 	case unix.ENOSYS:
 		return 0, errors.New("the kernel has no Landlock: this needs Linux 5.13")
 	case unix.EOPNOTSUPP:
-		return 0, errors.New("Landlock is not in the kernel's list of modules: boot with lsm=landlock,...")
+		return 0, errors.New("the kernel runs without Landlock: name it in the boot parameter lsm")
 	}
 	return 0, fmt.Errorf("cannot ask for Landlock: %w", errno)
 }

@@ -27,8 +27,9 @@ type Driver struct {
 func New() *Driver {
 	return &Driver{
 		vmm.BaseDriver{Can: vmm.Capabilities{Name: "fake", Accel: "fake", Lacks: map[vmm.Feature]string{
-			vmm.FeatureBridge: "a fake machine has no network",
-			vmm.FeaturePower:  "a fake machine has no power button",
+			vmm.FeatureBridge:   "a fake machine has no network",
+			vmm.FeatureConfined: "a fake machine is a part of the daemon",
+			vmm.FeaturePower:    "a fake machine has no power button",
 		}, Overhead: 128 << 20}},
 		vmm.Process{PID: os.Getpid(), StartTime: startTime()},
 	}

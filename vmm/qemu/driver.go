@@ -22,8 +22,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
+	"banger/internal/host"
 	"banger/vmm"
 )
 
@@ -68,26 +70,33 @@ func New(o Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	machine, err := chooseMachine(o.Machine, path)
-	if err != nil {
-		return nil, err
-	}
 	program, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil, err
 	}
-	confined := confine(o.Log, program)
+	confined, machines, err := confine(o.Log, program, accel)
+	if err != nil {
+		return nil, err
+	}
+	machine, err := chooseMachine(o.Machine, machines)
+	if err != nil {
+		return nil, err
+	}
 	p := platform{binary: path, accel: accel, machine: machine, userWorld: o.UserWorld}
 	if machine == microvm {
 		p.tscKHz, p.tscInStep = hostTSC(), tscInStep()
 	}
 	o.Log.Info("qemu", "binary", path, "machine", machine, "accel", accel, "because", why,
 		"tsc_khz", p.tscKHz, "confined_by", confined.String())
-	can := vmm.Capabilities{Name: "qemu", Accel: accel, MaxCPUs: maxCPUs}
+	can := vmm.Capabilities{Name: "qemu", Accel: accel, MaxCPUs: maxCPUs,
+		Lacks: map[vmm.Feature]string{}}
 	if !o.UserWorld {
 		// With restrict=on libslirp drops every datagram of a guest, answers included (udp_input).
-		can.Lacks = map[vmm.Feature]string{vmm.FeatureUDP: "with net = user a guest's answers to " +
-			"datagrams are dropped unless the daemon's user_world is on; use net = bridge"}
+		can.Lacks[vmm.FeatureUDP] = "with net = user a guest's answers to datagrams are dropped " +
+			"unless the daemon's user_world is on; use net = bridge"
+	}
+	if confined.view == nil {
+		can.Lacks[vmm.FeatureConfined] = confined.missing
 	}
 	return &Driver{vmm.BaseDriver{Can: can}, o.Log, p, program, confined}, nil
 }
@@ -105,7 +114,8 @@ func (d *Driver) HostMemory(spec *vmm.Spec) int64 {
 	return n
 }
 
-func chooseMachine(wish, binary string) (string, error) {
+// chooseMachine returns the machine to use. machines is QEMU's own list.
+func chooseMachine(wish, machines string) (string, error) {
 	switch wish {
 	case microvm, "q35":
 		return wish, nil
@@ -113,18 +123,32 @@ func chooseMachine(wish, binary string) (string, error) {
 	default:
 		return "", fmt.Errorf("machine is auto, microvm or q35, not %q: %w", wish, vmm.ErrInvalid)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, binary, "-M", "help").Output()
-	if err != nil {
-		return "", fmt.Errorf("cannot list QEMU's machines: %w", err)
-	}
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(machines) {
 		if strings.HasPrefix(line, microvm+" ") {
 			return microvm, nil
 		}
 	}
 	return "q35", nil
+}
+
+// listMachines runs QEMU for the list of its machines.
+func listMachines(c cell) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var out []byte
+	err := host.OnOwnThread(func() error {
+		cmd := exec.CommandContext(ctx, c.program, "-M", "help")
+		cmd.Dir, cmd.SysProcAttr = "/", new(syscall.SysProcAttr)
+		err := c.enter(cmd.SysProcAttr)
+		if err == nil {
+			out, err = cmd.Output()
+		}
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("cannot list QEMU's machines: %w", err)
+	}
+	return string(out), nil
 }
 
 var (

@@ -84,8 +84,7 @@ func (d *Driver) start(
 	}
 	seal := func() error { return nil }
 	if d.confinement.view != nil {
-		names := spec.NIC.Mode == vmm.NetUser && d.userWorld
-		seal = func() error { return d.confinement.view.seal(m.proc, names) }
+		seal = func() error { return d.confinement.view.seal(m.proc) }
 	}
 	if err := m.boot(ctx, v.kernelLine, seal); err != nil {
 		return nil, m.abandon(ctx, err)
@@ -174,8 +173,8 @@ func credential(spec *vmm.Spec, accel string) (*syscall.Credential, error) {
 	return c, nil
 }
 
-// boot sends the kernel's command line, if there is one, and waits until the CPUs run. It calls seal
-// when QEMU has opened all that it ever opens, and the guest has not begun.
+// boot sends the kernel's command line, if there is one, and waits until the CPUs run. When QEMU
+// has opened all that it ever opens, and the guest has not begun, it calls seal.
 func (m *Machine) boot(ctx context.Context, kernelLine string, seal func() error) error {
 	if err := m.connect(ctx); err != nil {
 		return err

@@ -37,9 +37,6 @@ var loadDirs = []string{"/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32",
 // loadFiles are files that the loader reads.
 var loadFiles = []string{"/etc/ld.so.cache", "/etc/ld.so.preload"}
 
-// viewDevices are the devices that QEMU opens by their paths.
-var viewDevices = []string{"/dev/null", "/dev/urandom", kvmDevice}
-
 // programDir returns the directory of a program that is in none of loadDirs, with its libraries.
 func programDir(program string) string {
 	for _, dir := range loadDirs {
@@ -96,7 +93,7 @@ func buildView(program string) error {
 			return err
 		}
 	}
-	for _, path := range viewDevices {
+	for _, path := range []string{"/dev/null", "/dev/urandom", kvmDevice} {
 		if err := show(path, unix.MOUNT_ATTR_NOEXEC); err != nil {
 			return err
 		}
@@ -198,8 +195,9 @@ func enterRoot(dir string) error {
 }
 
 // enter moves the calling thread, which OnOwnThread made, into namespaces of its own: a copy of the
-// view, no IPC, another name of the host and, unless the network is the host's, an empty network.
-func (v *view) enter(hostNetwork bool) error {
+// view, no IPC, another name of the host and, unless the network is the host's, an empty network. A
+// process that asks for names finds resolver as its resolv.conf(5) after seal.
+func (v *view) enter(hostNetwork bool, resolver []byte) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return os.NewSyscallError("unshare", err)
 	}
@@ -213,32 +211,23 @@ func (v *view) enter(hostNetwork bool) error {
 	if err := unix.Unshare(flags); err != nil {
 		return os.NewSyscallError("unshare", err)
 	}
-	return os.NewSyscallError("sethostname", unix.Sethostname([]byte("vmm")))
-}
-
-// seal makes an empty directory the root of a process that started in a copy of the view. It
-// returns when no path of the process leads anywhere. What the process has mapped or open stays.
-// For names, the root has a copy of the host's resolv.conf (resolv.conf(5)).
-func (v *view) seal(p *process, names bool) error {
-	var resolver []byte
-	if names {
-		var err error
-		if resolver, err = os.ReadFile(resolvConf); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if resolver != nil {
+		if err := showResolver(resolver); err != nil {
 			return err
 		}
 	}
+	return os.NewSyscallError("sethostname", unix.Sethostname([]byte("vmm")))
+}
+
+// seal makes an empty directory the root of a process that started in a copy of the view. From then
+// on no path leads it anywhere. What it has mapped or open stays.
+func (*view) seal(p *process) error {
 	err := host.OnOwnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
 		if err := p.enterMounts(); err != nil {
 			return err
-		}
-		unix.Umask(0o022)
-		if resolver != nil {
-			if err := showResolver(resolver); err != nil {
-				return err
-			}
 		}
 		return enterRoot(emptyDir)
 	})
@@ -250,6 +239,7 @@ func (v *view) seal(p *process, names bool) error {
 
 // showResolver covers the empty directory by one with a resolv.conf.
 func showResolver(text []byte) error {
+	unix.Umask(0o022) // of this thread, until its end
 	if err := mountEmpty(emptyDir); err != nil {
 		return err
 	}
