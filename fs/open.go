@@ -42,6 +42,9 @@ func (t tree) Open(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status {
 	if !code.Ok() {
 		return code
 	}
+	if r.file.kind != plain {
+		return fuse.EISDIR
+	}
 	access := in.Flags & syscall.O_ACCMODE
 	if access != syscall.O_RDONLY {
 		if !r.file.writable() {
