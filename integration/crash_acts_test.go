@@ -69,6 +69,10 @@ func allActs() []act {
 		{"limits/cpu.max", []string{"max 100000", "50000 100000"}},
 		{"limits/memory.max", []string{"max", "1073741824"}},
 		{"limits/pids.max", []string{"max", "500"}},
+		{"limits/io.max", []string{"rbps=max wbps=max riops=max wiops=max",
+			"rbps=max wbps=1048576 riops=max wiops=500"}},
+		{"limits/net.max", []string{"rx=max tx=max", "rx=1048576 tx=max"}},
+		{"memory_target", []string{"max", "67108864"}},
 	} {
 		acts = append(acts, act{s.file, 1, exists, s.file,
 			func(l *life, r *rand.Rand) error {

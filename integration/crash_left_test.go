@@ -21,7 +21,7 @@ import (
 // stateFiles are all files that a state directory may have while no command is under way. ID, RUN
 // and IMAGE stand for a VM of the tree, one that runs and an image of the tree.
 var stateFiles = []string{
-	`banger\.db(-wal|-shm)?`, `instance`, `lock`, `seq`, `audit(\..*)?`, `images`, `vms`,
+	`banger\.db(-wal|-shm)?`, `instance`, `lock`, `seq`, `audit([./].*)?`, `images`, `vms`,
 	`images/(builtin|IMAGE)(/[a-z]+\.(json|img|cpio|gz|qcow2)|/vmlinu[xz]|/initrd)?`,
 	`images/\.blobs(/(layers|built)(/[^./][^/]*(/[^/]+)?)?)?`,
 	`vms/ID(/(log|console\.log|ssh_host_ed25519_key|disks))?`,
@@ -87,7 +87,7 @@ func (k *campaign) left() {
 			k.t.Errorf("round %d: nftables has elements for %s, which is not there", k.round, tap)
 		}
 	}
-	k.soon("cgroups", k.emptyCgroups)
+	k.soon("cgroups", func() []string { return k.d.cgroups(running) })
 	k.collectBlobs()
 }
 
@@ -162,37 +162,20 @@ func (d *daemon) ruleset() string {
 	return text
 }
 
-// emptyCgroups returns the cgroups that VMMs had, and in which no process is any more. It first
-// notes those that they have now.
-func (k *campaign) emptyCgroups() (odd []string) {
-	own := cgroupsOf(k.d.cmd.Process.Pid)
-	for _, pid := range k.d.machines() {
-		for dir := range cgroupsOf(pid) {
-			if !own[dir] {
-				k.cgroups[dir] = true
-			}
-		}
-	}
-	for dir := range k.cgroups {
-		if procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err != nil {
-			delete(k.cgroups, dir)
-		} else if len(procs) == 0 {
-			odd = append(odd, dir)
+var uuids = regexp.MustCompile(`\A[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\z`)
+
+// cgroups returns the cgroups of VMs that do not run. They are named by the VM's id, below one that
+// is named by the state directory's instance.
+func (d *daemon) cgroups(running []string) (odd []string) {
+	instance := strings.TrimSpace(readFile(filepath.Join(d.state, "instance")))
+	for _, path := range tree("/sys/fs/cgroup") {
+		dir, name := filepath.Split(path)
+		if strings.Contains(dir, instance) && uuids.MatchString(name) &&
+			!slices.Contains(running, name) {
+			odd = append(odd, path)
 		}
 	}
 	return odd
-}
-
-// cgroupsOf returns the directories of a process's cgroups (cgroups(7), /proc/PID/cgroup).
-func cgroupsOf(pid int) map[string]bool {
-	dirs := map[string]bool{}
-	for line := range strings.Lines(readFile(fmt.Sprintf("/proc/%d/cgroup", pid))) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(f) == 3 && f[2] != "/" {
-			dirs[filepath.Join("/sys/fs/cgroup", strings.TrimPrefix(f[1], "name="), f[2])] = true
-		}
-	}
-	return dirs
 }
 
 // collectBlobs has the files that no image needs removed, in some of the rounds.

@@ -34,8 +34,6 @@ type campaign struct {
 	images []*imageLife
 	quotas *values // nil without quota/
 
-	cgroups map[string]bool // that VMMs had
-
 	archives [2]atomic.Pointer[string] // the last whole export: of a VM without a disk, with one
 }
 
@@ -80,8 +78,7 @@ func TestCrash(t *testing.T) {
 const buildTime = 4 * time.Second
 
 func newCampaign(t *testing.T, vmm string, port int) *campaign {
-	k := &campaign{t: t, d: testDaemon(t, vmm), vmm: vmm, dir: t.TempDir(), port: port,
-		cgroups: map[string]bool{}}
+	k := &campaign{t: t, d: testDaemon(t, vmm), vmm: vmm, dir: t.TempDir(), port: port}
 	must(t, openUp(k.dir))
 	k.prepareSources()
 	for i := range 4 {

@@ -32,14 +32,16 @@ type figures struct {
 	Mounts   int
 	Elements int // of nftables' sets and maps
 	Tracked  int // connections that the host's namespace tracks
-	Files    int // in the state directory
+	Files    int // of VMs and images, in the state directory
 }
 
 func (d *daemon) figures(t *testing.T) figures {
 	t.Helper()
 	pid := d.cmd.Process.Pid
-	f := figures{footprint: d.footprint(t), Mounts: len(d.mounts()), Files: len(tree(d.state)),
-		Elements: d.elements()}
+	f := figures{footprint: d.footprint(t), Mounts: len(d.mounts()), Elements: d.elements()}
+	for _, dir := range []string{"vms", "images"} {
+		f.Files += len(tree(filepath.Join(d.state, dir)))
+	}
 	for line := range strings.Lines(readFile(fmt.Sprintf("/proc/%d/status", pid))) {
 		if w := strings.Fields(line); len(w) > 1 && w[0] == "VmRSS:" {
 			kib, _ := strconv.ParseInt(w[1], 10, 64)
