@@ -194,7 +194,7 @@ type Machine interface {
 
 // Snapshotter takes snapshots of all disks of a VM at one moment. Their tags have a-z, 0-9 and '-'.
 // A Machine has those of its running guest, and Driver.Disks returns those of a VM that does not
-// run. The methods block until they are done, durably, or ctx ends; after that the work may still be
+// run. The methods block until their work is durable or ctx ends; after that the work may still be
 // done.
 type Snapshotter interface {
 	// TakeSnapshot takes a snapshot of all disks. After an error some disks may have it.
