@@ -47,7 +47,7 @@ test: unit integration
 
 # Also what takes minutes each.
 test-long:
-	$(MAKE) integration TESTFLAGS='-long -timeout 50m'
+	$(MAKE) integration TESTFLAGS='-long -timeout 90m'
 	$(MAKE) fuzz
 
 # Of each target. go test keeps an input that fails in testdata of its package.
