@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"strings"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -92,26 +93,30 @@ func (b *bridge) GetAttr(stop interrupt, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 }
 func (b *bridge) SetAttr(stop interrupt, in *fuse.SetAttrIn, out *fuse.AttrOut) status {
 	defer b.timed("SETATTR", time.Now())
-	return b.of(in.NodeId).SetAttr(stop, in, out)
+	return b.toldAttr(stop, in, b.of(in.NodeId).SetAttr(stop, in, out))
 }
 func (b *bridge) Mkdir(stop interrupt, in *fuse.MkdirIn, name string, out *fuse.EntryOut) status {
 	defer b.timed("MKDIR", time.Now())
-	return b.within(in.NodeId).Mkdir(stop, in, name, out)
+	code := b.within(in.NodeId).Mkdir(stop, in, name, out)
+	return b.toldName(stop, &in.InHeader, name, "mkdir", code)
 }
 func (b *bridge) Rmdir(stop interrupt, h *fuse.InHeader, name string) status {
 	defer b.timed("RMDIR", time.Now())
-	return b.within(h.NodeId).Rmdir(stop, h, name)
+	code := b.within(h.NodeId).Rmdir(stop, h, name)
+	return b.toldName(stop, h, name, "rmdir", code)
 }
 func (b *bridge) Rename(stop interrupt, in *fuse.RenameIn, from, to string) status {
 	defer b.timed("RENAME", time.Now())
-	if inGuest(in.Newdir) && !inGuest(in.NodeId) {
-		return fuse.EXDEV
+	code := fuse.EXDEV
+	if !inGuest(in.Newdir) || inGuest(in.NodeId) {
+		code = b.within(in.NodeId).Rename(stop, in, from, to)
 	}
-	return b.within(in.NodeId).Rename(stop, in, from, to)
+	target := strings.TrimPrefix(b.pathOf(in.Newdir)+"/"+to, "/")
+	return b.toldName(stop, &in.InHeader, from, "rename:"+target, code)
 }
 func (b *bridge) Open(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status {
 	defer b.timed("OPEN", time.Now())
-	return b.of(in.NodeId).Open(stop, in, out)
+	return b.toldOpen(stop, in, b.of(in.NodeId).Open(stop, in, out))
 }
 func (b *bridge) Read(stop interrupt, in *fuse.ReadIn, p []byte) (fuse.ReadResult, status) {
 	defer b.timed("READ", time.Now())
@@ -163,20 +168,28 @@ func (b *bridge) StatFs(stop interrupt, h *fuse.InHeader, out *fuse.StatfsOut) s
 func (b *bridge) Create(stop interrupt, in *fuse.CreateIn, name string,
 	out *fuse.CreateOut) status {
 	defer b.timed("CREATE", time.Now())
-	return b.within(in.NodeId).Create(stop, in, name, out)
+	code := b.within(in.NodeId).Create(stop, in, name, out)
+	return b.toldName(stop, &in.InHeader, name, "create", code)
+}
+func (b *bridge) Mknod(stop interrupt, in *fuse.MknodIn, name string, out *fuse.EntryOut) status {
+	code := b.tree.Mknod(stop, in, name, out)
+	return b.toldName(stop, &in.InHeader, name, "mknod", code)
 }
 func (b *bridge) Unlink(stop interrupt, h *fuse.InHeader, name string) status {
 	defer b.timed("UNLINK", time.Now())
-	return b.within(h.NodeId).Unlink(stop, h, name)
+	code := b.within(h.NodeId).Unlink(stop, h, name)
+	return b.toldName(stop, h, name, "unlink", code)
 }
 func (b *bridge) Link(stop interrupt, in *fuse.LinkIn, name string, out *fuse.EntryOut) status {
 	defer b.timed("LINK", time.Now())
-	return b.within(in.NodeId).Link(stop, in, name, out)
+	code := b.within(in.NodeId).Link(stop, in, name, out)
+	return b.toldName(stop, &in.InHeader, name, "link", code)
 }
 func (b *bridge) Symlink(stop interrupt, h *fuse.InHeader, target, name string,
 	out *fuse.EntryOut) status {
 	defer b.timed("SYMLINK", time.Now())
-	return b.within(h.NodeId).Symlink(stop, h, target, name, out)
+	code := b.within(h.NodeId).Symlink(stop, h, target, name, out)
+	return b.toldName(stop, h, name, "symlink", code)
 }
 func (b *bridge) Readlink(stop interrupt, h *fuse.InHeader) ([]byte, status) {
 	defer b.timed("READLINK", time.Now())

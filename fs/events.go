@@ -75,8 +75,7 @@ func newEventText(r *request) *eventText {
 	return t
 }
 
-// now returns the text with all events so far, and how much was dropped before it. The returned
-// text does not change later.
+// now adds the events since the last call.
 func (t *eventText) now() (text []byte, dropped int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -108,34 +107,8 @@ func eventsOpen(r *openRequest) (handle, error) {
 	if s == nil {
 		s = g.hold(file, &shared{text: newEventText(&r.request)})
 	}
-	return &eventFile{text: s.text, end: func() { g.release(file) }}, nil
+	return &growingFile{text: s.text, end: func() { g.release(file) }}, nil
 }
-
-// eventFile is an open `events`.
-type eventFile struct {
-	text *eventText
-	end  func()
-
-	mu    sync.Mutex // guards place
-	place place
-}
-
-func (h *eventFile) read(_ *call, p []byte, off int64) ([]byte, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	text, dropped := h.text.now()
-	pos, _ := h.place.find(off, func(off int64) (int64, error) { return max(off, dropped), nil })
-	if pos < dropped {
-		p = p[:min(int64(len(p)), dropped-pos)] // NUL bytes, as in the hole of a trimmed log
-		clear(p)
-	} else {
-		p = capture(text).part(len(p), pos-dropped)
-	}
-	h.place.next = off + int64(len(p))
-	return p, nil
-}
-
-func (h *eventFile) close() { h.end() }
 
 // eventsAttr shows the size of `events` and the time of the last one.
 func eventsAttr(r *request, a *attributes) {

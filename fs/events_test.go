@@ -35,7 +35,7 @@ func (b *burst) Next(context.Context, int) ([]vmm.Event, uint64, error) {
 func TestEventsDropped(t *testing.T) {
 	b := &burst{n: 4096}
 	text := &eventText{next: b}
-	reader := &eventFile{text: text}
+	reader := &growingFile{text: text}
 	var off, size int64
 	var got []byte
 	for range 100 {

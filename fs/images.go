@@ -28,6 +28,11 @@ func imagesFind(r *request, name string) (dirent, bool) {
 	return dirent{}, false
 }
 
+func imagesName(r *request) string {
+	i, _ := r.server.o.Images.Info(r.image)
+	return i.Name
+}
+
 func imageFiles() []file {
 	type info = vmm.ImageInfo
 	image := func(name, doc string, text func(*info) string) file {
@@ -51,6 +56,7 @@ func imageFiles() []file {
 	source := image("source", "what it is built from; writing builds it",
 		func(i *info) string { return sentence(i.Source) })
 	source.mode, source.store, source.flags = 0o664, sourceStore, storesPaths
+	source.told = asWritten
 	status := image("status", "empty, building PERCENT, ready or failed REASON", imageStatus)
 	status.watch = onEvent(vmm.EventImage)
 	return []file{

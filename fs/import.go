@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/internal/audit"
 	"banger/vmm"
 )
 
@@ -69,7 +70,7 @@ func (i *importer) write(c *call, p []byte) (int, error) {
 		if !whole {
 			return n, nil
 		}
-		i.begin(strings.TrimSpace(string(name)))
+		i.begin(c, strings.TrimSpace(string(name)))
 		if p = rest; len(p) == 0 {
 			return n, nil
 		}
@@ -105,15 +106,23 @@ func (i *importer) result(n int) (int, error) {
 	return n, nil
 }
 
-// begin starts the import, which ends with the archive, the file or the mount.
-func (i *importer) begin(name string) {
+// begin starts the import, which ends with the archive, the file or the mount. A line of the audit
+// tells its result before a write returns it.
+func (i *importer) begin(c *call, name string) {
 	ctx, cancel := context.WithCancel(i.server.ctx)
 	i.cancel = cancel
+	who := c.caller()
 	i.server.changes.Go(func() {
 		defer close(i.done)
 		defer cancel()
 		from := &chunks{importer: i, ctx: ctx, idle: importIdle}
-		_, i.err = i.server.o.Archives.Import(ctx, name, i.owner, from)
+		made, err := i.server.o.Archives.Import(ctx, name, i.owner, from)
+		i.err = err
+		if made != nil {
+			name = made.Snapshot().Name
+		}
+		path := func() string { return "vms/" + name }
+		i.server.tell(nil, who, audit.Change, false, path, "import", status(errno(err)))
 	})
 }
 

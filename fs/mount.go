@@ -23,6 +23,7 @@ import (
 	"banger/collector"
 	"banger/collector/metrics"
 	"banger/fs/guestfs"
+	"banger/internal/audit"
 	"banger/internal/host"
 	"banger/vmm"
 )
@@ -46,6 +47,7 @@ type Options struct {
 	Version    string
 	Metrics    *metrics.Metrics // receives the figures of the mount itself
 	Config     func() string    // the daemon's settings in effect, flat keyed
+	Audit      *audit.Log       // receives a line for each change; nil for none
 	Log        *slog.Logger
 	Group      int  // gid whose members may create VMs, -1 for none
 	AllowOther bool // also for other users than the daemon's

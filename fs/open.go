@@ -31,6 +31,7 @@ type opened struct {
 	session  *session    // that the open file keeps alive
 	watches  uint64      // its node, if the file follows health; else 0
 	share    *share
+	told     atomic.Bool // the audit has a line of a stream's first write
 
 	mu      sync.Mutex // guards what follows
 	entries []entry    // of a directory
@@ -196,6 +197,13 @@ func (t tree) Write(stop interrupt, in *fuse.WriteIn, data []byte) (uint32, stat
 	if h == nil || !h.writer {
 		return 0, fuse.EBADF
 	}
+	n, code := t.write(r, h, in, data)
+	t.toldWrite(stop, in.Caller, r, h, data, code)
+	return n, code
+}
+
+// write executes a write and returns how many bytes of it.
+func (t tree) write(r *request, h *opened, in *fuse.WriteIn, data []byte) (uint32, status) {
 	if err := r.checkWriter(h); err != nil {
 		return 0, t.failed(r, err)
 	}

@@ -51,6 +51,14 @@ func quotaEntry(uid uint32) dirent {
 	return dirent{name: strconv.FormatUint(uint64(uid), 10), serial: quotaBit | uint64(uid)}
 }
 
+// quotaName returns the name of the request's directory in quota/.
+func quotaName(r *request) string {
+	if r.quota == defaultQuota {
+		return defaultWord
+	}
+	return quotaEntry(uint32(r.quota)).name
+}
+
 // quotaUID returns the uid of the request's directory in quota/, or vmm.EveryUID.
 func (r *request) quotaUID() int64 {
 	if r.quota == defaultQuota {
@@ -65,6 +73,7 @@ func quotaFiles() []file {
 		files = append(files, file{name: q.String(), mode: 0o644, doc: q.Help(), attr: quotaAttr,
 			show:  func(r *request) ([]byte, error) { return quotaShow(r, q) },
 			store: func(w *writeRequest, text string) error { return quotaStore(w, q, text) },
+			told:  asWritten,
 		})
 	}
 	return files

@@ -30,6 +30,9 @@ func settingFiles(dir string) []file {
 				})
 			},
 		}
+		if s.Told {
+			row.told = asWritten
+		}
 		if s.Name == "image" {
 			row.store = imageStore
 		}

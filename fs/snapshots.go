@@ -29,6 +29,13 @@ func snapshotsFind(r *request, name string) (dirent, bool) {
 	return dirent{}, false
 }
 
+func snapshotsName(r *request) string {
+	if d := r.snapshot(); d != nil {
+		return d.Name
+	}
+	return ""
+}
+
 func snapshotEntry(d *vmm.DiskSnapshot) dirent {
 	return dirent{name: d.Name, serial: d.Serial, param: d.Number}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strconv"
 
 	"banger/vmm"
 )
@@ -21,6 +22,7 @@ type file struct {
 	chown func(*request, ownerChange) error        // changes owner or mode of a directory
 	attr  func(*request, *attributes)              // adjusts the attributes
 	watch func(event string) bool                  // reports whether such an event changes the file
+	told  func(text string) string                 // what the audit shows of a write; nil: its length
 	flags flags
 	files []file
 	names *names // of a directory with names that vary
@@ -63,6 +65,7 @@ const (
 	asksGuest                       // show may wait for the guest
 	uncached                        // the kernel keeps no attributes: they change unannounced
 	followsHealth                   // the daemon polls health for watchers and openers
+	cheap                           // a write costs nothing: the audit may leave it out
 )
 
 // names are the varying names of a directory.
@@ -72,7 +75,8 @@ type names struct {
 	mkdir  func(*request, string, vmm.Owner) error
 	rmdir  func(*request, string) error
 	rename func(r *request, from, to string) error
-	each   file // the row of each name
+	name   func(*request) string // of the one that a request below is for; nil: unknown
+	each   file                  // the row of each name
 }
 
 // dirent is one of the names.
@@ -136,6 +140,8 @@ func topFiles() []file {
 			attr: eventsAttr, watch: anyEvent, flags: followsHealth | uncached},
 		shown("error", 0o444, "the last refused mkdir, rmdir or mv of the uid", topErrorShow),
 		shown("known_hosts", 0o444, "the VMs' ssh host keys, for ssh", knownHostsShow),
+		{name: "audit", mode: 0o400, doc: "who changed what, for root", open: auditOpen,
+			attr: auditAttr, flags: uncached},
 		{name: "wait", mode: 0o555, kind: hidden, doc: "files that block", files: []file{
 			{name: "events", mode: 0o444, doc: "blocks for the next event", open: waitEventsOpen,
 				flags: followsHealth},
@@ -143,18 +149,20 @@ func topFiles() []file {
 				open: importOpen, write: importWrite, flags: opensWriters},
 		}},
 		{name: "blobs", mode: 0o664, doc: "what images share on the host; the command is gc",
-			show: blobsShow, store: blobsStore},
+			show: blobsShow, store: blobsStore, told: asWritten},
 		{name: "quota", mode: 0o755, kind: dir, doc: "what users' VMs have and may have",
-			names: &names{list: quotaList, find: quotaFind,
+			names: &names{list: quotaList, find: quotaFind, name: quotaName,
 				each: file{name: "UID", mode: 0o755, kind: dir, doc: "a user, or default",
 					files: quotaFiles(), owner: ofQuota}}},
 		{name: "images", mode: 0o1755, kind: dir, doc: "what VMs are made from", names: &names{
 			list: imagesList, find: imagesFind, mkdir: imagesMkdir, rmdir: imagesRmdir,
+			name: imagesName,
 			each: file{name: "NAME", mode: 0o755, kind: dir, doc: "an image", files: imageFiles(),
 				owner: ofImage},
 		}},
 		{name: "vms", mode: 0o1755, kind: dir, doc: "the VMs", attr: vmsAttr, names: &names{
 			list: vmsList, find: vmsFind, mkdir: vmsMkdir, rmdir: vmsRmdir, rename: vmsRename,
+			name: func(r *request) string { return r.snap().Name },
 			each: file{name: "NAME", mode: 0o755, kind: dir, doc: "a VM", files: vmFiles(),
 				attr: vmAttr, chown: vmChown, owner: ofVM},
 		}},
@@ -166,16 +174,16 @@ func vmFiles() []file {
 		{name: "limits", mode: 0o750, kind: dir, doc: "what it may take of the host",
 			files: settingFiles("limits")},
 		{name: "config", mode: 0o640, doc: "all settings, flat keyed",
-			show: configShow, store: configStore},
+			show: configShow, store: configStore, told: configTold},
 		shown("config.json", 0o440, "config as JSON", configJSONShow),
 		{name: "state", mode: 0o640, doc: "where it is in its life; commands", show: stateShow,
-			store: stateStore, watch: onEvent(vmm.EventState)},
+			store: stateStore, watch: onEvent(vmm.EventState), told: asWritten},
 		fact("error", "the last failure in one sentence", errorText),
 		fact("id", "UUID", func(s *vmm.Snapshot) string { return s.ID }),
 		fact("created", "Unix seconds", createdText),
 		fact("started", "Unix seconds", startedText),
 		{name: "touched", mode: 0o640, doc: "the last use; writing renews it", show: touchedShow,
-			store: touchedStore, attr: touchedAttr},
+			store: touchedStore, attr: touchedAttr, told: asWritten, flags: cheap},
 		fact("pid", "the VMM's process", pidText),
 		fact("address", "the guest's IP", addressText),
 		fact("address6", "the guest's IPv6 address", address6Text),
@@ -200,18 +208,19 @@ func vmFiles() []file {
 		{name: "snapshots", mode: 0o750, kind: dir, doc: "of its disks, by mkdir and rmdir",
 			names: &names{
 				list: snapshotsList, find: snapshotsFind,
-				mkdir: snapshotsMkdir, rmdir: snapshotsRmdir,
+				mkdir: snapshotsMkdir, rmdir: snapshotsRmdir, name: snapshotsName,
 				each: file{name: "NAME", mode: 0o550, kind: dir, doc: "a snapshot",
 					files: snapshotFiles(), attr: snapshotAttr},
 			}},
 		{name: "restore", mode: 0o640, doc: "the name of the snapshot to put the disks back to",
-			show: restoreShow, store: restoreStore},
+			show: restoreShow, store: restoreStore, told: asWritten},
 		{name: "exec", mode: 0o500, kind: hidden, doc: "commands in the guest", names: &names{
 			find: execFind,
+			name: func(r *request) string { return strconv.Itoa(r.session.number) },
 			each: file{name: "N", mode: 0o700, kind: hidden, doc: "a session", owner: ofSession,
 				files: []file{
 					{name: "ctl", mode: 0o600, doc: "commands; shows N",
-						show: ctlShow, write: ctlWrite},
+						show: ctlShow, write: ctlWrite, told: ctlTold},
 					{name: "data", mode: 0o600, doc: "the command's output and input", open: dataOpen,
 						write: dataWrite},
 					streamed("stderr", 0o400, "its error output", stderrOpen),
@@ -219,7 +228,7 @@ func vmFiles() []file {
 				}},
 		}, files: []file{
 			{name: "clone", mode: 0o600, doc: "opening it makes a session; shows its number N",
-				open: cloneOpen, write: cloneWrite},
+				open: cloneOpen, write: cloneWrite, told: ctlTold},
 		}},
 		{name: "fs", mode: 0o700, kind: guestRoot, doc: "the guest's files"},
 		{name: "wait", mode: 0o550, kind: hidden, doc: "files that block", files: []file{

@@ -11,17 +11,11 @@ import (
 	"banger/internal/printable"
 )
 
-// escape and sentence make untrusted text printable, see package printable.
+// escape, sentence and cell make untrusted text printable, see package printable. A cell is a
+// column that is not the last.
 func escape(s string) string   { return printable.Escape(s) }
 func sentence(s string) string { return printable.Sentence(s) }
-
-// cell is escape for a column that is not the last: one word, never empty.
-func cell(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return strings.ReplaceAll(escape(s), " ", `\x20`)
-}
+func cell(s string) string     { return printable.Word(s) }
 
 // table is text in columns. Every column but the last is padded with spaces, and no row ends in
 // them. All cells share one slice, since there may be ten thousand rows.

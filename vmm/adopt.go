@@ -155,6 +155,12 @@ func (v *VM) recoverIn(slots chan struct{}) error {
 	if err := v.recover(v.m.ctx); err != nil {
 		return fmt.Errorf("cannot recover %s: %w", v.Snapshot().Name, err)
 	}
+	switch v.Snapshot().State {
+	case Stopped:
+		v.acted(ActEnd, nil)
+	case Failed:
+		v.acted(ActFail, nil)
+	}
 	return nil
 }
 

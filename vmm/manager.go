@@ -42,6 +42,9 @@ type Options struct {
 	VMUIDBase int
 	// Sweep is the interval of sweeps for idle VMs; 0 stands for 1 s.
 	Sweep time.Duration
+	// Acted is called after the daemon has changed a VM by itself, with no lock held. nil calls
+	// nothing.
+	Acted func(*VM, Act, error)
 }
 
 // autostartsAtOnce bounds the autostarts that run side by side.
@@ -155,10 +158,12 @@ func (m *Manager) autostart() {
 				return
 			}
 			defer func() { <-slots }()
-			if err := v.Do(m.ctx, Start); err != nil {
+			err := v.Do(m.ctx, Start)
+			if err != nil {
 				m.o.Log.Error("autostart failed", "vm", s.Name, "err", err)
 				v.Fail(err)
 			}
+			v.acted(ActAutostart, err)
 		})
 	}
 }

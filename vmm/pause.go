@@ -48,6 +48,7 @@ func (v *VM) halted(why error) {
 				return err
 			}
 			v.emit(EventError, why.Error())
+			v.acted(ActPause, nil)
 			return nil
 		}, nil
 	})
@@ -87,6 +88,7 @@ func (v *VM) resumeFull(s *Snapshot) {
 	}
 	if v.try(Resume) {
 		v.logf("there is space on the host again")
+		v.acted(ActResume, nil)
 	}
 }
 
@@ -170,6 +172,7 @@ func (m *Manager) sweep() {
 			}
 			if v.idle(s) && v.try(Stop) {
 				v.logf("stopping it: not used for %v", s.Config.IdleTimeout)
+				v.acted(ActIdle, nil)
 			}
 			if persist {
 				v.publishUse()

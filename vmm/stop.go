@@ -240,9 +240,13 @@ func (v *VM) bury(machine Machine) error {
 	exit := machine.Exit()
 	v.reportExit(exit)
 	if exit.Orderly {
-		return v.enter(Stopped, ended(""))
+		err := v.enter(Stopped, ended(""))
+		v.acted(ActEnd, err)
+		return err
 	}
-	return v.enterFailed(exit.Reason)
+	err := v.enterFailed(exit.Reason)
+	v.acted(ActFail, err)
+	return err
 }
 
 // reportExit emits how a machine ended, before its VM is stopped or failed.

@@ -18,6 +18,7 @@ import (
 	"banger/collector"
 	"banger/collector/metrics"
 	"banger/fs"
+	"banger/internal/audit"
 	"banger/internal/host"
 	"banger/vmm"
 	"banger/vmm/archive"
@@ -36,6 +37,7 @@ type service struct {
 	root   bool
 
 	manager *vmm.Manager
+	audit   *audit.Log
 	closers []func() error // in the order of opening
 }
 
@@ -123,6 +125,9 @@ func (s *service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.openAudit(); err != nil {
+		return err
+	}
 	records, err := store.Open(ctx, filepath.Join(s.state, "banger.db"))
 	if err != nil {
 		return err
@@ -130,7 +135,7 @@ func (s *service) open(ctx context.Context) error {
 	defaults := c.VM
 	defaults.VMM, defaults.Net = "qemu", netMode
 	o := vmm.Options{StateDir: s.state, Store: records, Drivers: drivers(log, s.config, s.fake),
-		Network: net, Images: images, Log: log, Defaults: defaults,
+		Network: net, Images: images, Log: log, Defaults: defaults, Acted: s.acted,
 		Quotas: c.amounts(), UID: uint32(os.Getuid()), HostMemory: c.overcommitted(memory)}
 	if s.root && c.VMUIDBase != 0 {
 		o.VMUIDBase = c.VMUIDBase
@@ -159,7 +164,7 @@ func (s *service) open(ctx context.Context) error {
 	archives := archive.New(archive.Options{Manager: s.manager, Images: images, Jobs: jobs})
 	server, err := fs.Mount(ctx, fs.Options{Dir: s.mount, Manager: s.manager, Archives: archives,
 		Collector: reads, Images: images, Metrics: figures, Version: version, Log: log,
-		Config: func() string { return text }, Group: group(log, c.Group, s.root),
+		Config: func() string { return text }, Group: group(log, c.Group, s.root), Audit: s.audit,
 		AllowOther: s.root || allowOther()})
 	if err != nil {
 		return err

@@ -237,6 +237,20 @@ func (s *FS) Lookup(stop interrupt, h *fuse.InHeader, name string, out *fuse.Ent
 	return r.entry(name, a, out)
 }
 
+// Path returns the serial of a file's VM and the file's path in the guest. Both are empty for a node
+// that the kernel does not know, the path also for a file without a name.
+func (s *FS) Path(node uint64) (serial uint64, path string) {
+	n := s.nodes.get(node)
+	if n == nil {
+		return 0, ""
+	}
+	path, err := s.nodes.path(n)
+	if err != nil {
+		return n.serial, ""
+	}
+	return n.serial, path
+}
+
 // Forget subtracts look-ups of a node.
 func (s *FS) Forget(node, lookups uint64) { s.nodes.forget(node, lookups) }
 

@@ -18,6 +18,14 @@ const Max = 1024
 // characters.
 func Escape(s string) string { return escaped(cut(s), unicode.IsPrint, '\\') }
 
+// Word is Escape for a column that others follow: one word, never empty.
+func Word(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return strings.ReplaceAll(Escape(s), " ", `\x20`)
+}
+
 // Sentence is Escape for a sentence of banger's own with quoted parts: backslashes stay.
 func Sentence(s string) string { return Message(cut(s)) }
 
