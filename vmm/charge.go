@@ -13,8 +13,10 @@ func (m *Manager) footprint(image string) footprint {
 	if err != nil {
 		return footprint{}
 	}
-	return footprint{i.RootSize, i.Memory}
+	return i.footprint()
 }
+
+func (i *Image) footprint() footprint { return footprint{i.RootSize, i.Memory} }
 
 // GuestMemory returns how much memory a VM with these settings has, in bytes. 0 in the settings
 // stands for what the image needs, which is the argument.
@@ -53,13 +55,17 @@ type claim struct {
 	hold  hold
 }
 
-// claim counts what a changed record adds to what the VM counts for. The caller has the turn. Only
-// a start or another image looks at the image again. ErrQuota, ErrNoMemory.
-func (v *VM) claim(r *Record) (c claim, err error) {
+// claim counts what a changed record adds to what the VM counts for. The caller has the turn, and
+// may know the image. ErrQuota, ErrNoMemory.
+func (v *VM) claim(r *Record, image *footprint) (c claim, err error) {
 	s := v.Snapshot()
-	c.image = v.image
-	if r.Config.Image != s.Config.Image || r.Base != s.Base || r.State == Starting {
+	switch {
+	case image != nil:
+		c.image = *image
+	case r.Config.Image != s.Config.Image || r.Base != s.Base:
 		c.image = v.m.footprint(r.Config.Image)
+	default:
+		c.image = v.image
 	}
 	c.bill = v.m.bill(r, c.image)
 	c.hold, err = v.m.ledger.claim(&v.charge, c.bill)

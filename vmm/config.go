@@ -56,7 +56,7 @@ func (m *Manager) checkConfig(old, c *Config) error {
 		return fmt.Errorf("disk may grow, never shrink: it has %d bytes, not %d: %w",
 			old.Disk, c.Disk, ErrInvalid)
 	}
-	if err := m.checkHost(old, c, footprint{memory: image.Memory}); err != nil {
+	if err := m.checkHost(old, c, image.footprint()); err != nil {
 		return err
 	}
 	if c.Cmdline != old.Cmdline || c.Image != old.Image {
@@ -145,7 +145,7 @@ func (v *VM) reconfigure(
 	if err != nil || len(changed) == 0 {
 		return nil, err
 	}
-	claimed, err := v.claim(&s.Record)
+	claimed, err := v.claim(&s.Record, nil)
 	if err != nil {
 		return nil, fmt.Errorf("cannot configure %s: %w", s.Name, err)
 	}

@@ -322,7 +322,7 @@ func (m *Manager) CreateWithDisks(ctx context.Context, name string, owner Owner,
 	dir := filepath.Join(m.vmsDir, r.ID) // without a record the next start removes it
 	spec := &Spec{ID: r.ID, Name: name, StateDir: m.o.StateDir, Dir: dir, Config: c, Image: *image,
 		Disks: disksOf(dir, &c, image), UID: -1, GID: -1}
-	claimed, err := m.claim(r, footprint{image.RootSize, image.Memory})
+	claimed, err := m.claim(r, image.footprint())
 	if err != nil {
 		return nil, err
 	}

@@ -163,6 +163,7 @@ type draft struct {
 	Record
 	run     *CurrentRun // replaces the run, if not nil
 	failure *string     // replaces the last error, if not nil
+	image   *footprint  // of its image, nil if it is what it was
 }
 
 // fail replaces the last error.
@@ -219,7 +220,7 @@ func (t turn) draft() *draft { return &draft{Record: t.vm.Snapshot().Record} }
 // commit makes a draft durable and shows it. The write goes on when ctx ends. After an error
 // nothing is changed. ErrQuota and ErrNoMemory for a VM that would need more than it may have.
 func (t turn) commit(ctx context.Context, d *draft) error {
-	c, err := t.vm.claim(&d.Record)
+	c, err := t.vm.claim(&d.Record, d.image)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,9 @@ func (v *VM) start(ctx context.Context) error {
 	machine, err := v.boot(ctx)
 	var refused *refusal
 	if errors.As(err, &refused) {
-		return fmt.Errorf("cannot start %s: %w", name, refused.err)
+		err = fmt.Errorf("cannot start %s: %w", name, refused.err)
+		v.Fail(err) // nobody else does where the writer has not waited
+		return err
 	}
 	if err != nil && ctx.Err() != nil {
 		if e := v.enter(Stopped, ended("")); e != nil {
@@ -83,8 +85,10 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	if err := s.checkBase(&image); err != nil {
 		return nil, &refusal{err}
 	}
+	needs := image.footprint() // it may have been replaced since the VM was last counted
 	err = v.enterWith(Starting, func(d *draft) error {
 		d.Run++
+		d.image = &needs
 		d.BootID, d.Process = v.m.bootID, Process{}
 		if image.Name != BuiltinImage {
 			d.Base = image.Digest
