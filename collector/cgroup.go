@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"banger/internal/host"
 )
@@ -21,43 +20,7 @@ type cgroups struct {
 func findCgroups(proc string) *cgroups {
 	info, _ := os.ReadFile(filepath.Join(proc, "self", "mountinfo")) // nothing mounted, then
 	text, _ := os.ReadFile(filepath.Join(proc, "self", "cgroup"))
-	return &cgroups{mounts: cgroupMounts(info), own: parseCgroup(text)}
-}
-
-// cgroupMounts returns the mount points of the hierarchies whose root is the namespace's.
-func cgroupMounts(info []byte) map[string]string {
-	mounts := map[string]string{}
-	for _, m := range host.Mounts(info) {
-		if m.Root != "/" {
-			continue
-		}
-		switch m.FSType {
-		case "cgroup2":
-			mounts[""] = m.Mountpoint
-		case "cgroup":
-			for _, option := range strings.Split(m.VFSOptions, ",") {
-				mounts[option] = m.Mountpoint
-			}
-		}
-	}
-	return mounts
-}
-
-// parseCgroup returns a process's groups by controller from /proc/PID/cgroup; "" is version 2. It
-// leaves out paths that leave the namespace's root.
-func parseCgroup(text []byte) map[string]string {
-	groups := map[string]string{}
-	for _, line := range strings.Split(string(text), "\n") {
-		parts := strings.SplitN(line, ":", 3)
-		if len(parts) != 3 || !strings.HasPrefix(parts[2], "/") ||
-			strings.HasPrefix(parts[2], "/..") {
-			continue
-		}
-		for _, controller := range strings.Split(parts[1], ",") {
-			groups[controller] = parts[2]
-		}
-	}
-	return groups
+	return &cgroups{mounts: host.CgroupMounts(info), own: host.ParseCgroup(text)}
 }
 
 // cgroup is a group that is a VM's own: its files, kept open. A nil cgroup has no figures.
@@ -76,7 +39,7 @@ func (g *cgroups) ownGroup(path string) *cgroup {
 	if err != nil {
 		return nil
 	}
-	groups := parseCgroup(text)
+	groups := host.ParseCgroup(text)
 	open := func(controller, file string) *os.File {
 		mount, mounted := g.mounts[controller]
 		group, in := groups[controller]

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"banger/internal/host"
 )
 
 func TestCgroups(t *testing.T) {
@@ -115,12 +117,12 @@ func FuzzCgroup(f *testing.F) {
 	f.Add([]byte("4:memory:/vm\n0::/x\n"), []byte("usage_usec 5\n"), []byte("1 2 3 / /sys rw - cgroup2 x y\n"))
 	f.Add([]byte("a:b\n:::\n0::/../x"), []byte("usage_usec -1"), []byte(" - cgroup"))
 	f.Fuzz(func(t *testing.T, groups, stat, mounts []byte) {
-		for group := range maps.Values(parseCgroup(groups)) {
+		for group := range maps.Values(host.ParseCgroup(groups)) {
 			if group[0] != '/' {
 				t.Fatalf("%q is a group", group)
 			}
 		}
 		parseUsage(stat)
-		cgroupMounts(mounts)
+		host.CgroupMounts(mounts)
 	})
 }
