@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -66,6 +67,9 @@ func (n *Network) elementsOf(c vmm.Connection) ([]element, error) {
 	}
 	if !c.Isolate {
 		all = append(all, element{"together", tap, ""})
+	}
+	if c.Limit.Tx != 0 {
+		all = append(all, limitElement(n.tapName(c.Serial), c.Limit.Tx))
 	}
 	for _, p := range c.Publish {
 		host := p.Host.Addr()
@@ -159,6 +163,7 @@ func (n *Network) apply() error {
 			all[e] = true
 		}
 	}
+	n.addLimits(c, all)
 	if err := n.change(c, all, c.SetAddElements); err != nil {
 		return err
 	}
@@ -177,7 +182,7 @@ func (n *Network) set(s set) *nftables.Set {
 	if s.meter {
 		made.Dynamic, made.Size = true, maxGuests
 	}
-	if s.value.Bytes > 0 {
+	if s.value.Name != "" {
 		made.IsMap, made.DataType = true, s.value
 	}
 	return made
@@ -188,7 +193,12 @@ func (n *Network) change(c *nftables.Conn, all map[element]bool,
 	do func(*nftables.Set, []nftables.SetElement) error) error {
 	bySet := make(map[string][]nftables.SetElement)
 	for e := range all {
-		bySet[e.set] = append(bySet[e.set], nftables.SetElement{Key: []byte(e.key), Val: []byte(e.value)})
+		made := nftables.SetElement{Key: []byte(e.key), Val: []byte(e.value)}
+		if e.set == limitMap {
+			made.Val = nil
+			made.VerdictData = &expr.Verdict{Kind: expr.VerdictJump, Chain: e.value}
+		}
+		bySet[e.set] = append(bySet[e.set], made)
 	}
 	for _, s := range sets {
 		for some := bySet[s.name]; len(some) > 0; {
@@ -228,6 +238,8 @@ func (n *Network) exchange(old, new []element) error {
 	if err := n.change(c, remove, c.SetDeleteElements); err != nil {
 		return err
 	}
+	n.removeLimits(c, remove)
+	n.addLimits(c, add)
 	if err := n.change(c, add, c.SetAddElements); err != nil {
 		return err
 	}

@@ -83,6 +83,14 @@ func (s *sender) from(to netip.Addr) netip.Addr {
 // send writes one packet of the guest to an address.
 func (s *sender) send(to netip.Addr, protocol byte, payload []byte) {
 	s.t.Helper()
+	if _, err := s.tap.Write(s.frame(to, protocol, payload)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// frame is one packet of the guest to an address, as a tap takes it.
+func (s *sender) frame(to netip.Addr, protocol byte, payload []byte) []byte {
+	s.t.Helper()
 	from := s.from(to)
 	sum := uint32(len(payload)) + uint32(protocol)
 	for _, b := range [][]byte{from.AsSlice(), to.AsSlice(), payload} {
@@ -111,14 +119,10 @@ func (s *sender) send(to netip.Addr, protocol byte, payload []byte) {
 			sum += uint32(c) << (8 * (1 - i%2))
 		}
 		binary.BigEndian.PutUint16(head[10:], fold(sum))
-		frame = slices.Concat(frame, []byte{0x08, 0x00}, head, payload)
-	} else {
-		head := []byte{0x60, 0, 0, 0, 0, byte(len(payload)), protocol, 64}
-		frame = slices.Concat(frame, []byte{0x86, 0xdd}, head, from.AsSlice(), to.AsSlice(), payload)
+		return slices.Concat(frame, []byte{0x08, 0x00}, head, payload)
 	}
-	if _, err := s.tap.Write(frame); err != nil {
-		s.t.Fatal(err)
-	}
+	head := []byte{0x60, 0, 0, 0, 0, byte(len(payload)), protocol, 64}
+	return slices.Concat(frame, []byte{0x86, 0xdd}, head, from.AsSlice(), to.AsSlice(), payload)
 }
 
 func fold(sum uint32) uint16 {

@@ -255,8 +255,14 @@ func (n *Network) Connect(c vmm.Connection) error {
 		}
 		opened = append(opened, f)
 	}
+	unshape, err := n.reshape(&c, old.Limit)
+	if err != nil {
+		undo()
+		return err
+	}
 	n.guests[c.Serial] = now
 	if err := n.exchange(old.elements, elements); err != nil {
+		unshape()
 		if n.guests[c.Serial] = old; !known {
 			delete(n.guests, c.Serial)
 		}

@@ -98,6 +98,7 @@ var sets = []set{
 	{bridgeFamily, "ip4", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), nftables.SetDatatype{}, false},
 	{bridgeFamily, "ip6", nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr), nftables.SetDatatype{}, false},
 	{bridgeFamily, "together", nftables.TypeIFName, nftables.SetDatatype{}, false},
+	{bridgeFamily, limitMap, nftables.TypeIFName, nftables.TypeVerdict, false},
 	{inetFamily, "publish4", typeSocket4, typeGuest4, false},
 	{inetFamily, "publish4_any", typePort, typeGuest4, false},
 	{inetFamily, "publish6", typeSocket6, typeGuest6, false},
@@ -166,6 +167,7 @@ func (n *Network) chains() []chain {
 	nd := rule(ofIP6, isICMP6, icmpType.between(icmp6Solicit, icmp6Advert))
 	spoof := [][]expr.Any{
 		rule(others(expr.MetaKeyIIFNAME), accept),
+		rule(tap, limited),
 		// Fragments that hide what is to be looked at in the next one (RFC 7113, RFC 6980).
 		rule(fragmentOf(unix.IPPROTO_HOPOPTS), drop),
 		rule(fragmentOf(unix.IPPROTO_ROUTING), drop),

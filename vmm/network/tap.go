@@ -27,14 +27,21 @@ func (n *Network) Tap(ctx context.Context, serial uint64, uuid string) (*os.File
 	if err != nil {
 		return nil, err
 	}
-	f, err := n.tap(bridge, name, uuid)
+	n.mu.Lock()
+	var rx int64
+	if g := n.guests[serial]; g != nil {
+		rx = g.Limit.Rx
+	}
+	n.mu.Unlock()
+	f, err := n.tap(bridge, name, uuid, rx)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the tap %s: %w", name, err)
 	}
 	return f, nil
 }
 
-func (n *Network) tap(bridge netlink.Link, name, uuid string) (*os.File, error) {
+// tap makes a tap by which a guest receives rx bytes a second at most, any for 0.
+func (n *Network) tap(bridge netlink.Link, name, uuid string, rx int64) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("/dev/net/tun: %w", err)
@@ -59,6 +66,9 @@ func (n *Network) tap(bridge netlink.Link, name, uuid string) (*os.File, error) 
 	}
 	if err == nil {
 		err = netlink.LinkSetMaster(link, bridge)
+	}
+	if err == nil && rx != 0 {
+		err = n.shape(link, rx)
 	}
 	if err == nil {
 		err = netlink.LinkSetUp(link)
