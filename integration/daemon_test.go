@@ -170,6 +170,7 @@ func (d *daemon) cleanup() {
 	for _, pid := range append(d.machines(), d.others()...) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
+	d.removeGroups()
 	// A daemon leaves the bridge of VMs that run on; one without a bridge has nothing to remove.
 	_ = exec.Command("ip", "link", "delete", d.bridge).Run()
 	_ = syscall.Unmount(d.mount, syscall.MNT_DETACH)

@@ -31,6 +31,11 @@ func testMain(m *testing.M) int {
 	if os.Geteuid() == 0 && os.Getenv(inNamespace) == "" {
 		return reexec()
 	}
+	if os.Geteuid() == 0 {
+		if err := mountCgroups(); err != nil {
+			return fail(err)
+		}
+	}
 	dir, err := os.MkdirTemp("", "banger-it-")
 	if err != nil {
 		return fail(err)

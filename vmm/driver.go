@@ -63,10 +63,12 @@ type Spec struct {
 	Config   Config
 	Image    Image
 	Disks    []Disk
-	NIC      NIC
-	UID, GID int       // to run the VMM as; both -1: as the daemon itself
-	Log      io.Writer // lines for the VM's `log`
-	LogFile  *os.File  // the same file, O_APPEND: the VMM's stdout and stderr
+	// Snapshots is how many the disks have.
+	Snapshots int
+	NIC       NIC
+	UID, GID  int       // to run the VMM as; both -1: as the daemon itself
+	Log       io.Writer // lines for the VM's `log`
+	LogFile   *os.File  // the same file, O_APPEND: the VMM's stdout and stderr
 }
 
 // Disk is one virtio block device.

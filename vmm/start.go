@@ -145,7 +145,7 @@ func (v *VM) spec(image Image) *Spec {
 	spec := &Spec{
 		Serial: v.serial, ID: s.ID, Name: s.Name,
 		StateDir: v.m.o.StateDir, Dir: s.Dir,
-		Config: s.Config, Image: image,
+		Config: s.Config, Image: image, Snapshots: len(s.Saved),
 		NIC: NIC{Mode: s.Config.Net, MAC: s.MAC},
 		UID: v.uid(), GID: v.uid(),
 	}

@@ -18,6 +18,7 @@ import (
 	"banger/internal/host"
 	"banger/internal/printable"
 	"banger/vmm"
+	"banger/vmm/cgroup"
 	"banger/vmm/dns"
 	"banger/vmm/network"
 	"banger/vmm/qemu"
@@ -161,6 +162,11 @@ func (c *cleaner) find(f flags, root bool) ([]leftover, error) {
 		if removeNames && path != notServed && dns.HasHosts(path, bridge) {
 			remove := func() error { return dns.WriteHosts(path, bridge, nil) }
 			found = append(found, leftover{"names in " + path, remove})
+		}
+	}
+	for _, l := range cgroup.Leftovers() {
+		if c.wants(l.Instance) {
+			found = append(found, leftover{printable.Sentence("cgroup " + l.Path), l.Remove})
 		}
 	}
 	mounts, err := c.mounts(f.mount)

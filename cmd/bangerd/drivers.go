@@ -37,10 +37,10 @@ func openNetwork(
 
 // drivers returns the drivers, the real one first. Without QEMU the daemon serves too, and each start
 // and `vmms` show the reason.
-func drivers(log *slog.Logger, c config, withFake bool) []vmm.Driver {
+func drivers(log *slog.Logger, c config, groups vmm.Groups, withFake bool) []vmm.Driver {
 	var all []vmm.Driver
 	d, err := qemu.New(qemu.Options{Binary: c.QEMU, Accel: c.Accel, Machine: c.Machine,
-		UserWorld: bool(c.UserWorld), Log: log})
+		UserWorld: bool(c.UserWorld), Groups: groups, Log: log})
 	if err == nil {
 		all = append(all, d)
 	} else {

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/host"
 )
 
 // group returns the gid whose members may create VMs: a user's own, or root's if there is no group
@@ -63,5 +65,18 @@ func raiseFiles(log *slog.Logger) {
 	l.Cur = l.Max
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
 		log.Debug("limit of open files not raised", "err", err)
+	}
+}
+
+// lastToDie makes the daemon the last process that the kernel kills for want of memory. Its VMMs
+// and programs have scores of their own. Only root may do that.
+func lastToDie(log *slog.Logger) {
+	text, err := os.ReadFile("/proc/self/oom_score_adj")
+	if score, e := strconv.Atoi(strings.TrimSpace(string(text))); err == nil && e == nil &&
+		score <= host.OOMDaemon {
+		return
+	}
+	if err := host.SetOOM(0, host.OOMDaemon); err != nil {
+		log.Debug("the daemon's oom_score_adj is not lowered", "err", err)
 	}
 }

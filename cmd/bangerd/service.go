@@ -22,6 +22,7 @@ import (
 	"banger/internal/host"
 	"banger/vmm"
 	"banger/vmm/archive"
+	"banger/vmm/cgroup"
 	"banger/vmm/image"
 	"banger/vmm/store"
 )
@@ -58,6 +59,9 @@ func run(log *slog.Logger, f flags) (err error) {
 	defer cancel()
 	raiseFiles(log)
 	closeInherited(log)
+	lastToDie(log)
+	// Writes beyond a limit of files fail. VMMs inherit that: otherwise such a write would end them.
+	signal.Ignore(syscall.SIGXFSZ)
 
 	s := &service{flags: f, config: c, log: log, root: os.Getuid() == 0}
 	defer func() { err = errors.Join(err, s.close()) }()
@@ -132,9 +136,12 @@ func (s *service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	groups := cgroup.Open(log, id)
+	s.onClose("remove the cgroups", func(context.Context) error { groups.Close(); return nil })
 	defaults := c.VM
 	defaults.VMM, defaults.Net = "qemu", netMode
-	o := vmm.Options{StateDir: s.state, Store: records, Drivers: drivers(log, s.config, s.fake),
+	o := vmm.Options{StateDir: s.state, Store: records,
+		Drivers: drivers(log, s.config, groups, s.fake),
 		Network: net, Images: images, Log: log, Defaults: defaults, Acted: s.acted,
 		Quotas: c.amounts(), UID: uint32(os.Getuid()), HostMemory: c.overcommitted(memory)}
 	if s.root && c.VMUIDBase != 0 {

@@ -2,8 +2,10 @@ package host
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +15,7 @@ import (
 type Confined struct {
 	UID, GID int // negative: the daemon's own
 	Nice     int
+	Bounds   Bounds // in force before the program's first instruction, see mayHold
 }
 
 // Run runs a program to its end. It has no groups and no capabilities, and gains none from what it
@@ -34,9 +37,56 @@ func (c Confined) Run(cmd *exec.Cmd) error {
 		if c.Nice != 0 {
 			_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), c.Nice) // of this thread only
 		}
-		return cmd.Run()
+		return c.runBound(cmd)
 	})
 }
+
+// runBound runs a program within its bounds. The calling thread is its own.
+func (c Confined) runBound(cmd *exec.Cmd) error {
+	held := mayHold()
+	cmd.SysProcAttr.Ptrace = held // it stops at the end of execve(2), and its tracer is this thread
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	pid := cmd.Process.Pid
+	if held {
+		// Stopped, or killed already. Wait below takes the state away.
+		var info unix.Siginfo
+		for {
+			const states = unix.WEXITED | unix.WSTOPPED | unix.WNOWAIT
+			if err := unix.Waitid(unix.P_PID, pid, &info, states, nil); err != unix.EINTR {
+				break
+			}
+		}
+	}
+	err := c.Bounds.Apply(pid, c.UID, c.GID)
+	if err != nil {
+		_ = cmd.Process.Kill()
+	}
+	if held {
+		_ = unix.PtraceDetach(pid) // it goes on; fails for one that was killed
+	}
+	ended := cmd.Wait()
+	if err != nil && !errors.Is(err, unix.ESRCH) { // it may have ended by itself
+		return err
+	}
+	return ended
+}
+
+// mayHold reports whether a program can be stopped before its first instruction. Some containers
+// forbid ptrace(2). There the bounds are in force some microseconds later.
+var mayHold = sync.OnceValue(func() bool {
+	return OnOwnThread(func() error {
+		p, err := os.StartProcess("/proc/self/exe", []string{"held"}, &os.ProcAttr{
+			Sys: &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL}})
+		if err != nil {
+			return err
+		}
+		_ = p.Kill() // before it runs
+		_, err = p.Wait()
+		return err
+	}) == nil
+})
 
 // DropBounds empties the bounding and the ambient set of the calling thread, which OnOwnThread
 // made, as far as it may: a daemon without CAP_SETPCAP has little that could be gained.

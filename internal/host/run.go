@@ -14,13 +14,26 @@ func Run(ctx context.Context, dir, name string, args ...string) ([]byte, error) 
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := StartExpendable(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %s", name, err, OneLine(stderr.Bytes()))
 	}
-	return out, nil
+	return stdout.Bytes(), nil
+}
+
+// StartExpendable starts a program that the kernel kills before the daemon when the host has no
+// memory.
+func StartExpendable(cmd *exec.Cmd) error {
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	_ = SetOOM(cmd.Process.Pid, OOMProgram) // it may have ended
+	return nil
 }
 
 // OneLine turns the output of a program into one short line for an error.

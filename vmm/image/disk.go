@@ -145,7 +145,8 @@ ulimit -c 0; ulimit -v %d; ulimit -t %d; ulimit -f %d; exec qemu-img "$@"`,
 	messages := host.Beginning{Most: messageLimit}
 	progress := percents(func(p float64) { j.progress(0.5 + p/200) })
 	cmd.Stdout, cmd.Stderr = progress, &messages
-	confined := host.Confined{UID: user.UID, GID: user.UID, Nice: niceness}
+	confined := host.Confined{UID: user.UID, GID: user.UID, Nice: niceness,
+		Bounds: host.Program(user.UID, uint64(j.set.o.Limits.Bytes))}
 	if err := confined.Run(cmd); err != nil {
 		if e := ctx.Err(); e != nil {
 			return e

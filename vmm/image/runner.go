@@ -130,7 +130,9 @@ func (j *job) runWorker(ctx context.Context, user *host.Job, work string, layers
 	listener := &outcomes{progress: progress, end: cancel}
 	messages := host.Beginning{Most: messageLimit}
 	cmd.Stdout, cmd.Stderr = listener, &messages
-	err = host.Confined{UID: user.UID, GID: user.UID, Nice: niceness}.Run(cmd)
+	// It sets its other limits itself.
+	err = host.Confined{UID: user.UID, GID: user.UID, Nice: niceness,
+		Bounds: host.Bounds{OOM: host.OOMProgram}}.Run(cmd)
 	switch last := listener.last; {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, fmt.Errorf("the build did not end within %v", workerTime)

@@ -125,6 +125,7 @@ func (d *Driver) takeOver(
 		m.disconnect()
 		return nil, err
 	}
+	d.regroup(ctx, spec, m)
 	m.serve()
 	return m, nil
 }
@@ -210,6 +211,9 @@ func (d *Driver) Sweep(ctx context.Context, stateDir string, keep func(uuid stri
 	}
 	for _, ended := range ends {
 		err = errors.Join(err, <-ended)
+	}
+	if d.groups != nil {
+		d.groups.Sweep()
 	}
 	return err
 }

@@ -19,6 +19,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -39,12 +40,15 @@ type Options struct {
 	// UserWorld lets guests with vmm.NetUser reach whatever the host reaches, including services
 	// on its loopback. Otherwise they reach nothing, and only forwarded ports lead to them.
 	UserWorld bool
+
+	Groups vmm.Groups // cgroups for QEMUs; nil for none
 }
 
 // Driver starts QEMUs. It holds no resources and needs no closing.
 type Driver struct {
 	vmm.BaseDriver
-	log *slog.Logger
+	log    *slog.Logger
+	groups vmm.Groups
 	platform
 	program     string // binary without symbolic links
 	confinement confinement
@@ -89,7 +93,10 @@ func New(o Options) (*Driver, error) {
 	o.Log.Info("qemu", "binary", path, "machine", machine, "accel", accel, "because", why,
 		"tsc_khz", p.tscKHz, "confined_by", confined.String())
 	can := vmm.Capabilities{Name: "qemu", Accel: accel, MaxCPUs: maxCPUs,
-		Lacks: map[vmm.Feature]string{}}
+		Overhead: mostOverhead(accel), Lacks: map[vmm.Feature]string{}}
+	if o.Groups != nil {
+		maps.Copy(can.Lacks, o.Groups.Lacks())
+	}
 	if !o.UserWorld {
 		// With restrict=on libslirp drops every datagram of a guest, answers included (udp_input).
 		can.Lacks[vmm.FeatureUDP] = "with net = user a guest's answers to datagrams are dropped " +
@@ -98,7 +105,7 @@ func New(o Options) (*Driver, error) {
 	if confined.view == nil {
 		can.Lacks[vmm.FeatureConfined] = confined.missing
 	}
-	return &Driver{vmm.BaseDriver{Can: can}, o.Log, p, program, confined}, nil
+	return &Driver{vmm.BaseDriver{Can: can}, o.Log, o.Groups, p, program, confined}, nil
 }
 
 // overhead is how many bytes a QEMU may use beside the guest's memory and translated code, the

@@ -25,6 +25,9 @@ func (m *Machine) bury() {
 		}
 	}
 	m.exit = m.exitOf(m.proc.reap())
+	if m.group != nil {
+		m.group.Remove()
+	}
 	removeSockets(m.dir)
 	close(m.done)
 	for len(m.notices) > 0 { // nobody else receives

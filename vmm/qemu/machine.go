@@ -39,7 +39,8 @@ type Machine struct {
 	qmp      *qmpClient
 	serial   *console
 	guest    *guest.Client
-	firmware bool // the guest's kernel is its own
+	firmware bool      // the guest's kernel is its own
+	group    vmm.Group // nil if it is in the daemon's
 
 	done    chan struct{} // closed when the process is gone and exit is valid
 	closing chan struct{} // closed by Close
@@ -57,6 +58,11 @@ type Machine struct {
 	noSpace  string     // the disk of ioError, if it found no space
 	full     bool       // the CPUs were stopped because of noSpace
 	pausing  int        // calls of Pause under way
+
+	limiting sync.Mutex // held over changes of limits; guards the fields below
+	limits   vmm.Limits // in force
+	limited  bool       // limits are what is in force
+	bounded  vmm.Spec   // whose disks and snapshots bound the files
 }
 
 // newMachine prepares a machine. It owns p only once serve was called.
@@ -69,10 +75,11 @@ func newMachine(
 	}
 	m := &Machine{
 		id: spec.ID, accel: accel, proc: p, dir: spec.Dir, dirFD: dir, notify: notify,
-		firmware: spec.Image.Firmware,
-		done:     make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}),
+		firmware: spec.Image.Firmware, bounded: *spec,
+		done: make(chan struct{}), closing: make(chan struct{}), ended: make(chan struct{}),
 		notices: make(chan vmm.Notice, 16),
 	}
+	m.bounded.NIC.Tap, m.bounded.Log, m.bounded.LogFile = nil, nil, nil // the caller closes them
 	if spec.LogFile != nil {
 		if f, err := os.Open(selfFD(int(spec.LogFile.Fd()))); err == nil {
 			m.log = f

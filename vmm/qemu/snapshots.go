@@ -156,7 +156,9 @@ func (m *Machine) TakeSnapshot(ctx context.Context, tag string) error {
 		return err
 	}
 	var actions []action
+	saved := 0
 	for _, n := range nodes {
+		saved = max(saved, len(n.Image.Snapshots)+1)
 		if n.Driver != qcow2 {
 			return fmt.Errorf("its disk %s was made by an earlier banger and is converted at its"+
 				" next start: restart it first: %w", n.Name, vmm.ErrUnsupported)
@@ -165,6 +167,9 @@ func (m *Machine) TakeSnapshot(ctx context.Context, tag string) error {
 	}
 	if len(actions) == 0 {
 		return fmt.Errorf("it was started without a disk: %w", vmm.ErrUnsupported)
+	}
+	if err := m.widen(saved, 0); err != nil {
+		return err
 	}
 	return noSpace(m.call(ctx, "transaction", map[string]any{"actions": actions}, nil))
 }
@@ -193,6 +198,9 @@ func (m *Machine) DropSnapshot(ctx context.Context, tag string) error {
 
 // GrowDisk implements vmm.Machine.
 func (m *Machine) GrowDisk(ctx context.Context, size int64) error {
+	if err := m.widen(0, size); err != nil {
+		return err
+	}
 	grown := map[string]any{"node-name": workNode, "size": inSectors(size)}
 	return noSpace(m.call(ctx, "block_resize", grown, nil))
 }

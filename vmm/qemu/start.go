@@ -82,11 +82,19 @@ func (d *Driver) start(
 		m.disconnect()
 		return nil, err
 	}
-	seal := func() error { return nil }
-	if d.confinement.view != nil {
-		seal = func() error { return d.confinement.view.seal(m.proc) }
+	seal := func() error {
+		if d.confinement.view != nil {
+			if err := d.confinement.view.seal(m.proc); err != nil {
+				return err
+			}
+		}
+		return m.limitFirst(ctx, &spec.Config.Limits)
 	}
-	if err := m.boot(ctx, v.kernelLine, seal); err != nil {
+	err = d.settle(ctx, spec, m)
+	if err == nil {
+		err = m.boot(ctx, v.kernelLine, seal)
+	}
+	if err != nil {
 		return nil, m.abandon(ctx, err)
 	}
 	m.serve()
@@ -224,6 +232,9 @@ func (m *Machine) abandon(ctx context.Context, cause error) error {
 	defer cancel()
 	killErr := m.proc.end(bounded)
 	printed := m.lastLine()
+	if m.group != nil {
+		m.group.Remove()
+	}
 	m.disconnect()
 	switch {
 	case ctx.Err() != nil:

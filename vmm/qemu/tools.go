@@ -116,7 +116,8 @@ func (t *tools) run(ctx context.Context, base, program string, args ...string) (
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "MKE2FS_CONFIG=/dev/null"}
 	output, complaint := host.Beginning{Most: maxOutput}, host.Beginning{Most: maxOutput}
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &output, &complaint, files
-	err = host.Confined{UID: t.spec.UID, GID: t.spec.GID}.Run(cmd)
+	bounds := host.Program(t.spec.UID, largestFile(t.spec, t.spec.Snapshots+1))
+	err = host.Confined{UID: t.spec.UID, GID: t.spec.GID, Bounds: bounds}.Run(cmd)
 	why := strings.TrimSpace(complaint.String())
 	switch {
 	case ctx.Err() != nil:

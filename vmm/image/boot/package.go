@@ -98,7 +98,7 @@ func ReadKernel(ctx context.Context, deb string) (bzImage []byte,
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := host.StartExpendable(cmd); err != nil {
 		return nil, nil, err
 	}
 	bzImage, modules, err = readKernelTar(out)

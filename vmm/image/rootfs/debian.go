@@ -146,7 +146,7 @@ func (d *Debian) Run(ctx context.Context, work, name string, progress func(float
 	if err != nil {
 		return err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := host.StartExpendable(cmd); err != nil {
 		return err
 	}
 	last := followDebian(messages, progress)
