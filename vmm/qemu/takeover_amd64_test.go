@@ -131,6 +131,12 @@ func TestTakenOver(t *testing.T) {
 			if err != nil || got != string(want) {
 				t.Errorf("%v\n%s", err, got)
 			}
+			status, err := os.ReadFile("/proc/" + strconv.Itoa(m.Process().PID) + "/status")
+			for _, line := range []string{"NoNewPrivs:\t1", "CapEff:\t0000000000000000"} {
+				if !strings.Contains(string(status), line+"\n") {
+					t.Errorf("no %q in %s: %v", line, status, err)
+				}
+			}
 			for _, d := range directories(t, m.Process().PID) {
 				t.Errorf("it has the directory %s open", d)
 			}
