@@ -79,7 +79,9 @@ func find(spec *vmm.Spec, proc vmm.Process) *process {
 	return nil
 }
 
-// openOwn opens a process if it is the VM's, and returns nil otherwise.
+// openOwn opens a process if it is the VM's, and returns nil otherwise. A VMM may overwrite its
+// arguments: one that root's daemon recorded with its start time, and has the VM's own user, is the
+// VM's without them.
 func openOwn(spec *vmm.Spec, pid int, start uint64) *process {
 	p, err := openProcess(pid, start)
 	if err != nil {
@@ -91,8 +93,9 @@ func openOwn(spec *vmm.Spec, pid int, start uint64) *process {
 		owner = ownerOf(spec.Dir) // of an earlier banger
 	}
 	uuid, log := readCommandLine(pid)
-	if uuid == spec.ID && log == filepath.Join(spec.Dir, vmm.ConsoleFile) &&
-		ownerOf("/proc/"+strconv.Itoa(pid)) == owner {
+	recorded := start != 0 && owner > 0 && owner != os.Geteuid()
+	named := uuid == spec.ID && log == filepath.Join(spec.Dir, vmm.ConsoleFile)
+	if (recorded || named) && ownerOf("/proc/"+strconv.Itoa(pid)) == owner {
 		return p
 	}
 	p.pidfd.Close()

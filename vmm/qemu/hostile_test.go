@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -189,5 +190,44 @@ func TestAdoptOfAnotherUsersProcess(t *testing.T) {
 	}
 	if err := unix.Kill(proc.PID, 0); err != nil {
 		t.Errorf("another user's process was ended: %v", err)
+	}
+}
+
+// A VMM that overwrites its arguments is found again all the same, and does not live on without its
+// daemon.
+func TestAdoptOfOverwrittenArguments(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root's daemon knows a VMM by its user: run the suite as root")
+	}
+	b := newBench(t)
+	b.runAsOther(t)
+	m := b.start(t)
+	proc := m.Process()
+	m.Close()
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(proc.PID) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const argStart, argEnd = 48 - 1, 49 - 1 // of proc_pid_stat(5); the name has no space
+	fields := strings.Fields(string(stat))
+	begin, err1 := strconv.ParseInt(fields[argStart], 10, 64)
+	end, err2 := strconv.ParseInt(fields[argEnd], 10, 64)
+	mem, err3 := os.OpenFile("/proc/"+strconv.Itoa(proc.PID)+"/mem", os.O_RDWR, 0)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		t.Fatal(err)
+	}
+	_, err = mem.WriteAt(make([]byte, end-begin), begin)
+	if err := errors.Join(err, mem.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if n := b.processes(); n != 0 {
+		t.Fatalf("%d processes have the VM's arguments still", n)
+	}
+	second := b.adopt(t, proc)
+	if err := second.Kill(within(t, 30*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(proc.PID, 0); err == nil {
+		t.Error("the process lives")
 	}
 }
