@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"banger/internal/host"
 
@@ -19,9 +20,14 @@ import (
 // and before its CPUs run, seal takes even that away: an empty directory is the root then.
 //
 // The view lives as long as its descriptor, and each copy as long as its QEMU. No other process has
-// these mounts, and a daemon that dies leaves none.
+// these mounts, and a daemon that dies leaves none. It is made anew when programs have replaced one
+// of the loader's files, as ldconfig(8) does: the view has the file of before.
 type view struct {
-	ns *os.File // of /proc/thread-self/ns/mnt
+	program string
+
+	mu     sync.Mutex // guards the rest
+	ns     *os.File   // of /proc/thread-self/ns/mnt
+	loaded []unix.Stat_t
 }
 
 // Places in the view's root.
@@ -53,8 +59,33 @@ func programDir(program string) string {
 
 // newView makes the view of a program. Only root may; it needs CAP_SYS_ADMIN and CAP_SYS_CHROOT.
 func newView(program string) (*view, error) {
-	v := new(view)
-	err := host.OnOwnThread(func() error {
+	v := &view{program: program}
+	return v, v.renew()
+}
+
+// renew makes the view, if that is not done yet or the loader's files are others by now.
+func (v *view) renew() error {
+	now := make([]unix.Stat_t, len(loadFiles))
+	same := v.ns != nil
+	for i, path := range loadFiles {
+		_ = unix.Stat(path, &now[i]) // what is not there has no inode
+		same = same && v.loaded[i].Ino == now[i].Ino && v.loaded[i].Ctim == now[i].Ctim
+	}
+	if same {
+		return nil
+	}
+	ns, err := makeView(v.program)
+	if err != nil {
+		return fmt.Errorf("cannot make a view of the file system for QEMU: %w", err)
+	}
+	v.ns.Close() // of nil, too
+	v.ns, v.loaded = ns, now
+	return nil
+}
+
+// makeView returns the mount namespace of a new view.
+func makeView(program string) (ns *os.File, err error) {
+	err = host.OnOwnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return os.NewSyscallError("unshare", err)
 		}
@@ -66,14 +97,10 @@ func newView(program string) (*view, error) {
 		if err := buildView(program); err != nil {
 			return err
 		}
-		ns, err := os.Open("/proc/thread-self/ns/mnt")
-		v.ns = ns
+		ns, err = os.Open("/proc/thread-self/ns/mnt")
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("cannot make a view of the file system for QEMU: %w", err)
-	}
-	return v, nil
+	return ns, err
 }
 
 // viewRoot is where the view is put together. Nothing below it is needed meanwhile.
@@ -201,8 +228,14 @@ func (v *view) enter(hostNetwork bool, resolver []byte) error {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return os.NewSyscallError("unshare", err)
 	}
-	if err := unix.Setns(int(v.ns.Fd()), unix.CLONE_NEWNS); err != nil {
-		return os.NewSyscallError("setns", err)
+	v.mu.Lock()
+	err := v.renew()
+	if err == nil {
+		err = os.NewSyscallError("setns", unix.Setns(int(v.ns.Fd()), unix.CLONE_NEWNS))
+	}
+	v.mu.Unlock()
+	if err != nil {
+		return err
 	}
 	flags := unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	if !hostNetwork {

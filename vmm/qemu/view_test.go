@@ -1,0 +1,69 @@
+package qemu
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"banger/internal/host"
+)
+
+// TestViewIsRenewed replaces a file of the loader, as ldconfig(8) does.
+func TestViewIsRenewed(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root has namespaces for QEMU: run the suite as root")
+	}
+	before := loadFiles
+	t.Cleanup(func() { loadFiles = before })
+	dir := t.TempDir()
+	cache := filepath.Join(dir, "cache")
+	loadFiles = []string{cache, filepath.Join(dir, "none")}
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(cache+".new", []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(cache+".new", cache); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("first")
+	v, err := newView("/usr/bin/true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { v.ns.Close() })
+	for _, text := range []string{"first", "second"} {
+		write(text)
+		err := host.OnOwnThread(func() error {
+			if err := v.enter(false, nil); err != nil {
+				return err
+			}
+			got, err := os.ReadFile(cache)
+			if string(got) != text {
+				t.Errorf("%q: %q, %v", text, got, err)
+			}
+			if _, err := os.Stat("/etc/passwd"); err == nil {
+				t.Error("the view has /etc/passwd")
+			}
+			if err := os.WriteFile("/usr/banger-was-here", nil, 0o600); err == nil {
+				t.Error("the view may be changed")
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestProgramDir(t *testing.T) {
+	for program, want := range map[string]string{
+		"/usr/bin/qemu": "", "/usr/local/bin/qemu": "", "/nix/store/x-qemu/bin/qemu": "",
+		"/opt/qemu/bin/qemu": "/opt/qemu", "/opt/qemu": "/opt", "/srv/vm/qemu": "/srv/vm",
+	} {
+		if got := programDir(program); got != want {
+			t.Errorf("%s: %q, want %q", program, got, want)
+		}
+	}
+}
