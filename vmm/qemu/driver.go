@@ -1,9 +1,10 @@
 // Package qemu runs VMs in QEMU.
 //
 // [New] returns a vmm.Driver. A machine is one process in a session of its own, sandboxed. Where
-// the daemon is root, it runs as the VM's own user. The daemon binds the sockets `qmp`, `console`
-// and `agent` in the VM's directory, and QEMU inherits them. A later daemon finds the same QEMU
-// there again ([Driver.Adopt]): only the process itself has to survive the daemon.
+// the daemon is root, it runs as the VM's own user, and before its CPUs run it has lost all of the
+// host but what it has open (confine.go). The daemon binds the sockets `qmp`, `console` and `agent`
+// in the VM's directory, and QEMU inherits them. A later daemon finds the same QEMU there again
+// ([Driver.Adopt]): only the process itself has to survive the daemon.
 //
 // A command line is a list of devices (devices.go), each with its arguments and descriptors. The
 // microvm machine is used where QEMU has it; q35 otherwise, and for disks that firmware boots. KVM

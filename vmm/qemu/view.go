@@ -60,7 +60,10 @@ func programDir(program string) string {
 // newView makes the view of a program. Only root may; it needs CAP_SYS_ADMIN and CAP_SYS_CHROOT.
 func newView(program string) (*view, error) {
 	v := &view{program: program}
-	return v, v.renew()
+	if err := v.renew(); err != nil {
+		return nil, err
+	}
+	return v, nil
 }
 
 // renew makes the view, if that is not done yet or the loader's files are others by now.

@@ -1,8 +1,12 @@
 package qemu
 
 import (
+	"fmt"
+	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"banger/internal/host"
@@ -54,6 +58,33 @@ func TestViewIsRenewed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestWithoutNamespaces looks for what is left where root may not make namespaces, as in a container.
+func TestWithoutNamespaces(t *testing.T) {
+	const variable = "BANGER_TEST_CONFINED"
+	if program := os.Getenv(variable); program != "" { // in the process below
+		c, machines, err := confine(slog.Default(), program, tcg)
+		t.Logf("view %v; %s; %s; machines %v, %v", c.view, c, c.missing, machines != "", err)
+		return
+	}
+	if os.Getuid() != 0 {
+		t.Skip("only root has namespaces for QEMU: run the suite as root")
+	}
+	abi, err := host.LandlockABI()
+	if err != nil {
+		t.Skip(err)
+	}
+	b := newBench(t)
+	cmd := exec.Command("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin",
+		os.Args[0], "-test.run", "^TestWithoutNamespaces$", "-test.v")
+	cmd.Env = append(os.Environ(), variable+"="+b.program)
+	out, err := cmd.CombinedOutput()
+	want := fmt.Sprintf("view <nil>; seccomp, Landlock %d; cannot make a view of the file system "+
+		"for QEMU: unshare: operation not permitted; machines true, <nil>", abi)
+	if err != nil || !strings.Contains(string(out), want) {
+		t.Errorf("%v: no %q in %s", err, want, out)
 	}
 }
 
