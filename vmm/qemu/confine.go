@@ -135,18 +135,17 @@ func (c cell) resolverDir() string {
 }
 
 // enter confines the calling thread, which OnOwnThread made, and with it the process that it starts
-// with attr.
+// with attr. That has no capabilities: as root it would have those of the bounding set.
 func (c cell) enter(attr *syscall.SysProcAttr) error {
 	if c.view != nil {
-		// A thread cannot enter a pid namespace itself.
+		// By the thread's own unshare(2), any first child would be the namespace's process 1. Package
+		// os starts one to see how processes are started.
 		attr.Cloneflags |= unix.CLONE_NEWPID
 		if err := c.view.enter(c.hostNetwork, c.resolver); err != nil {
 			return err
 		}
 	}
-	if c.user != nil {
-		host.DropBounds()
-	}
+	host.DropBounds()
 	if c.landlock != nil {
 		return c.landlock.Restrict()
 	}

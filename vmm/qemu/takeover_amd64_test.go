@@ -156,6 +156,22 @@ func TestTakenOver(t *testing.T) {
 	}
 }
 
+// With vm_uid_base = 0 a VMM is root, and has no capabilities all the same.
+func TestRootWithoutCapabilities(t *testing.T) {
+	b := newBench(t)
+	m := b.start(t)
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(m.Process().PID) + "/status")
+	for _, set := range []string{"Prm", "Eff", "Inh", "Amb", "Bnd"} {
+		line := "Cap" + set + ":\t0000000000000000\n"
+		if os.Getuid() != 0 && set == "Bnd" {
+			continue // only root may empty it, and no_new_privs does the same
+		}
+		if !strings.Contains(string(status), line) {
+			t.Errorf("no %q in %s: %v", line, status, err)
+		}
+	}
+}
+
 // Some calls end the VMM, or the thread that made them.
 func TestTakenOverEnds(t *testing.T) {
 	b := newBench(t)
