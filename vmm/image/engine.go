@@ -311,15 +311,18 @@ func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(err, os.Remove(gone))
 	}
-	if err := host.SyncDir(s.o.Dir); err != nil {
+	unsynced := host.SyncDir(s.o.Dir)
+	if unsynced != nil && os.Rename(filepath.Join(gone, e.name), s.path(e.name)) == nil {
 		// It may be there after a crash, so it is there until then too.
-		return errors.Join(err, os.Rename(filepath.Join(gone, e.name), s.path(e.name)),
-			os.Remove(gone))
+		return errors.Join(unsynced, os.Remove(gone))
 	}
 	s.mu.Lock()
 	s.forgetLocked(e)
 	s.mu.Unlock()
 	s.tell(e.name, "remove")
+	if unsynced != nil {
+		return unsynced
+	}
 	if err := removeTree(gone); err != nil {
 		s.o.Log.Error("the files of a removed image are deleted at the next start only",
 			"image", e.name, "err", err)
