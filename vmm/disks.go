@@ -267,8 +267,9 @@ func moveFile(dir, name string, kind uint32) error {
 
 // Suffixes of the names of unfinished files. The next start of the daemon removes them.
 const (
-	NewSuffix = ".new" // becomes the file without it
-	RawSuffix = ".raw" // of a disk: an earlier form
+	NewSuffix    = ".new"    // becomes the file without it
+	RawSuffix    = ".raw"    // of a disk: an earlier form
+	ExportSuffix = ".export" // of a disk: a copy, which loses its name as soon as it is whole
 )
 
 // removeUnfinished removes files that a crash kept from getting their names. A host key that has two
@@ -285,7 +286,9 @@ func removeUnfinished(dir string) error {
 		}
 	}
 	for _, disk := range []string{DiskOverlay, DiskWork} {
-		names = append(names, DiskPath(dir, disk+NewSuffix), DiskPath(dir, disk+RawSuffix))
+		for _, suffix := range []string{NewSuffix, RawSuffix, ExportSuffix} {
+			names = append(names, DiskPath(dir, disk+suffix))
+		}
 	}
 	for _, name := range names {
 		if e := os.Remove(name); e != nil && !errors.Is(e, os.ErrNotExist) {

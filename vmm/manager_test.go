@@ -424,7 +424,7 @@ func TestUnfinishedHostKey(t *testing.T) {
 		if name == "written" {
 			err = errors.Join(err, os.Remove(key))
 		}
-		for _, suffix := range []string{vmm.NewSuffix, vmm.RawSuffix} { // of an interrupted start
+		for _, suffix := range []string{vmm.NewSuffix, vmm.RawSuffix, vmm.ExportSuffix} {
 			disk := vmm.DiskPath(v.Snapshot().Dir, vmm.DiskWork)
 			err = errors.Join(err, os.WriteFile(disk+suffix, nil, 0o600))
 		}
@@ -442,7 +442,7 @@ func TestUnfinishedHostKey(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for _, pattern := range []string{"*/.*", "*/disks/*.new", "*/disks/*.raw"} {
+	for _, pattern := range []string{"*/.*", "*/disks/*.*.*"} {
 		if left, _ := filepath.Glob(filepath.Join(dir, "vms", pattern)); len(left) > 0 {
 			t.Errorf("left are %q", left)
 		}

@@ -61,7 +61,7 @@ func (d *Driver) RestoreDisks(_ context.Context, spec *vmm.Spec, tag string) err
 
 // ExportDisk implements vmm.Driver.
 func (d *Driver) ExportDisk(_ context.Context, _ *vmm.Spec, disk vmm.Disk) (*os.File, error) {
-	path := disk.Path + ".export"
+	path := disk.Path + vmm.ExportSuffix
 	if err := copySparse(disk.Path, path); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(path))
 	}

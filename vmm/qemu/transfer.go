@@ -22,7 +22,7 @@ func (d *Driver) ExportDisk(
 		return nil, err
 	}
 	disk = actual(t.spec.Disks[slices.Index(spec.Disks, disk)]) // with its absolute paths
-	path := disk.Path + ".export"
+	path := disk.Path + vmm.ExportSuffix
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
