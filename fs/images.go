@@ -60,6 +60,7 @@ func imageFiles() []file {
 	status := image("status", "empty, building PERCENT, ready or failed REASON", imageStatus)
 	status.watch = onEvent(vmm.EventImage)
 	return []file{
+		helpFile(0o444),
 		source,
 		status,
 		image("error", "the last refusal of a write in one sentence",

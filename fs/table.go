@@ -126,6 +126,7 @@ func (f *file) enter(parent *file) {
 
 func topFiles() []file {
 	return []file{
+		helpFile(0o444),
 		shown("version", 0o444, "banger's version", versionShow),
 		shown("config", 0o444, "the daemon's settings in effect", daemonConfigShow),
 		shown("stats", 0o444, "the host's totals", hostStatsShow),
@@ -173,6 +174,7 @@ func vmFiles() []file {
 	return slices.Concat(settingFiles(""), []file{
 		{name: "limits", mode: 0o750, kind: dir, doc: "what it may take of the host",
 			files: settingFiles("limits")},
+		helpFile(0o440),
 		{name: "config", mode: 0o640, doc: "all settings, flat keyed",
 			show: configShow, store: configStore, told: configTold},
 		shown("config.json", 0o440, "config as JSON", configJSONShow),
