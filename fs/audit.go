@@ -22,14 +22,14 @@ const maxTold = 128
 
 // tell adds a line to the audit about a request that changes something. Its path is found when the
 // line is written. slow allows holding up a user who makes very many changes.
-func (s *Server) tell(stop interrupt, c fuse.Caller, kind audit.Kind, slow bool,
+func (s *Server) tell(stop interrupt, c fuse.Caller, kind audit.Kind, committed bool,
 	path func() string, what string, code status) {
 	switch code {
 	case fuse.OK, fuse.EINTR: // after EINTR the change goes on
 	default:
-		kind, slow = audit.Refusal, false
+		kind = audit.Refusal
 	}
-	s.o.Audit.Add(stop, kind, c.Uid, slow, func() audit.Line {
+	s.o.Audit.Add(stop, kind, c.Uid, committed && code.Ok(), func() audit.Line {
 		return audit.Line{UID: c.Uid, PID: c.Pid, Comm: commOf(c.Pid), Path: path(), What: what,
 			Result: resultOf(syscall.Errno(code))}
 	})
@@ -107,7 +107,7 @@ func (b *bridge) toldName(stop interrupt, h *fuse.InHeader, name, what string, c
 	if inGuest(h.NodeId) {
 		kind = audit.Guest
 	}
-	b.tell(stop, h.Caller, kind, false,
+	b.tell(stop, h.Caller, kind, true,
 		func() string { return strings.TrimPrefix(b.pathOf(h.NodeId)+"/"+name, "/") }, what, code)
 	return code
 }
@@ -137,7 +137,7 @@ func (b *bridge) toldAttr(stop interrupt, in *fuse.SetAttrIn, code status) statu
 		kind = audit.Stream
 	}
 	if what != "" {
-		b.tell(stop, in.Caller, kind, owner,
+		b.tell(stop, in.Caller, kind, false,
 			func() string { return b.pathOf(in.NodeId) }, what, code)
 	}
 	return code
@@ -189,7 +189,7 @@ func (t tree) toldWrite(stop interrupt, c fuse.Caller, r *request, h *opened, da
 		kind = audit.Stream
 	}
 	if what != "" {
-		t.tell(stop, c, kind, true, r.path, what, code)
+		t.tell(stop, c, kind, false, r.path, what, code)
 	}
 }
 

@@ -122,7 +122,7 @@ func (i *importer) begin(c *call, name string) {
 			name = made.Snapshot().Name
 		}
 		path := func() string { return "vms/" + name }
-		i.server.tell(nil, who, audit.Change, false, path, "import", status(errno(err)))
+		i.server.tell(nil, who, audit.Change, true, path, "import", status(errno(err)))
 	})
 }
 

@@ -19,7 +19,7 @@ import (
 const (
 	mostBytes = 4 << 20 // of the file
 	keptBytes = 3 << 20 // of a file that was full
-	mostQueue = 1 << 20 // bytes that wait for the disk
+	mostQueue = 1 << 19 // bytes that wait for the disk; with keptBytes, less than mostBytes
 
 	patience  = time.Second     // that a command waits for the disk
 	lostEvery = time.Second     // how often lost lines are counted
@@ -119,9 +119,12 @@ func (l *Log) repair() error {
 
 // Add writes a line, which it asks for unless the user's rate of that kind is exceeded. It returns
 // when the line is in the file. It waits at most a second for a disk that does not answer, and not
-// at all when stop is closed. A user who makes changes very fast waits as long if slow is set. Add
-// does nothing on nil.
-func (l *Log) Add(stop <-chan struct{}, kind Kind, uid uint32, slow bool, line func() Line) {
+// at all when stop is closed. A user who makes changes very fast waits as long. Add does nothing on
+// nil.
+//
+// committed is for a Change that the same disk has just made durable: Add then writes the line
+// itself, which is faster, and holds up nobody for being fast.
+func (l *Log) Add(stop <-chan struct{}, kind Kind, uid uint32, committed bool, line func() Line) {
 	if l == nil {
 		return
 	}
@@ -140,11 +143,14 @@ func (l *Log) Add(stop <-chan struct{}, kind Kind, uid uint32, slow bool, line f
 	l.mu.Unlock()
 	if kind == Change && user != 0 && user != l.uid {
 		delay := limiter.Reserve().Delay()
-		if slow && delay > 0 {
+		if !committed && delay > 0 {
 			pause(stop, min(delay, slowest))
 		}
 	}
 	x := line()
+	if committed && kind == Change && l.writeNow(user, &x) {
+		return
+	}
 	l.mu.Lock()
 	b := l.takeLocked(user, &x)
 	l.mu.Unlock()

@@ -13,7 +13,6 @@ import (
 
 // write is the goroutine that writes, until Close.
 func (l *Log) write() {
-	defer close(l.dirty)
 	for open := true; open; {
 		_, open = <-l.wake
 		l.mu.Lock()
@@ -23,28 +22,53 @@ func (l *Log) write() {
 		if b == nil {
 			continue
 		}
-		err := l.writeBatch(b)
+		l.fileMu.Lock()
+		err := l.writeLocked(b)
+		l.fileMu.Unlock()
 		l.late.Store(false)
-		l.report(err)
-		if err != nil {
-			l.mu.Lock()
-			for user, lines := range b.of {
-				l.lostLocked(user, lines)
-			}
-			l.mu.Unlock()
-		}
-		close(b.done)
-		if err == nil {
-			wake(l.dirty)
-		}
+		l.wrote(b, err)
 	}
 }
 
-// writeBatch appends lines to the file and to what its readers have. After an error the file is as
+// writeNow writes a line without the writer, and reports whether it did. It does so if nothing
+// waits, there is room, and the disk is not known to be late.
+func (l *Log) writeNow(user uint32, line *Line) bool {
+	if l.late.Load() || !l.fileMu.TryLock() {
+		return false
+	}
+	l.mu.Lock()
+	ready := l.queue == nil && !l.closed
+	l.mu.Unlock()
+	text := line.append(nil, time.Now())
+	if !ready || l.size.Load()+int64(len(text)) > mostBytes {
+		l.fileMu.Unlock()
+		return false
+	}
+	b := &batch{text: text, of: map[uint32]uint64{user: 1}, done: make(chan struct{})}
+	err := l.writeLocked(b)
+	l.fileMu.Unlock()
+	l.wrote(b, err)
+	return true
+}
+
+// wrote ends a batch, of which lines are lost after an error.
+func (l *Log) wrote(b *batch, err error) {
+	l.report(err)
+	if err == nil {
+		wake(l.dirty)
+	} else {
+		l.mu.Lock()
+		for user, lines := range b.of {
+			l.lostLocked(user, lines)
+		}
+		l.mu.Unlock()
+	}
+	close(b.done)
+}
+
+// writeLocked appends lines to the file and to what its readers have. After an error the file is as
 // before.
-func (l *Log) writeBatch(b *batch) error {
-	l.fileMu.Lock()
-	defer l.fileMu.Unlock()
+func (l *Log) writeLocked(b *batch) error {
 	size := l.size.Load()
 	if size+int64(len(b.text)) > mostBytes {
 		if l.noShrink == nil || time.Since(l.shrunk) > shrinkAgain {
@@ -122,7 +146,12 @@ func (l *Log) report(err error) {
 
 // sync is the goroutine that makes lines durable, some seconds after they were written.
 func (l *Log) sync() {
-	for range l.dirty {
+	for {
+		select {
+		case <-l.dirty:
+		case <-l.closing:
+			return
+		}
 		pause(l.closing, syncAfter)
 		l.fileMu.Lock()
 		f := l.f
