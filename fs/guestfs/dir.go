@@ -22,6 +22,7 @@ type dir struct {
 	names   []sftp.Name
 	first   uint64 // index of names[0] among all names
 	ended   bool
+	begun   bool  // names were read from the beginning
 	bytes   int64 // that names need
 }
 
@@ -141,9 +142,11 @@ func (s *FS) readDir(stop interrupt, in *fuse.ReadIn,
 	d := h.dir
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if in.Offset == 0 && d.first > 0 || i-2 < d.first {
+	// rewinddir(3) asks for what is there now.
+	if in.Offset == 0 && d.begun || i-2 < d.first {
 		d.dropLocked()
 	}
+	d.begun = d.begun || in.Offset == 0
 	var names []sftp.Name
 	code = r.ask(askWait, func(ctx context.Context, g *session) (err error) {
 		names, err = d.from(ctx, g, r.path, i-2)

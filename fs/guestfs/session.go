@@ -188,12 +188,12 @@ func (t *sessions) begin(m vmm.Machine) (*sftp.Client, error) {
 		return nil, vmm.ErrNoAgent
 	}
 	conn, err := streamer.Stream(ctx, sftp.Stream, nil)
-	if err != nil {
-		return nil, err
+	var c *sftp.Client
+	if err == nil {
+		c, err = sftp.NewClient(ctx, conn)
 	}
-	c, err := sftp.NewClient(ctx, conn)
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = errSilent
+		err = errSilent // ask takes the deadline's error for that of a session
 	}
 	return c, err
 }

@@ -275,6 +275,16 @@ func TestSessionSilent(t *testing.T) {
 	f.stat(nil)
 }
 
+// TestSessionUnopened expects an error, and no crash, of a session that did not begin for an error
+// of the deadline as it is.
+func TestSessionUnopened(t *testing.T) {
+	f := newFilesTest(t)
+	f.run().refuse(context.DeadlineExceeded)
+	f.stat(vmm.ErrTimeout)
+	<-f.set // to rest
+	f.stat(vmm.ErrTimeout)
+}
+
 func TestSessionIdles(t *testing.T) {
 	f := newFilesTest(t)
 	guest := f.run()
