@@ -13,7 +13,7 @@ import (
 )
 
 // kept are the capabilities (capabilities(7)) that root's daemon and its programs use.
-// mmdebstrap(1) runs as root. The scripts of the packages that it installs own files and change users.
+// mmdebstrap(1) runs as root: packages' scripts own files and change users.
 var kept = []struct {
 	number uint
 	name   string

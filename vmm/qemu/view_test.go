@@ -61,7 +61,8 @@ func TestViewIsRenewed(t *testing.T) {
 	}
 }
 
-// TestWithoutNamespaces looks for what is left where root may not make namespaces, as in a container.
+// TestWithoutNamespaces looks for what is left where root may not make namespaces, as in some
+// containers.
 func TestWithoutNamespaces(t *testing.T) {
 	const variable = "BANGER_TEST_CONFINED"
 	if program := os.Getenv(variable); program != "" { // in the process below

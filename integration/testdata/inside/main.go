@@ -71,7 +71,8 @@ func run(dirs []string) error {
 	if err != nil {
 		return err
 	}
-	words := strings.NewReplacer(path, "SOCKET", abstract, "ABSTRACT", here, "HERE", tcp.String(), "TCP")
+	words := strings.NewReplacer(path, "SOCKET", abstract, "ABSTRACT", here, "HERE",
+		tcp.String(), "TCP")
 	for _, a := range all {
 		fmt.Println(words.Replace(a.Result(p)))
 	}
