@@ -3,13 +3,16 @@ package qemu
 import (
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"banger/internal/host"
+	"banger/vmm"
 )
 
 // TestViewIsRenewed replaces a file of the loader, as ldconfig(8) does.
@@ -97,5 +100,38 @@ func TestProgramDir(t *testing.T) {
 		if got := programDir(program); got != want {
 			t.Errorf("%s: %q, want %q", program, got, want)
 		}
+	}
+}
+
+// TestForwardConfined publishes and withdraws a port of a running VM with user networking. Its QEMU
+// has lost its view of the host by then.
+func TestForwardConfined(t *testing.T) {
+	b := newBench(t)
+	if os.Getuid() == 0 {
+		b.runAsOther(t)
+	}
+	b.spec.NIC = vmm.NIC{Mode: vmm.NetUser, MAC: "02:00:00:00:00:07"}
+	m := b.start(t)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := free.Addr().(*net.TCPAddr).AddrPort()
+	free.Close()
+	ctx := within(t, 30*time.Second)
+	if err := m.Forward(ctx, []vmm.Publication{{Protocol: "tcp", Host: port, Guest: 80}}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", port.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if err := m.Forward(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := net.Dial("tcp", port.String()); err == nil {
+		c.Close()
+		t.Error("the port is still published")
 	}
 }
