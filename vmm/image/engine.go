@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"banger/internal/host"
@@ -61,6 +62,8 @@ type Set struct {
 
 	transport *http.Transport // to registries, see asker
 
+	subuids host.Subuids
+
 	blobs sync.RWMutex // read by builds, written by Collect
 
 	mu     sync.Mutex // guards what follows, and the items
@@ -73,11 +76,11 @@ type Set struct {
 	opens  map[uint32]int           // how many paths are being opened, by uid
 }
 
-// item is an image in memory. name, number, created and own are immutable; the rest is guarded by
-// Set.mu.
+// item is an image in memory. The fields up to own are immutable; the rest is guarded by Set.mu.
 type item struct {
 	name    string
 	number  uint64
+	user    uint32 // whose image it is
 	created time.Time
 	own     chan struct{} // full while a goroutine changes the image's directory
 
@@ -225,14 +228,17 @@ func (s *Set) Create(ctx context.Context, name string, owner vmm.Owner) (vmm.Ima
 	e.created = time.Now()
 	e.changed = e.created
 	e.rec = record{Owner: owner, Created: e.created}
+	e.user = s.subuids.User(owner.UID)
 	s.mu.Lock()
-	if s.items[name] != nil || s.closed {
-		s.mu.Unlock()
-		return vmm.ImageInfo{}, fmt.Errorf("cannot create image %s: %w", name, vmm.ErrExists)
+	err := s.mayCreateLocked(e)
+	if err == nil {
+		s.insertLocked(e)
 	}
-	s.insertLocked(e)
 	s.mu.Unlock()
-	err := host.MakeDirs(s.o.Dir, 0o755)
+	if err != nil {
+		return vmm.ImageInfo{}, fmt.Errorf("cannot create image %s: %w", name, err)
+	}
+	err = host.MakeDirs(s.o.Dir, 0o755)
 	if err == nil {
 		err = s.keep(e, nil)
 	}
@@ -249,6 +255,31 @@ func (s *Set) Create(ctx context.Context, name string, owner vmm.Owner) (vmm.Ima
 	}
 	s.tell(name, "create")
 	return s.info(e), nil
+}
+
+// imagesOfUser bounds the images of one user other than root: every look-up of an image goes through
+// all of them.
+const imagesOfUser = 256
+
+// mayCreateLocked refuses a name that is taken, and an image beyond imagesOfUser. A user's
+// subordinate uids count as the user.
+func (s *Set) mayCreateLocked(e *item) error {
+	if s.items[e.name] != nil || s.closed {
+		return vmm.ErrExists
+	}
+	if e.user == 0 {
+		return nil
+	}
+	has := 0
+	for _, other := range s.items {
+		if other.user == e.user {
+			has++
+		}
+	}
+	if has >= imagesOfUser {
+		return fmt.Errorf("uid %d has %d images: remove some: %w", e.user, has, syscall.EDQUOT)
+	}
+	return nil
 }
 
 // Remove implements vmm.ImageStore.
@@ -298,9 +329,6 @@ func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 	if users := s.usersOf(e.name); len(users) > 0 {
 		return fmt.Errorf("it is used by %s: %w", strings.Join(users, ", "), vmm.ErrBusy)
 	}
-	if j != nil {
-		j.cancel()
-	}
 	// The rename comes first: after a crash the rest is swept, and a half-deleted directory is
 	// never an image.
 	gone, err := os.MkdirTemp(s.o.Dir, ".removed-")
@@ -315,6 +343,9 @@ func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 	if unsynced != nil && os.Rename(filepath.Join(gone, e.name), s.path(e.name)) == nil {
 		// It may be there after a crash, so it is there until then too.
 		return errors.Join(unsynced, os.Remove(gone))
+	}
+	if j != nil {
+		j.cancel() // it cannot install its image before own is free
 	}
 	s.mu.Lock()
 	s.forgetLocked(e)

@@ -3,17 +3,20 @@ package image
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"banger/vmm"
 	"banger/vmm/image/boot"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 func makeImage(t *testing.T, dir, kernel string) {
@@ -195,4 +198,71 @@ func FuzzManifest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestImagesOfOneUser expects a bound of one user's images, which leaves others theirs.
+func TestImagesOfOneUser(t *testing.T) {
+	s, err := Open(Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	create := func(uid uint32, i int) error {
+		_, err := s.Create(t.Context(), fmt.Sprintf("i%d-%d", uid, i), vmm.Owner{UID: uid})
+		return err
+	}
+	for i := range imagesOfUser {
+		if err := create(1001, i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := create(1001, imagesOfUser); !errors.Is(err, syscall.EDQUOT) {
+		t.Errorf("one more image: %v", err)
+	}
+	for _, uid := range []uint32{1002, 0} {
+		if err := create(uid, 0); err != nil {
+			t.Errorf("an image of uid %d: %v", uid, err)
+		}
+	}
+	if err := s.Remove(t.Context(), "i1001-7", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := create(1001, imagesOfUser); err != nil {
+		t.Errorf("an image in place of another: %v", err)
+	}
+}
+
+// TestRefusedRemoveEndsNoBuild expects that a build goes on when its image cannot be removed.
+func TestRefusedRemoveEndsNoBuild(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("run as root: it mounts a tmpfs")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("cannot mount a tmpfs: %v", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	s, err := Open(Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Create(t.Context(), "app", vmm.Owner{}); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	s.item("app").job = &job{cancel: func() { ended = true }}
+	remount := func(flags uintptr) {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_REMOUNT|flags, "size=1m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remount(unix.MS_RDONLY)
+	if err := s.Remove(t.Context(), "app", nil); !errors.Is(err, unix.EROFS) || ended {
+		t.Errorf("on a read-only disk: %v, and the build has ended: %v", err, ended)
+	}
+	remount(0)
+	if err := s.Remove(t.Context(), "app", nil); err != nil || !ended {
+		t.Errorf("on a writable disk: %v, and the build has ended: %v", err, ended)
+	}
 }
