@@ -12,5 +12,6 @@
 //   - A disk that is full or does not answer holds up no command. The lines that it has no room for
 //     are counted.
 //
-// One goroutine writes, another syncs.
+// One goroutine writes, another syncs. Only the line of a change that the same disk has just made
+// durable is written by its caller, if nothing else waits.
 package audit
