@@ -81,7 +81,7 @@ var faultCommands = []faultCommand{
 		"rmdir images/${p}app; echo gc >blobs", "failed"},
 	{"unbuild", "mkdir images/${p}app; echo rootfs:$WORK/root.tar >images/${p}app/source; " +
 		"cat images/${p}app/wait/ready",
-		"rmdir images/${p}app", "test ! -e images/${p}app", "echo gc >blobs", ""},
+		"rmdir images/${p}app", "! ls images | grep -q ${p}app", "echo gc >blobs", ""},
 	{"gc", "mkdir images/${p}app; echo rootfs:$WORK/root.tar >images/${p}app/source; " +
 		"cat images/${p}app/wait/ready; rmdir images/${p}app", "echo gc >blobs",
 		"test ! -e $S/images/.blobs/built/*", "", ""},
