@@ -93,6 +93,13 @@ func makePrivate(path string) error {
 	return errors.Join(errs...)
 }
 
+// pragmas are the settings of the connection, in this order; the driver would sort those of its own
+// parameter. Exclusive comes before WAL, so that SQLite keeps the log's index on the heap
+// (sqlite.org/wal.html, "Use of WAL Without Shared-Memory"). In a mapped file, a frozen disk would
+// stop a thread in a page fault, and then Go's garbage collector stops the whole process.
+const pragmas = "PRAGMA busy_timeout = 5000; PRAGMA locking_mode = EXCLUSIVE; " +
+	"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = 1"
+
 func open(ctx context.Context, path string, steps []string) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -102,14 +109,8 @@ func open(ctx context.Context, path string, steps []string) (*Store, error) {
 	if err := makePrivate(path); err != nil {
 		return nil, err
 	}
-	// Exclusive before WAL: SQLite keeps the log's index on the heap (sqlite.org/wal.html, "Use
-	// of WAL Without Shared-Memory"). In a mapped file, a frozen disk would stop a thread in a page
-	// fault, and then Go's garbage collector stops the whole process.
-	u := url.URL{Scheme: "file", Path: path, RawQuery: url.Values{
-		"_pragma": {"busy_timeout(5000)", "locking_mode(EXCLUSIVE)", "journal_mode(WAL)",
-			"synchronous(FULL)", "foreign_keys(1)"},
-		"_txlock": {"immediate"},
-	}.Encode()}
+	u := url.URL{Scheme: "file", Path: path,
+		RawQuery: url.Values{"_txlock": {"immediate"}}.Encode()}
 	db, err := sql.Open("sqlite", u.String())
 	if err != nil {
 		return nil, err
@@ -120,6 +121,10 @@ func open(ctx context.Context, path string, steps []string) (*Store, error) {
 		return nil, err
 	}
 	closeDB := func() error { return errors.Join(conn.Close(), db.Close()) }
+	if _, err := conn.ExecContext(ctx, pragmas); err != nil {
+		_ = closeDB()
+		return nil, err
+	}
 	if err := migrate(ctx, conn, steps); err != nil {
 		_ = closeDB()
 		return nil, err

@@ -614,3 +614,24 @@ func TestLockIsKept(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestNoSharedMemory opens a database twice: the index of its log is in no mapped file.
+func TestNoSharedMemory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "banger.db")
+	for range 2 {
+		s, err := Open(context.Background(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		maps, err := os.ReadFile("/proc/self/maps")
+		if err != nil || strings.Contains(string(maps), path+"-shm") {
+			t.Errorf("the index is mapped (%v)", err)
+		}
+		if _, err := os.Stat(path + "-shm"); err == nil {
+			t.Error("there is a file for the index")
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
