@@ -120,10 +120,16 @@ func (b *bridge) Open(stop interrupt, in *fuse.OpenIn, out *fuse.OpenOut) status
 }
 func (b *bridge) Read(stop interrupt, in *fuse.ReadIn, p []byte) (fuse.ReadResult, status) {
 	defer b.timed("READ", time.Now())
+	if int64(in.Offset) < 0 {
+		return nil, fuse.EINVAL
+	}
 	return b.of(in.NodeId).Read(stop, in, p)
 }
 func (b *bridge) Write(stop interrupt, in *fuse.WriteIn, data []byte) (uint32, status) {
 	defer b.timed("WRITE", time.Now())
+	if int64(in.Offset) < 0 {
+		return 0, fuse.EINVAL
+	}
 	return b.of(in.NodeId).Write(stop, in, data)
 }
 func (b *bridge) Flush(interrupt, *fuse.FlushIn) status {

@@ -365,6 +365,19 @@ func (k *kernel) prepare(t testing.TB) {
 	_ = m.VM("a").Do(ctx, vmm.Start) // EBUSY during a snapshot of the last script
 }
 
+// TestNegativeOffset expects that no offset is taken for one before a file's beginning.
+func TestNegativeOffset(t *testing.T) {
+	k := newKernel(t)
+	node := nodeID(0, rowOf(t, "version").number, 0)
+	_, opened := k.answer(t, k.write(t, 14, node, 0, 0, make([]byte, 8)), "open")
+	body := binary.LittleEndian.AppendUint64(nil, binary.LittleEndian.Uint64(opened))
+	body = append(binary.LittleEndian.AppendUint64(body, 1<<64-1), make([]byte, 24)...)
+	code, _ := k.answer(t, k.write(t, opRead, node, 0, 0, body), "read")
+	if code != -int32(syscall.EINVAL) {
+		t.Errorf("a read at -1 returns %d", code)
+	}
+}
+
 // FuzzRequests sends requests to the daemon's side of /dev/fuse that no kernel sends: of nodes,
 // handles, offsets, sizes, flags and names that never were, in any order and side by side. In
 // practice only the kernel can. The connection is the daemon's alone, close-on-exec, and even root
