@@ -129,8 +129,8 @@ func (s *systemd) Lacks() map[vmm.Feature]string {
 	return lacks(s.controllers, remedy)
 }
 
-// Join implements vmm.Groups. The scope is named after the VM, or after its UUID as well where
-// another VM had the name.
+// Join implements vmm.Groups. The scope is named after the VM, or after its UUID as well where a VM
+// of another daemon has the name.
 func (s *systemd) Join(
 	ctx context.Context, id, name string, pid int, l *vmm.Limits,
 ) (vmm.Group, error) {

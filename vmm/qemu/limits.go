@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"banger/internal/host"
 	"banger/vmm"
@@ -59,17 +60,23 @@ func largestFile(spec *vmm.Spec, snapshots int) uint64 {
 	return uint64(longest + fileSlack)
 }
 
-// settle bounds a new QEMU and gives it its group. QEMU waits for its monitor's first client
-// meanwhile: it has opened no disk, and no guest runs.
-func (d *Driver) settle(ctx context.Context, spec *vmm.Spec, m *Machine) error {
+// settle bounds a new QEMU, which waits for its monitor's first client and has opened no disk. It
+// also begins to give it its group: the kernel needs some milliseconds for that, in which QEMU
+// goes on starting. joined waits for the end of this, and may be called again. The caller calls it
+// before the guest runs, also after an error.
+func (d *Driver) settle(
+	ctx context.Context, spec *vmm.Spec, m *Machine,
+) (joined func() error, err error) {
 	b := host.Bounds{FileSize: largestFile(spec, spec.Snapshots), Files: maxFiles, OOM: host.OOMVMM}
 	if spec.UID >= 0 { // otherwise all of the user's processes would count
 		b.Processes = uint64(maxThreads + spec.Config.CPUs)
 	}
 	if err := b.Apply(m.proc.PID, spec.UID, spec.GID); err != nil {
-		return err
+		return func() error { return nil }, err
 	}
-	return d.join(ctx, spec, m)
+	done := make(chan error, 1)
+	go func() { done <- d.join(ctx, spec, m) }()
+	return sync.OnceValue(func() error { return <-done }), nil
 }
 
 // join gives a QEMU its group. Without limits a VM runs without one, too.

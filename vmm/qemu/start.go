@@ -82,7 +82,11 @@ func (d *Driver) start(
 		m.disconnect()
 		return nil, err
 	}
-	seal := func() error {
+	joined, err := d.settle(ctx, spec, m)
+	ready := func() error {
+		if err := joined(); err != nil {
+			return err
+		}
 		if d.confinement.view != nil {
 			if err := d.confinement.view.seal(m.proc); err != nil {
 				return err
@@ -90,9 +94,11 @@ func (d *Driver) start(
 		}
 		return m.limitFirst(ctx, &spec.Config.Limits)
 	}
-	err = d.settle(ctx, spec, m)
 	if err == nil {
-		err = m.boot(ctx, v.kernelLine, seal)
+		err = m.boot(ctx, v.kernelLine, ready)
+	}
+	if e := joined(); err == nil {
+		err = e
 	}
 	if err != nil {
 		return nil, m.abandon(ctx, err)
@@ -182,8 +188,8 @@ func credential(spec *vmm.Spec, accel string) (*syscall.Credential, error) {
 }
 
 // boot sends the kernel's command line, if there is one, and waits until the CPUs run. When QEMU
-// has opened all that it ever opens, and the guest has not begun, it calls seal.
-func (m *Machine) boot(ctx context.Context, kernelLine string, seal func() error) error {
+// has opened all that it ever opens, and the guest has not begun, it calls ready.
+func (m *Machine) boot(ctx context.Context, kernelLine string, ready func() error) error {
 	if err := m.connect(ctx); err != nil {
 		return err
 	}
@@ -198,7 +204,7 @@ func (m *Machine) boot(ctx context.Context, kernelLine string, seal func() error
 			return err
 		}
 	}
-	if err := seal(); err != nil {
+	if err := ready(); err != nil {
 		return err
 	}
 	if err := m.qmp.call(ctx, "cont", nil, nil); err != nil {
