@@ -165,12 +165,25 @@ func (c *cleaner) find(f flags, root bool) ([]leftover, error) {
 		}
 	}
 	for _, l := range cgroup.Leftovers() {
-		if c.wants(l.Instance) {
+		if c.wants(l.Instance) && allHere("/proc", l.Processes()) {
 			found = append(found, leftover{printable.Sentence("cgroup " + l.Path), l.Remove})
 		}
 	}
 	mounts, err := c.mounts(f.mount)
 	return append(found, mounts...), err
+}
+
+// allHere reports whether none of the processes is of another host's daemon: a cleanup ends no QEMU
+// there, see machines.
+func allHere(proc string, pids []int) bool {
+	sockets := unixSockets(proc)
+	for _, pid := range pids {
+		dir := filepath.Join(proc, strconv.Itoa(pid))
+		if _, err := os.Stat(dir); err == nil && !isHere(proc, dir, sockets) {
+			return false
+		}
+	}
+	return true
 }
 
 // machines finds the QEMUs of daemons in this network namespace. Others are those of another host's

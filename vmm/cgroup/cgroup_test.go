@@ -105,7 +105,8 @@ func TestUnified(t *testing.T) {
 	if booted() {
 		t.Skip("systemd runs here: directories are made below delegated groups only")
 	}
-	groups := openUnified(slog.Default(), map[string]string{"": h.root}, map[string]string{"": "/own"}, "i")
+	mounts, own := map[string]string{"": h.root}, map[string]string{"": "/own"}
+	groups := openUnified(slog.Default(), mounts, own, "i")
 	if groups == nil || len(groups.Lacks()) != 0 {
 		t.Fatalf("no groups: %v", groups)
 	}

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -43,6 +44,20 @@ func Leftovers() []Leftover {
 		})
 	}
 	return all
+}
+
+// Processes returns the processes in the groups.
+func (l Leftover) Processes() []int {
+	var pids []int
+	paths, _ := filepath.Glob(filepath.Join(l.Path, "*", "cgroup.procs")) // a fixed pattern
+	for _, path := range paths {
+		for _, word := range words(path) {
+			if pid, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
 }
 
 // Remove removes the groups of VMMs that have ended. It waits a moment for processes that have just

@@ -28,8 +28,9 @@ const (
 	manager     = managerName + ".Manager"
 )
 
-// systemd gives VMMs transient scopes, which it makes and limits itself (org.freedesktop.systemd1(5)
-// and systemd.scope(5)). A scope ends with its last process, so that nothing is ever left.
+// systemd gives VMMs transient scopes, which systemd makes and limits
+// (org.freedesktop.systemd1(5) and systemd.scope(5)). A scope ends with its last process, so that
+// nothing is ever left.
 type systemd struct {
 	log         *slog.Logger
 	user        bool     // the user's own manager
