@@ -37,7 +37,7 @@ func (m *Manager) hostMemory(c *Config, image footprint) int64 {
 
 // bill returns what a VM with that record and image counts for.
 func (m *Manager) bill(r *Record, image footprint) bill {
-	b := bill{uid: r.Owner.UID}
+	b := bill{uid: m.ledger.user(r.Owner.UID)}
 	b.amounts[QuotaVMs] = 1
 	b.amounts[QuotaDisk] = saturating(r.Config.Disk, image.root)
 	if !r.State.Down() {

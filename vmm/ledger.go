@@ -36,6 +36,7 @@ type ledger struct {
 	fallback Amounts // of uids without a rule, by the configuration; immutable, as is most
 	most     int64   // bytes of the host's memory that all running VMs may use; NoQuota for no limit
 	free     uint32  // the daemon's own uid, which has no limit but by a rule; immutable
+	user     func(uid uint32) uint32
 
 	mu    sync.Mutex // guards what follows, and every charge
 	rules map[int64]map[Quota]int64
@@ -44,8 +45,11 @@ type ledger struct {
 }
 
 func newLedger(o *Options) *ledger {
-	l := &ledger{most: o.HostMemory, free: o.UID,
+	l := &ledger{most: o.HostMemory, free: o.UID, user: o.User,
 		rules: make(map[int64]map[Quota]int64), used: make(map[uint32]*Amounts)}
+	if l.user == nil {
+		l.user = func(uid uint32) uint32 { return uid }
+	}
 	if l.most == 0 {
 		l.most = NoQuota
 	}
@@ -181,6 +185,7 @@ func (l *ledger) forget(c *charge) {
 // alone refuses a setting that exceeds the owner's limit without any other VM. Only a start would
 // count it otherwise.
 func (l *ledger) alone(uid uint32, old, c *Config) error {
+	uid = l.user(uid)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, x := range []struct {

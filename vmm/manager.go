@@ -34,6 +34,8 @@ type Options struct {
 	// daemon's own. It and root have no limits unless they have a rule.
 	Quotas *Amounts
 	UID    uint32
+	// User returns the user whose quota a uid's VMs count for; nil for the uid itself.
+	User func(uid uint32) uint32
 	// HostMemory is how many bytes of the host's memory all running VMs together may use; 0 for no
 	// limit.
 	HostMemory int64

@@ -392,3 +392,38 @@ func TestHostMemory(t *testing.T) {
 	do(t, a, vmm.Start, nil)
 	do(t, b, vmm.Start, vmm.ErrNoMemory)
 }
+
+// TestQuotaOfSubordinates makes VMs as the uids that a user has in her user namespaces.
+func TestQuotaOfSubordinates(t *testing.T) {
+	most := vmm.Amounts{vmm.QuotaVMs: 3, vmm.QuotaCPUs: 2, vmm.QuotaMemory: vmm.NoQuota,
+		vmm.QuotaDisk: vmm.NoQuota}
+	dir, store := t.TempDir(), newStore()
+	whose := func(o *vmm.Options) {
+		o.User = func(uid uint32) uint32 {
+			if uid >= 100000 {
+				return alice
+			}
+			return uid
+		}
+	}
+	m := limited(t, dir, store, most, whose)
+	bg := context.Background()
+	for i, uid := range []uint32{alice, 100000, 100001} {
+		if _, err := m.Create(bg, fmt.Sprintf("v%d", i), vmm.Owner{UID: uid}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := m.Create(bg, "more", vmm.Owner{UID: 100002}); !errors.Is(err, vmm.ErrQuota) {
+		t.Errorf("a fourth VM: %v", err)
+	}
+	wantUse(t, m, alice, vmm.Amounts{vmm.QuotaVMs: 3})
+	wantUse(t, m, 100000, vmm.Amounts{})
+	err := m.VM("v2").Configure(bg, func(c *vmm.Config) error { c.CPUs = 3; return nil })
+	if !errors.Is(err, vmm.ErrQuota) {
+		t.Errorf("3 CPUs: %v", err)
+	}
+	if err := m.Close(bg); err != nil {
+		t.Fatal(err)
+	}
+	wantUse(t, limited(t, dir, store, most, whose), alice, vmm.Amounts{vmm.QuotaVMs: 3})
+}

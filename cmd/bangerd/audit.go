@@ -6,14 +6,13 @@ import (
 
 	"banger/fs"
 	"banger/internal/audit"
-	"banger/internal/host"
 	"banger/vmm"
 )
 
 // openAudit opens the audit until the service closes.
 func (s *service) openAudit() (err error) {
 	s.audit, err = audit.Open(audit.Options{
-		Path: filepath.Join(s.state, "audit"), Log: s.log, User: new(host.Subuids).User,
+		Path: filepath.Join(s.state, "audit"), Log: s.log, User: s.subuids.User,
 	})
 	if err == nil {
 		s.onClose("close the audit", s.audit.Close)

@@ -39,6 +39,7 @@ type service struct {
 
 	manager *vmm.Manager
 	audit   *audit.Log
+	subuids host.Subuids
 	closers []func() error // in the order of opening
 }
 
@@ -143,7 +144,8 @@ func (s *service) open(ctx context.Context) error {
 	o := vmm.Options{StateDir: s.state, Store: records,
 		Drivers: drivers(log, s.config, groups, s.fake),
 		Network: net, Images: images, Log: log, Defaults: defaults, Acted: s.acted,
-		Quotas: c.amounts(), UID: uint32(os.Getuid()), HostMemory: c.overcommitted(memory)}
+		Quotas: c.amounts(), UID: uint32(os.Getuid()), User: s.subuids.User,
+		HostMemory: c.overcommitted(memory)}
 	if s.root && c.VMUIDBase != 0 {
 		o.VMUIDBase = c.VMUIDBase
 		warnOfUIDs(log, c.VMUIDBase)
