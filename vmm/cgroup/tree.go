@@ -43,12 +43,12 @@ func openLegacy(log *slog.Logger, mounts, own map[string]string, instance string
 		if !mounted || !in {
 			continue
 		}
-		base := filepath.Join(mount, group, basePrefix+instance)
-		if err := os.Mkdir(base, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		dir := filepath.Join(mount, group)
+		if err := unix.Access(dir, unix.W_OK); err != nil {
 			log.Info("no limits by a controller", "controller", controller, "err", err)
 			continue
 		}
-		t.bases[controller] = base
+		t.bases[controller] = filepath.Join(dir, basePrefix+instance) // the first VM makes it
 	}
 	if len(t.controllers()) == 0 {
 		return nil
@@ -188,7 +188,7 @@ func (t *tree) Join(
 		switch {
 		case errors.Is(err, os.ErrExist): // it could not be removed, and has its old limits
 			g.known = false
-		case errors.Is(err, os.ErrNotExist): // somebody has removed the base
+		case errors.Is(err, os.ErrNotExist): // it is the first
 			err = os.MkdirAll(dir, 0o755)
 		}
 		if err != nil && !errors.Is(err, os.ErrExist) {
@@ -227,7 +227,7 @@ func (t *tree) Find(id string, pid int) vmm.Group {
 func (t *tree) Sweep() {
 	for _, base := range t.bases {
 		entries, err := os.ReadDir(base)
-		if err != nil {
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.log.Warn("cannot look for cgroups that were left", "err", err)
 		}
 		for _, e := range entries {
