@@ -116,7 +116,10 @@ func (d *daemon) start(flags ...string) error {
 	d.cmd, d.ended = cmd, ended
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		// A dead mount of an earlier daemon fails here, a plain directory has no version.
-		if _, err := os.ReadFile(filepath.Join(d.mount, "version")); err == nil {
+		syscall.ForkLock.RLock() // no fork inherits the file: the daemon may need this process
+		_, err := os.ReadFile(filepath.Join(d.mount, "version"))
+		syscall.ForkLock.RUnlock()
+		if err == nil {
 			return nil
 		}
 		select {

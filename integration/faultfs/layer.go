@@ -54,6 +54,10 @@ func Mount(below, dir string) (*Layer, error) {
 		return nil, err
 	}
 	l.nodes[fuse.FUSE_ROOT_ID] = Root
+	// go-fuse opens a file in the mount. A child of a fork would close it before exec(2), where the
+	// process that has to answer may be stopped.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	l.server, err = fuse.NewServer(l, dir, &fuse.MountOptions{
 		AllowOther: true, Options: []string{"default_permissions"}, DirectMountStrict: true,
 		DirectMountFlags: syscall.MS_NOSUID | syscall.MS_NODEV, Name: "faultfs", FsName: "faultfs",
