@@ -159,7 +159,7 @@ func (s *soak) prepare() {
 	}
 }
 
-// load runs all workers side by side until the time is over. Each ends with nothing of its own left.
+// load runs all workers side by side until the time is over. Each leaves nothing of its own.
 func (s *soak) load(phase time.Duration) {
 	workers := map[string]func() error{
 		"lives": s.life, "lives, too": s.life, "archives": s.archive, "images": s.image,

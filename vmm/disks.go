@@ -272,8 +272,8 @@ const (
 	ExportSuffix = ".export" // of a disk: a copy, which loses its name as soon as it is whole
 )
 
-// removeUnfinished removes files that a crash kept from getting their names. A host key that has two
-// names would be refused.
+// removeUnfinished removes files that a crash kept from getting their names. A host key that has
+// two names would be refused.
 func removeUnfinished(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {

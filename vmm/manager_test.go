@@ -409,8 +409,8 @@ func TestRandomCommands(t *testing.T) {
 	}
 }
 
-// TestUnfinishedHostKey expects that a host key has one name, and that nothing unfinished is left, if
-// the daemon was killed before or after the key was linked to that name.
+// TestUnfinishedHostKey expects that a host key has one name and nothing unfinished is left, if the
+// daemon was killed before or after the key was linked to that name.
 func TestUnfinishedHostKey(t *testing.T) {
 	ctx, dir, store := context.Background(), t.TempDir(), newStore()
 	m := open(t, dir, store)
