@@ -14,10 +14,6 @@ import (
 	"time"
 )
 
-// mayLack says that files of an act's `needs` may be missing, which then leaves out the act. When
-// false, a missing one fails the test.
-const mayLack = true
-
 // life is what was acknowledged of one VM, and the command under way.
 type life struct {
 	*campaign
@@ -36,7 +32,6 @@ type act struct {
 	name   string
 	weight int
 	when   func(*life) bool
-	needs  string // a file of a VM
 	do     func(*life, *rand.Rand) error
 	done   *atomic.Int64
 }
@@ -44,19 +39,19 @@ type act struct {
 // all returns the acts that crash tests know. A new file of a VM is a row.
 func allActs() []act {
 	acts := []act{
-		{"mkdir", 6, absent, "", (*life).create, nil},
-		{"import", 4, (*life).canImport, "", (*life).load, nil},
-		{"start", 8, down, "", doing("start", "running"), nil},
-		{"stop", 4, running, "", doing("stop", "stopped"), nil},
-		{"kill", 4, running, "", doing("kill", "stopped"), nil},
-		{"rmdir", 4, down, "", (*life).remove, nil},
-		{"rename", 4, down, "", (*life).rename, nil},
-		{"export", 2, down, "", (*life).export, nil},
-		{"snapshot", 3, hasDisk, "", (*life).take, nil},
-		{"rmdir snapshot", 2, hasSnapshot, "", (*life).drop, nil},
-		{"restore", 2, canRestore, "", (*life).restore, nil},
-		{"chown", 2, isRoot, "", (*life).chown, nil},
-		{"publish", 4, exists, "", (*life).publish, nil},
+		{"mkdir", 6, absent, (*life).create, nil},
+		{"import", 4, (*life).canImport, (*life).load, nil},
+		{"start", 8, down, doing("start", "running"), nil},
+		{"stop", 4, running, doing("stop", "stopped"), nil},
+		{"kill", 4, running, doing("kill", "stopped"), nil},
+		{"rmdir", 4, down, (*life).remove, nil},
+		{"rename", 4, down, (*life).rename, nil},
+		{"export", 2, down, (*life).export, nil},
+		{"snapshot", 3, hasDisk, (*life).take, nil},
+		{"rmdir snapshot", 2, hasSnapshot, (*life).drop, nil},
+		{"restore", 2, canRestore, (*life).restore, nil},
+		{"chown", 2, isRoot, (*life).chown, nil},
+		{"publish", 4, exists, (*life).publish, nil},
 	}
 	for _, s := range []struct {
 		file  string
@@ -74,7 +69,7 @@ func allActs() []act {
 		{"limits/net.max", []string{"rx=max tx=max", "rx=1048576 tx=max"}},
 		{"memory_target", []string{"max", "67108864"}},
 	} {
-		acts = append(acts, act{s.file, 1, exists, s.file,
+		acts = append(acts, act{s.file, 1, exists,
 			func(l *life, r *rand.Rand) error {
 				return l.set(s.file, s.texts[r.IntN(len(s.texts))])
 			}, nil})
@@ -96,24 +91,6 @@ func hasDisk(l *life) bool     { return exists(l) && l.disk }
 func hasSnapshot(l *life) bool { return exists(l) && len(l.snapshots) > 0 }
 func canRestore(l *life) bool  { return down(l) && len(l.snapshots) > 0 }
 func isRoot(l *life) bool      { return exists(l) && os.Geteuid() == 0 }
-
-// probe leaves out the acts whose files this daemon does not have.
-func (k *campaign) probe() {
-	must(k.t, os.Mkdir(k.d.path("probe"), 0o755))
-	for _, a := range allActs() {
-		if _, err := os.Stat(k.d.path("probe", a.needs)); err == nil {
-			k.acts = append(k.acts, a)
-		} else if !mayLack {
-			k.t.Error(err)
-		}
-	}
-	must(k.t, os.Remove(k.d.path("probe")))
-	if _, err := os.Stat(filepath.Join(k.d.mount, "quota")); err == nil {
-		k.quotas = newValues()
-	} else if !mayLack {
-		k.t.Error(err)
-	}
-}
 
 // step does one random command and notes its result. An error leaves next set.
 func (l *life) step(r *rand.Rand) error {
@@ -288,7 +265,7 @@ func (l *life) load(*rand.Rand) error {
 	})
 }
 
-// owners is the value of a VM's owner. Its uid has quotas, where there are some.
+// owners is the value of a VM's owner. Its uid has quotas.
 const owners, quotaUID = "owner", "40777"
 
 func (l *life) chown(r *rand.Rand) error {

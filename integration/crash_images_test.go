@@ -68,7 +68,9 @@ func (i *imageLife) step(r *rand.Rand) error {
 		i.state = i.next
 	}
 	if err != nil {
-		return fmt.Errorf("image %s, which is %s and becomes %s: %w", i.name, i.state, i.next, err)
+		why, _ := os.ReadFile(i.path("error"))
+		return fmt.Errorf("image %s, which is %s and becomes %s: %w: %s",
+			i.name, i.state, i.next, err, why)
 	}
 	return nil
 }

@@ -29,10 +29,10 @@ type campaign struct {
 	round int
 
 	killed atomic.Bool // the daemon is being killed: commands may fail
-	acts   []act       // those that this daemon knows
+	acts   []act
 	lives  []*life
 	images []*imageLife
-	quotas *values // nil without quota/
+	quotas *values
 
 	archives [2]atomic.Pointer[string] // the last whole export: of a VM without a disk, with one
 }
@@ -78,7 +78,8 @@ func TestCrash(t *testing.T) {
 const buildTime = 4 * time.Second
 
 func newCampaign(t *testing.T, vmm string, port int) *campaign {
-	k := &campaign{t: t, d: testDaemon(t, vmm), vmm: vmm, dir: t.TempDir(), port: port}
+	k := &campaign{t: t, d: testDaemon(t, vmm), vmm: vmm, dir: t.TempDir(), port: port,
+		acts: allActs(), quotas: newValues()}
 	must(t, openUp(k.dir))
 	k.prepareSources()
 	for i := range 4 {
@@ -88,7 +89,6 @@ func newCampaign(t *testing.T, vmm string, port int) *campaign {
 	for i := range 2 {
 		k.images = append(k.images, &imageLife{campaign: k, name: fmt.Sprintf("image%d", i)})
 	}
-	k.probe()
 	return k
 }
 
@@ -116,9 +116,7 @@ func (k *campaign) run(r *rand.Rand, within time.Duration) {
 	for _, i := range k.images {
 		begin(i.step)
 	}
-	if k.quotas != nil {
-		begin(k.setQuota)
-	}
+	begin(k.setQuota)
 	time.Sleep(time.Duration(r.Int64N(int64(within)))) // the random point
 	k.killed.Store(true)
 	must(k.t, k.d.signal(syscall.SIGKILL))
@@ -146,11 +144,7 @@ func (k *campaign) settle() {
 	for name := range there {
 		k.t.Errorf("round %d: %s is there and nobody made it", k.round, name)
 	}
-	if k.quotas != nil {
-		k.quotas.settle(k, "quota/"+quotaUID, func(file string) (string, error) {
-			return k.readQuota(file)
-		})
-	}
+	k.quotas.settle(k, "quota/"+quotaUID, k.readQuota)
 	entries, err = os.ReadDir(filepath.Join(k.d.mount, "images"))
 	must(k.t, err)
 	clear(there)

@@ -23,6 +23,7 @@ import (
 const cutScript = `mkdir vms/${p}web
 cat <<<$'vmm fake\ndisk 256K' >vms/${p}web/config
 echo 2 >vms/${p}web/cpus
+echo 20000 >vms/${p}web/limits/cpu.max
 mkdir vms/${p}web/snapshots/one
 echo start >vms/${p}web/state
 echo 127.0.0.1:2875$n:80/tcp >vms/${p}web/publish
