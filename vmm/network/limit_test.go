@@ -22,6 +22,11 @@ func TestLimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { // what it looks after would be another test's
+		if err := n.Release(); err != nil {
+			t.Error(err)
+		}
+	}()
 	s := newSender(t, n, 3)
 	s.answerable()
 	const rate = 400 << 10
@@ -48,6 +53,9 @@ func TestLimit(t *testing.T) {
 		{"lifted while no daemon ran", vmm.NetMax{}, true},
 	} {
 		if c.adopt {
+			if err := n.Release(); err != nil {
+				t.Fatal(err)
+			}
 			if n, err = New(o); err != nil {
 				t.Fatal(err)
 			}
