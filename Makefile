@@ -71,7 +71,7 @@ unit: test-deps image
 	$(GO) test -race -p 2 $$($(GO) list ./... | grep -v '/integration')
 
 integration: test-deps image
-	$(GO) test -race -p 1 -parallel 2 -timeout 30m ./integration/... $(TESTFLAGS)
+	$(GO) test -race -p 1 -parallel 2 -timeout 40m ./integration/... $(TESTFLAGS)
 
 lint: install-deps
 	@files=$$(gofmt=$$($(GO) env GOROOT)/bin/gofmt; $$gofmt -l .); \
