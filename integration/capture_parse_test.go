@@ -17,9 +17,13 @@ func configOf(n int64) string {
 	words := strings.TrimSpace(strings.Repeat(fmt.Sprintf("n=%d ", n), 1+int(n%2)*150))
 	net := []string{"bridge", "user", "none"}[n%3]
 	return fmt.Sprintf("image builtin\ncpus %d\nmemory %d\ndisk %d\ncmdline %s\nvmm fake\nnet %s\n"+
-		"autostart %d\nidle_timeout %d\nstop_timeout %d\nprotected %d\nisolate 1\nexpose_fs 0\n",
+		"autostart %d\nidle_timeout %d\nstop_timeout %d\nprotected %d\nisolate 1\nexpose_fs 0\n"+unlimited,
 		1+n%256, 128<<20+n*4096, n*4096, words, net, n%2, n+1, n, n/2%2)
 }
+
+// unlimited are the settings that bound nothing.
+const unlimited = "memory_target max\ncpu.max max 100000\ncpu.weight 100\nmemory.max max\n" +
+	"pids.max max\nio.max rbps=max wbps=max riops=max wiops=max\nnet.max rx=max tx=max\n"
 
 func parseConfig(text []byte, _, _ int64) (int64, error) {
 	_, after, _ := strings.Cut(string(text), "\nstop_timeout ")

@@ -78,8 +78,8 @@ func TestWalkRequests(t *testing.T) {
 	walk()
 	after := d.requests(t)
 	for op, most := range map[string]int{
-		"OPENDIR":     4, // web, snapshots, exec, wait
-		"READDIRPLUS": 4, // two of web, two of snapshots
+		"OPENDIR":     5, // web, limits, snapshots, exec, wait
+		"READDIRPLUS": 6, // two each of web, limits, snapshots
 		"GETATTR":     2, // with those of metrics
 	} {
 		if got := after[op] - before[op]; got > most {
