@@ -13,6 +13,9 @@ type Groups interface {
 	Join(ctx context.Context, id, name string, pid int, l *Limits) (Group, error)
 	// Find returns the group of a VM's process, nil if it has none of its own.
 	Find(id string, pid int) Group
+	// Drop removes what there is of the group of a VM whose process has ended: a daemon that was
+	// killed may have left it half made.
+	Drop(id string)
 	// Sweep removes the groups that an earlier daemon left without a process.
 	Sweep()
 	// Close removes what no VM uses, at the daemon's end.

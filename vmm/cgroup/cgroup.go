@@ -91,6 +91,9 @@ func (none) Find(string, int) vmm.Group { return nil }
 // Sweep implements vmm.Groups.
 func (none) Sweep() {}
 
+// Drop implements vmm.Groups.
+func (none) Drop(string) {}
+
 // Close implements vmm.Groups.
 func (none) Close() {}
 

@@ -195,6 +195,9 @@ func (s *systemd) Find(_ string, pid int) vmm.Group {
 	return &scope{s: s, name: name}
 }
 
+// Drop implements vmm.Groups. A scope ends with its last process.
+func (s *systemd) Drop(string) {}
+
 // Sweep implements vmm.Groups.
 func (s *systemd) Sweep() {}
 

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"banger/vmm"
@@ -30,9 +29,6 @@ type tree struct {
 	version string // for people
 	unified bool
 	bases   map[string]string // by controller; of version 2 all are the same
-
-	mu   sync.Mutex      // held while groups are swept
-	left map[string]bool // groups that the last sweep could not remove; guarded by mu
 }
 
 var _ vmm.Groups = (*tree)(nil)
@@ -185,9 +181,6 @@ func (t *tree) Lacks() map[vmm.Feature]string {
 func (t *tree) Join(
 	ctx context.Context, id, _ string, pid int, l *vmm.Limits,
 ) (vmm.Group, error) {
-	t.mu.Lock()
-	delete(t.left, id)
-	t.mu.Unlock()
 	g := t.group(id)
 	g.known = true
 	for _, dir := range g.all {
@@ -230,49 +223,22 @@ func (t *tree) Find(id string, pid int) vmm.Group {
 	return g
 }
 
-// Sweep implements vmm.Groups. The kernel removes no group that has a process. Those of processes
-// that end soon, as init reaps them, go in the background.
-func (t *tree) Sweep() {
-	t.mu.Lock()
-	done := t.sweep(nil)
-	t.mu.Unlock()
-	if done {
-		return
-	}
-	go func() { // ends after sweepTries
-		for range sweepTries {
-			time.Sleep(sweepPause)
-			t.mu.Lock()
-			done := t.sweep(t.left)
-			t.mu.Unlock()
-			if done {
-				return
-			}
-		}
-	}()
-}
+// Drop implements vmm.Groups.
+func (t *tree) Drop(id string) { t.group(id).Remove() }
 
-// sweep removes the groups without processes, or those of only that are without. It keeps the names
-// of the others, and reports whether there are none. The caller holds t.mu.
-func (t *tree) sweep(only map[string]bool) bool {
-	left := make(map[string]bool)
+// Sweep implements vmm.Groups. The kernel removes no group that has a process.
+func (t *tree) Sweep() {
 	for _, base := range t.bases {
 		entries, err := os.ReadDir(base)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.log.Warn("cannot look for cgroups that were left", "err", err)
 		}
 		for _, e := range entries {
-			name := e.Name()
-			if !e.IsDir() || name == daemonGroup || only != nil && !only[name] {
-				continue
-			}
-			if errors.Is(os.Remove(filepath.Join(base, name)), unix.EBUSY) {
-				left[name] = true
+			if e.IsDir() && e.Name() != daemonGroup {
+				_ = os.Remove(filepath.Join(base, e.Name()))
 			}
 		}
 	}
-	t.left = left
-	return len(left) == 0
 }
 
 // Close implements vmm.Groups.
@@ -351,9 +317,6 @@ func (g *group) set(k *knob, l *vmm.Limits) error {
 const (
 	removeTries = 20
 	removePause = 10 * time.Millisecond
-
-	sweepTries = 40
-	sweepPause = 250 * time.Millisecond
 )
 
 // Remove implements vmm.Group. A process that init has yet to reap keeps its group for a moment.

@@ -48,7 +48,7 @@ func (d *Driver) Adopt(
 	}
 	ended, cancel := context.WithTimeout(ctx, killDeadline)
 	defer cancel()
-	if killErr := p.end(ended); killErr != nil {
+	if killErr := d.end(ended, spec.ID, p); killErr != nil {
 		return nil, fmt.Errorf("cannot adopt %s: %w; %v", spec.Name, err, killErr)
 	}
 	removeSockets(spec.Dir)
@@ -56,6 +56,15 @@ func (d *Driver) Adopt(
 		return nil, fmt.Errorf("%s was not started to its end: %w", spec.Name, vmm.ErrNotFound)
 	}
 	return nil, fmt.Errorf("cannot adopt %s, so process %d was ended: %w", spec.Name, p.PID, err)
+}
+
+// end ends a VM's process that no Machine owns, and removes its group.
+func (d *Driver) end(ctx context.Context, uuid string, p *process) error {
+	err := p.end(ctx)
+	if err == nil && d.groups != nil {
+		d.groups.Drop(uuid)
+	}
+	return err
 }
 
 // errNotBegun marks a QEMU that waits for its kernel's command line.
@@ -209,7 +218,7 @@ func (d *Driver) Sweep(ctx context.Context, stateDir string, keep func(uuid stri
 		}
 		d.log.Info("ending a leftover QEMU", "pid", pid, "uuid", uuid)
 		ended := make(chan error, 1)
-		go func() { ended <- p.end(ctx) }()
+		go func() { ended <- d.end(ctx, uuid, p) }()
 		ends = append(ends, ended)
 	}
 	for _, ended := range ends {

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -121,6 +122,8 @@ func (b *bench) rawStart(t *testing.T, v *commands) vmm.Process {
 // is left.
 func TestAdoptOfWhatHasNotBegun(t *testing.T) {
 	b := newBench(t)
+	dropped := make(droppedGroups, 1)
+	b.groups = dropped
 	proc := b.rawStart(t, commandLine(b.spec, b.platform))
 	if n := b.processes(); n != 1 {
 		t.Fatalf("%d processes", n)
@@ -132,7 +135,38 @@ func TestAdoptOfWhatHasNotBegun(t *testing.T) {
 	if n, s := b.processes(), b.sockets(); n != 0 || s != nil {
 		t.Errorf("left: %d processes, %q", n, s)
 	}
+	if id := dropped.last(); id != b.spec.ID {
+		t.Errorf("the cgroup of %q was removed", id)
+	}
+	b.rawStart(t, commandLine(b.spec, b.platform))
+	b.sweep(t, b.spec.StateDir, false)
+	if id := dropped.last(); id != b.spec.ID {
+		t.Errorf("a sweep removed the cgroup of %q", id)
+	}
 }
+
+// droppedGroups receives the VMs whose groups are removed.
+type droppedGroups chan string
+
+func (d droppedGroups) last() string {
+	select {
+	case id := <-d:
+		return id
+	default:
+		return ""
+	}
+}
+
+func (droppedGroups) Lacks() map[vmm.Feature]string { return nil }
+func (droppedGroups) Join(
+	context.Context, string, string, int, *vmm.Limits,
+) (vmm.Group, error) {
+	return nil, errors.ErrUnsupported
+}
+func (droppedGroups) Find(string, int) vmm.Group { return nil }
+func (d droppedGroups) Drop(id string)           { d <- id }
+func (droppedGroups) Sweep()                     {}
+func (droppedGroups) Close()                     {}
 
 // A VMM of an earlier banger has paths in place of descriptors.
 func TestAdoptOfAnEarlierBanger(t *testing.T) {
