@@ -3,7 +3,6 @@ package fs
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +30,7 @@ func ownFiles() error {
 	if err := unix.Unshare(unix.CLONE_FILES); err != nil {
 		return fmt.Errorf("cannot unshare the table of open files: %w", err)
 	}
-	fds, err := openFiles()
+	fds, err := host.OpenFiles()
 	if err != nil {
 		return err
 	}
@@ -42,16 +41,4 @@ func ownFiles() error {
 		}
 	}
 	return nil
-}
-
-// openFiles returns the open files of the calling thread.
-func openFiles() ([]int, error) {
-	entries, err := os.ReadDir("/proc/thread-self/fd")
-	var fds []int
-	for _, e := range entries {
-		if fd, err := strconv.Atoi(e.Name()); err == nil {
-			fds = append(fds, fd)
-		}
-	}
-	return fds, err
 }

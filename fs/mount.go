@@ -140,13 +140,13 @@ func (s *Server) connect() (err error) {
 		return err
 	}
 	if s.uid == 0 {
-		// go-fuse opens /dev/fuse without O_CLOEXEC. A VMM that inherited it would keep the mount
-		// of a dead daemon. Without root, mounting executes a program, which this lock would block.
+		// For CloseFUSEOnExec. Without root, mounting executes a program, which this lock would
+		// block.
 		syscall.ForkLock.RLock()
 		defer syscall.ForkLock.RUnlock()
 	}
 	s.fuse, err = fuse.NewServer(bridge, s.o.Dir, s.mountOptions())
-	closeOnExec()
+	host.CloseFUSEOnExec()
 	return err
 }
 
@@ -180,22 +180,6 @@ func (s *Server) serve(ctx context.Context, wait func() error) error {
 	}
 	s.cancel()
 	return fmt.Errorf("cannot mount %s: %w", s.o.Dir, errors.Join(err, s.unmount(ctx)))
-}
-
-// fuseDevice is the number of /dev/fuse (Documentation/admin-guide/devices.txt of Linux), whatever
-// the name of the node.
-var fuseDevice = unix.Mkdev(10, 229)
-
-// closeOnExec keeps the connection to the kernel from the programs that the daemon starts.
-func closeOnExec() {
-	fds, _ := openFiles()
-	for _, fd := range fds {
-		var st unix.Stat_t
-		err := unix.Fstat(fd, &st)
-		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == fuseDevice {
-			unix.CloseOnExec(fd)
-		}
-	}
 }
 
 // Wait blocks until the tree is unmounted, by any process.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"banger/internal/host"
 )
 
 func TestMounts(t *testing.T) {
@@ -52,24 +54,6 @@ func TestMounted(t *testing.T) {
 	}
 }
 
-// TestCloseOnExec opens the device by another name, as in a container that binds a node over it.
-func TestCloseOnExec(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "node")
-	if err := unix.Mknod(path, unix.S_IFCHR|0o600, int(fuseDevice)); err != nil {
-		t.Skipf("only root makes devices: %v", err)
-	}
-	fd, err := unix.Open(path, unix.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("devices cannot be opened here: %v", err)
-	}
-	defer unix.Close(fd)
-	closeOnExec()
-	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
-	if err != nil || flags&unix.FD_CLOEXEC == 0 {
-		t.Errorf("a started program inherits the device: flags %#x, %v", flags, err)
-	}
-}
-
 // TestFailedMount expects that a failed start leaves neither a mount nor a goroutine.
 func TestFailedMount(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -81,7 +65,7 @@ func TestFailedMount(t *testing.T) {
 	s.fuse, err = fuse.NewServer(fuse.NewDefaultRawFileSystem(), s.o.Dir, &fuse.MountOptions{
 		FsName: fsName, Name: fsName, DirectMountStrict: true,
 	})
-	closeOnExec()
+	host.CloseFUSEOnExec()
 	if err != nil {
 		t.Skipf("mounting fails here: %v", err)
 	}

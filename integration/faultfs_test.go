@@ -25,6 +25,9 @@ func TestFaultLayer(t *testing.T) {
 	run := func(script string) error {
 		return exec.Command("bash", "-c", "cd "+dir+" && "+script).Run()
 	}
+	if run("! ls -l /proc/self/fd | grep /dev/fuse") != nil {
+		t.Error("a program inherits the layer's connection to the kernel")
+	}
 	layer.StartRecord()
 	must(t, run("echo one >kept; sync kept; mkdir d; sync ."))
 	synced := layer.Position()

@@ -17,6 +17,8 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"banger/internal/host"
 )
 
 // Fault says which changes fail.
@@ -54,8 +56,8 @@ func Mount(below, dir string) (*Layer, error) {
 		return nil, err
 	}
 	l.nodes[fuse.FUSE_ROOT_ID] = Root
-	// go-fuse opens a file in the mount. A child of a fork would close it before exec(2), where the
-	// process that has to answer may be stopped.
+	// For CloseFUSEOnExec. go-fuse also opens a file in the mount: a child of a fork would close it
+	// before exec(2), where the process that has to answer may be stopped.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	l.server, err = fuse.NewServer(l, dir, &fuse.MountOptions{
@@ -64,6 +66,7 @@ func Mount(below, dir string) (*Layer, error) {
 		DisableReadDirPlus: true, MaxWrite: 1 << 20,
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH, // the kernel would write past the layer
 	})
+	host.CloseFUSEOnExec()
 	if err != nil {
 		return nil, fmt.Errorf("cannot mount a layer at %s: %w", dir, err)
 	}
