@@ -34,7 +34,8 @@ func Memory(proc string) (int64, error) {
 		return 0, fmt.Errorf("%s has no MemTotal", filepath.Join(proc, "meminfo"))
 	}
 	mounts, _ := os.ReadFile(filepath.Join(proc, "self", "mountinfo")) // without one, no limits
-	groups, _ := os.ReadFile(filepath.Join(proc, "self", "cgroup"))
+	text, _ = os.ReadFile(filepath.Join(proc, "self", "cgroup"))
+	groups := ParseCgroup(text)
 	for _, m := range Mounts(mounts) {
 		controller, file := "", "memory.max"
 		switch {
@@ -44,7 +45,11 @@ func Memory(proc string) (int64, error) {
 		default:
 			continue
 		}
-		for _, dir := range groupsAbove(m, groups, controller) {
+		group, in := groups[controller]
+		if !in {
+			continue
+		}
+		for _, dir := range groupsAbove(m, group) {
 			// Without a limit the file is missing, or has the word max or a huge number.
 			text, _ := os.ReadFile(filepath.Join(dir, file))
 			n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
@@ -56,23 +61,16 @@ func Memory(proc string) (int64, error) {
 	return least, nil
 }
 
-// groupsAbove returns the directories of a process's cgroup and of those above it, as far as the
-// mount shows them. groups is the process's file cgroup.
-func groupsAbove(m *mountinfo.Info, groups []byte, controller string) []string {
-	for line := range bytes.Lines(groups) {
-		parts := strings.SplitN(strings.TrimSpace(string(line)), ":", 3)
-		if len(parts) != 3 || !slices.Contains(strings.Split(parts[1], ","), controller) {
-			continue
-		}
-		rel, err := filepath.Rel(m.Root, parts[2])
-		if err != nil || !filepath.IsLocal(rel) {
-			return nil
-		}
-		dirs := []string{m.Mountpoint}
-		for _, name := range strings.Split(rel, "/") {
-			dirs = append(dirs, filepath.Join(dirs[len(dirs)-1], name))
-		}
-		return dirs
+// groupsAbove returns the directories of a cgroup and of those above it, as far as the mount shows
+// them.
+func groupsAbove(m *mountinfo.Info, group string) []string {
+	rel, err := filepath.Rel(m.Root, group)
+	if err != nil || !filepath.IsLocal(rel) {
+		return nil
 	}
-	return nil
+	dirs := []string{m.Mountpoint}
+	for _, name := range strings.Split(rel, "/") {
+		dirs = append(dirs, filepath.Join(dirs[len(dirs)-1], name))
+	}
+	return dirs
 }
