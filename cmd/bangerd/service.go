@@ -122,6 +122,7 @@ func (s *service) open(ctx context.Context) error {
 	c.completeQuotas(log, s.state, memory)
 	jobs := host.NewJobs(c.VMUIDBase)
 	images, err := image.Open(image.Options{Dir: s.imagesDir(), Log: log, Jobs: jobs,
+		User:   s.subuids.User,
 		Limits: image.Limits{Bytes: int64(c.ImageMaxSize), Files: c.ImageMaxFiles}})
 	if err != nil {
 		return fmt.Errorf("cannot open the images: %w", err)

@@ -36,6 +36,8 @@ type Options struct {
 	Limits Limits
 	Jobs   *host.Jobs   // uids for builds, which read users' files; nil: the daemon's own
 	Log    *slog.Logger // slog.Default() if nil
+	// User returns the user whose images a uid's count as; nil for the uid itself.
+	User func(uid uint32) uint32
 }
 
 // Limits bound the files of an image. Zeros stand for 8 GiB and 500,000 files.
@@ -61,8 +63,6 @@ type Set struct {
 	slots  *slots.Slots
 
 	transport *http.Transport // to registries, see asker
-
-	subuids host.Subuids
 
 	blobs sync.RWMutex // read by builds, written by Collect
 
@@ -101,6 +101,9 @@ var _ vmm.ImageStore = (*Set)(nil)
 func Open(o Options) (*Set, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
+	}
+	if o.User == nil {
+		o.User = func(uid uint32) uint32 { return uid }
 	}
 	if o.Limits.Bytes == 0 {
 		o.Limits.Bytes = 8 << 30
@@ -228,7 +231,7 @@ func (s *Set) Create(ctx context.Context, name string, owner vmm.Owner) (vmm.Ima
 	e.created = time.Now()
 	e.changed = e.created
 	e.rec = record{Owner: owner, Created: e.created}
-	e.user = s.subuids.User(owner.UID)
+	e.user = s.o.User(owner.UID)
 	s.mu.Lock()
 	err := s.mayCreateLocked(e)
 	if err == nil {

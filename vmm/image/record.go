@@ -116,7 +116,7 @@ func (s *Set) load(name string) *item {
 	if e.rec.Building {
 		e.rec.Building, e.rec.Failed = false, interrupted
 	}
-	e.user = s.subuids.User(e.rec.Owner.UID)
+	e.user = s.o.User(e.rec.Owner.UID)
 	e.created, e.changed = e.rec.Created, e.rec.Created
 	return e
 }
