@@ -97,6 +97,49 @@ func TestLayers(t *testing.T) {
 	}
 }
 
+// TestAUFSLayers lays layers over each other that have AUFS's own files, at the root and below.
+func TestAUFSLayers(t *testing.T) {
+	dir := func(name string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755} }
+	link := func(name, to string) tar.Header {
+		return tar.Header{Name: name, Typeflag: tar.TypeLink, Linkname: to}
+	}
+	low := tartest.Of(t, file(".wh..wh.aufs", ""), dir(".wh..wh.orph/"), file(".wh..wh.orph/x", "x"),
+		dir(".wh..wh.plnk/"), file("./.wh..wh.plnk/123.4", "two names"), file(".wh..wh.plnk/9.9", "none"),
+		link("one", ".wh..wh.plnk/123.4"), link("sub/two", "/.wh..wh.plnk/123.4"),
+		dir("data/.wh..wh.orph"), file("data/.wh..wh.orph/deep/x", "x"), file("data/.wh..wh.aufs", ""),
+		file("data/.wh..wh.plnk/5.5", "x"), file("data/old", "a"), file("data/sub/old", "a"),
+		dir("data/empty"))
+	high := tartest.Of(t, dir("data/sub/.wh..wh..opq"), file("data/sub/new", "b"),
+		file("data/.wh..wh..opq/x", ""), dir(".wh..wh.plnk"), file(".wh.one", ""))
+	r, err := Read(context.Background(), layersOf(low, high), testLimits, nothing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `/data 40755
+/data/empty 40755
+/data/old 100644
+/data/sub 40755
+/data/sub/new 100644
+/sub 40755
+/sub/two 100644
+`
+	if got := list(r.tree); got != want {
+		t.Errorf("got\n%s", got)
+	}
+	if n := r.tree.follow("sub/two"); n.links != 1 || n.size != 9 {
+		t.Errorf("the linked file has %d names and %d bytes", n.links, n.size)
+	}
+	// A link leads into its own layer only, and into no other directory of AUFS's.
+	for _, to := range []string{".wh..wh.plnk/123.4", ".wh..wh.plnk/none", ".wh..wh.plnk",
+		"data/.wh..wh.plnk/5.5", ".wh..wh.orph/x"} {
+		next := tartest.Of(t, link("three", to))
+		_, err := Read(context.Background(), layersOf(low, next), testLimits, nothing)
+		if err == nil || !strings.Contains(err.Error(), "no file of the root") {
+			t.Errorf("a link to %s: %v", to, err)
+		}
+	}
+}
+
 // What leads out of the root, or is too much, is refused with a sentence and before anything is
 // written.
 func TestHostileLayers(t *testing.T) {
@@ -255,6 +298,7 @@ func TestExt4(t *testing.T) {
 		{Name: "pipe", Typeflag: tar.TypeFifo},
 		{Name: "ping", Typeflag: tar.TypeReg, Linkname: "ping", PAXRecords: map[string]string{
 			"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00", "SCHILY.xattr.user.a": "b"}},
+		file(".wh..wh.plnk/1.2", "linked"), {Name: "aufs", Typeflag: tar.TypeLink, Linkname: ".wh..wh.plnk/1.2"},
 		file("empty", ""), file("large", strings.Repeat("0123456789abcdef", 1<<16)), file("zeros", strings.Repeat("\x00", 1<<20)),
 	}
 	for i := range 3000 {
@@ -280,7 +324,7 @@ func TestExt4(t *testing.T) {
 	}
 	for command, want := range map[string]string{
 		"stat /bin/su": "Mode:  04755", "stat /home": "User: 100000   Group: 100001", "cat /many/a-name-that-is-not-short-2999": "2999",
-		"stat /long": strings.Repeat("a/", 10), "stat /second": "Links: 2", "ea_get /ping user.a": "b", "stat /pipe": "Type: FIFO", "cat /second": "su",
+		"stat /long": strings.Repeat("a/", 10), "stat /second": "Links: 2", "ea_get /ping user.a": "b", "stat /pipe": "Type: FIFO", "cat /aufs": "linked", "cat /second": "su",
 	} {
 		if got := debugfs(command); command == "stat /long" {
 			if !strings.Contains(got, "Size: 200") {
@@ -290,7 +334,7 @@ func TestExt4(t *testing.T) {
 			t.Errorf("%s: %s", command, got)
 		}
 	}
-	if got := debugfs("cat /large"); got != entries[8].Linkname {
+	if got := debugfs("cat /large"); got != entries[10].Linkname {
 		t.Errorf("large is another after %d bytes", len(got))
 	}
 	fi, err := os.Stat(disk)
@@ -320,6 +364,7 @@ func TestReadCancelled(t *testing.T) {
 func FuzzTree(f *testing.F) {
 	f.Add("a/b", byte(tar.TypeReg), "", ".wh.a", byte(tar.TypeReg), "")
 	f.Add("l", byte(tar.TypeSymlink), "../..", "l/x", byte(tar.TypeLink), "l")
+	f.Add(".wh..wh.plnk/1", byte(tar.TypeReg), "", "x", byte(tar.TypeLink), ".wh..wh.plnk/1")
 	f.Add("d", byte(tar.TypeDir), "", "d/.wh..wh..opq", byte(tar.TypeReg), "")
 	f.Fuzz(func(t *testing.T, name string, kind byte, link, name2 string, kind2 byte, link2 string) {
 		tr := newTree(testLimits)

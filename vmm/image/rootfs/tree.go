@@ -57,6 +57,8 @@ type tree struct {
 	files        int   // entries and implied directories so far, of all layers
 	bytes        int64 // of files, and a block of each directory
 	text         int64 // of names, links and attributes
+
+	aufs map[string]*node // see aufsLinks
 }
 
 func newTree(limits Limits) *tree {
@@ -121,6 +123,9 @@ func (t *tree) add(h *tar.Header) error {
 		}
 		return nil
 	}
+	if aufsOwn(parts) {
+		return t.addAUFS(parts, h)
+	}
 	dir, err := t.dir(parts[:len(parts)-1])
 	if err != nil {
 		return err
@@ -129,8 +134,8 @@ func (t *tree) add(h *tar.Header) error {
 	if err := t.countText(len(name)); err != nil {
 		return err
 	}
-	if hidden, ok := strings.CutPrefix(name, whiteout); ok {
-		t.white(dir, hidden)
+	if strings.HasPrefix(name, whiteout) {
+		t.white(dir, name)
 		return nil
 	}
 	if dir == t.root && name == lostFound {
@@ -208,12 +213,7 @@ func (t *tree) hardLink(dir *node, name string, h *tar.Header) error {
 	if err != nil {
 		return fmt.Errorf("hard link %.200q: %w", h.Name, err)
 	}
-	var target *node
-	if len(parts) > 0 {
-		if from, err := t.walk(parts[:len(parts)-1], false); err == nil && from != nil {
-			target = from.children[parts[len(parts)-1]]
-		}
-	}
+	target := t.linked(parts)
 	if target == nil || target.children != nil {
 		return fmt.Errorf("hard link %.200q to %.200q, which is no file of the root", h.Name, h.Linkname)
 	}
@@ -244,13 +244,13 @@ func drop(n *node) {
 	}
 }
 
-// white hides entries of lower layers: one name, or all names of a directory.
-func (t *tree) white(dir *node, hidden string) {
-	const opaque = ".wh..opq"
-	if hidden == opaque {
+// white hides entries of lower layers: the one that a whiteout names, or all of a directory.
+func (t *tree) white(dir *node, name string) {
+	if name == opaque {
 		t.below(dir)
 		return
 	}
+	hidden := strings.TrimPrefix(name, whiteout)
 	if n := dir.children[hidden]; n != nil && t.below(n) {
 		drop(n)
 		delete(dir.children, hidden)
