@@ -9,8 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -299,26 +297,20 @@ func programCommand(p *guest.Program) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// stopSignal parses the signal of an image: a number, or a name with SIG or without. An unknown one
-// is SIGTERM.
+// stopSignal returns the signal by which an image's program is stopped. A build refuses an unknown
+// one; images that an earlier version has built may have one, and get SIGTERM as they did then.
 func stopSignal(text string) unix.Signal {
-	if n, err := strconv.Atoi(text); err == nil && n > 0 && n < 65 {
-		return unix.Signal(n)
+	n, err := guest.ParseSignal(text)
+	if err != nil {
+		return unix.SIGTERM
 	}
-	name := strings.ToUpper(text)
-	if !strings.HasPrefix(name, "SIG") {
-		name = "SIG" + name
-	}
-	if s := unix.SignalNum(name); s != 0 {
-		return s
-	}
-	return unix.SIGTERM
+	return unix.Signal(n)
 }
 
 // howEnded says how a process ended.
 func howEnded(s unix.WaitStatus) string {
 	if s.Signaled() {
-		return fmt.Sprintf("was ended by %s", unix.SignalName(s.Signal()))
+		return "was ended by SIG" + guest.SignalName(int(s.Signal()))
 	}
 	return fmt.Sprintf("ended with status %d", s.ExitStatus())
 }

@@ -2,13 +2,9 @@ package guest
 
 import (
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Paths of the agent's streams of a command. ExecControl carries ExecEvents both ways, a line of
@@ -82,25 +78,6 @@ func (s ExecStatus) String() string {
 		return "killed " + SignalName(s.Signal)
 	}
 	return "exited " + strconv.Itoa(s.Code)
-}
-
-// SignalName returns INT for 2, and the number itself for a signal without a name (signal(7)).
-func SignalName(signal int) string {
-	if name := unix.SignalName(syscall.Signal(signal)); name != "" {
-		return strings.TrimPrefix(name, "SIG")
-	}
-	return strconv.Itoa(signal)
-}
-
-// ParseSignal returns 2 for INT, SIGINT and 2. It fails with ErrInvalid.
-func ParseSignal(text string) (int, error) {
-	if n, err := strconv.Atoi(text); err == nil && n >= 1 && n <= 64 {
-		return n, nil
-	}
-	if n := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(text), "SIG")); n != 0 {
-		return int(n), nil
-	}
-	return 0, fmt.Errorf("%.64q is not a signal, such as INT, TERM or 9: %w", text, ErrInvalid)
 }
 
 // execKinds are the kinds of failed starts.

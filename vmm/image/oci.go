@@ -19,7 +19,10 @@ func (j *job) planImage(i *rootfs.Image, begin float64) (*plan, error) {
 	if err := i.Check(); err != nil {
 		return nil, err
 	}
-	program := i.Program()
+	program, err := i.Program()
+	if err != nil {
+		return nil, err
+	}
 	text, err := json.Marshal(program)
 	if err != nil {
 		return nil, err

@@ -74,8 +74,12 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 		return nil, fmt.Errorf("a configuration of %d bytes and %d layers are too much",
 			m.Config.Size, len(m.Layers))
 	}
-	if i.Config, err = img.ConfigFile(); err != nil {
+	config, err := img.RawConfigFile()
+	if err != nil {
 		return nil, fmt.Errorf("cannot read its configuration: %w", err)
+	}
+	if i.Config, err = rootfs.ParseConfig(config); err != nil {
+		return nil, err
 	}
 	var total, done int64
 	for _, d := range m.Layers {

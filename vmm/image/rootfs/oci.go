@@ -9,8 +9,6 @@ import (
 	"runtime"
 	"strings"
 
-	"banger/vmm/guest"
-
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
@@ -30,17 +28,8 @@ var Platform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 // Image is the image of a container: its configuration and its layers, the lowest first.
 type Image struct {
 	Digest string // of its manifest, or of its configuration if it has no manifest
-	Config *v1.ConfigFile
+	Config *Config
 	Layers []*Layer
-}
-
-// Program returns the program that the image runs.
-func (i *Image) Program() *guest.Program {
-	c := &i.Config.Config
-	return &guest.Program{
-		Args: append(append([]string(nil), c.Entrypoint...), c.Cmd...),
-		Env:  c.Env, Dir: c.WorkingDir, User: c.User, StopSignal: c.StopSignal,
-	}
 }
 
 // Check refuses an image for another platform and one whose configuration does not fit its layers.
@@ -78,7 +67,7 @@ func (a *Archive) OCI() (*Image, error) {
 		return nil, err
 	}
 	i := &Image{Digest: digest}
-	if i.Config, err = parseConfig(config); err != nil {
+	if i.Config, err = ParseConfig(config); err != nil {
 		return nil, err
 	}
 	for _, d := range m.Layers {
@@ -89,14 +78,6 @@ func (a *Archive) OCI() (*Image, error) {
 		i.Layers = append(i.Layers, l)
 	}
 	return i, nil
-}
-
-func parseConfig(text []byte) (*v1.ConfigFile, error) {
-	config, err := v1.ParseConfigFile(bytes.NewReader(text))
-	if err != nil {
-		return nil, fmt.Errorf("its configuration cannot be read: %w", err)
-	}
-	return config, nil
 }
 
 // manifest returns the manifest, and its digest, of the one image for Platform in an index.
@@ -166,7 +147,7 @@ func (a *Archive) Docker() (*Image, error) {
 	if "sha256:"+hex != i.Digest {
 		return nil, fmt.Errorf("it is damaged: configuration %.100q has the digest %s", name, i.Digest)
 	}
-	if i.Config, err = parseConfig(config); err != nil {
+	if i.Config, err = ParseConfig(config); err != nil {
 		return nil, err
 	}
 	for _, name := range images[0].Layers {
