@@ -228,10 +228,10 @@ func configTold(text string) string {
 
 // ctlTold shows the commands that start something in a guest or end it, without their text.
 func ctlTold(text string) string {
-	word, rest, _ := strings.Cut(strings.TrimSpace(text), " ")
+	word, rest := cutControl(text)
 	switch word {
 	case "run", "argv", "dial", "signal":
-		return withLength(word, strings.TrimSpace(rest))
+		return withLength(word, rest)
 	}
 	return ""
 }

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -27,13 +28,11 @@ func (s *session) control(w *writeRequest, p []byte) (int, error) {
 		return 0, fmt.Errorf("cannot write %d bytes to ctl of a session of %s, "+
 			"at most %d at once: %w", len(p), name, maxControl, vmm.ErrTooBig)
 	}
-	text := strings.TrimSpace(string(p))
-	if strings.IndexByte(text, 0) >= 0 {
+	if bytes.IndexByte(p, 0) >= 0 {
 		return 0, fmt.Errorf("cannot write a NUL byte to ctl of a session of %s: %w",
 			name, vmm.ErrInvalid)
 	}
-	word, text, _ := strings.Cut(text, " ")
-	text = strings.TrimSpace(text)
+	word, text := cutControl(string(p))
 	var err error
 	if do, ok := controls[word]; ok {
 		err = do(s, w, text)
@@ -50,10 +49,24 @@ func (s *session) control(w *writeRequest, p []byte) (int, error) {
 	return len(p), nil
 }
 
+// exactControls are the commands whose text is free bytes.
+var exactControls = map[string]bool{"run": true, "dir": true, "user": true, "env": true}
+
+// cutControl splits a command at its first blank. One newline at its end belongs to neither part.
+// Of exactControls every other byte of the text counts.
+func cutControl(command string) (word, text string) {
+	command = strings.TrimLeft(strings.TrimSuffix(command, "\n"), " \t\n")
+	word, text, _ = strings.Cut(command, " ")
+	if word = strings.TrimSpace(word); !exactControls[word] {
+		text = strings.TrimSpace(text)
+	}
+	return word, text
+}
+
 // controls are the commands that start, change or end what runs.
 var controls = map[string]func(*session, *writeRequest, string) error{
 	"run": func(s *session, w *writeRequest, text string) error {
-		if text == "" {
+		if strings.TrimSpace(text) == "" {
 			return fmt.Errorf("write run COMMAND LINE: %w", vmm.ErrInvalid)
 		}
 		return s.start(w, func(c *guest.ExecRequest) error {
@@ -103,6 +116,7 @@ var controls = map[string]func(*session, *writeRequest, string) error{
 // presets are the commands that prepare what will run.
 var presets = map[string]func(*guest.ExecRequest, string) error{
 	"dir": func(c *guest.ExecRequest, text string) error {
+		text = strings.TrimLeft(text, " \t") // a path begins with a slash
 		if !strings.HasPrefix(text, "/") {
 			return fmt.Errorf("%.64q is not an absolute path: %w", text, vmm.ErrInvalid)
 		}
@@ -164,16 +178,18 @@ func addEnv(c *guest.ExecRequest, text string) error {
 	return nil
 }
 
-// parseArgv reads a JSON list of strings.
+// parseArgv reads a JSON list of strings, see value.Raw.
 func parseArgv(text string) (argv []string, err error) {
-	if err := json.Unmarshal([]byte(text), &argv); err != nil || len(argv) == 0 || argv[0] == "" {
+	var list []value.Raw
+	if err := json.Unmarshal([]byte(text), &list); err != nil || len(list) == 0 || list[0] == "" {
 		return nil, fmt.Errorf("%.64q is not a list such as [\"uname\",\"-a\"]: %w",
 			text, vmm.ErrInvalid)
 	}
-	for _, a := range argv {
-		if strings.IndexByte(a, 0) >= 0 {
+	for _, a := range list {
+		if strings.IndexByte(string(a), 0) >= 0 {
 			return nil, fmt.Errorf("an argument has a NUL byte: %w", vmm.ErrInvalid)
 		}
+		argv = append(argv, string(a))
 	}
 	return argv, nil
 }

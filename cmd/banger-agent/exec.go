@@ -79,6 +79,9 @@ func (g *agent) startExec(r *guest.ExecRequest) (guest.Command, error) {
 // notStarted returns the error for a failed fork or execve (execve(2)).
 func notStarted(name string, err error) error {
 	kind := guest.ErrGone
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
+		err = path.Err // name stands for the path
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		kind = guest.ErrNotFound

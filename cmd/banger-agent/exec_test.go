@@ -108,6 +108,10 @@ func status(t *testing.T, e *guest.Exec) string {
 func TestExec(t *testing.T) {
 	p := newPiped(t)
 	dir := t.TempDir()
+	odd := filepath.Join(dir, "d\xfd ")
+	if err := os.Mkdir(odd, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	who := fmt.Sprint(os.Getuid())
 	for _, x := range []struct {
 		name                string
@@ -122,6 +126,7 @@ func TestExec(t *testing.T) {
 		{"deaf to its time limit", guest.ExecRequest{Argv: []string{"/bin/sh", "-c", "trap '' TERM; echo on; while :; do sleep 0.05; done"}, Timeout: 300 * time.Millisecond}, "on\n", "", "timed out"},
 		{"a directory", guest.ExecRequest{Argv: []string{"pwd"}, Dir: dir}, dir + "\n", "", "exited 0"},
 		{"the environment", guest.ExecRequest{Argv: []string{"/bin/sh", "-c", "echo $A $HOME"}, Env: []string{"A=1", "A=b c", "HOME=/x"}}, "b c /x\n", "", "exited 0"},
+		{"free bytes", guest.ExecRequest{Argv: []string{"/bin/sh", "-c", `printf %s "$A|$1|${PWD##*/}"`, "sh", "\xfe b "}, Env: []string{"A=\xff \n"}, Dir: odd}, "\xff \n|\xfe b |d\xfd ", "", "exited 0"},
 		{"a user", guest.ExecRequest{Argv: []string{"id", "-u"}, User: who}, who + "\n", "", "exited 0"},
 		{"something in the background", shell("sleep 100 & echo $! >" + dir + "/pid; echo here"), "here\n", "", "exited 0"},
 		{"detached", guest.ExecRequest{Argv: []string{"sh", "-c", "cat; echo to nobody"}, Detach: true}, "", "", "exited 0"},

@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
+
+	"banger/internal/value"
 )
 
 // Exit codes of banger exec beside the command's own, as docker exec and timeout(1) have them.
@@ -157,14 +159,18 @@ func (c *client) exec(name string, argv []string, f *execFlags) error {
 			return s.explain(err)
 		}
 	}
-	list, err := json.Marshal(argv)
+	list := make([]value.Raw, len(argv))
+	for i, a := range argv {
+		list[i] = value.Raw(a)
+	}
+	text, err := json.Marshal(list)
 	if err != nil {
 		return &failure{exitNotRun, err}
 	}
 	caught := make(chan os.Signal, 16) // from before the command runs: no signal ends banger alone
 	signal.Notify(caught, forwarded...)
 	defer signal.Stop(caught)
-	if err := s.control("argv " + string(list)); err != nil {
+	if err := s.control("argv " + string(text)); err != nil {
 		return &failure{exitNotRun, &refusal{s.explain(err), errnoOf(err)}}
 	}
 	if f.detach {

@@ -1,10 +1,14 @@
 package guest
 
 import (
+	"encoding/json"
 	"errors"
 	"strconv"
 	"strings"
 	"time"
+
+	"banger/internal/printable"
+	"banger/internal/value"
 )
 
 // Paths of the agent's streams of a command. ExecControl carries ExecEvents both ways, a line of
@@ -43,6 +47,44 @@ type ExecRequest struct {
 	Cols    int           `json:"cols,omitempty"` // of a terminal; Cols and Rows are 0 without one
 	Rows    int           `json:"rows,omitempty"`
 	Detach  bool          `json:"detach,omitempty"` // without streams; it outlives its connection
+}
+
+// execFields is an ExecRequest without its methods. rawFields hides those of its fields in JSON that
+// may have bytes that are no UTF-8. An agent that does not know value.Raw reads all but such bytes.
+type (
+	execFields ExecRequest
+	rawFields  struct {
+		*execFields
+		Argv []value.Raw `json:"argv,omitempty"`
+		Dir  value.Raw   `json:"dir,omitempty"`
+		User value.Raw   `json:"user,omitempty"`
+		Env  []value.Raw `json:"env,omitempty"`
+	}
+)
+
+// MarshalJSON implements json.Marshaler.
+func (r ExecRequest) MarshalJSON() ([]byte, error) {
+	return json.Marshal(rawFields{(*execFields)(&r), converted[value.Raw](r.Argv),
+		value.Raw(r.Dir), value.Raw(r.User), converted[value.Raw](r.Env)})
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (r *ExecRequest) UnmarshalJSON(b []byte) error {
+	f := rawFields{execFields: (*execFields)(r)}
+	if err := json.Unmarshal(b, &f); err != nil {
+		return err
+	}
+	r.Argv, r.Env = converted[string](f.Argv), converted[string](f.Env)
+	r.Dir, r.User = string(f.Dir), string(f.User)
+	return nil
+}
+
+func converted[To, From ~string](all []From) []To {
+	var out []To
+	for _, s := range all {
+		out = append(out, To(s))
+	}
+	return out
 }
 
 // ExecEvent is a line on ExecControl. One field, or a pair, is set.
@@ -93,7 +135,7 @@ var execKinds = []struct {
 
 // ExecRefusal returns the event of a command that could not be started.
 func ExecRefusal(err error) ExecEvent {
-	e := ExecEvent{Error: err.Error()}
+	e := ExecEvent{Error: printable.Message(err.Error())} // names need not be UTF-8
 	for _, k := range execKinds {
 		if errors.Is(err, k.err) {
 			e.Kind = k.kind

@@ -2,10 +2,12 @@ package guest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +43,47 @@ func TestExecStatus(t *testing.T) {
 		if got := s.String(); got != want {
 			t.Errorf("%+v is %q, not %q", s, got, want)
 		}
+	}
+}
+
+// TestExecRequest checks that requests survive JSON byte for byte, and that an agent that does not
+// know value.Raw reads a request in UTF-8 all the same.
+func TestExecRequest(t *testing.T) {
+	for text, want := range map[string]ExecRequest{
+		`{"id":"a","timeout":1000000000,"cols":80,"rows":24,"argv":["uname","-a"],"dir":"/tmp/é","user":"root","env":["A=1 "]}`: {
+			ID: "a", Argv: []string{"uname", "-a"}, Dir: "/tmp/é", User: "root",
+			Env: []string{"A=1 "}, Timeout: time.Second, Cols: 80, Rows: 24},
+		`{"id":"b","detach":true,"argv":["\\udcff",""," \udc80"],"dir":"/\udcfe ","user":"\udcfd","env":["\udcfc=\udcfb"]}`: {
+			ID: "b", Argv: []string{"\\udcff", "", " \x80"}, Dir: "/\xfe ", User: "\xfd",
+			Env: []string{"\xfc=\xfb"}, Detach: true},
+		`{"id":"c","dial":22}`: {ID: "c", Dial: 22},
+	} {
+		got, err := json.Marshal(want)
+		if err != nil || string(got) != text {
+			t.Errorf("it is written as\n%s, %v, not as\n%s", got, err, text)
+		}
+		var back ExecRequest
+		if err := json.Unmarshal([]byte(text), &back); err != nil || !reflect.DeepEqual(back, want) {
+			t.Errorf("%s is read as %+v, %v", text, back, err)
+		}
+		var older execFields // without value.Raw
+		if err := json.Unmarshal([]byte(text), &older); err != nil {
+			t.Errorf("an older agent cannot read %s: %v", text, err)
+		} else if !strings.Contains(text, "udc") && !reflect.DeepEqual(ExecRequest(older), want) {
+			t.Errorf("an older agent reads %s as %+v", text, older)
+		}
+	}
+}
+
+// TestExecRefusal checks that the sentence of a failed start is escaped and bounded.
+func TestExecRefusal(t *testing.T) {
+	e := ExecRefusal(fmt.Errorf("no \xff\x1b here: %w", ErrNotFound))
+	if e.Error != `no \xff\x1b here` || !errors.Is(e.startError(), ErrNotFound) {
+		t.Errorf("the refusal is %+v", e)
+	}
+	e = ExecRefusal(errors.New(strings.Repeat("\xff", MaxExecEvent)))
+	if b, err := json.Marshal(&e); err != nil || len(b) >= MaxExecEvent {
+		t.Errorf("a long refusal has %d bytes, %v", len(b), err)
 	}
 }
 

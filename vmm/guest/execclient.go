@@ -97,7 +97,7 @@ func (e *Exec) open(ctx context.Context, s Streamer, r *ExecRequest) (*bufio.Rea
 	var wg sync.WaitGroup
 	for i, d := range data {
 		wg.Go(func() {
-			conn, err := s.Stream(ctx, d.path, ExecRequest{ID: r.ID})
+			conn, err := s.Stream(ctx, d.path, &ExecRequest{ID: r.ID})
 			if err != nil {
 				failed[i] = err
 				return
