@@ -44,6 +44,7 @@ func allActs() []act {
 		{"start", 8, down, doing("start", "running"), nil},
 		{"stop", 4, running, doing("stop", "stopped"), nil},
 		{"kill", 4, running, doing("kill", "stopped"), nil},
+		{"reboot", 2, running, (*life).reboot, nil},
 		{"rmdir", 4, down, (*life).remove, nil},
 		{"rename", 4, down, (*life).rename, nil},
 		{"export", 2, down, (*life).export, nil},
@@ -139,6 +140,25 @@ func (l *life) to(state string, do func() error) error {
 func doing(word, state string) func(*life, *rand.Rand) error {
 	return func(l *life, _ *rand.Rand) error {
 		return l.to(state, func() error { return write(l.d.path(l.name, "state"), word) })
+	}
+}
+
+// reboot lets the guest reboot. A VM whose daemon dies before it has seen the guest's end fails.
+func (l *life) reboot(*rand.Rand) error {
+	before := readFile(l.d.path(l.name, "started"))
+	l.next = "running again"
+	if err := write(l.d.path(l.name, "console"), "reboot"); err != nil {
+		return err
+	}
+	for ; ; time.Sleep(time.Millisecond) {
+		started, err := read(l.d.path(l.name, "started"))
+		if err != nil {
+			return err
+		}
+		if started+"\n" != before {
+			l.next = "running"
+			return nil
+		}
 	}
 }
 
@@ -407,12 +427,13 @@ func (l *life) settleSnapshots() {
 	l.snapshots, l.snapshot = listed, ""
 }
 
-// stateAtRest returns a VM's state after the end of a stop that was under way. The next daemon goes
-// on with that stop. It waits for at most 30 s and then returns `stopping`.
+// stateAtRest returns a VM's state after the end of a stop or a reboot that was under way. The next
+// daemon goes on with it. It waits for at most 30 s and then returns `stopping` or `starting`.
 func (d *daemon) stateAtRest(name string) (string, error) {
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		state, err := read(d.path(name, "state"))
-		if err != nil || state != "stopping" || time.Now().After(deadline) {
+		moving := state == "stopping" || state == "starting"
+		if err != nil || !moving || time.Now().After(deadline) {
 			return state, err
 		}
 	}

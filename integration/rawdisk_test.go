@@ -29,7 +29,7 @@ func rawDisk(t *testing.T) string {
 
 // TestRawDisk boots VMs of a raw disk without an agent. Each writes to a qcow2 over the disk, which
 // is snapshotted while the guest runs, restored, exported and imported. The image never changes.
-// The power button stops a VM by its init, the time limit of a stop ends a VM without one.
+// A reboot starts the VM again. The power button stops a VM by its init, the time limit of a stop ends a VM without one.
 func TestRawDisk(t *testing.T) {
 	t.Parallel()
 	needRealVMs(t)
@@ -86,6 +86,8 @@ func TestRawDisk(t *testing.T) {
 		"until grep 98304 /sys/block/vdb/size; do sleep 0.1; done; "+
 			"echo second >>/disk/log; sync; echo writ\\ten"))
 	says("web", "written")
+	must(t, write(d.path("web", "console"), "reboot -f")) // by the firmware again
+	says("web", "booted 2 times")
 	ends("web", "exited 0: the guest powered itself off")
 
 	must(t, write(d.path("web", "restore"), "first"))

@@ -10,6 +10,7 @@ const (
 	ActResume    Act = "resume" // there is room on the host again
 	ActPause     Act = "pause"  // the VMM stopped the CPUs, for want of room for example
 	ActEnd       Act = "ended"  // the guest has powered itself off
+	ActReboot    Act = "reboot" // a start after the guest has rebooted
 	ActFail      Act = "failed" // the VMM has ended otherwise, or is gone after a restart
 )
 

@@ -120,19 +120,25 @@ func (m *Manager) adopt(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// adopt begins the recovery of a VM and then goes on with a stop that was under way. The channel
-// receives the result of the recovery.
+// adopt begins the recovery of a VM and then goes on with a stop or a reboot that was under way.
+// The channel receives the result of the recovery.
 func (v *VM) adopt(slots chan struct{}) (<-chan error, error) {
 	recovered := make(chan error, 1)
 	command := adopt
-	if v.Snapshot().State == Stopping {
+	switch s := v.Snapshot(); {
+	case s.State == Stopping:
 		command = Stop
+	case s.Rebooting:
+		command = reboot
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	_, err := v.launchLocked(command, func(ctx context.Context) error {
 		err := v.recoverIn(slots) // a kill waits: the machine is not known yet
 		recovered <- err
+		if err == nil && v.Snapshot().Rebooting {
+			return v.resumeReboot(ctx)
+		}
 		if err != nil || v.Snapshot().State != Stopping {
 			return err
 		}
@@ -167,6 +173,9 @@ func (v *VM) recoverIn(slots chan struct{}) error {
 // recoverAgain is the work of every command to a VM that could not be recovered.
 func (v *VM) recoverAgain(ctx context.Context) error {
 	err := v.recover(v.m.ctx)
+	if err == nil && v.Snapshot().Rebooting {
+		err = v.resumeReboot(ctx)
+	}
 	if err == nil && v.Snapshot().State == Stopping {
 		err = v.resumeStop(ctx)
 	}
@@ -207,6 +216,8 @@ func (v *VM) recover(ctx context.Context) error {
 	switch {
 	case err != nil && ctx.Err() != nil: // the daemon ends: the next one finds it as this one did
 		return ctx.Err()
+	case errors.Is(err, ErrNotFound) && s.Rebooting:
+		return nil // its caller starts it again
 	case errors.Is(err, ErrNotFound) && (s.State == Starting || s.State == Stopping):
 		return v.enter(Stopped, ended(""))
 	case errors.Is(err, ErrNotFound):

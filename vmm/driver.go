@@ -132,7 +132,9 @@ type Exit struct {
 	// Orderly is true when the guest powered itself off or was told to: the
 	// VM is then stopped; otherwise it failed, and Reason says why.
 	Orderly bool
-	Reason  string
+	// Rebooted is true when the guest asked for a reset: the VM starts again.
+	Rebooted bool
+	Reason   string
 	// Status is how its process ended, nil if unknown. Only the daemon that started it can know.
 	Status *guest.ExecStatus
 }

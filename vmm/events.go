@@ -26,6 +26,7 @@ const (
 	EventExit   = "exit"
 	EventOOM    = "oom"
 	EventPanic  = "panic"
+	EventReboot = "reboot" // empty, or when the VM starts again: `in 4s`
 
 	EventSnapshot = "snapshot" // take, remove or restore NAME, or reset
 	EventImage    = "image"    // of an image, not of a VM

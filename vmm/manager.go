@@ -63,6 +63,7 @@ type Manager struct {
 	vmsDir  string
 	ctx     context.Context // ends when Close stops waiting
 	cancel  context.CancelFunc
+	opened  chan struct{}  // closed when Open has recovered all VMs
 	closing chan struct{}  // closed when Close begins
 	work    sync.WaitGroup // every goroutine of the Manager but discards
 
@@ -106,6 +107,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		drivers:  make(map[string]Driver),
 		bootID:   strings.TrimSpace(string(bootID)),
 		vmsDir:   filepath.Join(o.StateDir, "vms"),
+		opened:   make(chan struct{}),
 		closing:  make(chan struct{}),
 		byName:   make(map[string]*VM),
 		reserved: make(map[string]bool),
@@ -138,6 +140,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		m.seqF.Close()
 		return nil, err
 	}
+	close(m.opened)
 	for _, v := range m.VMs() {
 		v.tidyUp()
 	}

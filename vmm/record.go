@@ -17,7 +17,9 @@ type VM struct {
 	own    chan struct{} // full while the turn is taken
 	saved  time.Time     // the last use that is durable; changed by the turn's holder only
 	image  footprint     // that charge is by; changed by the turn's holder only
-	charge charge        // guarded by the ledger
+	// reboots counts the last runs that each rebooted soon; only a transition uses it.
+	reboots int
+	charge  charge // guarded by the ledger
 
 	snap   atomic.Pointer[Snapshot]
 	events eventLog

@@ -10,6 +10,9 @@ import (
 
 func (v *VM) start(ctx context.Context) error {
 	name := v.Snapshot().Name
+	if !v.Snapshot().Rebooting {
+		v.reboots = 0
+	}
 	began := time.Now()
 	machine, err := v.boot(ctx)
 	var refused *refusal
@@ -19,6 +22,9 @@ func (v *VM) start(ctx context.Context) error {
 		return err
 	}
 	if err != nil && ctx.Err() != nil {
+		if v.Snapshot().Rebooting && v.m.ctx.Err() != nil {
+			return v.leftRebooting()
+		}
 		if e := v.enter(Stopped, ended("")); e != nil {
 			return e
 		}

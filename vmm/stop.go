@@ -220,25 +220,32 @@ func (v *VM) notify(n Notice) {
 
 // exited records the end of a machine that no command ended.
 func (v *VM) exited() {
+	command := exit
+	if machine := v.Snapshot().Machine; machine != nil && machine.Exit().Rebooted {
+		command = reboot
+	}
 	// An error is recorded by the transition.
-	_ = v.after(exit, func(State) (work, error) {
+	_ = v.after(command, func(State) (work, error) {
 		machine := v.Snapshot().Machine
 		if machine == nil {
 			return nil, nil // a transition has recorded it
 		}
 		select {
 		case <-machine.Done():
-			return func(context.Context) error { return v.bury(machine) }, nil
+			return func(ctx context.Context) error { return v.bury(ctx, machine) }, nil
 		default:
 			return nil, nil // the notice was of an earlier run
 		}
 	})
 }
 
-// bury records the end of a machine that ended by itself.
-func (v *VM) bury(machine Machine) error {
+// bury records the end of a machine that ended by itself. After a reboot it starts the VM again.
+func (v *VM) bury(ctx context.Context, machine Machine) error {
 	exit := machine.Exit()
 	v.reportExit(exit)
+	if exit.Rebooted && v.Snapshot().State != Stopping {
+		return v.reboot(ctx)
+	}
 	if exit.Orderly {
 		err := v.enter(Stopped, ended(""))
 		v.acted(ActEnd, err)

@@ -308,6 +308,7 @@ func (v *VM) enter(state State, change func(*draft)) error {
 
 // enterWith is enter with a change that may refuse.
 func (v *VM) enterWith(state State, change func(*draft) error) error {
+	again := state == Starting && v.Snapshot().State == Starting // after a reboot
 	shown, err := v.commitState(state, change)
 	if refused := (*overdraft)(nil); errors.As(err, &refused) {
 		return err
@@ -315,7 +316,7 @@ func (v *VM) enterWith(state State, change func(*draft) error) error {
 	if err != nil {
 		err = fmt.Errorf("cannot record that %s is %s: %w", v.Snapshot().Name, state, err)
 	}
-	if !shown {
+	if !shown || again {
 		return err
 	}
 	v.m.o.Log.Info("state", "vm", v.Snapshot().Name, "state", state)
@@ -333,6 +334,7 @@ func (v *VM) commitState(state State, change func(*draft) error) (bool, error) {
 	defer t.release()
 	d := t.draft()
 	d.State, d.StopBy = state, time.Time{}
+	d.Rebooting = d.Rebooting && state == Starting
 	if err := change(d); err != nil {
 		return false, err
 	}
@@ -373,7 +375,7 @@ func (v *VM) settle(context.Context) error { return v.enter(Stopped, ended("")) 
 
 // counted are the commands that Transitions counts: all but adoptions.
 var counted = [...]Command{
-	Start, Stop, Restart, Kill, Pause, Resume, exit, Take, Drop, Restore, Export,
+	Start, Stop, Restart, Kill, Pause, Resume, exit, reboot, Take, Drop, Restore, Export,
 }
 
 // Transitions counts a command's transitions that have ended since the daemon's start.

@@ -61,9 +61,11 @@ const (
 	Restore Command = "restore"
 	Export  Command = "export"
 
-	// These are the Manager's own: a machine ended by itself, and a recovery by Open.
-	exit  Command = "exit"
-	adopt Command = "adoption"
+	// These are the Manager's own: a machine ended by itself, a recovery by Open, and the start
+	// after a guest has rebooted.
+	exit   Command = "exit"
+	adopt  Command = "adoption"
+	reboot Command = "reboot"
 )
 
 // NetMode is how a guest is connected.
@@ -136,8 +138,10 @@ type Record struct {
 	Process Process
 	Run     uint64 // counts the starts
 	MAC     string
-	Base    string     // digest of the image at the last start; empty for none and the built-in one
-	Address netip.Addr // leased until the VM is removed; invalid before its first lease
+	// Rebooting is true while the VM is starting because its guest has rebooted.
+	Rebooting bool
+	Base      string     // digest of the image at the last start; empty for none and the built-in one
+	Address   netip.Addr // leased until the VM is removed; invalid before its first lease
 }
 
 // Process names one process for good: pids are reused, a pid with its start time is not.

@@ -86,6 +86,8 @@ func (t terminal) Write(ctx context.Context, p []byte) (int, error) {
 		switch line {
 		case "poweroff":
 			t.m.end(end{exit: poweredOff})
+		case "reboot":
+			t.m.end(end{exit: rebooted})
 		case "panic":
 			t.m.end(end{panic: true, exit: panicked})
 		}

@@ -18,6 +18,7 @@
 //	fake.stop=hang                   the agent never answers a request to power off
 //	fake.stop=ignore                 the agent accepts it and does nothing
 //	fake.poweroff=3s                 the guest powers itself off after 3 s of running
+//	fake.reboot=3s                   the guest reboots after 3 s of running, each time
 //	fake.exit=5s:reason              the VMM dies after 5 s of running
 //	fake.panic=3s                    the guest's kernel panics after 3 s of running
 //	fake.full=3s                     after 3 s of running a disk is full; the machine stops, once
@@ -35,5 +36,5 @@
 // directory of copies beside them. The guest's files are in a directory of the host, empty at each
 // start.
 // A guest reads and writes a page of its disk each second. The console echoes typed lines, and the
-// lines `poweroff` and `panic` end the machine.
+// lines `poweroff`, `reboot` and `panic` end the machine.
 package fake

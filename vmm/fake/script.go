@@ -43,6 +43,7 @@ type end struct {
 
 var (
 	poweredOff = vmm.Exit{Orderly: true, Reason: "the guest powered itself off", Status: &guest.ExecStatus{}}
+	rebooted   = vmm.Exit{Orderly: true, Rebooted: true, Reason: "the guest rebooted", Status: &guest.ExecStatus{}}
 	panicked   = vmm.Exit{Reason: "the guest's kernel panicked", Status: &guest.ExecStatus{}}
 	wasKilled  = vmm.Exit{Reason: "killed", Status: &guest.ExecStatus{Signal: int(unix.SIGKILL)}}
 )
@@ -107,6 +108,8 @@ func (s *script) apply(key, value string) (err error) {
 		err = s.endAfter(after, end{exit: vmm.Exit{Reason: reason, Status: &guest.ExecStatus{Code: 1}}})
 	case "poweroff":
 		err = s.endAfter(value, end{exit: poweredOff})
+	case "reboot":
+		err = s.endAfter(value, end{exit: rebooted})
 	case "panic":
 		err = s.endAfter(value, end{panic: true, exit: panicked})
 	default:

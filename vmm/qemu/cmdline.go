@@ -137,6 +137,11 @@ func kernelCommandLine(spec *vmm.Spec, p platform) string {
 		// microvm has no HPET: on a busy host the guest cannot measure its TSC and hangs.
 		words = append(words, "tsc_early_khz="+strconv.FormatUint(p.tscKHz, 10))
 	}
+	if p.machine == microvm {
+		// microvm has no i8042, by which a kernel resets: under KVM it polls that for minutes. A
+		// triple fault ends the machine at once.
+		words = append(words, "reboot=t")
+	}
 	if p.machine == microvm && p.accel == tcg && p.tscInStep && spec.Config.CPUs > 1 {
 		// TCG's CPU lacks the flag by which a kernel trusts the TSCs of several CPUs. Without a
 		// TSC its clock is wrong and ticks all the time.

@@ -39,6 +39,7 @@ func (m *Machine) bury() {
 // exitOf returns how the machine ended. status is the process's if that was our child.
 func (m *Machine) exitOf(status unix.WaitStatus, child bool) (e vmm.Exit) {
 	e.Orderly, e.Reason = m.reasonOf(status, child)
+	e.Rebooted = e.Reason == rebooted
 	switch {
 	case child && status.Signaled():
 		e.Status = &guest.ExecStatus{Signal: int(status.Signal())}
@@ -49,6 +50,9 @@ func (m *Machine) exitOf(status unix.WaitStatus, child bool) (e vmm.Exit) {
 	}
 	return e
 }
+
+// rebooted is the reason of an end that the guest's reset has caused. A triple fault is one as well.
+const rebooted = "the guest rebooted"
 
 // reasonOf finds the reason in the kernel's panic, the reason of the SHUTDOWN event (ShutdownCause
 // of the QMP schema) and the status.
@@ -63,7 +67,7 @@ func (m *Machine) reasonOf(status unix.WaitStatus, child bool) (orderly bool, re
 	case m.shutdown == "guest-shutdown":
 		return true, "the guest powered itself off"
 	case m.shutdown == "guest-reset":
-		return true, "the guest rebooted, which ends it"
+		return true, rebooted
 	case child && status.Signaled():
 		sig := status.Signal()
 		return false, fmt.Sprintf("the VMM was killed by signal %d (%s)", sig, unix.SignalName(sig))

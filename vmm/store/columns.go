@@ -32,6 +32,7 @@ var recordColumns = []column{
 	{"pid_start", func(r *vmm.Record) any { return &r.Process.StartTime }},
 	{"run", func(r *vmm.Record) any { return &r.Run }},
 	{"base", func(r *vmm.Record) any { return &r.Base }},
+	{"rebooting", func(r *vmm.Record) any { return &r.Rebooting }},
 	{"stop_by", func(r *vmm.Record) any { return (*nanoseconds)(&r.StopBy) }},
 }
 
