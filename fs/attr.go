@@ -9,6 +9,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"banger/fs/guestfs"
 	"banger/vmm"
 )
 
@@ -129,6 +130,18 @@ func (t tree) GetAttr(stop interrupt, in *fuse.GetAttrIn, out *fuse.AttrOut) sta
 	t.attr(r, &out.Attr)
 	out.SetTimeout(attrValid(r.file))
 	return fuse.OK
+}
+
+// Lseek answers for a file without holes. ENOSYS, once, would end the requests for guests' files too.
+func (t tree) Lseek(stop interrupt, in *fuse.LseekIn, out *fuse.LseekOut) status {
+	get := fuse.GetAttrIn{InHeader: in.InHeader}
+	var a fuse.AttrOut
+	if code := t.GetAttr(stop, &get, &a); !code.Ok() {
+		return code
+	}
+	var code status
+	out.Offset, code = guestfs.SeekDense(in.Offset, in.Whence, a.Size)
+	return code
 }
 
 // SetAttr ignores the size of an O_TRUNC and changes the owner and mode of a VM's directory. A

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -29,8 +30,8 @@ type (
 // without a look.
 var operations = []string{
 	"LOOKUP", "FORGET", "GETATTR", "SETATTR", "MKDIR", "RMDIR", "RENAME", "OPEN", "READ", "WRITE",
-	"FLUSH", "FSYNC", "RELEASE", "OPENDIR", "READDIR", "READDIRPLUS", "RELEASEDIR", "ACCESS",
-	"STATFS", "CREATE", "UNLINK", "LINK", "SYMLINK", "READLINK",
+	"LSEEK", "FLUSH", "FSYNC", "RELEASE", "OPENDIR", "READDIR", "READDIRPLUS", "RELEASEDIR",
+	"ACCESS", "STATFS", "CREATE", "UNLINK", "LINK", "SYMLINK", "READLINK",
 }
 
 // newBridge also returns the histograms of its requests, which it does not register.
@@ -131,6 +132,13 @@ func (b *bridge) Write(stop interrupt, in *fuse.WriteIn, data []byte) (uint32, s
 		return 0, fuse.EINVAL
 	}
 	return b.of(in.NodeId).Write(stop, in, data)
+}
+func (b *bridge) Lseek(stop interrupt, in *fuse.LseekIn, out *fuse.LseekOut) status {
+	defer b.timed("LSEEK", time.Now())
+	if int64(in.Offset) < 0 {
+		return status(syscall.ENXIO)
+	}
+	return b.of(in.NodeId).Lseek(stop, in, out)
 }
 func (b *bridge) Flush(interrupt, *fuse.FlushIn) status {
 	defer b.timed("FLUSH", time.Now())

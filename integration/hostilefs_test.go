@@ -91,6 +91,12 @@ head -c 5000000 reads/endless | wc -c`,
 	{`
 timeout 1 cp reads/endless $T/endless; echo $?; rm $T/endless`,
 		hostileAnswer, "124"},
+	{`
+for f in alternate beyond negative back status; do
+	banger cp hostile:/holes/$f $T; stat -c '%s %b' $T/$f; timeout -k 1 1 cp holes/$f $T/cp
+	test $? -le 124 || echo killed
+done 2>&1 | grep -v ^cp: | tr '\n' ,; timeout 1 banger cp hostile:/holes/vast $T; echo $?`,
+		hostileData, `16777216 0,(1048576 0,){4}124`},
 
 	{`
 rm -rf undead; echo $?; rm undead/file; rm undead/file; rmdir undead/dir

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"io"
 	"os"
@@ -99,17 +98,6 @@ func equal(it *item, get func(dir *os.File, name string) ([]byte, error)) (bool,
 	return bytes.Equal(a, b), err
 }
 
-func sumAt(dir *os.File, name string) ([]byte, error) {
-	f, err := openFileAt(dir, name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	err = transfer(h, f, copyBuffer)
-	return h.Sum(nil), err
-}
-
 // copyFile copies a regular file, its mode and its times. With fresh it returns EEXIST if the name
 // is in use.
 func (c *copier) copyFile(it *item, fresh bool) (err error) {
@@ -138,7 +126,12 @@ func (c *copier) copyFile(it *item, fresh bool) (err error) {
 			return err
 		}
 	}
-	if err := c.copyData(in, out, it.stat.Size); err != nil {
+	if isSparse(&it.stat) {
+		err = c.copySparse(in, out)
+	} else {
+		err = c.copyData(in, out, it.stat.Size)
+	}
+	if err != nil {
 		return err
 	}
 	if made.Mode&0o7777 != mode {
@@ -149,8 +142,8 @@ func (c *copier) copyFile(it *item, fresh bool) (err error) {
 	return setOpenTimes(out, &it.stat)
 }
 
-// copyData copies in to its end. Of a long file it reads one part while it writes another.
-func (c *copier) copyData(in, out *os.File, size int64) error {
+// copyData copies in to its end, about size bytes. Of many it reads some while it writes others.
+func (c *copier) copyData(in io.Reader, out io.Writer, size int64) error {
 	counted := io.MultiWriter(out, (*counter)(&c.bytes))
 	if size < copyBuffer {
 		return transfer(counted, in, size+4096)

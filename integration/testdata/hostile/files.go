@@ -34,6 +34,7 @@ const (
 //	nodes     devices, fifos and setuid programs
 //	sizes     sizes, times and counts that no file has
 //	reads     a byte at a time, more than requested, nothing, and without end
+//	holes     answers where data and holes are that cannot be
 //	undead    a file that stays after its removal
 //	packets   invalid answers: to no request, of another kind, of 1 GB, cut off, a byte a second,
 //	          silence
@@ -100,7 +101,7 @@ func files(attrs []byte, names ...string) (all []file) {
 // listings holds the files of each directory.
 var listings = map[string][]file{
 	"/": files(directory, "names", "endless", "empty", "deep", "types", "links", "nodes", "sizes",
-		"reads", "undead", "packets"),
+		"reads", "holes", "undead", "packets"),
 	"/names": append(files(directory, ".", ".."), files(plain, "", "a/b", "/etc/passwd",
 		"../../../etc/passwd", "nul\x00x", strings.Repeat("x", 10000),
 		"twice", "twice", red, "good")...),
@@ -119,7 +120,11 @@ var listings = map[string][]file{
 		{"half", attrs(syscall.S_IFREG|0o666, 1<<63)},
 		{"odd", odd()},
 	},
-	"/reads":  files(plain, "slow", "long", "nothing", "endless", "backwards"),
+	"/reads": files(plain, "slow", "long", "nothing", "endless", "backwards"),
+	"/holes": {
+		{"alternate", sparse(16 << 20)}, {"vast", sparse(1<<63 - 1)}, {"beyond", sparse(1 << 20)},
+		{"negative", sparse(1 << 20)}, {"back", sparse(1 << 20)}, {"status", sparse(1 << 20)},
+	},
 	"/undead": {{"file", plain}, {"dir", directory}},
 	"/packets": files(plain, "nobody", "twice", "kind", "gigabyte", "many", "cut", "gone", "flood",
 		"empty", "half", "drip", "silent"),
@@ -131,6 +136,25 @@ var links = map[string]string{
 	"/links/shadow": "/etc/shadow", "/links/up": "../../../../../../../../../../etc/shadow",
 	"/links/root": "/", "/links/self": "self",
 	"/links/long": strings.Repeat("x", 100000), "/links/none": "",
+}
+
+// sparse returns attributes of a file with one block of data.
+func sparse(size uint64) []byte {
+	b := join(u32(attrSize|attrMode|attrMore), binary.BigEndian.AppendUint64(nil, size),
+		u32(syscall.S_IFREG|0o666, 1), str("stat@banger"), u32(6*8))
+	for _, n := range []uint64{1, 8, 0, 1e18, 1e18, 1e18} {
+		b = binary.BigEndian.AppendUint64(b, n)
+	}
+	return b
+}
+
+// seeks holds for the files of holes where data or a hole is, for any request.
+var seeks = map[string]func(off uint64) uint64{
+	"/holes/alternate": func(off uint64) uint64 { return off + 1 },
+	"/holes/vast":      func(off uint64) uint64 { return off + 1 },
+	"/holes/beyond":    func(uint64) uint64 { return 1 << 62 },
+	"/holes/negative":  func(uint64) uint64 { return 1 << 63 },
+	"/holes/back":      func(off uint64) uint64 { return off - min(off, 1) },
 }
 
 // odd returns attributes with 1,000 extended ones, the last of which has -1 in all its numbers.
@@ -229,6 +253,10 @@ func (s *liar) request() error {
 	case fxpExtended:
 		if name == "statvfs@openssh.com" {
 			return answer(fxpReply, []byte(strings.Repeat("\xff", 11*8)))
+		}
+		if seek := seeks[s.handles[field()]]; seek != nil && name == "seek@banger" {
+			at := seek(binary.BigEndian.Uint64(b))
+			return answer(fxpReply, binary.BigEndian.AppendUint64(nil, at))
 		}
 	}
 	return status(statusOK) // pretends success of any other request

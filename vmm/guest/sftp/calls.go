@@ -317,6 +317,26 @@ func (h *Handle) Write(ctx context.Context, data []byte, off int64) (int, error)
 	return len(data), nil
 }
 
+// Seek returns the next offset from off on that is data (SEEK_DATA of lseek(2)) or a hole
+// (SEEK_HOLE). ENXIO after the last, EOPNOTSUPP from a server that does not know the request.
+func (h *Handle) Seek(ctx context.Context, off int64, whence uint32) (int64, error) {
+	c := h.c
+	body := appendInts(appendString(appendString(nil, seekFile), h.id), off)
+	k, err := c.begin(ctx, kindExtended, nil, binary.BigEndian.AppendUint32(body, whence))
+	if err != nil {
+		return 0, err
+	}
+	d, err := c.wait(ctx, k, kindReply)
+	if err != nil {
+		return 0, notEOF(err)
+	}
+	at := int64(d.u64())
+	if d.bad || at < off {
+		return 0, c.broken()
+	}
+	return at, nil
+}
+
 // ReadDir returns the next names, and io.EOF after the last. It leaves out impossible names, so
 // that there may be none.
 func (h *Handle) ReadDir(ctx context.Context) ([]Name, error) {

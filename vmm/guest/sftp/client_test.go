@@ -18,6 +18,7 @@ import (
 	"time"
 
 	pkgsftp "github.com/pkg/sftp"
+	"golang.org/x/sys/unix"
 )
 
 func within(t *testing.T, d time.Duration) context.Context {
@@ -244,6 +245,54 @@ func TestMany(t *testing.T) {
 	work.Wait()
 }
 
+func TestSeek(t *testing.T) {
+	c, root := served(t)
+	ctx := within(t, 30*time.Second)
+	const size = 1 << 40
+	f, err := os.Create(root + "/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(bytes.Repeat([]byte("x"), 4096), size/2); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	h, err := c.Open(ctx, "/x", Read, 0)()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		off    int64
+		whence uint32
+		at     int64
+		err    error
+	}{
+		{0, unix.SEEK_DATA, size / 2, nil},
+		{0, unix.SEEK_HOLE, 0, nil},
+		{size/2 + 1, unix.SEEK_DATA, size/2 + 1, nil},
+		{size / 2, unix.SEEK_HOLE, size/2 + 4096, nil},
+		{size/2 + 4096, unix.SEEK_DATA, 0, syscall.ENXIO},
+		{size, unix.SEEK_HOLE, 0, syscall.ENXIO},
+		{-1, unix.SEEK_DATA, 0, syscall.ENXIO},
+		{0, unix.SEEK_END, 0, syscall.EINVAL},
+	} {
+		if at, err := h.Seek(ctx, x.off, x.whence); at != x.at || err != x.err {
+			t.Errorf("from %d by %d: %d, %v, want %d, %v", x.off, x.whence, at, err, x.at, x.err)
+		}
+	}
+	nobodys := &Handle{c: c, id: "none"}
+	if at, err := nobodys.Seek(ctx, 0, unix.SEEK_DATA); err != syscall.EBADF {
+		t.Errorf("without a file: %d, %v", at, err)
+	}
+	// The rest of the session's work goes by offsets of its own.
+	if b, err := h.Read(ctx, 2, size/2); string(b) != "xx" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
 // TestOthersServer has the library's own server, as another agent might.
 func TestOthersServer(t *testing.T) {
 	c := dial(t, func(conn net.Conn) {
@@ -253,6 +302,14 @@ func TestOthersServer(t *testing.T) {
 	a, err := c.Stat(within(t, 10*time.Second), "/x")()
 	if err != nil || a.Size != 5 || a.Mode != syscall.S_IFREG|0o644 {
 		t.Errorf("%+v, %v", a, err)
+	}
+	h, err := c.Open(within(t, 10*time.Second), "/x", Read, 0)()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := h.Seek(within(t, 10*time.Second), 0, unix.SEEK_DATA)
+	if err != syscall.EOPNOTSUPP {
+		t.Errorf("data is at %d, %v, of a server that does not know the request", at, err)
 	}
 	shorter, size := unchanged, uint64(2)
 	shorter.Size = &size
@@ -324,6 +381,11 @@ func TestHostile(t *testing.T) {
 	hostErrno := append(
 		[]byte{0, 0, 0, statusFailure}, long(33, "transport endpoint is not connected")...,
 	)
+	seeks := func(off int64) func(c *Client, ctx context.Context) error {
+		return func(c *Client, ctx context.Context) error {
+			return second((&Handle{c: c, id: "1"}).Seek(ctx, off, unix.SEEK_DATA))
+		}
+	}
 	vfs := func(c *Client, ctx context.Context) error { return second(c.StatVFS(ctx, "/x")) }
 	for _, x := range []struct {
 		name   string
@@ -356,6 +418,12 @@ func TestHostile(t *testing.T) {
 		{"two links", all(kindName, names("a", "b")...), links, ErrProtocol},
 		{"a long handle", all(kindHandle, long(300, strings.Repeat("h", 300))...),
 			opens, ErrProtocol},
+		{"data before the offset", all(kindReply, 0, 0, 0, 0, 0, 0, 0, 9), seeks(10), ErrProtocol},
+		{"data at a negative offset", all(kindReply, 255, 0, 0, 0, 0, 0, 0, 0),
+			seeks(0), ErrProtocol},
+		{"half an offset", all(kindReply, 0, 0, 0, 0), seeks(0), ErrProtocol},
+		{"success without an offset", all(kindStatus, 0, 0, 0, 0), seeks(0), ErrProtocol},
+		{"data at the end", all(kindReply, 127, 255, 255, 255, 255, 255, 255, 255), seeks(10), nil},
 		{"half a file system", all(kindReply, 1, 2, 3), vfs, ErrProtocol},
 	} {
 		t.Run(x.name, func(t *testing.T) {

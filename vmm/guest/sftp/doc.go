@@ -1,6 +1,7 @@
 // Package sftp serves a guest's files to the host: the SSH file transfer protocol, version 3
 // (draft-ietf-secsh-filexfer-02), with OpenSSH's extensions statvfs@, posix-rename@ and
-// hardlink@openssh.com. packet.go and status.go are the codec of both sides.
+// hardlink@openssh.com, and seek@banger for holes. packet.go and status.go are the codec of both
+// sides.
 //
 // [Handler] is the agent's side. It works with root's rights and follows no symbolic link in a
 // path. An error's text ends in that of its errno(3), as Go's syscall has it. The mode in the

@@ -62,6 +62,10 @@ const (
 	statVFS     = "statvfs@openssh.com"
 )
 
+// seekFile is an extended request, of banger: a handle, an offset, and SEEK_DATA or SEEK_HOLE of
+// lseek(2). The reply is the offset found.
+const seekFile = "seek@banger"
+
 // Extended attributes, of banger.
 const (
 	// extStat is an answer's FileStat.

@@ -334,7 +334,21 @@ func (s *server) setstat(id uint32, d *decoder, b []byte) (byte, []byte, error) 
 	return kindNone, b, nil
 }
 
-// extended serves the extensions of OpenSSH that the host uses.
+// seek finds data or a hole. It moves only an offset of the descriptor that nothing else uses.
+func (s *server) seek(d *decoder, b []byte) (byte, []byte, error) {
+	fd, ok := s.files[d.handle()]
+	off, whence := int64(d.u64()), int(d.u32())
+	switch {
+	case !ok:
+		return kindReply, b, unix.EBADF
+	case whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE:
+		return kindReply, b, unix.EINVAL
+	}
+	at, err := unix.Seek(fd, off, whence)
+	return kindReply, binary.BigEndian.AppendUint64(b, uint64(at)), err
+}
+
+// extended serves the extensions of OpenSSH that the host uses, and banger's own.
 func (s *server) extended(d *decoder, b []byte) (byte, []byte, error) {
 	switch d.text() {
 	case posixRename:
@@ -347,6 +361,8 @@ func (s *server) extended(d *decoder, b []byte) (byte, []byte, error) {
 			b = binary.BigEndian.AppendUint64(b, *n)
 		}
 		return kindReply, b, err
+	case seekFile:
+		return s.seek(d, b)
 	}
 	return kindStatus, b, unix.EOPNOTSUPP
 }
