@@ -106,6 +106,7 @@ func isSource(s string) bool { return strings.ContainsAny(s, ":/") }
 func imageName(source string) string {
 	name := source
 	if _, file, ok := sources.CutPath(source); ok {
+		file, _, _ = strings.Cut(file, "@sha256:")
 		name = filepath.Base(file)
 		for _, end := range []string{".gz", ".zst", ".tar", ".qcow2", ".raw"} {
 			name = strings.TrimSuffix(name, end)

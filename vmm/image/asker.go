@@ -147,7 +147,7 @@ func (a *asker) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	body := &answer{cancel: cancel, most: rootfs.MaxJSON}
 	body.late = time.AfterFunc(smallTime, func() {
-		cancel(fmt.Errorf("%.200q did not answer within %v", r.URL.Host, smallTime))
+		cancel(&brokenError{fmt.Errorf("%.200q did not answer within %v", r.URL.Host, smallTime)})
 	})
 	var from netip.AddrPort
 	trace := httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
@@ -164,7 +164,8 @@ func (a *asker) RoundTrip(r *http.Request) (*http.Response, error) {
 		a.inside.Store(true)
 	}
 	body.ctx, body.ReadCloser = ctx, response.Body
-	if size, ok := a.layer(r); ok && response.StatusCode == http.StatusOK {
+	if size, ok := a.layer(r); ok && (response.StatusCode == http.StatusOK ||
+		response.StatusCode == http.StatusPartialContent) {
 		body.most = size
 		body.late.Stop()
 		go body.watch(a.stall)
@@ -194,6 +195,9 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
+// errLong is the error of an answer that is longer than it may be.
+var errLong = errors.New("the registry's answer is too long")
+
 // answer is the body of an answer, bounded in bytes and in time.
 type answer struct {
 	io.ReadCloser
@@ -215,7 +219,8 @@ func (b *answer) watch(every time.Duration) {
 			return
 		case <-t.C:
 			if b.since.Swap(0) < stallBytes {
-				b.cancel(fmt.Errorf("fewer than %d bytes in %v: the registry is too slow", stallBytes, every))
+				b.cancel(&brokenError{fmt.Errorf("fewer than %d bytes in %v: the registry is too slow",
+					stallBytes, every)})
 			}
 		}
 	}
@@ -225,7 +230,7 @@ func (b *answer) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.since.Add(int64(n))
 	if b.read += int64(n); b.read > b.most {
-		return 0, fmt.Errorf("the registry's answer has more than %d bytes", b.most)
+		return 0, fmt.Errorf("%w: more than %d bytes", errLong, b.most)
 	}
 	if err != nil && err != io.EOF {
 		err = cause(b.ctx, err)

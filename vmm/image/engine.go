@@ -62,7 +62,8 @@ type Set struct {
 	work   sync.WaitGroup
 	slots  *slots.Slots
 
-	transport *http.Transport // to registries, see asker
+	transport  *http.Transport // to registries, see asker
+	firstAgain time.Duration   // see patience
 
 	blobs sync.RWMutex // read by builds, written by Collect
 
@@ -116,10 +117,11 @@ func Open(o Options) (*Set, error) {
 	}
 	s := &Set{
 		o: o, slots: slots.New(buildsOfAll, buildsAtOnce, buildsAtOnce),
-		transport: http.DefaultTransport.(*http.Transport),
-		items:     make(map[string]*item),
-		making:    make(map[string]chan struct{}),
-		opens:     make(map[uint32]int),
+		transport:  http.DefaultTransport.(*http.Transport),
+		firstAgain: firstAgain,
+		items:      make(map[string]*item),
+		making:     make(map[string]chan struct{}),
+		opens:      make(map[uint32]int),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	fi, err := os.Stat(o.Dir)

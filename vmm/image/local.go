@@ -7,6 +7,7 @@ import (
 
 	"banger/internal/host"
 	"banger/vmm"
+	"banger/vmm/image/rootfs"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,6 +67,9 @@ func (l *local) open(name string) (*os.File, error) {
 		f, dir, err = reopen(found, name)
 		return err
 	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("%.200q: %w", name, rootfs.ErrAbsent)
+	}
 	if err != nil {
 		return nil, openError(name, err)
 	}

@@ -54,7 +54,7 @@ func planDockerArchive(ctx context.Context, j *job) (*plan, error) {
 }
 
 func (j *job) planArchive(ctx context.Context,
-	find func(*rootfs.Archive) (*rootfs.Image, error)) (*plan, error) {
+	find func(*rootfs.Archive, context.Context, string) (*rootfs.Image, error)) (*plan, error) {
 	var archive *rootfs.Archive
 	if j.local.dir {
 		archive = rootfs.OpenDirectory(j.local.open)
@@ -64,7 +64,7 @@ func (j *job) planArchive(ctx context.Context,
 			return nil, err
 		}
 	}
-	i, err := find(archive)
+	i, err := find(archive, ctx, j.source.digest)
 	if err != nil {
 		return nil, err
 	}

@@ -2,8 +2,6 @@ package image
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -56,55 +54,117 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	defer cancel()
 	ask := newAsker(j.set.transport, ref.Context().RegistryStr())
 	defer ask.direct.CloseIdleConnections()
-	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuth(authn.Anonymous),
-		remote.WithPlatform(rootfs.Platform), remote.WithTransport(ask), remote.WithUserAgent("banger"))
+	r, err := openRegistry(ctx, ref.Context(), &patient{ask, j.set.firstAgain})
 	if err != nil {
-		return nil, registryError(j.source.arg, err)
+		return nil, registryError(j.source.arg, cause(ctx, err))
 	}
-	m, err := img.Manifest()
+	top, err := r.manifest(ctx, ref)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read its manifest: %w", err)
+		return nil, registryError(j.source.arg, cause(ctx, err))
 	}
-	hash, err := img.Digest()
+	how := fmt.Sprintf("as %.200s@DIGEST or by a tag of its own", ref.Context().Name())
+	found, err := rootfs.Choose(ctx, r, top.Descriptor, top.Manifest, "", how)
 	if err != nil {
-		return nil, err
+		return nil, cause(ctx, err)
 	}
-	i := &rootfs.Image{Digest: hash.String()}
-	if m.Config.Size > rootfs.MaxJSON || len(m.Layers) > rootfs.MaxLayers {
-		return nil, fmt.Errorf("a configuration of %d bytes and %d layers are too much",
-			m.Config.Size, len(m.Layers))
-	}
-	config, err := img.RawConfigFile()
-	if err != nil {
-		return nil, fmt.Errorf("cannot read its configuration: %w", err)
-	}
-	if i.Config, err = rootfs.ParseConfig(config); err != nil {
-		return nil, err
+	i := &rootfs.Image{Digest: found.Digest, Config: found.Config}
+	layers := found.Manifest.Layers
+	if len(layers) > rootfs.MaxLayers {
+		return nil, fmt.Errorf("it has %d layers, %d are possible", len(layers), rootfs.MaxLayers)
 	}
 	var total, done int64
-	for _, d := range m.Layers {
+	for _, d := range layers {
 		ask.layers.Store(d.Digest.String(), d.Size)
 		if total += d.Size; d.Size < 0 || total > j.set.o.Limits.Bytes {
 			return nil, fmt.Errorf("layers of more than %d bytes, see image_max_size", j.set.o.Limits.Bytes)
 		}
 	}
-	progress := func(n int) {
-		done += int64(n)
+	progress := func(n int64) {
+		done += n
 		j.progress(fetched * float64(done) / float64(max(1, total)))
 	}
-	layers, err := img.Layers()
+	for n := range layers {
+		if err := j.fetchLayer(ctx, r, &layers[n], progress); err != nil {
+			return nil, fmt.Errorf("cannot fetch layer %d of %d: %w", n+1, len(layers), cause(ctx, err))
+		}
+		i.Layers = append(i.Layers, j.set.cachedLayer(&layers[n]))
+	}
+	return j.planImage(i, fetched)
+}
+
+// registry is one repository of a registry. It implements rootfs.Source. go-containerregistry has
+// asked for a token, if one is needed, and does not ask again by itself: patient and download do.
+type registry struct {
+	repository name.Repository
+	transport  http.RoundTripper
+}
+
+func openRegistry(ctx context.Context, repository name.Repository,
+	ask http.RoundTripper) (*registry, error) {
+	t, err := transport.NewWithContext(ctx, repository.Registry, authn.Anonymous,
+		transport.NewUserAgent(ask, "banger"), []string{repository.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, err
 	}
-	for n, l := range layers {
-		fetch := func() (io.ReadCloser, error) { return l.Compressed() }
-		name := ref.Context().Name()
-		if err := j.set.fetchLayer(ctx, &m.Layers[n], name, fetch, progress); err != nil {
-			return nil, fmt.Errorf("cannot fetch layer %d of %d: %w", n+1, len(layers), cause(ctx, err))
-		}
-		i.Layers = append(i.Layers, j.set.cachedLayer(&m.Layers[n]))
+	return &registry{repository, t}, nil
+}
+
+// manifest returns a manifest or an index, whose digest was checked if ref has one.
+func (r *registry) manifest(ctx context.Context, ref name.Reference) (*remote.Descriptor, error) {
+	return remote.Get(ref, remote.WithContext(ctx), remote.WithTransport(r.transport))
+}
+
+// Manifest implements rootfs.Source.
+func (r *registry) Manifest(ctx context.Context, d *v1.Descriptor) ([]byte, error) {
+	found, err := r.manifest(ctx, r.repository.Digest(d.Digest.String()))
+	if err != nil {
+		return nil, absent(err)
 	}
-	return j.planImage(i, fetched)
+	return found.Manifest, nil
+}
+
+// Blob implements rootfs.Source.
+func (r *registry) Blob(ctx context.Context, d *v1.Descriptor) ([]byte, error) {
+	response, err := r.get(ctx, d.Digest, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	if err := transport.CheckError(response, http.StatusOK); err != nil {
+		return nil, absent(err)
+	}
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, err
+	}
+	if got := rootfs.Sum(text); got != d.Digest.String() {
+		return nil, fmt.Errorf("%w: it has the digest %s, not %s", rootfs.ErrDamaged, got, d.Digest)
+	}
+	return text, nil
+}
+
+// get asks for a blob from an offset on.
+func (r *registry) get(ctx context.Context, digest v1.Hash, from int64) (*http.Response, error) {
+	u := fmt.Sprintf("%s://%s/v2/%s/blobs/%s", r.repository.Scheme(), r.repository.RegistryStr(),
+		r.repository.RepositoryStr(), digest)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
+	if err != nil {
+		return nil, err
+	}
+	if from > 0 {
+		request.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+	}
+	client := http.Client{Transport: r.transport}
+	return client.Do(request)
+}
+
+// absent returns ErrAbsent for the error of something that a registry does not have.
+func absent(err error) error {
+	var refused *transport.Error
+	if errors.As(err, &refused) && refused.StatusCode == http.StatusNotFound {
+		return rootfs.ErrAbsent
+	}
+	return err
 }
 
 // registryError returns the error of an image that cannot be read from its registry.
@@ -120,19 +180,20 @@ func registryError(reference string, err error) error {
 
 // fetchLayer fetches a layer of a repository unless it is here, checks its digest, and keeps it.
 // Builds wait for each other's layers within one repository only, because another may be slow.
-func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository string,
-	fetch func() (io.ReadCloser, error), progress func(int)) error {
+func (j *job) fetchLayer(ctx context.Context, r *registry, d *v1.Descriptor,
+	progress func(int64)) error {
+	s := j.set
 	if d.Digest.Algorithm != "sha256" {
 		return fmt.Errorf("its digest is a %.20q; only sha256 is understood", d.Digest.Algorithm)
 	}
-	turn := layersName + "/" + d.Digest.Hex + " " + repository
+	turn := layersName + "/" + d.Digest.Hex + " " + r.repository.Name()
 	if err := s.turn(ctx, turn); err != nil {
 		return err
 	}
 	defer s.endTurn(turn)
 	to := s.path(blobsName, layersName, d.Digest.Hex)
 	if fi, err := os.Stat(to); err == nil && fi.Size() == d.Size {
-		progress(int(d.Size))
+		progress(d.Size)
 		return nil
 	}
 	if err := host.MakeDirs(s.path(blobsName, layersName), 0o755); err != nil {
@@ -143,33 +204,15 @@ func (s *Set) fetchLayer(ctx context.Context, d *v1.Descriptor, repository strin
 		return err
 	}
 	defer os.Remove(f.Name()) // unless it was renamed
-	err = copyLayer(ctx, f, d, fetch, progress)
+	get := newDownload(r, d, f, progress)
+	err = get.run(ctx, s.firstAgain, func(err error) {
+		s.o.Log.Warn("asking the registry for a layer again", "image", j.item.name,
+			"layer", d.Digest.String(), "from", get.at, "err", err)
+	})
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return errors.Join(os.Rename(f.Name(), to), host.SyncDir(s.path(blobsName, layersName)))
-}
-
-// copyLayer copies the bytes that the descriptor describes, and no others.
-func copyLayer(ctx context.Context, to *os.File, d *v1.Descriptor,
-	fetch func() (io.ReadCloser, error), progress func(int)) error {
-	from, err := fetch()
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	h := sha256.New()
-	all := io.TeeReader(host.NewReader(ctx, from, progress), h)
-	n, err := host.CopySparse(ctx, to, all, host.Limit{Read: d.Size})
-	if err != nil && !errors.Is(err, host.ErrTooMuch) {
-		return err
-	}
-	got := "sha256:" + hex.EncodeToString(h.Sum(nil))
-	if err != nil || n != d.Size || got != d.Digest.String() {
-		return fmt.Errorf("%w: %d bytes with the digest %s, not %d with %s",
-			rootfs.ErrDamaged, n, got, d.Size, d.Digest)
-	}
-	return nil
 }
 
 // cachedLayer returns a fetched layer. If the layer has changed since, it is removed, and the next

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"banger/internal/host"
@@ -17,6 +18,8 @@ type source struct {
 	kind *sourceKind
 	text string // as written
 	arg  string
+	// digest is that of the image that is meant, of several in an archive; empty if not written.
+	digest string
 }
 
 // sourceKind is one way to make an image. A path is opened with the rights of who wrote the source:
@@ -27,6 +30,8 @@ type sourceKind struct {
 	check func(arg string) error
 	// plan determines the inputs of the image. It may read, fetch and verify.
 	plan func(ctx context.Context, j *job) (*plan, error)
+	// archive: a digest may follow the path and an @.
+	archive bool
 }
 
 // plan is a build whose inputs are known.
@@ -46,8 +51,8 @@ func init() {
 		"builtin":        {check: noArg, plan: planBuiltin},
 		"debian":         {check: rootfs.CheckSuite, plan: planDebian},
 		"disk":           {plan: planDisk},
-		"oci":            {plan: planOCI},
-		"docker-archive": {plan: planDockerArchive},
+		"oci":            {plan: planOCI, archive: true},
+		"docker-archive": {plan: planDockerArchive, archive: true},
 		"rootfs":         {plan: planRootfs},
 		"":               {check: checkRegistry, plan: planRegistry},
 	}
@@ -57,6 +62,9 @@ func init() {
 		sourceKinds = append(sourceKinds, way)
 	}
 }
+
+// withDigest matches a path and the digest of an image in the archive there.
+var withDigest = regexp.MustCompile(`^(.+)@(sha256:[0-9a-f]{64})$`)
 
 func noArg(arg string) error {
 	if arg != "" {
@@ -89,7 +97,11 @@ func parseSource(text string) (source, error) {
 				return source{}, fmt.Errorf("%.200q is no source, as %s is: %w", text, k.Form, err)
 			}
 		}
-		return source{k, text, arg}, nil
+		s := source{kind: k, text: text, arg: arg}
+		if m := withDigest.FindStringSubmatch(arg); m != nil && k.archive {
+			s.arg, s.digest = m[1], m[2]
+		}
+		return s, nil
 	}
 	var forms []string
 	for _, k := range sourceKinds {

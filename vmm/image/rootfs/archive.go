@@ -108,7 +108,7 @@ func (a *Archive) open(name string) (*Piece, int64, error) {
 		s, ok = a.files[s.link]
 	}
 	if !ok || s.link != "" {
-		return nil, 0, fmt.Errorf("there is no %.200q in it", name)
+		return nil, 0, fmt.Errorf("%.200q: %w", name, ErrAbsent)
 	}
 	return NewPiece(a.tar, s.start, s.size, false), s.size, nil
 }
@@ -126,8 +126,13 @@ func (a *Archive) read(name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, MaxJSON))
 }
 
-// blob returns the content of a small blob with the right digest.
-func (a *Archive) blob(d *v1.Descriptor) ([]byte, error) {
+// Manifest implements Source.
+func (a *Archive) Manifest(ctx context.Context, d *v1.Descriptor) ([]byte, error) {
+	return a.Blob(ctx, d)
+}
+
+// Blob implements Source.
+func (a *Archive) Blob(_ context.Context, d *v1.Descriptor) ([]byte, error) {
 	b, err := a.read(blobPath(d.Digest))
 	if err != nil {
 		return nil, err

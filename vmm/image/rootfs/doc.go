@@ -16,7 +16,8 @@
 // Layers have these sources:
 //
 //   - [OpenTar] and [OpenDirectory] read archives of images. [Archive.OCI] and [Archive.Docker]
-//     find the layers and the configuration in them.
+//     find the layers and the configuration in them. [Choose] finds the one image among the
+//     manifests of these, and of a registry.
 //   - [Debian] runs mmdebstrap, whose output is a tar.
 //   - A [Piece] is a layer within a file that another process can read too.
 //
