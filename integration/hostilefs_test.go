@@ -92,6 +92,12 @@ head -c 5000000 reads/endless | wc -c`,
 timeout 1 cp reads/endless $T/endless; echo $?; rm $T/endless`,
 		hostileAnswer, "124"},
 	{`
+python3 -c 'import os
+fd = os.open("holes/old", os.O_RDONLY)
+print(os.lseek(fd, 5, os.SEEK_DATA), os.lseek(fd, 5, os.SEEK_HOLE))'
+banger cp hostile:/holes/old $T; stat -c '%s %b' $T/old; head -n 1 $T/old`,
+		hostileData, "5 1048576\n1048576 8\nsome"},
+	{`
 for f in alternate beyond negative back status; do
 	banger cp hostile:/holes/$f $T; stat -c '%s %b' $T/$f; timeout -k 1 1 cp holes/$f $T/cp
 	test $? -le 124 || echo killed

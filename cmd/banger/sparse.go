@@ -11,14 +11,9 @@ import (
 	"banger/internal/host"
 )
 
-const (
-	// grain is the step between two questions for data, in bytes. A guest that answers with smaller
-	// pieces costs no more requests than a file without holes.
-	grain = 64 << 10
-	// zeroStep is the block of most file systems. Zeros at the ends of a write are left out in its
-	// multiples.
-	zeroStep = 4096
-)
+// grain is the step between two questions for data, in bytes. A guest that answers with smaller
+// pieces costs no more requests than a file without holes.
+const grain = 64 << 10
 
 // isSparse reports whether a file may have holes worth a question, as cp(1) does. A file system
 // that compresses costs the question only.
@@ -72,35 +67,12 @@ func (c *copier) copySparse(in, out *os.File) error {
 	}
 	err = partsOf(in, st.Size, func(at, end int64) error {
 		part := io.NewSectionReader(in, at, end-at)
-		return c.copyData(part, &sparseWriter{out, at}, end-at)
+		return c.copyData(part, &host.HoleWriter{File: out, At: at}, end-at)
 	})
 	if err != nil {
 		return err
 	}
 	return out.Truncate(st.Size)
-}
-
-// sparseWriter writes from an offset on, without the zeros at both ends of a write.
-type sparseWriter struct {
-	out *os.File
-	at  int64
-}
-
-func (w *sparseWriter) Write(p []byte) (int, error) {
-	n, at := len(p), w.at
-	w.at += int64(n)
-	for len(p) >= zeroStep && host.Zeros(p[:zeroStep]) {
-		p, at = p[zeroStep:], at+zeroStep
-	}
-	for len(p) > 0 {
-		last := p[(len(p)-1)/zeroStep*zeroStep:]
-		if !host.Zeros(last) {
-			_, err := w.out.WriteAt(p, at)
-			return n, err
-		}
-		p = p[:len(p)-len(last)]
-	}
-	return n, nil
 }
 
 // sumAt returns a digest of a file's content: of the grains that are not zeros, each with its

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"math"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -75,40 +73,6 @@ func TestDataParts(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func TestSparseWriter(t *testing.T) {
-	random := rand.New(rand.NewPCG(1, 2))
-	want := make([]byte, 40*zeroStep+3)
-	for range 12 {
-		want[random.IntN(len(want))] = 1
-	}
-	out, err := os.Create(filepath.Join(t.TempDir(), "x"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	w := &sparseWriter{out: out}
-	for rest := want; len(rest) > 0; {
-		n := min(len(rest), 1+random.IntN(5*zeroStep))
-		if got, err := w.Write(rest[:n]); got != n || err != nil {
-			t.Fatalf("%d of %d written, %v", got, n, err)
-		}
-		rest = rest[n:]
-	}
-	if err := out.Truncate(int64(len(want))); err != nil {
-		t.Fatal(err)
-	}
-	got, err := os.ReadFile(out.Name())
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("the file differs, %v", err)
-	}
-	if n, err := w.Write(make([]byte, 1<<20)); n != 1<<20 || err != nil {
-		t.Errorf("%d zeros written, %v", n, err)
-	}
-	if st, err := regularStat(out); err != nil || st.Size != int64(len(want)) {
-		t.Errorf("zeros made %d bytes, %v", st.Size, err)
 	}
 }
 

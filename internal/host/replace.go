@@ -87,7 +87,7 @@ func ReplaceFile(path string, mode os.FileMode, fill func(f *os.File) error) err
 	return os.Rename(f.Name(), path)
 }
 
-// LinkOrCopy makes a second name of a file, or a copy on another file system.
+// LinkOrCopy makes a second name of a file, or a copy on another file system. Zeros become holes.
 func LinkOrCopy(from, to string) error {
 	if err := os.Link(from, to); err == nil {
 		return nil
@@ -101,7 +101,11 @@ func LinkOrCopy(from, to string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := io.Copy(out, in); err != nil {
+	n, err := io.Copy(&HoleWriter{File: out}, in)
+	if err == nil {
+		err = out.Truncate(n)
+	}
+	if err != nil {
 		out.Close()
 		return err
 	}

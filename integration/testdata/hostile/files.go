@@ -20,6 +20,7 @@ const (
 	fxpStatus, fxpHandle, fxpData, fxpName, fxpAttrs   = 101, 102, 103, 104, 105
 	fxpExtended, fxpReply                              = 200, 201
 	statusOK, statusEOF, statusNoFile                  = 0, 1, 2
+	statusUnsupported                                  = 8
 	attrSize, attrOwner, attrMode, attrTimes, attrMore = 1, 2, 4, 8, 1 << 31
 )
 
@@ -124,6 +125,7 @@ var listings = map[string][]file{
 	"/holes": {
 		{"alternate", sparse(16 << 20)}, {"vast", sparse(1<<63 - 1)}, {"beyond", sparse(1 << 20)},
 		{"negative", sparse(1 << 20)}, {"back", sparse(1 << 20)}, {"status", sparse(1 << 20)},
+		{"old", sparse(1 << 20)}, // as an agent that does not know the question
 	},
 	"/undead": {{"file", plain}, {"dir", directory}},
 	"/packets": files(plain, "nobody", "twice", "kind", "gigabyte", "many", "cut", "gone", "flood",
@@ -254,9 +256,13 @@ func (s *liar) request() error {
 		if name == "statvfs@openssh.com" {
 			return answer(fxpReply, []byte(strings.Repeat("\xff", 11*8)))
 		}
-		if seek := seeks[s.handles[field()]]; seek != nil && name == "seek@banger" {
+		path = s.handles[field()]
+		if seek := seeks[path]; seek != nil && name == "seek@banger" {
 			at := seek(binary.BigEndian.Uint64(b))
 			return answer(fxpReply, binary.BigEndian.AppendUint64(nil, at))
+		}
+		if path == "/holes/old" {
+			return status(statusUnsupported)
 		}
 	}
 	return status(statusOK) // pretends success of any other request
@@ -295,7 +301,8 @@ func (s *liar) read(path string, off uint64, n uint32, answer answerFunc, status
 		if off == 0 {
 			return answer(fxpData, str("#!/bin/sh\necho evil\n"))
 		}
-	case "/sizes/huge", "/sizes/half", "/sizes/odd", "/names/good", "/names/twice":
+	case "/sizes/huge", "/sizes/half", "/sizes/odd", "/names/good", "/names/twice",
+		"/holes/old":
 		if off == 0 {
 			return answer(fxpData, str("some\n"))
 		}
