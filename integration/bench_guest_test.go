@@ -103,4 +103,11 @@ func benchFiles(b *bench) {
 		x, y = compareRounds(3, cp("web:"+inside, ours), scp(host+":"+inside, theirs))
 		b.times("banger cp of "+c.what+" out of a guest, against scp", x, y, "≤ 1.0x")
 	}
+	hole := filepath.Join(dir, "hole")
+	must(b.T, os.WriteFile(hole, []byte("x"), 0o644))
+	must(b.T, os.Truncate(hole, 1<<30))
+	x, y := compareRounds(3, cp(hole, "web:/tmp"), cp(big.Name(), "web:/tmp"))
+	b.times("banger cp of a hole of 1 GiB into a guest, against 32 MiB of data", x, y, "≤ 0.2x")
+	x, y = compareRounds(3, cp("web:/tmp/hole", ours), cp("web:/tmp/big", ours))
+	b.times("banger cp of a hole of 1 GiB out of a guest, against 32 MiB of data", x, y, "≤ 0.2x")
 }
