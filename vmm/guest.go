@@ -48,6 +48,7 @@ func (v *VM) greet(machine Machine) {
 				return
 			}
 		}
+		v.greetClock(ctx, machine)
 		if err := v.ballooned(ctx, machine); err != nil {
 			v.logf("%v", err)
 		}

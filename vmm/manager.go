@@ -86,6 +86,8 @@ type Manager struct {
 
 	counts [len(counted)]struct{ done, failed atomic.Uint64 }
 
+	clocks atomic.Bool // a round over guests' clocks is under way
+
 	emitMu sync.Mutex // orders events
 	seq    uint64
 	seqF   *os.File

@@ -13,7 +13,11 @@ func (v *VM) pause(ctx context.Context) error {
 }
 
 func (v *VM) resume(ctx context.Context) error {
-	return v.halt(ctx, Running, Machine.Resume, Machine.Pause)
+	err := v.halt(ctx, Running, Machine.Resume, Machine.Pause)
+	if err == nil {
+		v.setClock()
+	}
+	return err
 }
 
 // halt pauses or resumes the machine. It undoes that if it cannot be recorded.
@@ -149,18 +153,19 @@ func (v *VM) idle(s *Snapshot) bool {
 	return time.Since(used) >= s.Config.IdleTimeout
 }
 
-// sweep stops VMs after their idle_timeout, resumes those that found no space, and records times of
-// use. No VM holds up the others: work that would block is left to the next sweep.
+// sweep stops VMs after their idle_timeout, resumes those that found no space, corrects guests'
+// clocks, and records times of use. No VM holds up the others: work that would block is left to the next sweep.
 func (m *Manager) sweep() {
 	tick := time.NewTicker(m.o.Sweep)
 	defer tick.Stop()
-	persisted := time.Now()
+	persisted, hostTime := time.Now(), readHostClock()
 	for n := 1; ; n++ {
 		select {
 		case <-m.closing:
 			return
 		case <-tick.C:
 		}
+		m.tendClocks(&hostTime)
 		persist := time.Since(persisted) >= persistEvery
 		if persist {
 			persisted = time.Now()

@@ -32,6 +32,7 @@ type VM struct {
 	busy    *transition
 	removed bool
 	health  string
+	clock   guestClock
 }
 
 func (m *Manager) newVM(r Record) *VM {

@@ -252,6 +252,7 @@ func (v *VM) frozen(ctx context.Context, s *Snapshot, f func() error) (bool, err
 		v.logf("the agent did not confirm that it thawed the file systems; "+
 			"it does so by itself: %v", thawErr)
 	}
+	v.clockDue(false)
 	return err == nil && thawErr == nil && still, failure
 }
 

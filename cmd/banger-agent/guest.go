@@ -112,7 +112,8 @@ func (g *agent) PowerOff(context.Context) error {
 const maxClockError = 500 * time.Millisecond
 
 func (g *agent) Configure(ctx context.Context, c guest.Config) error {
-	g.work.wait(ctx) // who waits for `healthy` finds /work
+	off := time.Until(c.Time) // before what follows takes time
+	g.work.wait(ctx)          // who waits for `healthy` finds /work
 	g.configuring.Lock()
 	defer g.configuring.Unlock()
 	// The start is over. The runtime would return its memory bit by bit and wake an idle guest for
@@ -123,9 +124,8 @@ func (g *agent) Configure(ctx context.Context, c guest.Config) error {
 			return fmt.Errorf("cannot set the host name: %w", err)
 		}
 	}
-	if off := time.Until(c.Time); !c.Time.IsZero() && off.Abs() > maxClockError {
-		ts := unix.NsecToTimespec(c.Time.UnixNano())
-		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+	if !c.Time.IsZero() && off.Abs() > maxClockError {
+		if _, err := unix.Adjtimex(adjustment(guest.Adjustment{By: off})); err != nil {
 			return fmt.Errorf("cannot set the clock: %w", err)
 		}
 	}

@@ -25,6 +25,10 @@
 //	fake.snapshot=200ms              a snapshot of its disks takes that long
 //	fake.snapshot=fail               a snapshot fails half made
 //	fake.freeze=hang                 the agent never answers a request to freeze file systems
+//	fake.drift=-0.1                  the guest's clock loses a tenth of the time
+//	fake.clock=old                   the agent cannot set it, as those of earlier versions
+//	fake.clock=hang                  the agent never answers about it
+//	fake.clock=ntp                   a program in the guest keeps it
 //	fake.limit=fail                  a change of its limits or of its memory's target fails
 //	fake.disk=N                      N bytes of the system disk's overlay are allocated
 //

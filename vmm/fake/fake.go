@@ -75,7 +75,9 @@ func (d *Driver) Start(
 	if err := os.RemoveAll(filepath.Join(spec.Dir, filesDir)); err != nil {
 		return nil, err
 	}
-	m := d.machine(spec, s, kept{ID: spec.ID, Since: time.Now(), Limits: spec.Config.Limits}, notify)
+	now := time.Now()
+	m := d.machine(spec, s, kept{ID: spec.ID, Since: now, Limits: spec.Config.Limits,
+		Steps: time.Duration(now.UnixNano())}, notify)
 	if err := m.save(); err != nil {
 		return nil, err
 	}

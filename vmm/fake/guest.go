@@ -9,7 +9,7 @@ import (
 	"banger/vmm/guest"
 )
 
-// agent implements guest.Agent and guest.Freezer.
+// agent implements guest.Agent, guest.Freezer and guest.Clock.
 type agent struct{ m *machine }
 
 // answer blocks for as long as the script delays the agent.

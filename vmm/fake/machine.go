@@ -24,6 +24,10 @@ type kept struct {
 	Filled bool          `json:"filled"` // a disk was full once
 	Limits vmm.Limits    `json:"limits"` // nothing enforces them
 	Target int64         `json:"target"` // bytes that the guest has, 0 for all of its memory
+
+	// The guest's clock shows its age, which drifts as scripted, and these.
+	Steps  time.Duration `json:"steps"`
+	Slewed time.Duration `json:"slewed"`
 }
 
 func load(path string) (k kept, err error) {

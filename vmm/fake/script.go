@@ -31,6 +31,8 @@ type script struct {
 	failSave  bool
 	freeze    string // "" or hang
 	failLimit bool
+	drift     float64 // of the guest's clock
+	clock     string  // "", old, hang or ntp
 }
 
 // end is one way in which a machine ends by itself, after it ran for a while.
@@ -98,6 +100,10 @@ func (s *script) apply(key, value string) (err error) {
 		}
 	case "freeze":
 		s.freeze, err = value, oneOf(value, "hang")
+	case "drift":
+		s.drift, err = strconv.ParseFloat(value, 64)
+	case "clock":
+		s.clock, err = value, oneOf(value, "old", "hang", "ntp")
 	case "limit":
 		s.failLimit, err = value == "fail", oneOf(value, "fail")
 	case "exit":

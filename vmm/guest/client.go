@@ -19,8 +19,8 @@ const (
 	maxString    = 4 << 10
 )
 
-// Client asks the agent of one guest. It implements [Agent], [Streamer] and [Freezer]. Many
-// goroutines may use it.
+// Client asks the agent of one guest. It implements [Agent], [Streamer], [Freezer] and
+// [Clock]. Many goroutines may use it.
 type Client struct {
 	dial  func(ctx context.Context) (net.Conn, error) // the port
 	vsock *vsockWay                                   // nil where there is none

@@ -59,6 +59,9 @@ func Handler(agent Agent, streams map[string]StreamHandler) http.Handler {
 	if f, ok := agent.(Freezer); ok {
 		handleFreezer(mux, f)
 	}
+	if c, ok := agent.(Clock); ok {
+		handleClock(mux, c)
+	}
 	return mux
 }
 
