@@ -21,6 +21,7 @@
 //	clouddisk FILE          copy the suite's cloud image there
 //	disk SIZE               put the state directory on an ext4 of its own
 //	disk freeze|thaw        freeze and thaw that ext4
+//	oci FILE DIR CONFIG     make FILE, an OCI image of the files in DIR with that configuration
 //	sh 'script'             run it with bash; stdout and stderr check its output
 //	static NAME             build testdata/NAME for guests, as NAME in the current directory
 //	waitfor 'script' [10s]  repeat it with bash until it succeeds

@@ -104,6 +104,7 @@ func params(t *testing.T, files []string, vmm string) testscript.Params {
 			"bangerd":   bangerdCmd,
 			"clouddisk": cloudDiskCmd,
 			"disk":      diskCmd,
+			"oci":       ociCmd,
 			"sh":        shCmd,
 			"static":    staticCmd,
 			"waitfor":   waitforCmd,

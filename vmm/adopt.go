@@ -267,6 +267,8 @@ func (v *VM) recover(ctx context.Context) error {
 	default:
 		if state != Stopping {
 			v.greet(machine)
+		} else {
+			v.followProgram(machine) // the guest may wait for that before it is off
 		}
 	}
 	return nil

@@ -24,8 +24,7 @@ const (
 // greet waits, in the background, until the agent of a new machine answers, and sends the guest its
 // settings.
 func (v *VM) greet(machine Machine) {
-	agent := machine.Guest()
-	if agent == nil {
+	if machine.Guest() == nil {
 		return
 	}
 	v.m.spawn(func() {
@@ -34,7 +33,7 @@ func (v *VM) greet(machine Machine) {
 		ctx, cancel = endsWith(ctx, v.m.closing)
 		defer cancel()
 		for wait := greetAgain; ; wait = min(2*wait, greetAtLast) {
-			err := v.introduce(ctx, agent)
+			err := v.introduce(ctx, machine)
 			if err == nil {
 				break
 			}
@@ -61,9 +60,14 @@ func (v *VM) greet(machine Machine) {
 }
 
 // introduce waits for the agent and sets host name, address and clock.
-func (v *VM) introduce(ctx context.Context, g guest.Agent) error {
-	if _, err := g.Ping(ctx); err != nil {
+func (v *VM) introduce(ctx context.Context, machine Machine) error {
+	g := machine.Guest()
+	info, err := g.Ping(ctx)
+	if err != nil {
 		return err
+	}
+	if info.Ends {
+		v.followProgram(machine)
 	}
 	c := v.guestConfig()
 	s := v.Snapshot()

@@ -33,6 +33,8 @@ type VM struct {
 	removed bool
 	health  string
 	clock   guestClock
+
+	followed Machine // the last one that followProgram has followed
 }
 
 func (m *Manager) newVM(r Record) *VM {

@@ -160,7 +160,7 @@ func (v *VM) kill(context.Context) error {
 func (v *VM) finish(machine Machine, why string) error {
 	select {
 	case <-machine.Done():
-		v.reportExit(machine.Exit())
+		v.reportExit(v.exitOf(machine))
 	default:
 		if err := v.end(v.m.ctx, machine, why); err != nil {
 			return fmt.Errorf("cannot end %s: %w", v.Snapshot().Name, err)
@@ -241,7 +241,7 @@ func (v *VM) exited() {
 
 // bury records the end of a machine that ended by itself. After a reboot it starts the VM again.
 func (v *VM) bury(ctx context.Context, machine Machine) error {
-	exit := machine.Exit()
+	exit := v.exitOf(machine)
 	v.reportExit(exit)
 	if exit.Rebooted && v.Snapshot().State != Stopping {
 		return v.reboot(ctx)

@@ -175,6 +175,9 @@ type CurrentRun struct {
 	// Ready is true once the agent of this run has accepted address, host name and time.
 	Ready   bool
 	ReadyIn time.Duration // from the start of the VMM to Ready
+	// End is how the program of the image ended, or why it could not begin. It is nil before, and
+	// where the agent says nothing about it. The guest may have invented it.
+	End *guest.End
 	// Address6 is the guest's IPv6 address, invalid if it has none.
 	Address6 netip.Addr
 	// Since is when the machine of this run was started or adopted, by the monotonic clock.

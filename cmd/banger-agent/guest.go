@@ -31,6 +31,7 @@ type agent struct {
 	work     *workDisk // nil in tests
 	children starter
 	program  *guest.Program // of the image; nil for the built-in one and one with an init
+	end      *ending        // of program, or of an init that could not begin; else nil
 
 	mounts atomic.Pointer[mounts] // of the last Stats
 
@@ -48,6 +49,7 @@ func (g *agent) Ping(context.Context) (guest.Info, error) {
 		Kernel:   unix.ByteSliceToString(u.Release[:]),
 		Hostname: unix.ByteSliceToString(u.Nodename[:]),
 		Uptime:   uptime(),
+		Ends:     g.end != nil,
 	}, nil
 }
 

@@ -21,18 +21,18 @@ func runInit() {
 	os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
 	os.Setenv("HOME", "/root")
 	os.Setenv("TERM", "linux")
-	for _, m := range []struct{ source, target, kind string }{
-		{"proc", "/proc", "proc"}, {"sys", "/sys", "sysfs"}, {"dev", "/dev", "devtmpfs"},
-		{"devpts", "/dev/pts", "devpts"},
-	} {
-		mountAt(m.source, m.target, m.kind)
-	}
+	mountKernel()
 	loadModules("/etc/banger/modules")
 	program, err := enterRoot()
-	if err != nil {
-		log.Fatal(err) // the end of process 1 is the kernel's panic: the VM has failed
+	var end *ending
+	if program != nil || err != nil {
+		end = newEnding()
 	}
-	if program == nil {
+	if err != nil { // a panic of the kernel would not say why: the host collects that
+		log.Print(err)
+		mountKernel() // they may have moved
+		end.set(endOf(0, err))
+	} else if program == nil {
 		mountAt("tmpfs", "/run", "tmpfs")
 		mountAt("tmpfs", "/tmp", "tmpfs")
 	}
@@ -43,7 +43,7 @@ func runInit() {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGUSR2)
 	off := make(chan int, 4)
-	g := &agent{children: &r, program: program, freezer: freezer{list: frozenList},
+	g := &agent{children: &r, program: program, end: end, freezer: freezer{list: frozenList},
 		powerOff: func() { off <- unix.LINUX_REBOOT_CMD_POWER_OFF }}
 	go func() {
 		if err := serve(g); err != nil {
@@ -51,7 +51,11 @@ func runInit() {
 		}
 	}()
 	main := make(chan *child, 1) // what the image runs, when it runs
-	if program != nil {
+	switch {
+	case err != nil:
+		program = nil
+		off <- unix.LINUX_REBOOT_CMD_POWER_OFF
+	case program != nil:
 		go func() {
 			status, err := runProgram(program, &r, func(c *child) { main <- c })
 			if err != nil {
@@ -63,9 +67,10 @@ func runInit() {
 			case <-main: // there is nothing left to signal
 			default:
 			}
+			end.set(endOf(status, err))
 			off <- unix.LINUX_REBOOT_CMD_POWER_OFF
 		}()
-	} else {
+	default:
 		go func() {
 			if _, err := os.Stat("/etc/banger/rc"); err == nil {
 				r.run(exec.Command("/bin/sh", "/etc/banger/rc"))
@@ -83,17 +88,27 @@ func runInit() {
 				continue
 			default:
 			}
-			shutdown(&r, how)
+			shutdown(&r, how, end)
 		case s := <-signals:
 			switch s {
 			case unix.SIGCHLD:
 				r.reap()
 			case unix.SIGUSR1, unix.SIGUSR2:
-				shutdown(&r, unix.LINUX_REBOOT_CMD_POWER_OFF)
+				shutdown(&r, unix.LINUX_REBOOT_CMD_POWER_OFF, end)
 			default:
-				shutdown(&r, unix.LINUX_REBOOT_CMD_RESTART)
+				shutdown(&r, unix.LINUX_REBOOT_CMD_RESTART, end)
 			}
 		}
+	}
+}
+
+// mountKernel mounts the kernel's own file systems.
+func mountKernel() {
+	for _, m := range []struct{ source, target, kind string }{
+		{"proc", "/proc", "proc"}, {"sys", "/sys", "sysfs"}, {"dev", "/dev", "devtmpfs"},
+		{"devpts", "/dev/pts", "devpts"},
+	} {
+		mountAt(m.source, m.target, m.kind)
 	}
 }
 
@@ -107,7 +122,7 @@ func mountAt(source, target, kind string) {
 }
 
 // shutdown ends everything and the machine; it does not return.
-func shutdown(r *reaper, how int) {
+func shutdown(r *reaper, how int, end *ending) {
 	unix.Kill(-1, unix.SIGTERM)
 	r.hangUp()
 	unix.Kill(-1, unix.SIGCONT)
@@ -120,6 +135,7 @@ func shutdown(r *reaper, how int) {
 	unix.Sync()
 	unix.Unmount(workPoint, 0)                                  // EBUSY or EINVAL: its journal will do
 	unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "") // the same
+	end.hold()
 	unix.Reboot(how)
 	select {}
 }

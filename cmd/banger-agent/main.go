@@ -40,6 +40,9 @@ func serve(g *agent) error {
 	g.work = tendWorkDisk()
 	streams := guest.NewExecServer(g.startExec).Streams()
 	streams[sftp.Stream] = sftp.Handler("/")
+	if g.end != nil {
+		streams[guest.EndStream] = g.end.handler()
+	}
 	h := guest.Handler(g, streams)
 	gate := new(guest.Gate)
 	ended := make(chan error, 2)

@@ -89,8 +89,12 @@ func enterRoot() (*guest.Program, error) {
 	if err := switchRoot(); err != nil {
 		return nil, fmt.Errorf("cannot enter the root disk: %w", err)
 	}
+	err := makeStandardDirs("/")
 	if program != nil {
-		return program, prepareRoot()
+		return program, errors.Join(err, prepareRoot(program))
+	}
+	if err != nil {
+		log.Print(err) // what its init needs, that may mount
 	}
 	return nil, becomeInit(self)
 }
@@ -112,8 +116,12 @@ func rootDisk() string {
 func switchRoot() error {
 	for _, dir := range []string{"dev", "proc", "sys"} {
 		to := filepath.Join(newRoot, dir)
-		if err := os.MkdirAll(to, 0o755); err != nil {
+		if err := os.Mkdir(to, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
+		}
+		// A link would lead back into the initramfs. runc refuses such an image, too.
+		if info, err := os.Lstat(to); err != nil || !info.IsDir() {
+			return fmt.Errorf("its /%s is no directory", dir)
 		}
 		if err := unix.Mount("/"+dir, to, "", unix.MS_MOVE, ""); err != nil {
 			return fmt.Errorf("cannot move /%s: %w", dir, err)
@@ -213,24 +221,20 @@ func becomeInit(self []byte) error {
 		if err := cmd.Start(); err != nil {
 			return fmt.Errorf("cannot start the agent: %w", err)
 		}
+		defer func() { // this process remains the agent
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}()
 	}
 	env := []string{"PATH=" + defaultPath, "TERM=linux", "HOME=/"}
-	return fmt.Errorf("cannot run %s: %w", init, unix.Exec(init, []string{init}, env))
+	return notBegun(init, unix.Exec(init, []string{init}, env))
 }
 
-// prepareRoot mounts what programs expect and an image of a container does not have.
-func prepareRoot() error {
-	for _, d := range []struct {
-		path string
-		mode os.FileMode
-	}{{"/tmp", 0o777 | fs.ModeSticky}, {"/run", 0o755}, {"/etc", 0o755}} {
-		if _, err := os.Stat(d.path); err != nil {
-			if err := os.Mkdir(d.path, 0o755); err != nil {
-				return err
-			}
-			if err := os.Chmod(d.path, d.mode); err != nil {
-				return err
-			}
+// prepareRoot makes and mounts what programs expect and an image of a container does not have.
+func prepareRoot(p *guest.Program) error {
+	for _, path := range p.Volumes {
+		if err := makeDir(filepath.Join("/", path), 0o755); err != nil {
+			return fmt.Errorf("cannot make a volume of the image: %w", err)
 		}
 	}
 	if err := os.MkdirAll("/dev/shm", 0o755); err != nil {
@@ -268,7 +272,7 @@ func runProgram(p *guest.Program, r *reaper, began func(*child)) (unix.WaitStatu
 	cmd.Stdout, cmd.Stderr = tty, tty
 	c, err := r.start(cmd)
 	if err != nil {
-		return 0, fmt.Errorf("cannot start %q: %w", cmd.Path, err)
+		return 0, notBegun(cmd.Path, err)
 	}
 	began(c)
 	<-c.done
@@ -286,11 +290,11 @@ func programCommand(p *guest.Program) (*exec.Cmd, error) {
 	if cmd.Dir == "" {
 		cmd.Dir = "/"
 	}
-	if err := os.MkdirAll(cmd.Dir, 0o755); err != nil {
-		return nil, fmt.Errorf("cannot make the directory it is to run in: %w", err)
+	if err := makeDir(cmd.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("cannot make the directory that its program is to run in: %w", err)
 	}
 	if cmd.Path, err = lookPath(p.Args[0], cmd.Dir, lastValue(cmd.Env, "PATH")); err != nil {
-		return nil, err
+		return nil, notFound(err)
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true,
 		Credential: &syscall.Credential{Uid: user.uid, Gid: user.gid, Groups: user.groups}}

@@ -46,6 +46,9 @@ type Info struct {
 	Kernel   string  `json:"kernel"`
 	Hostname string  `json:"hostname"`
 	Uptime   float64 `json:"uptime"` // seconds
+
+	// Ends is true if the agent serves EndStream.
+	Ends bool `json:"ends,omitempty"`
 }
 
 // Listener is a socket in the guest that listens (TCP), or is bound and unconnected (UDP).

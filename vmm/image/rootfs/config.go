@@ -25,6 +25,7 @@ type Config struct {
 	Config struct {
 		User         string
 		ExposedPorts map[string]struct{}
+		Volumes      map[string]struct{}
 		Env          []string
 		Entrypoint   words
 		Cmd          words
@@ -79,7 +80,11 @@ func (i *Image) Program() (*guest.Program, error) {
 	if c.WorkingDir != "" {
 		p.Dir = path.Join("/", c.WorkingDir)
 	}
-	for _, text := range slices.Concat(p.Args, p.Env, []string{p.User, p.Dir}) {
+	for v := range c.Volumes {
+		p.Volumes = append(p.Volumes, path.Join("/", v))
+	}
+	slices.Sort(p.Volumes)
+	for _, text := range slices.Concat(p.Args, p.Env, p.Volumes, []string{p.User, p.Dir}) {
 		if strings.IndexByte(text, 0) >= 0 {
 			return nil, fmt.Errorf("its configuration has a NUL byte in %.64q", text)
 		}

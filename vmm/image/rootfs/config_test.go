@@ -21,6 +21,8 @@ func TestConfig(t *testing.T) {
 		`{"Cmd":["a"],"ArgsEscaped":true,"Nonsense":{"x":[1]},"Healthcheck":"odd","Labels":7}`: `{"args":["a"]}`,
 		`{"Cmd":["a"],"Env":["PATH=/bin","NONE","=x","E=","A=b=c"]}`:                           `{"args":["a"],"env":["PATH=/bin","E=","A=b=c"]}`,
 		`{"Cmd":["a"],"Env":null,"User":"1000:web","Volumes":null}`:                            `{"args":["a"],"user":"1000:web"}`,
+		`{"Cmd":["a"],"Volumes":{"/srv/b/":{},"a":null,"../c":{}}}`:                            `{"args":["a"],"volumes":["/a","/c","/srv/b"]}`,
+		`{"Cmd":["a"],"Volumes":{"/a\u0000":{}}}`:                                              `NUL byte`,
 		`{"Cmd":["a"],"WorkingDir":"srv/app/"}`:                                                `{"args":["a"],"dir":"/srv/app"}`,
 		`{"Cmd":["a"],"WorkingDir":"../../x"}`:                                                 `{"args":["a"],"dir":"/x"}`,
 		`{"Cmd":["a"],"StopSignal":"SIGRTMIN+3"}`:                                              `{"args":["a"],"stop_signal":"37"}`,

@@ -1,0 +1,63 @@
+package vmm
+
+import (
+	"errors"
+	"time"
+
+	"banger/vmm/guest"
+)
+
+// followProgram learns, in the background, how the program of the guest's image ends. The agent
+// keeps the guest from powering itself off until then, for some seconds. It does nothing if that
+// machine is followed already, or has no agent with streams.
+func (v *VM) followProgram(machine Machine) {
+	agent, ok := machine.Guest().(guest.Streamer)
+	v.mu.Lock()
+	follows := ok && v.followed != machine
+	if follows {
+		v.followed = machine
+	}
+	v.mu.Unlock()
+	if !follows {
+		return
+	}
+	v.m.spawn(func() {
+		ctx, cancel := endsWith(v.m.ctx, machine.Done())
+		defer cancel()
+		ctx, cancel = endsWith(ctx, v.m.closing) // the next daemon follows it
+		defer cancel()
+		keep := func(end guest.End) {
+			v.publish(func(s *Snapshot) {
+				if s.Machine == machine {
+					s.End = &end
+				}
+			})
+		}
+		for wait := greetAgain; ; wait = min(2*wait, greetAtLast) {
+			err := guest.CollectEnd(ctx, agent, keep)
+			if err == nil || errors.Is(err, ErrUnsupported) {
+				return
+			}
+			select {
+			case <-time.After(wait): // another request has broken the connection, perhaps
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+}
+
+// exitOf returns how an ended machine ended. If its guest powered itself off, how the program of its
+// image ended is the reason for that.
+func (v *VM) exitOf(machine Machine) Exit {
+	exit := machine.Exit()
+	s := v.Snapshot()
+	if s.End == nil || s.Machine != machine || !exit.Orderly || exit.Rebooted {
+		return exit
+	}
+	exit.Status, exit.Reason = &s.End.Status, "the program of its image ended"
+	if s.End.Error != "" {
+		exit.Orderly, exit.Reason = false, "its image cannot be run: "+s.End.Error
+	}
+	return exit
+}
