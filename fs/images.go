@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"banger/internal/printable"
 	"banger/internal/value"
 	"banger/vmm"
 )
@@ -71,6 +72,10 @@ func imageFiles() []file {
 		ready("cmdline", "the kernel's command line", func(i *info) string { return i.Cmdline }),
 		ready("memory", "least bytes of memory",
 			func(i *info) string { return strconv.FormatInt(i.Memory, 10) }),
+		ready("exposed", "ports that its author exposes, one per line, a hint",
+			func(i *info) string { return sentences(i.Exposed) }),
+		ready("healthcheck", "its author's check of its program, as JSON",
+			func(i *info) string { return printable.Message(i.Healthcheck) }),
 		image("created", "Unix seconds",
 			func(i *info) string { return value.FormatTime(i.Created) }),
 		{name: "used_by", mode: 0o444, doc: "VM names, one per line", show: usedByShow},
@@ -78,6 +83,15 @@ func imageFiles() []file {
 			{name: "ready", mode: 0o444, doc: "blocks until it is so", open: waitImage},
 		}},
 	}
+}
+
+// sentences returns untrusted strings as lines.
+func sentences(all []string) string {
+	var lines []string
+	for _, s := range all {
+		lines = append(lines, sentence(s))
+	}
+	return strings.Join(lines, "\n")
 }
 
 func usedByShow(r *request) ([]byte, error) {

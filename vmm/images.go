@@ -29,6 +29,10 @@ type ImageInfo struct {
 	Reason  string    // of a failure, one sentence
 	Error   string    // of the last refused command, one sentence
 	Changed time.Time // when Status last changed
+
+	// Of a container's image, from its author, who is not trusted:
+	Exposed     []string // the ports of its program, as 80/tcp; not to be changed
+	Healthcheck string   // JSON, empty for none
 }
 
 // Caller is the process that names files of the host. The daemon opens them with its rights, from

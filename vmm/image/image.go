@@ -12,6 +12,7 @@ import (
 
 	"banger/internal/host"
 	"banger/vmm"
+	"banger/vmm/image/rootfs"
 )
 
 // Builtin is the name of the image that Build makes.
@@ -44,6 +45,10 @@ type manifest struct {
 	Extra     string `json:"extra,omitempty"`
 	Base      string `json:"base,omitempty"`
 	OwnKernel bool   `json:"own_kernel,omitempty"`
+
+	// What the author of a container's image says about its program. Nothing acts on it.
+	Exposed     []string            `json:"exposed,omitempty"` // ports, as 80/tcp
+	Healthcheck *rootfs.Healthcheck `json:"healthcheck,omitempty"`
 
 	rootSize int64 // of Root, as the guest sees it; read from Root itself
 }

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -66,6 +67,11 @@ func (s *Set) info(e *item) vmm.ImageInfo {
 	case err == nil:
 		source := i.Source
 		i.Status, i.Image = vmm.ImageReady, m.image(e.name, s.path(e.name))
+		i.Exposed = m.Exposed
+		if m.Healthcheck != nil {
+			text, _ := json.Marshal(m.Healthcheck) // strings and finite numbers
+			i.Healthcheck = string(text)
+		}
 		if source != "" {
 			i.Source = source
 		}

@@ -31,12 +31,21 @@ func (j *job) planImage(i *rootfs.Image, begin float64) (*plan, error) {
 	for _, l := range i.Layers {
 		parts = append(parts, []byte(l.DiffID))
 	}
+	exposed, check := i.Exposed(), i.Healthcheck()
+	if exposed != nil || check != nil {
+		// Builds of an earlier version lack these.
+		hints, err := json.Marshal([]any{exposed, check})
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, hints)
+	}
 	return &plan{
 		key: digest(parts...),
 		make: func(ctx context.Context, dir string) (*manifest, error) {
 			m, err := j.makeRoot(ctx, dir, i.Layers, program, begin)
 			if err == nil {
-				m.Digest = i.Digest
+				m.Digest, m.Exposed, m.Healthcheck = i.Digest, exposed, check
 			}
 			return m, err
 		},

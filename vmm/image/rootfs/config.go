@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"banger/vmm/guest"
 
@@ -31,8 +32,22 @@ type Config struct {
 		Cmd          words
 		WorkingDir   string
 		StopSignal   string
+		Healthcheck  json.RawMessage // of docker's, in no document of OCI: it cannot spoil an image
 	} `json:"config"`
 }
+
+// Healthcheck is how an image's author would find out whether its program works. Times are in
+// seconds; 0 stands for what docker has in their place.
+type Healthcheck struct {
+	Test        []string `json:"test"` // CMD and a command, or CMD-SHELL and a line for the shell
+	Interval    float64  `json:"interval,omitempty"`
+	Timeout     float64  `json:"timeout,omitempty"`
+	StartPeriod float64  `json:"start_period,omitempty"`
+	Retries     int      `json:"retries,omitempty"`
+}
+
+// maxHealthcheck bounds the configuration's text of a healthcheck that is kept, in bytes.
+const maxHealthcheck = 8 << 10
 
 // words is a list of strings, or one string, which is a list of one (strslice of docker's API).
 type words []string
@@ -97,6 +112,23 @@ func (i *Image) Program() (*guest.Program, error) {
 		p.StopSignal = strconv.Itoa(n) // which the agent of any version understands
 	}
 	return p, nil
+}
+
+// Healthcheck returns the image's healthcheck, nil if it has none or if that is not understood.
+func (i *Image) Healthcheck() *Healthcheck {
+	text := i.Config.Config.Healthcheck
+	var has struct {
+		Test                           words
+		Interval, Timeout, StartPeriod time.Duration
+		Retries                        int
+	}
+	if len(text) > maxHealthcheck || json.Unmarshal(text, &has) != nil || len(has.Test) < 2 ||
+		has.Test[0] != "CMD" && has.Test[0] != "CMD-SHELL" {
+		return nil
+	}
+	seconds := func(d time.Duration) float64 { return max(0, d.Seconds()) }
+	return &Healthcheck{Test: has.Test, Interval: seconds(has.Interval), Retries: max(0, has.Retries),
+		Timeout: seconds(has.Timeout), StartPeriod: seconds(has.StartPeriod)}
 }
 
 // maxExposed bounds the ports of an image that are shown.

@@ -87,3 +87,23 @@ func TestExposed(t *testing.T) {
 		t.Errorf("%d ports are shown", len(got))
 	}
 }
+
+// TestHealthcheck keeps what docker would run, and nothing else.
+func TestHealthcheck(t *testing.T) {
+	for check, want := range map[string]string{
+		`null`: `null`, `{}`: `null`, `"odd"`: `null`, `{"Test":["NONE"]}`: `null`, `{"Test":[]}`: `null`,
+		`{"Test":["CMD"]}`: `null`, `{"Test":["CMD","a"],"Interval":"soon"}`: `null`,
+		`{"Test":["CMD","` + strings.Repeat("a", maxHealthcheck) + `"]}`:                           `null`,
+		`{"Test":["CMD","a","b"]}`:                                                                 `{"test":["CMD","a","b"]}`,
+		`{"Test":["CMD-SHELL","a||b"],"Interval":30000000000,"Timeout":500000000}`:                 `{"test":["CMD-SHELL","a||b"],"interval":30,"timeout":0.5}`,
+		`{"Test":["CMD","a"],"StartPeriod":1000000000,"Retries":3,"Timeout":-1,"StartInterval":5}`: `{"test":["CMD","a"],"start_period":1,"retries":3}`,
+	} {
+		c, err := ParseConfig([]byte(`{"config":{"Healthcheck":` + check + `}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := json.Marshal((&Image{Config: c}).Healthcheck()); string(got) != want {
+			t.Errorf("%.100s is %s, want %s", check, got, want)
+		}
+	}
+}
