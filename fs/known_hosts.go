@@ -3,6 +3,9 @@ package fs
 import (
 	"bytes"
 	"fmt"
+	"strings"
+
+	"banger/vmm"
 )
 
 // knownHostsShow returns the host keys of all VMs that have one, by every name of the VM (sshd(8),
@@ -15,11 +18,16 @@ func knownHostsShow(r *request) ([]byte, error) {
 			continue
 		}
 		s := v.Snapshot()
-		fmt.Fprintf(&b, "%s.vm,%s", s.Name, s.Name)
-		if a := s.GuestAddress(); a.IsValid() {
-			fmt.Fprintf(&b, ",%s", a)
+		var names []string
+		if s.Resolves() {
+			names = append(names, s.Name+"."+vmm.Zone, s.Name)
 		}
-		fmt.Fprintf(&b, " %s\n", key)
+		if a := s.GuestAddress(); a.IsValid() {
+			names = append(names, a.String())
+		}
+		if len(names) > 0 {
+			fmt.Fprintf(&b, "%s %s\n", strings.Join(names, ","), key)
+		}
 	}
 	return b.Bytes(), nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -144,6 +145,13 @@ func TestDebian(t *testing.T) {
 	if !strings.HasPrefix(got, "systemd\next4\next4\n") || !strings.Contains(got, key) ||
 		strings.Contains(got, "unsafe") {
 		t.Errorf("in the guest: %s", got)
+	}
+	names := d.inGuest(t, "deb", "getent ahosts localhost | wc -l; getent ahostsv4 deb | head -n 1; "+
+		"hostname -f; cat /etc/hostname; ls -A / | grep -c banger; wc -c </etc/machine-id")
+	want := regexp.MustCompile(`\A[1-9]\d*\n` + regexp.QuoteMeta(d.read(t, "vms/deb/address")) +
+		` +STREAM deb\ndeb\ndeb\n0\n33\n\z`)
+	if !want.MatchString(names) {
+		t.Errorf("names in the guest: %q, want %s", names, want)
 	}
 	d.works(t, "deb")
 	d.inGuest(t, "deb", debianUnits)

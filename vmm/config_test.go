@@ -21,6 +21,20 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
+// TestCheckVMName refuses names that stand for something else, and no others.
+func TestCheckVMName(t *testing.T) {
+	for name, want := range map[string]error{
+		"web": nil, "test": nil, "example": nil, "host": nil, "dns": nil, "router": nil,
+		"localhost": ErrInvalid, "invalid": ErrInvalid, "local": ErrInvalid, "onion": ErrInvalid,
+		"gateway": ErrInvalid, "wpad": ErrInvalid, "isatap": ErrInvalid, "ip6-loopback": ErrInvalid,
+		"_gateway": ErrInvalid, strings.Repeat("a", 64): ErrNameTooLong,
+	} {
+		if err := CheckVMName(name); !errors.Is(err, want) {
+			t.Errorf("%q: %v, not %v", name, err, want)
+		}
+	}
+}
+
 func TestAuthorizedKeys(t *testing.T) {
 	for lines, want := range map[string]error{
 		"":                         nil,

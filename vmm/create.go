@@ -16,7 +16,7 @@ import (
 
 // Create makes a VM with the default settings. ErrInvalid, ErrNameTooLong, ErrExists, ErrQuota.
 func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, error) {
-	if err := CheckName(name); err != nil {
+	if err := CheckVMName(name); err != nil {
 		return nil, err
 	}
 	if !m.reserve(name) {
@@ -71,7 +71,7 @@ func (m *Manager) add(ctx context.Context, r *Record, c claim, detail string) (*
 // Rename renames a VM. It does not wait for a transition of the VM. ErrNotFound, ErrBusy unless
 // stopped or failed and idle, ErrExists, ErrInvalid, ErrNameTooLong.
 func (m *Manager) Rename(ctx context.Context, from, to string, may Permit) error {
-	if err := CheckName(to); err != nil {
+	if err := CheckVMName(to); err != nil {
 		return err
 	}
 	v := m.VM(from)
@@ -308,7 +308,7 @@ func (m *Manager) CreateWithDisks(ctx context.Context, name string, owner Owner,
 	if err := m.ledger.alone(owner.UID, &none, &c); err != nil {
 		return nil, err
 	}
-	if err := CheckName(name); err != nil {
+	if err := CheckVMName(name); err != nil {
 		return nil, err
 	}
 	if !m.reserve(name) {

@@ -157,7 +157,7 @@ const Zone = guest.Zone
 
 // DNS returns the name by which the host's programs find the guest: NAME.vm, or "" if they do not.
 func (s *Snapshot) DNS() string {
-	if !s.Named || !s.GuestAddress().IsValid() {
+	if !s.Named || !s.GuestAddress().IsValid() || !s.Resolves() {
 		return ""
 	}
 	return s.Name + "." + Zone
@@ -187,7 +187,7 @@ func (m *Manager) SetNamed(on bool) {
 // Addresses returns the addresses of the running VM of that name, if any. It does not block.
 func (m *Manager) Addresses(name string) []netip.Addr {
 	v := m.VM(name)
-	if v == nil {
+	if v == nil || special[name] != "" {
 		return nil
 	}
 	return v.Snapshot().addresses()
@@ -201,7 +201,7 @@ func (m *Manager) NameOf(a netip.Addr) string {
 		return ""
 	}
 	s := v.(*VM).Snapshot()
-	if !slices.Contains(s.addresses(), a) { // it has just stopped
+	if !slices.Contains(s.addresses(), a) || !s.Resolves() { // it has just stopped
 		return ""
 	}
 	return s.Name
@@ -230,6 +230,9 @@ func (m *Manager) Hosts(short bool) []byte {
 	var b strings.Builder
 	for _, v := range m.VMs() {
 		s := v.Snapshot()
+		if !s.Resolves() {
+			continue
+		}
 		for _, a := range s.addresses() {
 			fmt.Fprintf(&b, "%s %s.%s", a, s.Name, Zone)
 			if short {

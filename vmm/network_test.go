@@ -80,3 +80,37 @@ func TestNameOf(t *testing.T) {
 	}
 	check("removed", map[string]string{"172.30.0.1": "www", "fd00::1": "www"})
 }
+
+// TestSpecialNames adopts a VM of an earlier version that has a special name. It runs on, and no
+// look-up leads to it.
+func TestSpecialNames(t *testing.T) {
+	dir, store := t.TempDir(), leases{newStore()}
+	m := openBridged(t, dir, store)
+	do(t, create(t, m, "web", ""), vmm.Start, nil)
+	m.Close(context.Background())
+	for serial, r := range store.records {
+		r.Name = "wpad"
+		store.records[serial] = r
+	}
+	m = openBridged(t, dir, store)
+	m.SetNamed(true)
+	v := m.VM("wpad")
+	await(t, v, vmm.Running)
+	a := v.Snapshot().GuestAddress()
+	if !a.IsValid() || m.NameOf(a) != "" || len(m.Addresses("wpad")) > 0 ||
+		len(m.Hosts(true)) > 0 || v.Snapshot().DNS() != "" {
+		t.Errorf("at %v it is %q, %v, %q, %q", a, m.NameOf(a), m.Addresses("wpad"), m.Hosts(true),
+			v.Snapshot().DNS())
+	}
+	if err := m.Rename(context.Background(), "wpad", "gateway", nil); err == nil {
+		t.Error("it has another special name")
+	}
+	do(t, v, vmm.Stop, nil)
+	if err := m.Rename(context.Background(), "wpad", "web", nil); err != nil {
+		t.Error(err)
+	}
+	do(t, v, vmm.Start, nil)
+	if m.NameOf(a) != "web" || len(m.Addresses("web")) == 0 || v.Snapshot().DNS() != "web.vm" {
+		t.Error("it has no name after its mv")
+	}
+}

@@ -125,6 +125,7 @@ func (g *agent) Configure(ctx context.Context, c guest.Config) error {
 		if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
 			return fmt.Errorf("cannot set the host name: %w", err)
 		}
+		setNames("/", &c)
 	}
 	if !c.Time.IsZero() && off.Abs() > maxClockError {
 		if _, err := unix.Adjtimex(adjustment(guest.Adjustment{By: off})); err != nil {

@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The lines between which banger's keys stand in authorized_keys; the others are the user's own.
+// The lines between which banger's own stand in a user's file, such as authorized_keys.
 const (
-	keysBegin = "# begin: kept by banger"
-	keysEnd   = "# end: kept by banger"
+	blockBegin = "# begin: kept by banger"
+	blockEnd   = "# end: kept by banger"
 )
 
 // setKeys writes root's authorized keys and the host key below root. Empty texts change nothing.
@@ -50,7 +50,7 @@ func setAuthorizedKeys(home, keys string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	text := withKeys(string(old), keys)
+	text := withBlock(string(old), keys)
 	if text == string(old) {
 		return nil
 	}
@@ -61,21 +61,21 @@ func setAuthorizedKeys(home, keys string) error {
 	return replaceFile(path, []byte(text))
 }
 
-// withKeys returns text with these keys between the marks, which it adds at the end if need be.
-// Without keys there are no marks.
-func withKeys(text, keys string) string {
-	before, rest, found := strings.Cut(text, keysBegin+"\n")
+// withBlock returns text with these lines between the marks, which it adds at the end if need be.
+// Without lines there are no marks.
+func withBlock(text, lines string) string {
+	before, rest, found := strings.Cut(text, blockBegin+"\n")
 	after := ""
 	if found {
-		_, after, _ = strings.Cut(rest, keysEnd+"\n")
+		_, after, _ = strings.Cut(rest, blockEnd+"\n")
 	}
-	if keys == "" {
+	if lines == "" {
 		return before + after
 	}
 	if before != "" && !strings.HasSuffix(before, "\n") {
 		before += "\n"
 	}
-	return before + keysBegin + "\n" + keys + "\n" + keysEnd + "\n" + after
+	return before + blockBegin + "\n" + lines + "\n" + blockEnd + "\n" + after
 }
 
 // setHostKey gives sshd its key, where there is an sshd, and has it read that.

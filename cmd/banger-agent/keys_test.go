@@ -6,17 +6,17 @@ import (
 	"testing"
 )
 
-func TestWithKeys(t *testing.T) {
-	block := keysBegin + "\nA\nB\n" + keysEnd + "\n"
+func TestWithBlock(t *testing.T) {
+	block := blockBegin + "\nA\nB\n" + blockEnd + "\n"
 	for _, x := range []struct{ text, keys, want string }{
 		{"", "", ""},
 		{"", "A\nB", block},
 		{"own", "A\nB", "own\n" + block},
-		{"own\n" + keysBegin + "\nold\n" + keysEnd + "\nmore\n", "A\nB", "own\n" + block + "more\n"},
+		{"own\n" + blockBegin + "\nold\n" + blockEnd + "\nmore\n", "A\nB", "own\n" + block + "more\n"},
 		{"own\n" + block + "more\n", "", "own\nmore\n"},
-		{"own\n" + keysBegin + "\ncut", "A\nB", "own\n" + block},
+		{"own\n" + blockBegin + "\ncut", "A\nB", "own\n" + block},
 	} {
-		if got := withKeys(x.text, x.keys); got != x.want {
+		if got := withBlock(x.text, x.keys); got != x.want {
 			t.Errorf("%q with %q is %q, not %q", x.text, x.keys, got, x.want)
 		}
 	}

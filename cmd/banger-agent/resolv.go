@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"banger/vmm/guest"
 )
 
@@ -64,19 +62,7 @@ func (r *resolvers) set(servers []netip.Addr, gateway netip.Addr) error {
 		}
 	}
 	r.told = true
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	next := path + ".banger"
-	if err := os.WriteFile(next, text, 0o644); err != nil {
-		return err
-	}
-	defer os.Remove(next) // once renamed there is nothing to remove
-	err = os.Rename(next, path)
-	if errors.Is(err, unix.EBUSY) { // it is mounted by itself
-		return os.WriteFile(path, text, 0o644)
-	}
-	return err
+	return putFile(path, text)
 }
 
 // hasResolved reports whether the guest has systemd-resolved, which may not run yet.

@@ -73,6 +73,7 @@ func enterRoot() (*guest.Program, error) {
 	if err := os.MkdirAll(newRoot, 0o755); err != nil {
 		return nil, err
 	}
+	unused := neverMounted(device)
 	if err := unix.Mount(device, newRoot, "ext4", 0, ""); err != nil {
 		return nil, fmt.Errorf("cannot mount the root disk %s: %w", device, err)
 	}
@@ -90,6 +91,7 @@ func enterRoot() (*guest.Program, error) {
 		return nil, fmt.Errorf("cannot enter the root disk: %w", err)
 	}
 	err := makeStandardDirs("/")
+	firstStart("/", unused)
 	if program != nil {
 		return program, errors.Join(err, prepareRoot(program))
 	}

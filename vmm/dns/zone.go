@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -40,10 +41,36 @@ type answer struct {
 // lookup answers for a name in canonical form. It is false when the name is none of ours.
 func (z *zone) lookup(q dns.Question) (answer, bool) {
 	labels := dns.SplitDomainName(q.Name)
+	if a, ok := special(q, labels); ok {
+		return a, true
+	}
 	if n := len(labels); n > 0 && labels[n-1]+"." == zoneName {
 		return z.forward(q, labels[:n-1]), true
 	}
 	return z.backward(q, labels)
+}
+
+// special answers for names that no resolver may be asked for. localhost and all below it is the
+// asker itself, and nothing is below invalid (RFC 6761 6.3 and 6.4) and onion (RFC 7686 2).
+func special(q dns.Question, labels []string) (a answer, ok bool) {
+	if len(labels) == 0 {
+		return answer{}, false
+	}
+	switch last := labels[len(labels)-1]; last {
+	case "localhost":
+		a = answer{apex: last + ".", exists: true}
+		if wants(q.Qtype, dns.TypeA) {
+			a.rrs = append(a.rrs, &dns.A{Hdr: header(q.Name, dns.TypeA), A: net.IPv4(127, 0, 0, 1)})
+		}
+		if wants(q.Qtype, dns.TypeAAAA) {
+			h := header(q.Name, dns.TypeAAAA)
+			a.rrs = append(a.rrs, &dns.AAAA{Hdr: h, AAAA: net.IPv6loopback})
+		}
+		return a, true
+	case "invalid", "onion":
+		return answer{apex: last + "."}, true
+	}
+	return answer{}, false
 }
 
 // forward answers for what is left of a name in front of the zone's.

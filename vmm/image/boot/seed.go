@@ -20,9 +20,14 @@ const agentLimit = 64 << 20
 
 // userData makes cloud-init run installScript at each boot, in its first stage that can. The
 // interface is configured at each boot because `net` may have changed. The agent writes ssh's host
-// key, so cloud-init must not delete it.
+// key, so cloud-init must not delete it. It makes missing keys of other kinds, so those of the image
+// are removed once per instance-id. A VM of an earlier version, with an agent and one instance, keeps
+// its keys.
 const userData = `#cloud-config
 bootcmd:
+- [cloud-init-per, instance, banger-host-keys, sh, -c, 'test -e /usr/local/sbin/banger-agent &&
+  test $(ls /var/lib/cloud/instances | wc -l) -lt 2 && exit; cd /etc/ssh && ls |
+  grep "^ssh_host_.*_key" | grep -v ed25519 | xargs -r rm -f']
 ` + "- [sh, -c, 'm=/run/banger-seed; mkdir -p $m; mount -t iso9660 -o ro LABEL=cidata $m && " +
 	"{ sh $m/banger-install $m; umount $m; }']" + `
 ssh_deletekeys: false
