@@ -50,7 +50,8 @@ type manifest struct {
 	Exposed     []string            `json:"exposed,omitempty"` // ports, as 80/tcp
 	Healthcheck *rootfs.Healthcheck `json:"healthcheck,omitempty"`
 
-	rootSize int64 // of Root, as the guest sees it; read from Root itself
+	check    string // Healthcheck as one line of JSON, empty for none
+	rootSize int64  // of Root, as the guest sees it; read from Root itself
 }
 
 // Names returns the sorted names of the images that are ready.
@@ -176,6 +177,13 @@ func parseManifest(b []byte) (*manifest, error) {
 	}
 	if m.Memory < 0 || m.Size < 0 {
 		return nil, fmt.Errorf("%s: negative size", manifestName)
+	}
+	if m.Healthcheck != nil {
+		text, err := json.Marshal(m.Healthcheck)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", manifestName, err)
+		}
+		m.check = string(text)
 	}
 	return &m, nil
 }

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"path/filepath"
@@ -67,11 +66,7 @@ func (s *Set) info(e *item) vmm.ImageInfo {
 	case err == nil:
 		source := i.Source
 		i.Status, i.Image = vmm.ImageReady, m.image(e.name, s.path(e.name))
-		i.Exposed = m.Exposed
-		if m.Healthcheck != nil {
-			text, _ := json.Marshal(m.Healthcheck) // strings and finite numbers
-			i.Healthcheck = string(text)
-		}
+		i.Exposed, i.Healthcheck = m.Exposed, m.check
 		if source != "" {
 			i.Source = source
 		}
