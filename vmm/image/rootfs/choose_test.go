@@ -276,3 +276,38 @@ func TestArchives(t *testing.T) {
 		}
 	}
 }
+
+// FuzzChoose reads a stranger's index, manifest and configuration.
+func FuzzChoose(f *testing.F) {
+	f.Add(`{"manifests":[{"mediaType":"","digest":"","platform":{"os":"linux","architecture":"amd64","variant":"v2"}}]}`,
+		`{"config":{"mediaType":""},"layers":[{"mediaType":""}]}`,
+		`{"config":{"Cmd":"a","Env":["=","A=b"],"StopSignal":"RTMAX-1","ExposedPorts":{"1/udp":{}},"Healthcheck":{"Test":["CMD","a"]}}}`)
+	f.Add(`{"schemaVersion":1,"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json"}]}`, `{"manifests":[]}`, `null`)
+	f.Fuzz(func(t *testing.T, index, manifest, config string) {
+		s := shop{}
+		c := s.put("", json.RawMessage(clean(config)))
+		m := s.put("", json.RawMessage(clean(strings.ReplaceAll(manifest, `"mediaType":""`, `"digest":"`+c.Digest.String()+`"`))))
+		index = strings.ReplaceAll(index, `"digest":""`, `"digest":"`+m.Digest.String()+`"`)
+		found, err := Choose(context.Background(), s, v1.Descriptor{MediaType: types.OCIImageIndex}, []byte(index), "", "HOW")
+		if err != nil {
+			return
+		}
+		i := &Image{Config: found.Config}
+		if p, err := i.Program(); err == nil && p.Dir != "" && !strings.HasPrefix(p.Dir, "/") {
+			t.Errorf("the directory is %q", p.Dir)
+		}
+		if len(i.Exposed()) > maxExposed {
+			t.Error("too many ports")
+		}
+		i.Healthcheck()
+		_ = i.Check()
+	})
+}
+
+// clean returns text if it is JSON, else null.
+func clean(text string) string {
+	if json.Valid([]byte(text)) {
+		return text
+	}
+	return "null"
+}
