@@ -46,6 +46,8 @@ func (p *piped) Stream(_ context.Context, path string, request any) (net.Conn, e
 	return host, nil
 }
 
+func (*piped) Ping(context.Context) (guest.Info, error) { return guest.Info{}, nil }
+
 // newPiped serves commands of this machine; at its end nothing may be left of them.
 func newPiped(t *testing.T) *piped {
 	g := &agent{children: ownChildren{}}

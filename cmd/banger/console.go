@@ -34,7 +34,10 @@ Ctrl-] leaves. Without a terminal, standard input is sent until its end.`,
 				fmt.Fprintf(c.std.err, "console of %s, Ctrl-] leaves\r\n", v.name)
 				defer fmt.Fprint(c.std.err, "\r\n")
 			}
-			return explain("cannot use the console of "+v.name, "", relay(c.std.in, f, c.std.out))
+			return interruptible(func() error { // the terminal must not stay raw
+				err := relay(c.std.in, f, c.std.out)
+				return explain("cannot use the console of "+v.name, "", err)
+			})
 		}),
 	}
 }

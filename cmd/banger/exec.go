@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
@@ -45,7 +44,9 @@ const execHelp = `Run a command in a guest, through its agent: this needs neithe
 No shell reads the command; to use one, type banger exec VM -- sh -c 'COMMAND LINE'.
 The command ends with banger, unless it is detached.
 
-The exit code is the command's own, 128+N if signal N killed it, or:
+Signals are passed on. A second one ends banger, and so does a guest that hangs for 3 s after one.
+
+The exit code is the command's own, 128+N if signal N killed it or ended banger, or:
   124  the timeout ended it
   125  banger could not run it
   126  the guest may not execute it
@@ -69,7 +70,7 @@ func (c *client) execCmd() *cobra.Command {
 				return errors.New("-d excludes -i and -t: it leaves neither input nor terminal")
 			}
 			err := c.exec(args[0], argv, &f)
-			if failed, ok := errors.AsType[*failure](err); ok {
+			if failed, ok := errors.AsType[*failure](err); ok && !wasInterrupted(err) {
 				return &failure{execCode(err), failed.err}
 			}
 			return err
@@ -167,26 +168,24 @@ func (c *client) exec(name string, argv []string, f *execFlags) error {
 	if err != nil {
 		return &failure{exitNotRun, err}
 	}
-	caught := make(chan os.Signal, 16) // from before the command runs: no signal ends banger alone
-	signal.Notify(caught, forwarded...)
-	defer signal.Stop(caught)
-	if err := s.control("argv " + string(text)); err != nil {
+	signals := catchSignals(name, func(sig syscall.Signal) error { return c.forward(s, f, sig) })
+	defer signals.stop()
+	err = signals.during(func() error { return s.control("argv " + string(text)) })
+	switch {
+	case wasInterrupted(err):
+		return err
+	case err != nil:
 		return &failure{exitNotRun, &refusal{s.explain(err), errnoOf(err)}}
-	}
-	if f.detach {
+	case f.detach:
 		return nil
 	}
-	return c.attach(s, f, caught)
+	close(signals.running)
+	return c.attach(s, f, signals)
 }
 
-// forwarded are the signals that banger passes on to the command.
-var forwarded = []os.Signal{
-	unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH,
-}
-
-// attach connects a running command with banger's streams and signals. It returns when the command
-// has ended and all of its output is copied.
-func (c *client) attach(s *session, f *execFlags, caught <-chan os.Signal) error {
+// attach connects a running command with banger's streams. It returns when the command has ended
+// and all of its output is copied, or when signals ends the wait.
+func (c *client) attach(s *session, f *execFlags, signals *interrupts) error {
 	data, err := s.open("data", os.O_RDWR)
 	if err != nil {
 		return err
@@ -204,46 +203,38 @@ func (c *client) attach(s *session, f *execFlags, caught <-chan os.Signal) error
 		}
 		defer term.Restore(int(in.Fd()), old)
 	}
-	ended := make(chan struct{})
-	defer close(ended)
-	go func() { // ends with this function
-		for {
-			select {
-			case sig := <-caught:
-				c.forward(s, f, sig.(syscall.Signal))
-			case <-ended:
-				return
-			}
-		}
-	}()
 	input := io.Reader(strings.NewReader(""))
 	if f.input {
 		input = c.std.in
 	}
 	go s.send(data, input)
-	copied := make(chan error, 2)
-	go func() { copied <- transfer(c.std.out, data, streamBuffer) }()
-	go func() { copied <- transfer(c.std.err, errs, streamBuffer) }()
-	for range 2 {
-		if err := <-copied; err != nil {
-			return explain("cannot copy the output of the command in "+s.vm.name, "", err)
+	return signals.during(func() error {
+		copied := make(chan error, 2)
+		go func() { copied <- transfer(c.std.out, data, streamBuffer) }()
+		go func() { copied <- transfer(c.std.err, errs, streamBuffer) }()
+		for range 2 {
+			if err := <-copied; err != nil {
+				return explain("cannot copy the output of the command in "+s.vm.name, "", err)
+			}
 		}
-	}
-	status, err := readTrimmed(s.file("status"))
-	if err != nil {
-		return explain("cannot read the status of the command in "+s.vm.name, "", err)
-	}
-	return parseStatus(status)
+		status, err := readTrimmed(s.file("status"))
+		if err != nil {
+			return explain("cannot read the status of the command in "+s.vm.name, "", err)
+		}
+		return parseStatus(status)
+	})
 }
 
-// forward passes a signal on to the command, or the terminal's new size. A command that has ended
-// needs neither.
-func (c *client) forward(s *session, f *execFlags, sig syscall.Signal) {
+// forward passes a signal on to the command, or the terminal's new size. It returns when the guest
+// has answered to the signal. A command that has ended needs neither.
+func (c *client) forward(s *session, f *execFlags, sig syscall.Signal) error {
 	if sig != unix.SIGWINCH {
-		_ = s.control("signal " + strconv.Itoa(int(sig)))
-	} else if size := terminalSize(c.std); size != "" && f.terminal {
-		_ = s.control("resize " + size)
+		return s.control("signal " + strconv.Itoa(int(sig)))
 	}
+	if size := terminalSize(c.std); size != "" && f.terminal {
+		return s.control("resize " + size)
+	}
+	return nil
 }
 
 // parseStatus returns a command's end from the text of the file `status`.

@@ -43,8 +43,8 @@ func (c *client) newSession(name string) (*session, error) {
 	return &session{v, ctl, v.file("exec/" + strings.TrimSpace(string(number[:n])))}, nil
 }
 
-// control writes a command to the session's ctl, all of whose bytes count. It returns the bare error
-// of the write.
+// control writes a command to the session's ctl, all of whose bytes count. It returns the bare
+// error of the write.
 func (s *session) control(command string) error {
 	_, err := s.ctl.Write([]byte(command + "\n"))
 	return err

@@ -33,8 +33,20 @@ func (c *client) topCmd() *cobra.Command {
 			if _, out := terminal(c.std.out); !in || !out {
 				return errors.New("top needs a terminal; `banger ls` prints the same once")
 			}
-			p := tea.NewProgram(newTop(c.tree), tea.WithInput(c.std.in), tea.WithOutput(c.std.out))
-			if _, err := p.Run(); err != nil && !errors.Is(err, tea.ErrInterrupted) {
+			p := tea.NewProgram(newTop(c.tree), tea.WithInput(c.std.in), tea.WithOutput(c.std.out),
+				tea.WithoutSignalHandler())
+			ended := make(chan struct{})
+			err := interruptible(func() error {
+				defer close(ended)
+				_, err := p.Run()
+				return err
+			})
+			if bySignal, ok := errors.AsType[commandEnded](err); ok {
+				p.Quit()
+				<-ended // the terminal is as before
+				return bySignal
+			}
+			if err != nil && !errors.Is(err, tea.ErrInterrupted) {
 				return terminalError(err)
 			}
 			return nil

@@ -9,7 +9,7 @@ import (
 )
 
 // Raw is a string of any bytes in JSON. A byte that is no UTF-8 is written as a lone surrogate,
-// \udc80 to \udcff, as surrogateescape does (PEP 383). Text in UTF-8 is written as any other string.
+// \udc80 to \udcff, as surrogateescape does (PEP 383). Text in UTF-8 is written as usual.
 // The bytes 80 to ff of JSON that is no UTF-8 are read as they are.
 type Raw string
 

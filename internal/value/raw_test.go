@@ -57,7 +57,7 @@ func FuzzRaw(f *testing.F) {
 	})
 }
 
-// FuzzRawText checks that text of others is read as encoding/json reads it, but for what is no UTF-8.
+// FuzzRawText checks that others' text is read as encoding/json reads it, but for what is no UTF-8.
 func FuzzRawText(f *testing.F) {
 	for _, s := range []string{`"a"`, `"\ud83d\ude00"`, `"\udcff"`, `null`, `"\`, "\"\xff\""} {
 		f.Add([]byte(s))

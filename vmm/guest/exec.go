@@ -49,8 +49,8 @@ type ExecRequest struct {
 	Detach  bool          `json:"detach,omitempty"` // without streams; it outlives its connection
 }
 
-// execFields is an ExecRequest without its methods. rawFields hides those of its fields in JSON that
-// may have bytes that are no UTF-8. An agent that does not know value.Raw reads all but such bytes.
+// execFields is an ExecRequest without its methods. rawFields hides those of its fields in JSON
+// that may have bytes that are no UTF-8. Agents without value.Raw read all but such bytes.
 type (
 	execFields ExecRequest
 	rawFields  struct {

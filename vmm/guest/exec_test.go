@@ -149,6 +149,41 @@ func TestExecHostile(t *testing.T) {
 	}
 }
 
+// mute is a guest whose commands run on. Its agent answers to a ping unless silent is set.
+type mute struct {
+	scripted
+	silent bool
+}
+
+func (m *mute) Ping(ctx context.Context) (Info, error) {
+	if m.silent {
+		<-ctx.Done()
+		return Info{}, ErrTimeout
+	}
+	return Info{}, nil
+}
+
+// TestExecSignalAnswered sends signals to a guest that answers and to one that hangs.
+func TestExecSignalAnswered(t *testing.T) {
+	for _, silent := range []bool{false, true} {
+		g := &mute{scripted{says: map[string]string{ExecControl: `{"pid":1}` + "\n"}, stay: true}, silent}
+		e, err := StartExec(t.Context(), g, ExecRequest{Argv: []string{"a"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		if !silent { // it needs no time
+			ctx = t.Context()
+		}
+		err = e.Signal(ctx, 15)
+		cancel()
+		if errors.Is(err, ErrTimeout) != silent || err == nil == silent {
+			t.Errorf("a signal to a guest (silent: %v): %v", silent, err)
+		}
+		e.Close()
+	}
+}
+
 // TestExecCut has outputs of another length than the guest reports.
 func TestExecCut(t *testing.T) {
 	for bytes, want := range map[int]error{3: io.EOF, 4: ErrGone, 2: ErrGone} {

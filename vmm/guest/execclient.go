@@ -12,13 +12,15 @@ import (
 	"net"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Exec is the host's side of a command that was started in a guest, or of a connection into one.
 // Many goroutines may use it; the starter closes it. The guest is not trusted: it ends the
 // connection by breaking the protocol.
 type Exec struct {
-	// Immutable. All but control are nil where there is no such stream.
+	// Immutable. All streams but control are nil where there is no such stream.
+	agent                          Agent
 	control, stdin, stdout, stderr *execStream
 
 	// Guarded by the turn of stdin's writes.
@@ -61,6 +63,7 @@ func StartExec(ctx context.Context, g Agent, r ExecRequest) (*Exec, error) {
 			MaxExecRequest, ErrTooBig)
 	}
 	e := &Exec{
+		agent:     g,
 		inputOver: make(chan struct{}),
 		done:      make(chan struct{}),
 		followed:  make(chan struct{}),
@@ -298,9 +301,33 @@ func (e *Exec) EndInput(ctx context.Context) error {
 	return err
 }
 
-// Signal sends a signal to the command and its processes. It returns ErrGone after the end.
+// signalWait bounds the wait for the agent's answer to a signal.
+const signalWait = 3 * time.Second
+
+// Signal sends a signal to the command and its processes. It returns when the agent has answered
+// since: a signal has no answer of its own, but every agent answers a ping. It returns ErrGone
+// after the command's end, and ErrTimeout when the agent is silent for signalWait. The command may
+// get the signal even so.
 func (e *Exec) Signal(ctx context.Context, signal int) error {
-	return e.send(ctx, ExecEvent{Signal: signal})
+	ctx, cancel := context.WithTimeout(ctx, signalWait)
+	defer cancel()
+	err := e.send(ctx, ExecEvent{Signal: signal})
+	if err == nil {
+		answered := make(chan error, 1)
+		go func() { // ends with ctx
+			_, err := e.agent.Ping(ctx)
+			answered <- err
+		}()
+		select {
+		case err = <-answered:
+		case <-e.done:
+		}
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrTimeout) {
+		const text = "the guest did not answer to signal %s within %v: %w"
+		err = fmt.Errorf(text, SignalName(signal), signalWait, ErrTimeout)
+	}
+	return err
 }
 
 // Resize changes the size of its terminal.
