@@ -37,6 +37,15 @@ done </proc/self/status`
 			if got, want := d.inGuest(t, "app", who), "1000 /www /bin hello\n"; got != want {
 				t.Errorf("a command runs with %q, not %q", got, want)
 			}
+			// The image's program and commands may open as many files as in docker.
+			const files = `ulimit -Sn; ulimit -Hn; for p in /proc/[0-9]*; do
+	read -r name <$p/comm; [ "$name" = httpd ] || continue
+	while read -r _ what _ soft hard _; do [ $what != open ] || echo $soft $hard; done <$p/limits
+	break
+done 2>/dev/null`
+			if got, want := d.inGuest(t, "app", files), "1024\n1048576\n1024 1048576\n"; got != want {
+				t.Errorf("programs in an OCI guest may open %q files, not %q", got, want)
+			}
 			out, err := d.client("exec", "-u", "0", "-w", "/", "-e", "GREETING=bye",
 				"app", "--", "sh", "-c", who).CombinedOutput()
 			if want := "0 / /bin bye\n"; string(out) != want {

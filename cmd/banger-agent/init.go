@@ -22,6 +22,7 @@ func runInit() {
 	os.Setenv("HOME", "/root")
 	os.Setenv("TERM", "linux")
 	mountKernel()
+	liftMaxFiles()
 	loadModules("/etc/banger/modules")
 	program, err := enterRoot()
 	var end *ending

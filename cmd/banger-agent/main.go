@@ -15,6 +15,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("banger-agent: ")
+	setLimits()
 	if os.Getpid() == 1 {
 		runInit()
 	}
