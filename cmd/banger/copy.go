@@ -36,7 +36,8 @@ type copier struct {
 
 	files, dirs chan struct{} // slots
 	work        sync.WaitGroup
-	printing    sync.Mutex // guards the lines of std
+	printing    sync.Mutex // guards the lines of std and shown
+	shown       progress
 
 	seen, bytes, copied, removed, failed atomic.Int64
 	fatal                                atomic.Pointer[error] // why nothing more can be copied
@@ -81,9 +82,7 @@ func (c *copier) fail(path string, err error) {
 func (c *copier) say(w io.Writer, format string, args ...any) {
 	c.printing.Lock()
 	defer c.printing.Unlock()
-	if f, ok := terminal(c.std.err); ok {
-		fmt.Fprint(f, clearLine) // of the progress
-	}
+	c.shown.clear()
 	fmt.Fprintln(w, printable.Message(fmt.Sprintf(format, args...))) // a guest chose the names
 }
 
@@ -277,6 +276,7 @@ func (c *copier) progress() (end func()) {
 	if !ok {
 		return func() {}
 	}
+	c.shown.screen = f
 	stop, began := make(chan struct{}), time.Now()
 	var showing sync.WaitGroup
 	showing.Go(func() {
@@ -285,12 +285,12 @@ func (c *copier) progress() (end func()) {
 		for {
 			select {
 			case <-stop:
-				fmt.Fprint(f, clearLine)
+				c.shown.clear()
 				return
 			case <-ticker.C:
 				mib := float64(c.bytes.Load()) / (1 << 20)
 				c.printing.Lock()
-				fmt.Fprintf(f, "\r%d files, %.1f MiB, %.1f MiB/s\x1b[K",
+				c.shown.show("%d files, %.1f MiB, %.1f MiB/s",
 					c.seen.Load(), mib, mib/time.Since(began).Seconds())
 				c.printing.Unlock()
 			}

@@ -166,21 +166,19 @@ func absoluteSource(source string) string {
 // waitImage waits until a build has ended and shows its progress on the standard error.
 func (c *client) waitImage(name, dir string) error {
 	screen, onTerminal := terminal(c.std.err)
-	shown := ""
+	line, shown := progress{screen: screen}, ""
 	_, err := readTicking(filepath.Join(dir, "wait", "ready"), 0, func() {
 		status, err := readTrimmed(filepath.Join(dir, "status"))
 		if err != nil || status == shown || !strings.HasPrefix(status, "building") {
 			return
 		}
 		if shown = status; onTerminal {
-			fmt.Fprintf(screen, "\rimage %s: %s%%\x1b[K", name, status)
+			line.show("image %s: %s%%", name, status)
 		} else {
 			fmt.Fprintf(c.std.err, "image %s: %s%%\n", name, status)
 		}
 	})
-	if onTerminal {
-		fmt.Fprint(screen, clearLine)
-	}
+	line.clear()
 	if err == nil {
 		return nil
 	}

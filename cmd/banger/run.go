@@ -76,27 +76,23 @@ func (c *client) boot(v vm, settings string, timeout time.Duration) error {
 		}
 	}
 	screen, onTerminal := terminal(c.std.err)
-	var progress func()
+	line := progress{screen: screen}
+	var tick func()
 	if began := time.Now(); onTerminal {
-		progress = func() {
-			took := time.Since(began).Seconds()
-			fmt.Fprintf(screen, "\r%s is booting, %.1f s\x1b[K", v.name, took)
-		}
+		tick = func() { line.show("%s is booting, %.1f s", v.name, time.Since(began).Seconds()) }
 	}
 	if err := v.command("start"); err != nil {
 		return err
 	}
-	took, err := v.wait("healthy", timeout, progress)
-	if onTerminal {
-		fmt.Fprint(screen, clearLine)
-	}
+	took, err := v.wait("healthy", timeout, tick)
+	line.clear()
 	if err != nil {
 		return err
 	}
-	line := v.name + " is healthy after " + took + " s"
+	healthy := v.name + " is healthy after " + took + " s"
 	if address, err := readTrimmed(v.file("address")); err == nil && address != "" {
-		line += " at " + address
+		healthy += " at " + address
 	}
-	fmt.Fprintln(c.std.out, line)
+	fmt.Fprintln(c.std.out, healthy)
 	return nil
 }

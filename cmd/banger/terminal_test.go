@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -44,41 +43,84 @@ func openPTY(t *testing.T) (near, far *os.File) {
 	return near, far
 }
 
-// TestOnlyTopUsesTheTerminal runs commands on a terminal that answers no query. All but top print
-// text without escape sequences and end by themselves.
+func TestProgress(t *testing.T) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := progress{screen: write}
+	p.clear()
+	p.show("%d%%", 100)
+	p.show("%s", "é")
+	p.show("%d", 20)
+	p.clear()
+	p.clear()
+	write.Close()
+	if b, err := io.ReadAll(read); string(b) != "\r100%\ré   \r20\r  \r" {
+		t.Errorf("it printed %q, %v", b, err)
+	}
+}
+
+// TestOnlyTopUsesTheTerminal runs each command, and its help, on a terminal that answers no query. All
+// but top print text without escape sequences, end by themselves, and leave what was typed to the
+// shell. Console and proxy send that to the guest.
 func TestOnlyTopUsesTheTerminal(t *testing.T) {
-	root := web(t)
-	for _, args := range []string{"--help", "top --help", "ls", "status web", "start web", "top"} {
-		near, far := openPTY(t)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		cmd := exec.CommandContext(ctx, "/proc/self/exe")
-		cmd.Env = append(os.Environ(), "TERM=xterm-256color",
-			"BANGER_TEST_ARGS=--mount "+root+" "+args)
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = far, far, far
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		far.Close()
-		var out strings.Builder
-		buf := make([]byte, 4096)
-		for {
-			n, err := near.Read(buf)
-			out.Write(buf[:n])
-			if args == "top" && strings.Contains(out.String(), "\x1b") {
-				_, _ = io.WriteString(near, "q")
+	all := map[string]bool{"--help": true, "nonsense": true} // what leaves the input alone
+	for name, u := range usages {
+		all[u.args] = name != "top" && name != "console" && name != "proxy"
+		all[name+" --help"] = true
+	}
+	for args, leaves := range all {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			out := onTerminal(t, args)
+			if strings.Contains(out, "\x1b") != (args == "top") {
+				t.Errorf("banger %s printed %q", args, out)
 			}
-			if err != nil { // EIO: no process has the far end open
-				break
+			if leaves && !strings.Contains(out, "left typed") {
+				t.Errorf("banger %s took what was typed: %q", args, out)
 			}
+		})
+	}
+}
+
+// onTerminal returns what a shell prints that runs a command of banger, and then reads a line that
+// was typed before.
+func onTerminal(t *testing.T, args string) string {
+	near, far := openPTY(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(near, "typed\n"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := process(ctx, usageTree(t), args)
+	cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", `"$0"; read -r line; echo "left $line"`, self}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = far, far, far
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	far.Close()
+	var out strings.Builder
+	buf := make([]byte, 4096)
+	for err = nil; err == nil; { // EIO: no process has the far end open
+		var n int
+		n, err = near.Read(buf)
+		out.Write(buf[:n])
+		if args == "top" && strings.Contains(out.String(), "\x1b") {
+			_, _ = io.WriteString(near, "q\n")
 		}
-		_ = cmd.Wait()
-		if ctx.Err() != nil {
-			t.Errorf("banger %s does not end", args)
-		}
-		cancel()
-		if strings.Contains(out.String(), "\x1b") != (args == "top") {
-			t.Errorf("banger %s printed %q", args, out.String())
+		if strings.HasPrefix(args, "console") || strings.HasPrefix(args, "proxy") {
+			_, _ = io.WriteString(near, "\n") // for the shell
 		}
 	}
+	_ = cmd.Wait()
+	if ctx.Err() != nil {
+		t.Errorf("banger %s does not end", args)
+	}
+	return out.String()
 }
