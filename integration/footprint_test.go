@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,7 +27,8 @@ func (d *daemon) taps(t *testing.T) []string {
 	return taps
 }
 
-// leftovers reports directories, processes and taps that belong to no VM of the tree.
+// leftovers reports directories, processes and taps that belong to no VM of the tree. The daemon
+// deletes directories in the background.
 func (d *daemon) leftovers(t *testing.T, round, running int) {
 	t.Helper()
 	ids := map[string]bool{}
@@ -37,11 +39,16 @@ func (d *daemon) leftovers(t *testing.T, round, running int) {
 		must(t, err)
 		ids[id] = true
 	}
-	dirs, err := os.ReadDir(filepath.Join(d.state, "vms"))
-	must(t, err)
-	for _, dir := range dirs {
-		if !ids[dir.Name()] {
-			t.Errorf("round %d: the directory %s is no VM's", round, dir.Name())
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		dirs, err := os.ReadDir(filepath.Join(d.state, "vms"))
+		must(t, err)
+		dirs = slices.DeleteFunc(dirs, func(e os.DirEntry) bool { return ids[e.Name()] })
+		if len(dirs) == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Errorf("round %d: the directories %v are no VM's", round, dirs)
+			break
 		}
 	}
 	if n := len(d.machines()); n > running {

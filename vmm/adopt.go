@@ -38,9 +38,7 @@ func (m *Manager) recover(ctx context.Context, records []Record) error {
 	for _, e := range entries {
 		if !ids[strings.TrimSuffix(e.Name(), movingSuffix)] {
 			m.o.Log.Info("deleting the directory of a removed VM", "id", e.Name())
-			if err := os.RemoveAll(filepath.Join(m.vmsDir, e.Name())); err != nil {
-				return err
-			}
+			m.discard(filepath.Join(m.vmsDir, e.Name()))
 		}
 	}
 	images := make(map[string]footprint)

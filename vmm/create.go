@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -165,11 +166,15 @@ func (v *VM) remove(ctx context.Context, name string, may Permit) error {
 var removeAll = host.RemoveAll
 
 // discard deletes the directory of a VM without a record, in the background and one at a time: the
-// kernel takes long for large disks, and the caller holds up all users of `vms`. The directory has
-// a name that no VM's has, so that the next start of the daemon deletes what is left.
+// kernel takes long for large disks, and the caller holds up all users of `vms`, or the daemon's
+// start. The directory has a name that no VM's has, so that the next start of the daemon deletes
+// what is left.
 func (m *Manager) discard(dir string) {
-	gone := filepath.Join(m.vmsDir, "."+filepath.Base(dir))
-	err := os.Rename(dir, gone)
+	gone, err := dir, error(nil)
+	if name := filepath.Base(dir); !strings.HasPrefix(name, ".") {
+		gone = filepath.Join(m.vmsDir, "."+name)
+		err = os.Rename(dir, gone)
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return // the VM never started
 	}

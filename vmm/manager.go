@@ -139,6 +139,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	if err != nil {
 		m.cancel()
 		within(workWait, &m.work)
+		within(discardWait, &m.discards)
 		m.seqF.Close()
 		return nil, err
 	}

@@ -170,10 +170,20 @@ func TestRemoveDoesNotWaitForDisks(t *testing.T) {
 	if err := m.Close(ctx); err != nil {
 		t.Error(err)
 	}
-	open(t, dir, store)
-	if n := left("*"); n != 0 {
-		t.Errorf("%d directories are left", n)
+	// Nor does the next start wait, which deletes what is left.
+	began, release = make(chan struct{}, 2), make(chan struct{})
+	m = open(t, dir, store)
+	<-began
+	if all, hidden := left("*"), left(".*"); all != 2 || hidden != 2 {
+		t.Errorf("after the start: %d directories, %d of them hidden", all, hidden)
 	}
+	close(release)
+	if err := m.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	*vmm.RemoveAll = old
+	open(t, dir, store)
+	emptied(t, filepath.Join(dir, "vms"))
 }
 
 // A deletion under way delays the daemon's end by a second at most and makes no error of it, even
@@ -210,9 +220,22 @@ func TestDeletionsLeaveTheEndAlone(t *testing.T) {
 		if left, _ := os.ReadDir(filepath.Join(dir, "vms")); len(left) != 2 {
 			t.Errorf("%d directories are left to the next start, want 2", len(left))
 		}
+		*vmm.RemoveAll = old
 		open(t, dir, store)
-		if left, _ := os.ReadDir(filepath.Join(dir, "vms")); len(left) != 0 {
-			t.Errorf("the next start left %d directories", len(left))
+		emptied(t, filepath.Join(dir, "vms"))
+	}
+}
+
+// emptied fails unless all in a directory is deleted, in the background.
+func emptied(t *testing.T, dir string) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		left, err := os.ReadDir(dir)
+		if err == nil && len(left) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d directories are left, %v", len(left), err)
 		}
 	}
 }
