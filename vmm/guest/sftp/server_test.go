@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // asked is a request with that body.
@@ -60,6 +62,11 @@ func FuzzFileServer(f *testing.F) {
 	f.Add(slices.Concat(
 		asked(kindOpen, 0, 0, 0, 2, '/', 'x', 0, 0, 0, Write|Create, 0, 0, 0, 0),
 		asked(kindWrite, 0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 'x'),
+	))
+	f.Add(slices.Concat(
+		asked(kindOpen, 0, 0, 0, 2, '/', 'x', 0, 0, 0, Read|Create, 0, 0, 0, 0),
+		asked(kindExtended, slices.Concat(appendString(nil, seekFile),
+			[]byte{0, 0, 0, 4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, unix.SEEK_HOLE})...),
 	))
 	f.Add(asked(kindSetstat, 0, 0, 0, 2, '/', 'x', 0x80, 0, 0, 0, 255, 255, 255, 255))
 	f.Add(asked(kindSymlink, 0, 0, 0, 1, 'x', 0, 0, 0, 2, '/', 'y'))
