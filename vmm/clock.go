@@ -17,9 +17,11 @@ import (
 // clockEvery is the time between two corrections of a guest's drift. Tests change it.
 var clockEvery = time.Minute
 
+// clockWait bounds the wait for the answers of one guest. Tests change it.
+var clockWait = 3 * time.Second
+
 const (
 	clocksAtOnce  = 32                     // guests that a round asks side by side
-	clockWait     = 3 * time.Second        // bounds the answers of one guest
 	clockFirst    = 10 * time.Second       // until the first correction after a standstill
 	clockSoonest  = 2 * time.Second        // between two corrections of a clock that drifts much
 	clockRetry    = time.Second            // until a clock that was not set is tried again
@@ -144,8 +146,11 @@ func (c *guestClock) adjust(ctx context.Context, agent guest.Agent) (time.Durati
 	if !ok || c.absent || !c.kept && !c.stood {
 		return 0, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, clockWait)
+	// No deadline: a client ends the whole session with an agent that misses one, and with it the
+	// commands of users. A busy guest's clock can wait.
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer time.AfterFunc(clockWait, cancel).Stop()
 	reading, off, err := readGuestClock(ctx, clock)
 	if errors.Is(err, ErrUnsupported) {
 		c.absent = true
@@ -192,7 +197,7 @@ func readGuestClock(
 			break
 		}
 	}
-	if off.Abs() < clockExact {
+	if off.Abs() < max(clockExact, took/2) { // no more is known
 		off = 0
 	}
 	return best, off, nil

@@ -1,9 +1,12 @@
 package vmm
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
+
+	"banger/vmm/guest"
 )
 
 func TestClockSettles(t *testing.T) {
@@ -33,5 +36,29 @@ func TestClockSettles(t *testing.T) {
 		if clock.active || clock.stood != (c.stood && c.err != nil) {
 			t.Errorf("%s: %+v", c.name, clock)
 		}
+	}
+}
+
+// patient is an agent that never answers about its clock.
+type patient struct {
+	guest.Agent
+	deadline bool
+}
+
+func (p *patient) AdjustClock(ctx context.Context, _ guest.Adjustment) (guest.ClockReading, error) {
+	_, p.deadline = ctx.Deadline()
+	<-ctx.Done()
+	return guest.ClockReading{}, ctx.Err()
+}
+
+// A guest that is too busy to read its clock is left alone, without a deadline: a client that misses
+// one ends all commands in the guest.
+func TestClockOfABusyGuest(t *testing.T) {
+	shorten(t, &clockWait)
+	var p patient
+	clock := guestClock{stood: true}
+	_, err := clock.adjust(t.Context(), &p)
+	if !errors.Is(err, context.Canceled) || p.deadline {
+		t.Errorf("%v, with a deadline: %v", err, p.deadline)
 	}
 }
