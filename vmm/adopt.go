@@ -263,11 +263,7 @@ func (v *VM) recover(ctx context.Context) error {
 	case <-machine.Done(): // before v.notify could record it
 		v.m.spawn(v.exited)
 	default:
-		if state != Stopping {
-			v.greet(machine)
-		} else {
-			v.followProgram(machine) // the guest may wait for that before it is off
-		}
+		v.followAdopted(machine, state)
 	}
 	return nil
 }

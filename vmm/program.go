@@ -47,6 +47,16 @@ func (v *VM) followProgram(machine Machine) {
 	})
 }
 
+// followAdopted greets the guest of an adopted machine. One that stops is only followed: it may wait
+// for that before it is off.
+func (v *VM) followAdopted(machine Machine, state State) {
+	if state == Stopping {
+		v.followProgram(machine)
+		return
+	}
+	v.greet(machine)
+}
+
 // exitOf returns how an ended machine ended. If its guest powered itself off, how the program of its
 // image ended is the reason for that.
 func (v *VM) exitOf(machine Machine) Exit {

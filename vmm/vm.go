@@ -3,8 +3,8 @@
 // The [Manager] owns every [VM] of one state directory. A VM has one transition at a time (start,
 // stop, kill, pause, ...), in a goroutine of the Manager's, which does the I/O. Readers share the
 // immutable [Snapshot] that the last change published, so that they never wait for a boot. The
-// Manager also runs a goroutine that sweeps for idle VMs, and one for each VM that waits for its
-// agent; Close waits for all of them.
+// Manager also runs a goroutine that sweeps for idle VMs, one for each VM that waits for its agent,
+// and one for each whose image's program runs; Close waits for all of them.
 //
 // The package does not know the mount: its errors wrap ErrNotFound and the like, and fs maps those
 // to errnos. It uses the outside through small interfaces, above all [Driver], [Store], [Network]

@@ -45,7 +45,8 @@ func TestEndOf(t *testing.T) {
 		{"denied", 0, notBegun("/x", unix.EACCES), guest.ExecStatus{Code: 126}, "denied"},
 	} {
 		end := endOf(c.status, c.err)
-		if end.Status != c.want || !strings.Contains(end.Error, c.says) || (c.says == "") != (end.Error == "") {
+		if end.Status != c.want || !strings.Contains(end.Error, c.says) ||
+			(c.says == "") != (end.Error == "") {
 			t.Errorf("%s: %+v, want %+v and %q", c.what, end, c.want, c.says)
 		}
 		if len(end.Error) > 512 {

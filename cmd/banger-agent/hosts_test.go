@@ -90,7 +90,8 @@ func TestSetHosts(t *testing.T) {
 			t.Errorf("%q became %q, not %q", c.has, got, c.want)
 		}
 	}
-	if lines := hostsLines("localhost", netip.MustParsePrefix("172.30.0.2/20")); strings.Contains(lines, "172") {
+	lines := hostsLines("localhost", netip.MustParsePrefix("172.30.0.2/20"))
+	if strings.Contains(lines, "172") {
 		t.Errorf("localhost is %q", lines)
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 )
 
+var uuid4 = regexp.MustCompile(`\A[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}\n\z`)
+
 // TestFirstStart renews what an image shares, once, and completes a first start that was cut short.
 func TestFirstStart(t *testing.T) {
 	const baked = "0123456789abcdef0123456789abcdef\n"
@@ -49,7 +51,7 @@ func TestFirstStart(t *testing.T) {
 		}
 		firstStart(root, !cut)
 		id := read("etc/machine-id")
-		if id == baked || !regexp.MustCompile(`\A[0-9a-f]{12}4[0-9a-f]{3}[89ab][0-9a-f]{15}\n\z`).MatchString(id) {
+		if id == baked || !uuid4.MatchString(id) {
 			t.Errorf("machine-id %q", id)
 		}
 		if read("var/lib/dbus/machine-id") != id {

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"banger/vmm/guest"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -58,17 +60,7 @@ func runInit() {
 		off <- unix.LINUX_REBOOT_CMD_POWER_OFF
 	case program != nil:
 		go func() {
-			status, err := runProgram(program, &r, func(c *child) { main <- c })
-			if err != nil {
-				log.Printf("what the image is to run cannot be run: %v", err)
-			} else {
-				log.Printf("%s %s", program.Args[0], howEnded(status))
-			}
-			select {
-			case <-main: // there is nothing left to signal
-			default:
-			}
-			end.set(endOf(status, err))
+			end.set(runMain(program, &r, main))
 			off <- unix.LINUX_REBOOT_CMD_POWER_OFF
 		}()
 	default:
@@ -101,6 +93,21 @@ func runInit() {
 			}
 		}
 	}
+}
+
+// runMain runs the program of the image until its end. started has it meanwhile.
+func runMain(program *guest.Program, r *reaper, started chan *child) guest.End {
+	status, err := runProgram(program, r, func(c *child) { started <- c })
+	if err != nil {
+		log.Printf("what the image is to run cannot be run: %v", err)
+	} else {
+		log.Printf("%s %s", program.Args[0], howEnded(status))
+	}
+	select {
+	case <-started: // there is nothing left to signal
+	default:
+	}
+	return endOf(status, err)
 }
 
 // mountKernel mounts the kernel's own file systems.

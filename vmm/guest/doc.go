@@ -5,7 +5,7 @@
 // [Agent], [Streamer] and [Freezer] are the host's interfaces to an agent; agent.go has the types
 // of requests and answers. [Client] implements them over a guest's channels, and [Handler] with
 // [ServePort] and [Gate] serves them in the guest. [StartExec] and [ExecServer] are the two sides
-// of commands.
+// of commands, [EndHandler] and [CollectEnd] those of how an image's program ended.
 //
 // A request is HTTP/1.1 with JSON: GET /ping, /listeners and /stats; POST /configure, /freeze,
 // /thaw and /poweroff. A POST that upgrades becomes a stream of bytes both ways ([Client.Stream]).
