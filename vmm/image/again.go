@@ -158,6 +158,9 @@ func (p *patient) whole(r *http.Request) (*http.Response, error) {
 	text, err := io.ReadAll(response.Body)
 	response.Body.Close()
 	if err != nil && response.StatusCode < http.StatusBadRequest {
+		if !errors.Is(err, errLong) {
+			err = &brokenError{err}
+		}
 		return nil, err
 	}
 	response.Body = io.NopCloser(bytes.NewReader(text))
