@@ -37,6 +37,8 @@ type agent struct {
 
 	configuring sync.Mutex // one Configure at a time; guards resolvers
 	resolvers   resolvers
+	greeted     chan struct{} // closed after the first Configure; nil without a program
+	greet       sync.Once
 }
 
 func (g *agent) Ping(context.Context) (guest.Info, error) {
@@ -121,6 +123,9 @@ func (g *agent) Configure(ctx context.Context, c guest.Config) error {
 	// The start is over. The runtime would return its memory bit by bit and wake an idle guest for
 	// minutes.
 	time.AfterFunc(time.Second, debug.FreeOSMemory)
+	if g.greeted != nil {
+		defer g.greet.Do(func() { close(g.greeted) })
+	}
 	if c.Hostname != "" {
 		if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
 			return fmt.Errorf("cannot set the host name: %w", err)

@@ -18,6 +18,9 @@ import (
 // grace is how long processes have between SIGTERM and SIGKILL at a power off.
 const grace = 500 * time.Millisecond
 
+// greetWait is how long the program of an image waits for its name, address and resolvers.
+const greetWait = 10 * time.Second
+
 // runInit is process 1: it never returns and never exits but by reboot(2).
 func runInit() {
 	os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -48,6 +51,9 @@ func runInit() {
 	off := make(chan int, 4)
 	g := &agent{children: &r, program: program, end: end, freezer: freezer{list: frozenList},
 		powerOff: func() { off <- unix.LINUX_REBOOT_CMD_POWER_OFF }}
+	if program != nil {
+		g.greeted = make(chan struct{})
+	}
 	go func() {
 		if err := serve(g); err != nil {
 			log.Print(err)
@@ -60,6 +66,11 @@ func runInit() {
 		off <- unix.LINUX_REBOOT_CMD_POWER_OFF
 	case program != nil:
 		go func() {
+			select { // as in a container, they are there when the program begins
+			case <-g.greeted:
+			case <-time.After(greetWait):
+				log.Printf("no host has greeted within %v", greetWait)
+			}
 			end.set(runMain(program, &r, main))
 			off <- unix.LINUX_REBOOT_CMD_POWER_OFF
 		}()
