@@ -104,8 +104,7 @@ systemctl start early late
 systemd-run -q --unit=page --socket-property=ListenStream=7000 /bin/cat
 `
 
-// TestDebian boots the Debian of debian:bookworm, works in it, reboots it, and stops it by
-// its own init.
+// TestDebian boots the Debian of debian:bookworm, works in it, and stops it by its own init.
 func TestDebian(t *testing.T) {
 	t.Parallel()
 	needRealVMs(t)
@@ -155,12 +154,6 @@ func TestDebian(t *testing.T) {
 		t.Errorf("names in the guest: %q, want %s", names, want)
 	}
 	d.works(t, "deb")
-	started := d.read(t, "vms/deb/started")
-	must(t, write(console, "systemctl reboot"))
-	waitUntil(t, "its start after a reboot", func() bool {
-		return d.read(t, "vms/deb/started") != started && d.read(t, "vms/deb/state") == "running"
-	})
-	d.await(t, "deb", "healthy")
 	d.inGuest(t, "deb", debianUnits)
 	d.await(t, "deb", "tcp/7000")
 	ports := d.read(t, "vms/deb/ports")
