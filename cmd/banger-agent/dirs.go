@@ -11,29 +11,33 @@ import (
 // maxLinks bounds the links that makeDir follows, as the kernel does (path_resolution(7)).
 const maxLinks = 40
 
-// standardDirs are the directories that programs count on. Those that are not always made are made
-// where a link leads to them.
+// standardDirs are the directories that programs count on. Each is made where a link of its name
+// leads nowhere.
 var standardDirs = []struct {
-	path   string
-	mode   os.FileMode
-	always bool
+	path    string
+	mode    os.FileMode
+	missing bool // it is made where nothing is
+	needed  bool // a file in its place is an error
 }{
-	{"etc", 0o755, true}, {"run", 0o755, true}, {"tmp", 0o777 | fs.ModeSticky, true},
-	{"var/run", 0o755, false}, {"var/lock", 0o777 | fs.ModeSticky, false},
-	{"var/tmp", 0o777 | fs.ModeSticky, false},
+	{"etc", 0o755, true, true}, {"run", 0o755, true, false},
+	{"tmp", 0o777 | fs.ModeSticky, true, false}, {"var/run", 0o755, false, false},
+	{"var/lock", 0o777 | fs.ModeSticky, false, false},
+	{"var/tmp", 0o777 | fs.ModeSticky, false, false},
 }
 
-// makeStandardDirs makes the directories that programs count on and that an image lacks.
+// makeStandardDirs makes the directories that programs count on and that an image lacks. Most files
+// in their places stay: docker runs an image whose program is /run.
 func makeStandardDirs(root string) error {
 	for _, d := range standardDirs {
 		path := filepath.Join(root, d.path)
-		info, err := os.Lstat(path)
-		link := err == nil && info.Mode()&os.ModeSymlink != 0
-		if !d.always && !link {
+		if _, err := os.Stat(path); err == nil && !d.needed {
+			continue
+		}
+		if _, err := os.Lstat(path); err != nil && !d.missing {
 			continue
 		}
 		if err := makeDir(path, d.mode); err != nil {
-			return fmt.Errorf("cannot prepare the guest's files: %w", err)
+			return fmt.Errorf("cannot make /%s: %w", d.path, err)
 		}
 	}
 	return nil

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -53,28 +56,85 @@ func TestMakeDir(t *testing.T) {
 	}
 }
 
-func TestMakeStandardDirs(t *testing.T) {
-	root := t.TempDir()
-	if err := makeStandardDirs(root); err != nil {
-		t.Fatal(err)
-	}
-	for path, want := range map[string]os.FileMode{
-		"etc": os.ModeDir | 0o755, "run": os.ModeDir | 0o755,
-		"tmp": os.ModeDir | os.ModeSticky | 0o777,
-	} {
-		if info, err := os.Lstat(filepath.Join(root, path)); err != nil || info.Mode() != want {
-			t.Errorf("%s: %v, error %v", path, info.Mode(), err)
+// plant makes files below root: a directory ends in a slash, a link has a target after an arrow. A
+// target that begins with ROOT is below root.
+func plant(t *testing.T, root string, files ...string) {
+	t.Helper()
+	for _, f := range files {
+		path, target, link := strings.Cut(f, " -> ")
+		full := filepath.Join(root, path)
+		err := os.MkdirAll(filepath.Dir(full), 0o755)
+		switch {
+		case err != nil:
+		case link:
+			err = os.Symlink(strings.Replace(target, "ROOT", root, 1), full)
+		case strings.HasSuffix(path, "/"):
+			err = os.Mkdir(full, 0o700)
+		default:
+			err = os.WriteFile(full, nil, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
-	if _, err := os.Lstat(filepath.Join(root, "var")); err == nil {
-		t.Error("a /var was made")
-	}
-	root = t.TempDir()
-	if err := os.WriteFile(filepath.Join(root, "tmp"), nil, 0o644); err != nil {
+}
+
+// dirs lists the directories below root with their modes.
+func dirs(t *testing.T, root string) string {
+	t.Helper()
+	var list []string
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() && path != root {
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			list = append(list, fmt.Sprintf("%s %v", path[len(root)+1:], info.Mode()))
+		}
+		return err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	err := makeStandardDirs(root)
-	if err == nil || !strings.Contains(err.Error(), "/tmp\" is no directory") {
-		t.Errorf("error %v", err)
+	slices.Sort(list)
+	return strings.Join(list, ", ")
+}
+
+// TestMakeStandardDirs makes what images of containers lack, and leaves what they have.
+func TestMakeStandardDirs(t *testing.T) {
+	const run, tmp, etc = "run drwxr-xr-x", "tmp dtrwxrwxrwx", "etc drwxr-xr-x"
+	for _, c := range []struct {
+		name  string
+		files []string
+		want  string
+		err   string
+	}{
+		{"an empty root", nil, join(etc, run, tmp), ""},
+		{"what is there stays", []string{"etc/", "run/", "tmp/", "var/tmp/"},
+			"etc drwx------, run drwx------, tmp drwx------, var drwxr-xr-x, var/tmp drwx------", ""},
+		{"links that lead nowhere", []string{"tmp -> ROOT/data/t", "run -> here/../mnt", "etc -> e/f",
+			"var/run -> ../run", "var/tmp -> ROOT/data/v"},
+			join("data drwxr-xr-x", "data/t dtrwxrwxrwx", "data/v dtrwxrwxrwx", "e drwxr-xr-x",
+				"e/f drwxr-xr-x", "mnt drwxr-xr-x", "var drwxr-xr-x"), ""},
+		{"a link to a link", []string{"tmp -> a", "a -> ROOT/b/c", "b -> d"},
+			join("d drwxr-xr-x", "d/c dtrwxrwxrwx", etc, run), ""},
+		{"files in their places", []string{"tmp", "run -> web", "web", "var"}, etc, ""},
+		{"a file as /etc", []string{"etc"}, "", `cannot make /etc: "ROOT/etc" is no directory`},
+		{"a loop", []string{"tmp -> tmp"}, join(etc, run), `cannot make /tmp: "ROOT/tmp": too many links`},
+		{"through a file", []string{"run -> web/x", "web"}, etc,
+			`cannot make /run: "ROOT/web/x": not a directory`},
+	} {
+		root := t.TempDir()
+		plant(t, root, c.files...)
+		err := makeStandardDirs(root)
+		got := ""
+		if err != nil {
+			got = strings.ReplaceAll(err.Error(), root, "ROOT")
+		}
+		if got != c.err || dirs(t, root) != c.want {
+			t.Errorf("%s: error %q, want %q; %s, want %s", c.name, got, c.err, dirs(t, root), c.want)
+		}
 	}
 }
+
+func join(dirs ...string) string { return strings.Join(dirs, ", ") }

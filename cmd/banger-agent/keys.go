@@ -55,8 +55,10 @@ func setAuthorizedKeys(home, keys string) error {
 		return nil
 	}
 	// sshd takes no keys from where others may write.
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+	for _, made := range []string{home, dir} { // links that lead nowhere, too
+		if err := makeDir(made, 0o700); err != nil {
+			return err
+		}
 	}
 	return replaceFile(path, []byte(text))
 }

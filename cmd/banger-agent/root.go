@@ -93,10 +93,10 @@ func enterRoot() (*guest.Program, error) {
 	err := makeStandardDirs("/")
 	firstStart("/", unused)
 	if program != nil {
-		return program, errors.Join(err, prepareRoot(program))
+		return program, errors.Join(err, prepareRoot())
 	}
 	if err != nil {
-		log.Print(err) // what its init needs, that may mount
+		log.Print(err) // its init may mount what it needs there
 	}
 	return nil, becomeInit(self)
 }
@@ -116,7 +116,8 @@ func rootDisk() string {
 // switchRoot makes newRoot the root, as switch_root(8) does. The kernel's file systems move with it,
 // and the memory of the initramfs becomes free.
 func switchRoot() error {
-	for _, dir := range []string{"dev", "proc", "sys"} {
+	kernels := []string{"dev", "proc", "sys"}
+	for _, dir := range kernels { // all of them, before the first moves: the agent needs them
 		to := filepath.Join(newRoot, dir)
 		if err := os.Mkdir(to, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
@@ -125,7 +126,9 @@ func switchRoot() error {
 		if info, err := os.Lstat(to); err != nil || !info.IsDir() {
 			return fmt.Errorf("its /%s is no directory", dir)
 		}
-		if err := unix.Mount("/"+dir, to, "", unix.MS_MOVE, ""); err != nil {
+	}
+	for _, dir := range kernels {
+		if err := unix.Mount("/"+dir, filepath.Join(newRoot, dir), "", unix.MS_MOVE, ""); err != nil {
 			return fmt.Errorf("cannot move /%s: %w", dir, err)
 		}
 	}
@@ -167,8 +170,8 @@ func removeBelow(dir string, device uint64) {
 
 // becomeInit leaves the agent behind as a service and runs the root's own init in its place.
 func becomeInit(self []byte) error {
-	if err := os.MkdirAll("/run", 0o755); err != nil {
-		return err
+	if err := makeDir("/run", 0o755); err != nil {
+		return fmt.Errorf("cannot make /run: %w", err)
 	}
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
 	if err := unix.Mount("tmpfs", "/run", "tmpfs", flags, "mode=0755"); err != nil {
@@ -232,13 +235,8 @@ func becomeInit(self []byte) error {
 	return notBegun(init, unix.Exec(init, []string{init}, env))
 }
 
-// prepareRoot makes and mounts what programs expect and an image of a container does not have.
-func prepareRoot(p *guest.Program) error {
-	for _, path := range p.Volumes {
-		if err := makeDir(filepath.Join("/", path), 0o755); err != nil {
-			return fmt.Errorf("cannot make a volume of the image: %w", err)
-		}
-	}
+// prepareRoot mounts what programs expect and an image of a container does not have.
+func prepareRoot() error {
 	if err := os.MkdirAll("/dev/shm", 0o755); err != nil {
 		return err
 	}

@@ -108,7 +108,7 @@ func (w *workDisk) tend(before bool) bool {
 }
 
 func mountWork(device string) error {
-	if err := os.MkdirAll(workPoint, 0o755); err != nil {
+	if err := makeDir(workPoint, 0o755); err != nil {
 		return fmt.Errorf("cannot mount the work disk: %w", err)
 	}
 	if err := unix.Mount(device, workPoint, "ext4", 0, ""); err != nil {

@@ -13,6 +13,6 @@ type Program struct {
 	Env        []string `json:"env,omitempty"`
 	Dir        string   `json:"dir,omitempty"`
 	User       string   `json:"user,omitempty"`        // USER, UID, USER:GROUP, UID:GID ...
-	Volumes    []string `json:"volumes,omitempty"`     // directories that it counts on
+	Volumes    []string `json:"volumes,omitempty"`     // directories, which the build makes
 	StopSignal string   `json:"stop_signal,omitempty"` // SIGTERM, TERM, 15; SIGTERM if empty
 }

@@ -180,6 +180,11 @@ func (o *order) makeRoot(ctx context.Context, dir string, progress func(float64)
 		return outcome{}, err
 	}
 	program := o.Program
+	if program != nil { // an image with an init has volumes, too
+		if err := r.MakeVolumes(program.Volumes); err != nil {
+			return outcome{}, err
+		}
+	}
 	if program != nil && len(program.Args) > 0 && rootfs.IsInit(program.Args[0]) && r.HasInit() {
 		program = nil
 	}

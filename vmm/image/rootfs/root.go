@@ -194,6 +194,21 @@ func (r *Root) contents() [][]*node {
 	return lists
 }
 
+// MakeVolumes makes the directories of an image's volumes that are in no layer, as root's with the
+// mode 0755. It follows symbolic links, and makes what they lead to where that is nothing.
+func (r *Root) MakeVolumes(paths []string) error {
+	for _, path := range paths {
+		parts, err := split(path)
+		if err == nil {
+			_, err = r.tree.dir(parts)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot make its volume %.200q: %w", path, err)
+		}
+	}
+	return nil
+}
+
 // HasInit reports whether the root has an init of its own.
 func (r *Root) HasInit() bool {
 	for _, name := range []string{"/sbin/init", "/lib/systemd/systemd"} {
