@@ -123,7 +123,7 @@ var listings = map[string][]file{
 	},
 	"/reads": files(plain, "slow", "long", "nothing", "endless", "backwards"),
 	"/holes": {
-		{"alternate", sparse(16 << 20)}, {"vast", sparse(1<<63 - 1)}, {"beyond", sparse(1 << 20)},
+		{"alternate", sparse(4 << 20)}, {"vast", sparse(1<<63 - 1)}, {"beyond", sparse(1 << 20)},
 		{"negative", sparse(1 << 20)}, {"back", sparse(1 << 20)}, {"status", sparse(1 << 20)},
 		{"old", sparse(1 << 20)}, // as an agent that does not know the question
 	},
