@@ -175,7 +175,21 @@ func (c *started) connect(
 		theirs = append(theirs, write)
 		*output.ours, *output.theirs = read, write
 	}
-	return theirs, nil
+	return theirs, own(theirs, uid)
+}
+
+// own gives pipes to uid, which may then open them again, as /dev/stdout (runc, fixStdioPermissions
+// of libcontainer/init_linux.go). They are root's already.
+func own(pipes []*os.File, uid int) error {
+	if uid == 0 {
+		return nil
+	}
+	for _, f := range pipes {
+		if err := f.Chown(uid, -1); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // openTerminal makes a pseudo-terminal (pts(4)) that uid owns, and returns the command's side.

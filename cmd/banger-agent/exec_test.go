@@ -107,6 +107,23 @@ func status(t *testing.T, e *guest.Exec) string {
 	return s.String()
 }
 
+// TestExecOwnFiles opens a command's standard files again as the user that it runs as.
+func TestExecOwnFiles(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("run as root")
+	}
+	r := shell("cat < /dev/stdin; echo out > /dev/stdout; echo err > /dev/stderr")
+	r.User = "65534"
+	e := start(t, newPiped(t), r)
+	if err := e.EndInput(patient(t)); err != nil {
+		t.Error(err)
+	}
+	out, errs := readAll(t, e.Read), readAll(t, e.ReadErrors)
+	if got := status(t, e); out != "out\n" || errs != "err\n" || got != "exited 0" {
+		t.Errorf("it printed %q and %q, and %s", out, errs, got)
+	}
+}
+
 func TestExec(t *testing.T) {
 	p := newPiped(t)
 	dir := t.TempDir()

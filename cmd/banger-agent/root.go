@@ -250,7 +250,10 @@ func prepareRoot() error {
 	} {
 		_ = os.Symlink(target, "/dev/"+name) // there already, perhaps
 	}
-	return nil
+	if err := mountQueues("/dev/mqueue"); err != nil {
+		return err
+	}
+	return setSysctls("/proc/sys")
 }
 
 // runProgram starts what the image is there to run, on the console, and waits for its end.
