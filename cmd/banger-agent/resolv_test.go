@@ -62,6 +62,14 @@ func TestResolvers(t *testing.T) {
 					t.Fatalf("%q", b)
 				}
 			}
+			conf, _ := os.ReadFile(filepath.Join(root, "run/systemd/resolved.conf.d/banger.conf"))
+			want := ""
+			if c.make == "resolved" {
+				want = resolvMark + "[Resolve]\nDNS=172.30.0.1\nDomains=vm\n"
+			}
+			if string(conf) != want {
+				t.Errorf("systemd-resolved has %q", conf)
+			}
 			if left, _ := filepath.Glob(path + ".banger"); left != nil {
 				t.Error("left:", left)
 			}
