@@ -151,10 +151,10 @@ func shutdown(r *reaper, how int, end *ending) {
 		}
 	}
 	unix.Kill(-1, unix.SIGKILL)
+	end.hold() // before the sync: the host may still be writing its settings
 	unix.Sync()
 	unix.Unmount(workPoint, 0)                                  // EBUSY or EINVAL: its journal will do
 	unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "") // the same
-	end.hold()
 	unix.Reboot(how)
 	select {}
 }

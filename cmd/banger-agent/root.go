@@ -88,6 +88,7 @@ func enterRoot() (*guest.Program, error) {
 		}
 	}
 	if err := switchRoot(); err != nil {
+		_ = unix.Unmount(newRoot, 0) // it may be in its place already; its journal will do
 		return nil, fmt.Errorf("cannot enter the root disk: %w", err)
 	}
 	err := makeStandardDirs("/")
