@@ -16,9 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holdWait is how long a guest waits for a host that collects how its program ended, before it
-// powers itself off.
-const holdWait = 5 * time.Second
+// A guest waits so long for a host that collects how its program ended, before it powers itself off.
+// One that could not begin waits longer: a slow host that misses it would take it for a good end.
+const (
+	holdWait   = 5 * time.Second
+	failedWait = 30 * time.Second
+)
 
 // ending is how the program of the image ended, or why it could not begin. The host collects it.
 type ending struct {
@@ -47,7 +50,7 @@ func (e *ending) handler() guest.StreamHandler {
 	return guest.EndHandler(await, func() { e.once.Do(func() { close(e.collected) }) })
 }
 
-// hold returns when the host knows the end, or after holdWait, because no daemon may run. It
+// hold returns when the host knows the end, or after some time, because no daemon may run. It
 // returns at once if there is nothing to know.
 func (e *ending) hold() {
 	if e == nil {
@@ -58,9 +61,13 @@ func (e *ending) hold() {
 	default:
 		return
 	}
+	wait := holdWait
+	if e.end.Error != "" {
+		wait = failedWait
+	}
 	select {
 	case <-e.collected:
-	case <-time.After(holdWait):
+	case <-time.After(wait):
 		log.Print("no host asks how the program ended")
 	}
 }
