@@ -21,7 +21,7 @@ import (
 const rootSerial = "overlay"
 
 // rootWait is how long the kernel may take to find the root disk of an image that has one.
-const rootWait = 20 * time.Second
+const rootWait = 2 * time.Minute // a busy host that emulates needs half a minute
 
 // newRoot is where the root disk is mounted at first.
 const newRoot = "/sysroot"
@@ -59,9 +59,9 @@ ExecStart=-/sbin/agetty -o '-p -f -- \\u' --autologin root --keep-baud 115200,57
 // enterRoot mounts the image's root disk and makes it the root. It returns the image's program, nil
 // without such a disk. If the root has an init of its own, the process becomes that.
 func enterRoot() (*guest.Program, error) {
-	device := rootDisk()
+	device, err := rootDisk()
 	if device == "" {
-		return nil, nil
+		return nil, err
 	}
 	var program *guest.Program
 	if b := readFile(guest.ProgramFile); len(b) > 0 {
@@ -91,7 +91,7 @@ func enterRoot() (*guest.Program, error) {
 		_ = unix.Unmount(newRoot, 0) // it may be in its place already; its journal will do
 		return nil, fmt.Errorf("cannot enter the root disk: %w", err)
 	}
-	err := makeStandardDirs("/")
+	err = makeStandardDirs("/")
 	firstStart("/", unused)
 	if program != nil {
 		return program, errors.Join(err, prepareRoot())
@@ -103,13 +103,16 @@ func enterRoot() (*guest.Program, error) {
 }
 
 // rootDisk gives the device of the root disk, empty if the image has none.
-func rootDisk() string {
+func rootDisk() (string, error) {
 	for end := time.Now().Add(rootWait); ; time.Sleep(10 * time.Millisecond) {
 		if name := findDisk("/sys", rootSerial); name != "" {
-			return filepath.Join("/dev", name)
+			return filepath.Join("/dev", name), nil
 		}
-		if _, err := os.Stat(guest.RootFile); err != nil || time.Now().After(end) {
-			return ""
+		if _, err := os.Stat(guest.RootFile); err != nil {
+			return "", nil
+		}
+		if time.Now().After(end) {
+			return "", fmt.Errorf("the kernel has not found the root disk within %v", rootWait)
 		}
 	}
 }
