@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/host"
 )
@@ -117,12 +118,17 @@ func keep(path string, text []byte) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // the link below stays
+	defer os.Remove(f.Name()) // unless it has become the key
 	_, err = io.Copy(f, bytes.NewReader(text))
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Link(f.Name(), path); err != nil {
+	// The key never has two names: another that reads it would take it for a trap.
+	err = unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // this file system cannot
+		err = os.Link(f.Name(), path)
+	}
+	if err != nil {
 		return err
 	}
 	return host.SyncDir(filepath.Dir(path))

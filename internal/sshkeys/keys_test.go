@@ -66,3 +66,27 @@ func TestHostKey(t *testing.T) {
 		}
 	}
 }
+
+// TestHostKeyAtOnce has many ask for a key that is not there yet: all get the same.
+func TestHostKeyAtOnce(t *testing.T) {
+	for range 30 {
+		path := filepath.Join(t.TempDir(), "key")
+		type answer struct {
+			key string
+			err error
+		}
+		answers := make(chan answer)
+		for range 8 {
+			go func() {
+				key, _, err := HostKey(path)
+				answers <- answer{key, err}
+			}()
+		}
+		first := <-answers
+		for range 7 {
+			if a := <-answers; a != first || a.err != nil {
+				t.Errorf("%v, and %v", a.err, first.err)
+			}
+		}
+	}
+}
