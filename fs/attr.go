@@ -132,7 +132,8 @@ func (t tree) GetAttr(stop interrupt, in *fuse.GetAttrIn, out *fuse.AttrOut) sta
 	return fuse.OK
 }
 
-// Lseek answers for a file without holes. ENOSYS, once, would end the requests for guests' files too.
+// Lseek answers for a file without holes. ENOSYS, once, would end the requests for guests' files
+// too.
 func (t tree) Lseek(stop interrupt, in *fuse.LseekIn, out *fuse.LseekOut) status {
 	get := fuse.GetAttrIn{InHeader: in.InHeader}
 	var a fuse.AttrOut

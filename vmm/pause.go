@@ -154,7 +154,8 @@ func (v *VM) idle(s *Snapshot) bool {
 }
 
 // sweep stops VMs after their idle_timeout, resumes those that found no space, corrects guests'
-// clocks, and records times of use. No VM holds up the others: work that would block is left to the next sweep.
+// clocks, and records times of use. No VM holds up the others: work that would block is left to the
+// next sweep.
 func (m *Manager) sweep() {
 	tick := time.NewTicker(m.o.Sweep)
 	defer tick.Stop()

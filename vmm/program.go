@@ -47,8 +47,8 @@ func (v *VM) followProgram(machine Machine) {
 	})
 }
 
-// followAdopted greets the guest of an adopted machine. One that stops is only followed: it may wait
-// for that before it is off.
+// followAdopted greets the guest of an adopted machine. One that stops is only followed: it may
+// wait for that before it is off.
 func (v *VM) followAdopted(machine Machine, state State) {
 	if state == Stopping {
 		v.followProgram(machine)
@@ -57,8 +57,8 @@ func (v *VM) followAdopted(machine Machine, state State) {
 	v.greet(machine)
 }
 
-// exitOf returns how an ended machine ended. If its guest powered itself off, how the program of its
-// image ended is the reason for that.
+// exitOf returns how an ended machine ended. If its guest powered itself off, how the program of
+// its image ended is the reason for that.
 func (v *VM) exitOf(machine Machine) Exit {
 	exit := machine.Exit()
 	s := v.Snapshot()

@@ -16,8 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A guest waits so long for a host that collects how its program ended, before it powers itself off.
-// One that could not begin waits longer: a slow host that misses it would take it for a good end.
+// A guest waits so long for a host that collects how its program ended, before it powers itself
+// off. One that could not begin waits longer: a slow host that misses it would take it for a good
+// end.
 const (
 	holdWait   = 5 * time.Second
 	failedWait = 30 * time.Second

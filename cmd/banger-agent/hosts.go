@@ -44,8 +44,8 @@ func hostsLines(name string, addresses ...netip.Prefix) string {
 	return b.String()
 }
 
-// setNames makes localhost and the guest's own name known in the guest below root. Errors are logged
-// only: the guest runs all the same.
+// setNames makes localhost and the guest's own name known in the guest below root. Errors are
+// logged only: the guest runs all the same.
 func setNames(root string, c *guest.Config) {
 	if err := setHosts(root, hostsLines(c.Hostname, c.Address, c.Address6)); err != nil {
 		log.Printf("cannot write /etc/hosts: %v", err)
@@ -90,8 +90,8 @@ func setHostname(root, name string) error {
 	return putFile(path, []byte(name+"\n"))
 }
 
-// putFile replaces a file of everybody's, whole or not at all. It writes to what a link leads to, and
-// replaces a link that leads nowhere.
+// putFile replaces a file of everybody's, whole or not at all. It writes to what a link leads to,
+// and replaces a link that leads nowhere.
 func putFile(path string, text []byte) error {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target

@@ -30,8 +30,8 @@ var seeds = []string{"var/lib/systemd/random-seed", "var/lib/urandom/random-seed
 	"var/lib/random-seed", "var/lib/misc/random-seed", "var/lib/seedrng/seed.credit",
 	"var/lib/seedrng/seed.no-credit"}
 
-// neverMounted reports whether the ext4 on a device is as mke2fs(8) made it: no kernel has mounted it
-// for writing. It reads s_mtime and s_mnt_count of the superblock (fs/ext4/ext4.h of Linux).
+// neverMounted reports whether the ext4 on a device is as mke2fs(8) made it: no kernel has mounted
+// it for writing. It reads s_mtime and s_mnt_count of the superblock (fs/ext4/ext4.h of Linux).
 func neverMounted(device string) bool {
 	f, err := os.Open(device)
 	if err != nil {
@@ -45,9 +45,9 @@ func neverMounted(device string) bool {
 	return binary.LittleEndian.Uint32(b[:]) == 0 && binary.LittleEndian.Uint16(b[8:]) == 0
 }
 
-// firstStart makes the VM of a new root disk a machine of its own. unused is true before the disk was
-// ever mounted. A first start that was cut short is done again. Errors are logged only: the guest
-// runs all the same.
+// firstStart makes the VM of a new root disk a machine of its own. unused is true before the disk
+// was ever mounted. A first start that was cut short is done again. Errors are logged only: the
+// guest runs all the same.
 func firstStart(root string, unused bool) {
 	mark := filepath.Join(root, firstMark)
 	if _, err := os.Lstat(mark); err != nil && !unused {
@@ -77,8 +77,8 @@ func syncedFile(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// renewMachineID replaces the machine ids of an image (machine-id(5)). An image without one, or with
-// an empty or uninitialized one, leaves it to its systemd.
+// renewMachineID replaces the machine ids of an image (machine-id(5)). An image without one, or
+// with an empty or uninitialized one, leaves it to its systemd.
 func renewMachineID(root string) error {
 	var id [16]byte
 	_, _ = rand.Read(id[:])                         // never fails

@@ -69,8 +69,8 @@ func (r *resolvers) set(servers []netip.Addr, gateway netip.Addr) error {
 	return putFile(path, text)
 }
 
-// setResolved gives systemd-resolved the servers for what no link has servers for (resolved.conf(5)).
-// One that runs reads them at a restart, which keeps what links have.
+// setResolved gives systemd-resolved the servers for what no link has servers for
+// (resolved.conf(5)). One that runs reads them at a restart, which keeps what links have.
 func (r *resolvers) setResolved(servers []netip.Addr, gateway netip.Addr) error {
 	var b strings.Builder
 	b.WriteString(resolvMark + "[Resolve]\n")

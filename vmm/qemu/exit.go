@@ -51,7 +51,8 @@ func (m *Machine) exitOf(status unix.WaitStatus, child bool) (e vmm.Exit) {
 	return e
 }
 
-// rebooted is the reason of an end that the guest's reset has caused. A triple fault is one as well.
+// rebooted is the reason of an end that the guest's reset has caused. A triple fault is one as
+// well.
 const rebooted = "the guest rebooted"
 
 // reasonOf finds the reason in the kernel's panic, the reason of the SHUTDOWN event (ShutdownCause

@@ -20,9 +20,9 @@ const agentLimit = 64 << 20
 
 // userData makes cloud-init run installScript at each boot, in its first stage that can. The
 // interface is configured at each boot because `net` may have changed. The agent writes ssh's host
-// key, so cloud-init must not delete it. It makes missing keys of other kinds, so those of the image
-// are removed once per instance-id. A VM of an earlier version, with an agent and one instance, keeps
-// its keys.
+// key, so cloud-init must not delete it. It makes missing keys of other kinds, so those of the
+// image are removed once per instance-id. A VM of an earlier version, with an agent and one
+// instance, keeps its keys.
 const userData = `#cloud-config
 bootcmd:
 - [cloud-init-per, instance, banger-host-keys, sh, -c, 'test -e /usr/local/sbin/banger-agent &&
