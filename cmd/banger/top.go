@@ -9,6 +9,7 @@ import (
 
 	tea "charm.land/bubbletea/v2"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // topPace is how often `banger top` reads the list; detailPace, how often it reads the VM on the
@@ -44,6 +45,9 @@ func (c *client) topCmd() *cobra.Command {
 			if bySignal, ok := errors.AsType[commandEnded](err); ok {
 				p.Quit()
 				<-ended // the terminal is as before
+				if bySignal == commandEnded(exitSignalled+int(unix.SIGINT)) {
+					return nil // as Ctrl-C, which is a key there
+				}
 				return bySignal
 			}
 			if err != nil && !errors.Is(err, tea.ErrInterrupted) {
