@@ -198,6 +198,9 @@ func (r *Root) contents() [][]*node {
 // mode 0755. It follows symbolic links, and makes what they lead to where that is nothing.
 func (r *Root) MakeVolumes(paths []string) error {
 	for _, path := range paths {
+		if path == "/tmp" || path == "/run" {
+			continue // the agent makes them, /tmp with the mode 1777
+		}
 		parts, err := split(path)
 		if err == nil {
 			_, err = r.tree.dir(parts)

@@ -21,7 +21,7 @@ func TestVolumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	made := []string{"/", "/lib/mysql", "/own", "/srv/kept", "/srv/up/y", "/var/lib/db"}
+	made := []string{"/", "/run", "/tmp", "/lib/mysql", "/own", "/srv/kept", "/srv/up/y", "/var/lib/db"}
 	if err := r.MakeVolumes(made); err != nil {
 		t.Fatal(err)
 	}
