@@ -37,7 +37,7 @@ type agent struct {
 
 	configuring sync.Mutex // one Configure at a time; guards resolvers
 	resolvers   resolvers
-	greeted     chan struct{} // closed after the first Configure; nil without a program
+	greeted     chan struct{} // closed after the first Configure; nil where end is
 	greet       sync.Once
 }
 

@@ -51,7 +51,7 @@ func runInit() {
 	off := make(chan int, 4)
 	g := &agent{children: &r, program: program, end: end, freezer: freezer{list: frozenList},
 		powerOff: func() { off <- unix.LINUX_REBOOT_CMD_POWER_OFF }}
-	if program != nil {
+	if end != nil {
 		g.greeted = make(chan struct{})
 	}
 	go func() {
@@ -63,14 +63,13 @@ func runInit() {
 	switch {
 	case err != nil:
 		program = nil
-		off <- unix.LINUX_REBOOT_CMD_POWER_OFF
+		go func() {
+			g.awaitGreeting()
+			off <- unix.LINUX_REBOOT_CMD_POWER_OFF
+		}()
 	case program != nil:
 		go func() {
-			select { // as in a container, they are there when the program begins
-			case <-g.greeted:
-			case <-time.After(greetWait):
-				log.Printf("no host has greeted within %v", greetWait)
-			}
+			g.awaitGreeting() // as in a container, all is there when the program begins
 			end.set(runMain(program, &r, main))
 			off <- unix.LINUX_REBOOT_CMD_POWER_OFF
 		}()
@@ -92,16 +91,35 @@ func runInit() {
 				continue
 			default:
 			}
-			shutdown(&r, how, end)
+			shutdown(&r, how, g)
 		case s := <-signals:
 			switch s {
 			case unix.SIGCHLD:
 				r.reap()
 			case unix.SIGUSR1, unix.SIGUSR2:
-				shutdown(&r, unix.LINUX_REBOOT_CMD_POWER_OFF, end)
+				shutdown(&r, unix.LINUX_REBOOT_CMD_POWER_OFF, g)
 			default:
-				shutdown(&r, unix.LINUX_REBOOT_CMD_RESTART, end)
+				shutdown(&r, unix.LINUX_REBOOT_CMD_RESTART, g)
 			}
+		}
+	}
+}
+
+// awaitGreeting returns when the host has set name, address and resolvers, or after greetWait.
+func (g *agent) awaitGreeting() {
+	select {
+	case <-g.greeted:
+	case <-time.After(greetWait):
+		log.Printf("no host has greeted within %v", greetWait)
+	}
+}
+
+// endConfigure waits, for a while, until no settings are being written, and lets none begin. A
+// power-off in the middle of a write was seen to hang.
+func (g *agent) endConfigure() {
+	for end := time.Now().Add(greetWait); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if g.configuring.TryLock() {
+			return
 		}
 	}
 }
@@ -141,7 +159,7 @@ func mountAt(source, target, kind string) {
 }
 
 // shutdown ends everything and the machine; it does not return.
-func shutdown(r *reaper, how int, end *ending) {
+func shutdown(r *reaper, how int, g *agent) {
 	unix.Kill(-1, unix.SIGTERM)
 	r.hangUp()
 	unix.Kill(-1, unix.SIGCONT)
@@ -151,7 +169,8 @@ func shutdown(r *reaper, how int, end *ending) {
 		}
 	}
 	unix.Kill(-1, unix.SIGKILL)
-	end.hold() // before the sync: the host may still be writing its settings
+	g.end.hold()
+	g.endConfigure()
 	unix.Sync()
 	unix.Unmount(workPoint, 0)                                  // EBUSY or EINVAL: its journal will do
 	unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "") // the same
