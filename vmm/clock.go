@@ -47,18 +47,8 @@ type guestClock struct {
 	read  time.Time     // when it was last exact
 }
 
-// setClock sets the guest's clock after a standstill, in the background.
+// setClock sets the guest's clock after a start or a standstill, in the background.
 func (v *VM) setClock() { v.clockDue(true) }
-
-// greetClock sets the clock of a guest whose agent has just accepted its settings.
-func (v *VM) greetClock(ctx context.Context, machine Machine) {
-	v.mu.Lock()
-	v.clock.stood, v.clock.due = true, time.Time{}
-	v.mu.Unlock()
-	if s := v.Snapshot(); s.Machine == machine {
-		v.adjustClock(ctx, s)
-	}
-}
 
 // clockDue makes a correction of the clock due and begins it.
 func (v *VM) clockDue(stood bool) {
@@ -69,7 +59,8 @@ func (v *VM) clockDue(stood bool) {
 	v.m.spawn(v.tendClock)
 }
 
-// tendClock sets or corrects the guest's clock, if that is due and no other goroutine does it.
+// tendClock sets or corrects the guest's clock, if that is due and no other goroutine does it. It
+// blocks for clockWait at most, and again for each standstill meanwhile.
 func (v *VM) tendClock() {
 	s := v.Snapshot()
 	if s.State != Running || !s.Ready {
@@ -77,12 +68,6 @@ func (v *VM) tendClock() {
 	}
 	ctx, cancel := endsWith(v.m.ctx, s.Machine.Done())
 	defer cancel()
-	v.adjustClock(ctx, s)
-}
-
-// adjustClock is tendClock for a guest whose agent has answered. It blocks for clockWait at most,
-// and again for each standstill meanwhile.
-func (v *VM) adjustClock(ctx context.Context, s *Snapshot) {
 	for {
 		v.mu.Lock()
 		c := v.clock
@@ -140,7 +125,7 @@ func (v *VM) clockPeriod() time.Duration {
 }
 
 // adjust sets the clock if the guest stood still. Otherwise it corrects the drift of a clock that
-// nobody else sets. It returns how far the clock was ahead.
+// no other program sets. It returns how far the clock was ahead.
 func (c *guestClock) adjust(ctx context.Context, agent guest.Agent) (time.Duration, error) {
 	clock, ok := agent.(guest.Clock)
 	if !ok || c.absent || !c.kept && !c.stood {
@@ -228,8 +213,8 @@ func (m *Manager) tendClocks(was *hostClock) {
 	slept := (now.slept - was.slept).Abs() > clockMoved
 	stepped := (now.wall - was.wall).Abs() > clockMoved
 	*was = now
-	for _, v := range m.VMs() {
-		if slept || stepped {
+	if slept || stepped {
+		for _, v := range m.VMs() {
 			v.mu.Lock()
 			v.clock.stood = v.clock.stood || slept
 			v.clock.due = time.Time{}

@@ -27,27 +27,17 @@ func (v *VM) greet(machine Machine) {
 	if machine.Guest() == nil {
 		return
 	}
-	v.m.spawn(func() {
-		ctx, cancel := endsWith(v.m.ctx, machine.Done())
-		defer cancel()
-		ctx, cancel = endsWith(ctx, v.m.closing)
-		defer cancel()
-		for wait := greetAgain; ; wait = min(2*wait, greetAtLast) {
+	v.whileRuns(machine, func(ctx context.Context) {
+		greeted := insist(ctx, func() bool {
 			err := v.introduce(ctx, machine)
-			if err == nil {
-				break
+			if err != nil && ctx.Err() == nil {
+				v.logf("the agent has not accepted its settings, trying again: %v", err)
 			}
-			if ctx.Err() != nil {
-				return
-			}
-			v.logf("the agent has not accepted its settings, trying again: %v", err)
-			select {
-			case <-time.After(wait):
-			case <-ctx.Done():
-				return
-			}
+			return err == nil
+		})
+		if !greeted {
+			return
 		}
-		v.greetClock(ctx, machine)
 		if err := v.ballooned(ctx, machine); err != nil {
 			v.logf("%v", err)
 		}
@@ -56,7 +46,31 @@ func (v *VM) greet(machine Machine) {
 				s.Ready, s.ReadyIn = true, time.Since(s.Since)
 			}
 		})
+		v.setClock()
 	})
+}
+
+// whileRuns calls f in the background. Its context ends with the machine and with the daemon.
+func (v *VM) whileRuns(machine Machine, f func(ctx context.Context)) {
+	v.m.spawn(func() {
+		ctx, cancel := endsWith(v.m.ctx, machine.Done())
+		defer cancel()
+		ctx, cancel = endsWith(ctx, v.m.closing)
+		defer cancel()
+		f(ctx)
+	})
+}
+
+// insist calls try until that succeeds, with a longer wait each time. It is false once ctx ends.
+func insist(ctx context.Context, try func() bool) bool {
+	for wait := greetAgain; !try(); wait = min(2*wait, greetAtLast) {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // introduce waits for the agent and sets host name, address and clock.

@@ -1,8 +1,8 @@
 package vmm
 
 import (
+	"context"
 	"errors"
-	"time"
 
 	"banger/vmm/guest"
 )
@@ -21,11 +21,7 @@ func (v *VM) followProgram(machine Machine) {
 	if !follows {
 		return
 	}
-	v.m.spawn(func() {
-		ctx, cancel := endsWith(v.m.ctx, machine.Done())
-		defer cancel()
-		ctx, cancel = endsWith(ctx, v.m.closing) // the next daemon follows it
-		defer cancel()
+	v.whileRuns(machine, func(ctx context.Context) {
 		keep := func(end guest.End) {
 			v.publish(func(s *Snapshot) {
 				if s.Machine == machine {
@@ -33,17 +29,10 @@ func (v *VM) followProgram(machine Machine) {
 				}
 			})
 		}
-		for wait := greetAgain; ; wait = min(2*wait, greetAtLast) {
+		insist(ctx, func() bool { // another request may break the connection
 			err := guest.CollectEnd(ctx, agent, keep)
-			if err == nil || errors.Is(err, ErrUnsupported) {
-				return
-			}
-			select {
-			case <-time.After(wait): // another request has broken the connection, perhaps
-			case <-ctx.Done():
-				return
-			}
-		}
+			return err == nil || errors.Is(err, ErrUnsupported)
+		})
 	})
 }
 

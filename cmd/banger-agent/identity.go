@@ -33,16 +33,9 @@ var seeds = []string{"var/lib/systemd/random-seed", "var/lib/urandom/random-seed
 // neverMounted reports whether the ext4 on a device is as mke2fs(8) made it: no kernel has mounted
 // it for writing. It reads s_mtime and s_mnt_count of the superblock (fs/ext4/ext4.h of Linux).
 func neverMounted(device string) bool {
-	f, err := os.Open(device)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
 	var b [10]byte
-	if _, err := f.ReadAt(b[:], 1024+0x2c); err != nil {
-		return false
-	}
-	return binary.LittleEndian.Uint32(b[:]) == 0 && binary.LittleEndian.Uint16(b[8:]) == 0
+	return readSuperblock(device, 0x2c, b[:]) == nil &&
+		binary.LittleEndian.Uint32(b[:]) == 0 && binary.LittleEndian.Uint16(b[8:]) == 0
 }
 
 // firstStart makes the VM of a new root disk a machine of its own. unused is true before the disk

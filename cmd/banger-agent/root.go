@@ -132,7 +132,8 @@ func switchRoot() error {
 		}
 	}
 	for _, dir := range kernels {
-		if err := unix.Mount("/"+dir, filepath.Join(newRoot, dir), "", unix.MS_MOVE, ""); err != nil {
+		err := unix.Mount("/"+dir, filepath.Join(newRoot, dir), "", unix.MS_MOVE, "")
+		if err != nil {
 			return fmt.Errorf("cannot move /%s: %w", dir, err)
 		}
 	}

@@ -143,14 +143,20 @@ func mountPoint(mountinfo []byte, numbers string) string {
 
 // isExt4 looks for the superblock of ext2, 3 or 4: s_magic, at 56 after the first 1,024 bytes.
 func isExt4(device string) bool {
+	var magic [2]byte
+	return readSuperblock(device, 56, magic[:]) == nil &&
+		binary.LittleEndian.Uint16(magic[:]) == unix.EXT4_SUPER_MAGIC
+}
+
+// readSuperblock reads from an offset in the superblock of ext2, 3 or 4 on.
+func readSuperblock(device string, at int64, b []byte) error {
 	f, err := os.Open(device)
 	if err != nil {
-		return false
+		return err
 	}
 	defer f.Close()
-	var magic [2]byte
-	_, err = f.ReadAt(magic[:], 1024+56)
-	return err == nil && binary.LittleEndian.Uint16(magic[:]) == unix.EXT4_SUPER_MAGIC
+	_, err = f.ReadAt(b, 1024+at)
+	return err
 }
 
 // growExt4 makes a mounted ext4 as long as its device; nothing happens when it is.

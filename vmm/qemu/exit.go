@@ -71,7 +71,8 @@ func (m *Machine) reasonOf(status unix.WaitStatus, child bool) (orderly bool, re
 		return true, rebooted
 	case child && status.Signaled():
 		sig := int(status.Signal())
-		return false, fmt.Sprintf("the VMM was killed by signal %d (SIG%s)", sig, guest.SignalName(sig))
+		return false, fmt.Sprintf("the VMM was killed by signal %d (SIG%s)",
+			sig, guest.SignalName(sig))
 	case m.shutdown == "host-signal":
 		return false, "the VMM was ended by a signal"
 	}

@@ -133,14 +133,7 @@ func (a *Archive) Manifest(ctx context.Context, d *v1.Descriptor) ([]byte, error
 
 // Blob implements Source.
 func (a *Archive) Blob(_ context.Context, d *v1.Descriptor) ([]byte, error) {
-	b, err := a.read(blobPath(d.Digest))
-	if err != nil {
-		return nil, err
-	}
-	if got := Sum(b); got != d.Digest.String() {
-		return nil, fmt.Errorf("it is damaged: blob %s has the digest %s", d.Digest, got)
-	}
-	return b, nil
+	return a.read(blobPath(d.Digest))
 }
 
 func blobPath(h v1.Hash) string { return "blobs/" + h.Algorithm + "/" + h.Hex }

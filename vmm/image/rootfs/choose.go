@@ -23,7 +23,7 @@ const (
 var ErrAbsent = errors.New("it is not there")
 
 // Source is where images are: an archive or a registry. Its methods return at most MaxJSON bytes,
-// which have the descriptor's digest, or ErrAbsent.
+// whose digest Choose checks, or ErrAbsent.
 type Source interface {
 	Manifest(ctx context.Context, d *v1.Descriptor) ([]byte, error)
 	Blob(ctx context.Context, d *v1.Descriptor) ([]byte, error)
@@ -193,7 +193,7 @@ func (f *finder) config(ctx context.Context, m *v1.Manifest) (*Config, error) {
 	return ParseConfig(text)
 }
 
-// read counts what is read.
+// read counts what is read, and checks its digest.
 func (f *finder) read(ctx context.Context,
 	from func(context.Context, *v1.Descriptor) ([]byte, error), d *v1.Descriptor) ([]byte, error) {
 	if f.reads++; f.reads > maxManifests {
@@ -203,7 +203,14 @@ func (f *finder) read(ctx context.Context,
 	if d.Size > MaxJSON {
 		return nil, fmt.Errorf("%s has %d bytes, %d are allowed", d.Digest, d.Size, MaxJSON)
 	}
-	return from(ctx, d)
+	text, err := from(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	if got := Sum(text); got != d.Digest.String() {
+		return nil, fmt.Errorf("%w: %s has the digest %s", ErrDamaged, d.Digest, got)
+	}
+	return text, nil
 }
 
 // candidates are the images that fit, and what else was seen.
@@ -301,7 +308,8 @@ func (f *candidates) none() error {
 		has = append(has, fmt.Sprintf("%d of other digests", f.unchosen))
 	}
 	if len(f.absent) > 0 {
-		has = append(has, fmt.Sprintf("%d whose files are missing, %s first", len(f.absent), f.absent[0]))
+		has = append(has, fmt.Sprintf("%d whose files are missing, %s first",
+			len(f.absent), f.absent[0]))
 	}
 	if f.schema1 {
 		has = append(has, "a manifest of schema 1, as docker wrote before 2017: "+

@@ -112,7 +112,8 @@ func (a *Archive) Docker(ctx context.Context, digest string) (*Image, error) {
 			continue
 		}
 		known[image.Config], layers[sum] = sum, image.Layers
-		f.add(candidate{digest: sum, id: sum, rank: max(0, rank), config: config}, image.RepoTags...)
+		c := candidate{digest: sum, id: sum, rank: max(0, rank), config: config}
+		f.add(c, image.RepoTags...)
 	}
 	c, err := f.one(HowChosen)
 	if err != nil {
@@ -149,7 +150,8 @@ func (a *Archive) dockerConfig(name string) (*Config, string, error) {
 	sum := Sum(text)
 	hex := strings.TrimPrefix(strings.TrimSuffix(path.Base(name), ".json"), "sha256:")
 	if "sha256:"+hex != sum {
-		return nil, "", fmt.Errorf("it is damaged: configuration %.100q has the digest %s", name, sum)
+		return nil, "", fmt.Errorf("it is damaged: configuration %.100q has the digest %s",
+			name, sum)
 	}
 	config, err := ParseConfig(text)
 	return config, sum, err

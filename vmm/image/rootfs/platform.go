@@ -103,8 +103,8 @@ func imageConfig(t types.MediaType) bool {
 	return t.IsConfig() || t == "" || t == "application/octet-stream"
 }
 
-// imageLayer reports whether a media type may be that of a layer; their compression is told from
-// their content.
+// imageLayer reports whether a media type may be that of a layer. Compression is detected from a
+// layer's content.
 func imageLayer(t types.MediaType) bool {
 	s := string(t)
 	return t == "" || s == "application/octet-stream" ||
