@@ -47,8 +47,18 @@ type guestClock struct {
 	read  time.Time     // when it was last exact
 }
 
-// setClock sets the guest's clock after a start or a standstill, in the background.
+// setClock sets the guest's clock after a standstill, in the background.
 func (v *VM) setClock() { v.clockDue(true) }
+
+// greetClock sets the clock of a guest whose agent has just accepted its settings.
+func (v *VM) greetClock(ctx context.Context, machine Machine) {
+	v.mu.Lock()
+	v.clock.stood, v.clock.due = true, time.Time{}
+	v.mu.Unlock()
+	if s := v.Snapshot(); s.Machine == machine {
+		v.adjustClock(ctx, s)
+	}
+}
 
 // clockDue makes a correction of the clock due and begins it.
 func (v *VM) clockDue(stood bool) {
@@ -59,8 +69,7 @@ func (v *VM) clockDue(stood bool) {
 	v.m.spawn(v.tendClock)
 }
 
-// tendClock sets or corrects the guest's clock, if that is due and no other goroutine does it. It
-// blocks for clockWait at most, and again for each standstill meanwhile.
+// tendClock sets or corrects the guest's clock, if that is due and no other goroutine does it.
 func (v *VM) tendClock() {
 	s := v.Snapshot()
 	if s.State != Running || !s.Ready {
@@ -68,6 +77,12 @@ func (v *VM) tendClock() {
 	}
 	ctx, cancel := endsWith(v.m.ctx, s.Machine.Done())
 	defer cancel()
+	v.adjustClock(ctx, s)
+}
+
+// adjustClock is tendClock for a guest whose agent has answered. It blocks for clockWait at most,
+// and again for each standstill meanwhile.
+func (v *VM) adjustClock(ctx context.Context, s *Snapshot) {
 	for {
 		v.mu.Lock()
 		c := v.clock

@@ -38,6 +38,7 @@ func (v *VM) greet(machine Machine) {
 		if !greeted {
 			return
 		}
+		v.greetClock(ctx, machine) // before it is ready: what root sets then stays
 		if err := v.ballooned(ctx, machine); err != nil {
 			v.logf("%v", err)
 		}
@@ -46,7 +47,6 @@ func (v *VM) greet(machine Machine) {
 				s.Ready, s.ReadyIn = true, time.Since(s.Since)
 			}
 		})
-		v.setClock()
 	})
 }
 
