@@ -43,7 +43,13 @@ func TestReboot(t *testing.T) {
 	want := []string{"state starting", "state running", "exit exited 0: the guest rebooted",
 		"reboot in 1s", "state starting", "state running",
 		"exit exited 0: the guest powered itself off", "state stopped"}
-	if got := words(v, "state", "exit", "reboot"); !slices.Equal(got, want) {
+	got := words(v, "state", "exit", "reboot")
+	// The event of a state follows the state.
+	for end := time.Now().Add(20 * time.Second); len(got) < len(want) && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+		got = words(v, "state", "exit", "reboot")
+	}
+	if !slices.Equal(got, want) {
 		t.Errorf("events %q, want %q", got, want)
 	}
 }
