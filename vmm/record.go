@@ -17,6 +17,7 @@ type VM struct {
 	own    chan struct{} // full while the turn is taken
 	saved  time.Time     // the last use that is durable; changed by the turn's holder only
 	image  footprint     // that charge is by; changed by the turn's holder only
+	booted Machine       // the last one whose agent has answered; used by the turn's holder only
 	// reboots counts the last runs that each rebooted soon; only a transition uses it.
 	reboots int
 	charge  charge // guarded by the ledger

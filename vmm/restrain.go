@@ -46,8 +46,12 @@ func (v *VM) limit(ctx context.Context, s *Snapshot) error {
 	return fmt.Errorf("cannot limit it: %w", err)
 }
 
-// inflate puts the target of s in force for the memory of its guest.
+// inflate puts the target of s in force for the memory of its guest. A guest that boots may need all
+// of its memory: ballooned does it once the agent has answered. The caller holds the VM's turn.
 func (v *VM) inflate(ctx context.Context, s *Snapshot) error {
+	if s.Config.MemoryTarget != 0 && s.Machine.Guest() != nil && s.Machine != v.booted {
+		return nil
+	}
 	err := s.Machine.Balloon(ctx, s.Config.MemoryTarget)
 	if err == nil || errors.Is(err, ErrNotRunning) {
 		return nil
@@ -70,8 +74,7 @@ func (v *VM) regain(ctx context.Context) error {
 	return err
 }
 
-// ballooned sets the target of a guest that has just booted. Before, its kernel may need all of the
-// memory.
+// ballooned sets the target of a guest whose agent has answered.
 func (v *VM) ballooned(ctx context.Context, machine Machine) error {
 	t, err := v.acquire(ctx)
 	if err != nil {
@@ -79,7 +82,10 @@ func (v *VM) ballooned(ctx context.Context, machine Machine) error {
 	}
 	defer t.release()
 	s := v.Snapshot()
-	if s.Machine != machine || s.Config.MemoryTarget == 0 {
+	if s.Machine != machine {
+		return nil
+	}
+	if v.booted = machine; s.Config.MemoryTarget == 0 {
 		return nil
 	}
 	return v.inflate(ctx, s)
