@@ -4,15 +4,16 @@
 GO = $(shell sh integration/install.sh --go || echo go)
 export GOTOOLCHAIN = auto
 
-VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || sed -n 's/^## //p' CHANGELOG.md | head -n 1)
+VERSION = $(shell sh contrib/package/version.sh)
 STATIC = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(or $(VERSION),unknown)'
 PROGRAMS = bangerd banger banger-agent
-SCRIPTS = integration/install.sh integration/run.sh integration/screenshot.sh .ci/run
+SCRIPTS = integration/install.sh integration/run.sh integration/screenshot.sh .ci/run \
+	$(wildcard contrib/package/*.sh contrib/package/deb/* contrib/package/rpm/*)
 
 # Of the integration tests: make integration TESTFLAGS='-run TestCrash -crash.rounds 500'.
 TESTFLAGS =
 
-.PHONY: all build run test test-long fuzz unit integration lint bench image man screenshot clean help install-deps test-deps bench-deps
+.PHONY: all build run test test-long fuzz unit integration lint bench image man completions copyright deb rpm install screenshot clean help install-deps test-deps bench-deps
 
 all: build
 
@@ -26,6 +27,8 @@ help:
 	@echo 'make bench         ratios against the bare thing; TESTFLAGS="-report.only boot,exec" chooses parts'
 	@echo 'make image         the built-in image, in .cache/image/builtin'
 	@echo 'make man           the manual pages, in bin/man'
+	@echo 'make deb rpm       the packages, bin/banger_VERSION_amd64.deb and bin/banger-VERSION-1.x86_64.rpm'
+	@echo 'make install       into PREFIX, /usr/local, below DESTDIR; a package is better: it can be removed'
 	@echo "make screenshot    the README's pictures of banger top, docs/top.svg and docs/top-vm.svg"
 	@echo 'make install-deps  what is missing of Debian packages and Go'
 	@echo 'make clean         removes bin and .cache'
@@ -89,6 +92,23 @@ man: install-deps
 	@mkdir -p bin/man
 	@set -e; for page in files:banger.5 banger.1:banger.1 bangerd.8:bangerd.8; do \
 		$(GO) tool go-md2man -in docs/$${page%%:*}.md -out bin/man/$${page#*:}; done
+
+# For the shells' completion of banger's commands, in bin/completions.
+completions: build
+	@mkdir -p bin/completions
+	@set -e; for shell in bash zsh fish; do bin/banger completion $$shell >bin/completions/$$shell; done
+
+copyright: build
+	@GO='$(GO)' sh contrib/package/copyright.sh $(addprefix bin/,$(PROGRAMS)) >bin/copyright
+
+PREFIX = /usr/local
+DESTDIR =
+
+install: build man completions
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' sh contrib/package/install.sh
+
+deb rpm: build man completions copyright
+	@GO='$(GO)' VERSION='$(VERSION)' sh contrib/package/package.sh $@
 
 # The pictures of banger top in the README.
 screenshot: build test-deps image

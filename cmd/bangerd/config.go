@@ -24,12 +24,12 @@ type config struct {
 	VM vmm.Config `toml:"-"` // of new VMs
 
 	Accel        string        `toml:"accel"`   // auto, kvm or tcg
-	Machine      string        `toml:"machine"` // microvm or q35, empty for the driver's choice
-	QEMU         string        `toml:"qemu"`    // path of the program, empty for the one in PATH
+	Machine      wordOrAuto    `toml:"machine"` // microvm or q35, empty for the driver's choice
+	QEMU         wordOrAuto    `toml:"qemu"`    // path of the program, empty for the one in PATH
 	Bridge       string        `toml:"bridge"`
 	Subnet       netip.Prefix  `toml:"subnet"`
 	Subnet6      subnet6       `toml:"subnet6"` // auto, off or a /64
-	Uplink       string        `toml:"uplink"`  // empty for the link of the default route
+	Uplink       wordOrAuto    `toml:"uplink"`  // empty for the link of the default route
 	MTU          orAuto        `toml:"mtu"`     // 0: the uplink's
 	NAT          onOff         `toml:"nat"`
 	LAN          onOff         `toml:"lan"`
@@ -167,12 +167,41 @@ func (s *size) UnmarshalTOML(v any) error {
 	return err
 }
 
+// auto is the text of a setting that the daemon chooses.
+const auto = "auto"
+
+// wordOrAuto is a text, or the word auto for the empty one.
+type wordOrAuto string
+
+func (w *wordOrAuto) UnmarshalTOML(v any) error {
+	text, ok := v.(string)
+	if !ok {
+		return fmt.Errorf("%v is no text", v)
+	}
+	if text == auto {
+		text = ""
+	}
+	*w = wordOrAuto(text)
+	return nil
+}
+
+func (w wordOrAuto) String() string { return cmp.Or(string(w), auto) }
+
 // orAuto is a number, or the word auto for 0.
 type orAuto int
 
+func (n *orAuto) UnmarshalTOML(v any) error {
+	number, ok := v.(int64)
+	if !ok && v != auto {
+		return fmt.Errorf("%v is neither a number nor \"auto\"", v)
+	}
+	*n = orAuto(number)
+	return nil
+}
+
 func (n orAuto) String() string {
 	if n == 0 {
-		return "auto"
+		return auto
 	}
 	return strconv.Itoa(int(n))
 }
@@ -290,7 +319,7 @@ func (c *config) text(p paths) string {
 		if d, ok := v.(time.Duration); ok {
 			text = value.FormatDuration(d)
 		}
-		fmt.Fprintf(&b, "%s %s\n", key, cmp.Or(text, "auto"))
+		fmt.Fprintf(&b, "%s %s\n", key, text)
 	}
 	show("mount", p.mount)
 	show("state_dir", p.state)

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +21,10 @@ func TestConfig(t *testing.T) {
 		{"nat = \"maybe\"\n", "neither \"on\" nor \"off\""},
 		{"subnet6 = \"fd00::/64\"\nlan = \"on\"\nmtu = 9000\nuplink = \"eth0\"\n" +
 			"isolate = false\n", ""},
-		{"subnet6 = \"auto\"\n", ""},
+		{"subnet6 = \"auto\"\nmtu = \"auto\"\nuplink = \"auto\"\nqemu = \"auto\"\n" +
+			"machine = \"auto\"\n", ""},
+		{"mtu = \"much\"\n", "much is neither a number nor"},
+		{"uplink = 3\n", "3 is no text"},
 		{"subnet6 = \"off\"\n", ""},
 		{"subnet6 = \"fd00::/48\"\n", "fd00::/48 is none of"},
 		{"subnet6 = \"10.0.0.0/24\"\n", "none of"},
@@ -115,6 +119,38 @@ func TestConfigManual(t *testing.T) {
 		path := key == "mount" || key == "state_dir" || key == "config"
 		if !path && !strings.Contains(string(manual), "**"+key+"**") {
 			t.Errorf("docs/bangerd.8.md lacks %s", key)
+		}
+	}
+}
+
+// The configuration that is installed has every key, commented out, with its default.
+func TestInstalledConfig(t *testing.T) {
+	const installed = "../../contrib/package/config.toml"
+	if c, err := readConfig(installed, true); err != nil || c != defaultConfig() {
+		t.Errorf("as it is installed: %+v, %v", c, err)
+	}
+	text, err := os.ReadFile(installed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	comments := regexp.MustCompile(`(?m)^#([a-z0-9_]+ = )`)
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, comments.ReplaceAll(text, []byte("$1")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := readConfig(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	def := defaultConfig()
+	if got, want := c.text(paths{}), def.text(paths{}); got != want {
+		t.Errorf("without the # in front of settings:\n%s\nwant\n%s", got, want)
+	}
+	for line := range strings.Lines(def.text(paths{})) {
+		key, _, _ := strings.Cut(line, " ")
+		path := key == "mount" || key == "state_dir" || key == "config"
+		if count := strings.Count(string(text), "\n#"+key+" = "); !path && count != 1 {
+			t.Errorf("%s has %d lines of %s", installed, count, key)
 		}
 	}
 }

@@ -24,7 +24,7 @@ func openNetwork(
 	}
 	n, err := network.New(network.Options{Bridge: c.Bridge, Prefix: c.Subnet, Prefix6: prefix6,
 		NAT: bool(c.NAT), LAN: bool(c.LAN), GuestToHost: bool(c.GuestToHost),
-		Uplink: c.Uplink, MTU: int(c.MTU), Instance: instance, Log: log})
+		Uplink: string(c.Uplink), MTU: int(c.MTU), Instance: instance, Log: log})
 	switch {
 	case err == nil:
 		return n, vmm.NetBridge, nil
@@ -39,7 +39,7 @@ func openNetwork(
 // and `vmms` show the reason.
 func drivers(log *slog.Logger, c config, groups vmm.Groups, withFake bool) []vmm.Driver {
 	var all []vmm.Driver
-	d, err := qemu.New(qemu.Options{Binary: c.QEMU, Accel: c.Accel, Machine: c.Machine,
+	d, err := qemu.New(qemu.Options{Binary: string(c.QEMU), Accel: c.Accel, Machine: string(c.Machine),
 		UserWorld: bool(c.UserWorld), Groups: groups, Log: log})
 	if err == nil {
 		all = append(all, d)
