@@ -77,11 +77,13 @@ type board struct {
 
 func (b board) addTo(c *commands) {
 	switch {
+	// Under KVM a microvm has no clock of its own unless rtc is on: a kernel looks for one for more
+	// than a second.
 	case b.machine == microvm && b.timer:
-		c.add("-M", "microvm,acpi=on")
+		c.add("-M", "microvm,acpi=on,rtc=on")
 	case b.machine == microvm:
 		// The kernel leaves an unused i8254 ticking, which wakes an idle QEMU 70 times a second.
-		c.add("-M", "microvm,acpi=on,pit=off")
+		c.add("-M", "microvm,acpi=on,rtc=on,pit=off")
 	case b.firmware:
 		// Without a display, firmware and boot loader print to the serial line.
 		c.add("-M", b.machine+",graphics=off")
