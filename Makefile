@@ -7,13 +7,16 @@ export GOTOOLCHAIN = auto
 VERSION = $(shell sh contrib/package/version.sh)
 STATIC = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(or $(VERSION),unknown)'
 PROGRAMS = bangerd banger banger-agent
-SCRIPTS = integration/install.sh integration/run.sh integration/screenshot.sh .ci/run \
+SCRIPTS = integration/install.sh integration/run.sh integration/screenshot.sh integration/lab.sh .ci/run \
 	$(wildcard contrib/package/*.sh contrib/package/deb/* contrib/package/rpm/*)
 
 # Of the integration tests: make integration TESTFLAGS='-run TestCrash -crash.rounds 500'.
 TESTFLAGS =
 
-.PHONY: all build run test test-long fuzz unit integration lint bench image man completions copyright deb rpm install screenshot clean help install-deps test-deps bench-deps
+# Of the lab: make test-lab STEPS='install tour'; none are all of them.
+STEPS =
+
+.PHONY: all build run test test-long test-lab fuzz unit integration lint bench image man completions copyright deb rpm install screenshot clean help install-deps test-deps bench-deps
 
 all: build
 
@@ -21,6 +24,7 @@ help:
 	@echo 'make run           install, build, mount, boot a VM named hello; Ctrl-C unmounts and leaves it running'
 	@echo 'make build         bin/bangerd, bin/banger and bin/banger-agent'
 	@echo 'make test          everything proven: unit tests, then the suite on fake and real VMs'
+	@echo 'make test-lab      a host with KVM, vsock, cgroup v2 and systemd, made by banger, and what only it proves'
 	@echo 'make test-long     the suite with what takes minutes: many bytes, a soak, and make fuzz'
 	@echo 'make fuzz          all fuzz targets, 20 s each; FUZZTIME=5m for longer'
 	@echo 'make lint          gofmt, vet, staticcheck, import rules, shell syntax'
@@ -53,6 +57,10 @@ test-long:
 	$(MAKE) integration TESTFLAGS='-long -timeout 90m'
 	$(MAKE) fuzz
 
+# A host in a VM of banger's. All of it is new but the Debian, which .cache/lab keeps.
+test-lab: test-deps image
+	@GO='$(GO)' sh integration/lab.sh $(STEPS)
+
 # Of each target. go test keeps an input that fails in testdata of its package.
 FUZZTIME = 20s
 
@@ -83,6 +91,7 @@ lint: install-deps
 	$(GO) tool staticcheck ./...
 	$(GO) run ./cmd/internal/importcheck ./...
 	@set -e; for s in $(SCRIPTS); do sh -n $$s; done
+	@set -e; for s in integration/lab/*.sh integration/lab/steps/*.sh; do bash -n $$s; done
 
 bench: bench-deps image
 	$(GO) test ./integration -run 'TestReport$$' -report -timeout 3h -v $(TESTFLAGS)
