@@ -58,7 +58,7 @@ test-long:
 	$(MAKE) fuzz
 
 # A host in a VM of banger's. All of it is new but the Debian, which .cache/lab keeps.
-test-lab: test-deps image
+test-lab: test-deps image deb
 	@GO='$(GO)' sh integration/lab.sh $(STEPS)
 
 # Of each target. go test keeps an input that fails in testdata of its package.

@@ -8,14 +8,13 @@
 #   lab.sh STEP...      these steps, in the given order; install should be the first
 #
 # LAB_KEEP=1 leaves the VM running until Ctrl-C, and prints how to work in it.
-# LAB_TIME is how long all may take, in seconds.
+# LAB_TIME is how long all may take, in seconds, the first making of the Debian aside.
 #
 # The lab's Debian is kept in .cache/lab, by what it is made from. All else is in a directory below
 # /tmp and goes at the end, as do the VM, the daemon and the namespaces.
 set -eu
 here=$(dirname "$(realpath "$0")")
-top=$(dirname "$here")
-cd "$top"
+cd "$(dirname "$here")"
 
 packages=linux-image-cloud-amd64,systemd,systemd-sysv,systemd-resolved,libnss-resolve
 packages=$packages,systemd-timesyncd,libpam-systemd,dbus,dbus-user-session,udev
@@ -27,38 +26,10 @@ say() {
 	echo "lab: $*" >&2
 }
 
-# The first half runs as it was called, and reaches Debian's packages.
-if [ "${LAB_INSIDE-}" = "" ]; then
-	cache=$top/.cache/lab
-	mkdir -p "$cache"
-	key=$(echo "$recipe $packages" | sha256sum | cut -c1-16)
-	root=$cache/$key.tar
-	if [ ! -e "$root" ]; then
-		say "makes the lab's Debian"
-		rm -f "$cache"/*.tar "$cache"/*.part
-		began=$(date +%s)
-		# /var/cache/apt has the packages themselves, which no step needs.
-		mmdebstrap --quiet --variant=minbase --include="$packages" bookworm "$root.part.tar"
-		mv "$root.part.tar" "$root"
-		say "made it in $(($(date +%s) - began)) s: $root"
-	fi
-	export LAB_INSIDE=1 LAB_ROOT="$root"
-	if [ "$(id -u)" = 0 ]; then
-		# Its network and its mount are seen here only.
-		exec unshare --net --mount sh "$here/lab.sh" "$@"
-	fi
-	exec sh "$here/lab.sh" "$@"
-fi
-
-time=${LAB_TIME:-900}
-tmp=$(mktemp -d /tmp/banger-lab.XXXXXX)
-chmod 755 "$tmp"
 daemon= work= watchdog=
-export PATH="$tmp/bin:$PATH" BANGER_MOUNT="$tmp/mount"
-
 clean() {
 	status=$?
-	trap '' INT TERM HUP
+	trap '' INT TERM HUP ALRM
 	trap - EXIT
 	for pid in $work $watchdog; do
 		kill "$pid" 2>/dev/null || :
@@ -78,12 +49,8 @@ clean() {
 	rm -rf "$tmp"
 	exit "$status"
 }
-trap clean EXIT
-trap 'say "interrupted"; exit 130' INT
-trap 'say "ended"; exit 143' TERM HUP
-trap 'say "took more than $time s"; exit 124' ALRM
 
-# A signal ends `wait` at once, and no other command.
+# attend COMMAND...: runs it so that a signal to this script ends the wait for it, and the command.
 attend() {
 	"$@" &
 	work=$!
@@ -92,21 +59,76 @@ attend() {
 	return "$done"
 }
 
-mkdir "$tmp/bin" "$tmp/mount" "$tmp/lab"
-cp bin/bangerd bin/banger bin/banger-agent "$tmp/bin/"
-${GO:-go} run ./cmd/internal/mkimage -o "$tmp/state"
+# make_before DIR: the package of the commit before, or of this one where a clone has no other. Its
+# version is lower than that of any commit.
+make_before() {
+	before=$(git rev-parse -q --verify HEAD^ || echo HEAD)
+	git cat-file -e "$before:contrib/package/package.sh" 2>/dev/null || before=HEAD
+	mkdir -p "$tmp/before" "$1"
+	git archive "$before" | tar -x -C "$tmp/before"
+	version=$(sed -n 's/^## *//p' CHANGELOG.md | head -n 1)~before.$(git rev-parse --short "$before")
+	attend make -s -C "$tmp/before" deb VERSION="$version" >"$tmp/before.log" 2>&1 || {
+		cat "$tmp/before.log" >&2
+		exit 1
+	}
+	mv "$tmp"/before/bin/banger_*.deb "$1/"
+	rm -r "$tmp/before"
+}
+
+tmp=${LAB_TMP:-$(mktemp -d /tmp/banger-lab.XXXXXX)}
+trap clean EXIT
+trap 'say "interrupted"; exit 130' INT
+trap 'say "ended"; exit 143' TERM HUP
+trap 'say "took too long"; exit 124' ALRM
+
+# The first half runs as it was called, and reaches packages and modules.
+if [ -z "${LAB_TMP-}" ]; then
+	mkdir -p .cache/lab
+	root=$PWD/.cache/lab/$(echo "$recipe $packages" | sha256sum | cut -c1-16).tar
+	if [ ! -e "$root" ]; then
+		say "makes the lab's Debian"
+		rm -f .cache/lab/*
+		began=$(date +%s)
+		attend mmdebstrap --quiet --variant=minbase --include="$packages" bookworm "$tmp/root.tar"
+		mv "$tmp/root.tar" "$root.part"
+		mv "$root.part" "$root"
+		say "made it in $(($(date +%s) - began)) s: $root"
+	fi
+	LAB_BEGAN=$(date +%s)
+
+	# What goes in. A person copies the same to a host.
+	chmod 755 "$tmp"
+	mkdir "$tmp/bin" "$tmp/mount"
+	cp bin/bangerd bin/banger bin/banger-agent "$tmp/bin/"
+	cp -r integration/lab "$tmp/lab"
+	cp bin/banger_*.deb "$tmp/lab/"
+	cp -r .cache/image/builtin "$tmp/lab/builtin"
+	for test in qemu:./vmm/qemu agent:./cmd/banger-agent; do
+		CGO_ENABLED=0 attend "${GO:-go}" test -c -o "$tmp/lab/${test%%:*}.test" "${test#*:}"
+	done
+	make_before "$tmp/lab/before"
+	attend "${GO:-go}" run ./cmd/internal/mkimage -o "$tmp/state"
+	say "built what goes in, in $(($(date +%s) - LAB_BEGAN)) s"
+
+	export LAB_TMP="$tmp" LAB_ROOT="$root" LAB_BEGAN
+	if [ "$(id -u)" = 0 ]; then
+		# The network and the mount are seen here only.
+		exec unshare --net --mount sh "$here/lab.sh" "$@"
+	fi
+	exec sh "$here/lab.sh" "$@"
+fi
+
+age() { echo "$(($(date +%s) - LAB_BEGAN)) s"; }
+
+(
+	trap 'kill $!; exit' TERM
+	sleep $((${LAB_TIME:-900} + LAB_BEGAN - $(date +%s))) &
+	wait $! && kill -ALRM $$
+) &
+watchdog=$!
+export PATH="$tmp/bin:$PATH" BANGER_MOUNT="$tmp/mount"
 echo 'subnet = "10.213.0.0/24"' >"$tmp/config.toml" # the daemon inside has the default one
 [ "$(id -u)" != 0 ] || ip link set lo up
-
-# What goes in. A person puts the same on a host.
-cp -r integration/lab/. "$tmp/lab/"
-mkdir "$tmp/lab/programs"
-cp bin/bangerd bin/banger bin/banger-agent "$tmp/lab/programs/"
-cp -r .cache/image/builtin "$tmp/lab/builtin"
-
-began=$(date +%s)
-(sleep "$time" && kill -ALRM $$) &
-watchdog=$!
 bangerd --mount "$tmp/mount" --state-dir "$tmp/state" --config "$tmp/config.toml" 2>"$tmp/log" &
 daemon=$!
 until [ -s "$tmp/mount/version" ] && cat "$tmp/mount/version" >/dev/null 2>&1; do
@@ -118,13 +140,12 @@ attend banger run lab -i "rootfs:$LAB_ROOT" -c 2 -m 5G --timeout 4m 2>"$tmp/prog
 	exit 1
 }
 attend banger cp "$tmp/lab" lab:/root/
-say "the host is there after $(($(date +%s) - began)) s, by $(sed -n 's/.* accel=\([a-z]*\).*/\1/p' "$tmp/log")"
-if attend banger exec lab -- /root/lab/run.sh "$@"; then
-	say "all is well after $(($(date +%s) - began)) s"
-	status=0
+say "the host is there after $(age), by $(sed -n 's/.* accel=\([a-z]*\).*/\1/p' "$tmp/log")"
+attend banger exec lab -- /root/lab/run.sh "$@" && status=0 || status=$?
+if [ "$status" = 0 ]; then
+	say "all is well after $(age)"
 else
-	status=$?
-	say "FAILED after $(($(date +%s) - began)) s"
+	say "FAILED after $(age)"
 fi
 if [ -n "${LAB_KEEP-}" ]; then
 	kill "$watchdog"

@@ -1,16 +1,24 @@
-# The programs, the service and the built-in image are there.
-install -m 755 $LAB/programs/* /usr/local/bin/
-mkdir -p /var/lib/banger/images
-cp -r $LAB/builtin /var/lib/banger/images/
-modprobe -a kvm_amd vhost_vsock tun fuse || modprobe -a kvm_intel vhost_vsock tun fuse
-cat >/etc/systemd/system/bangerd.service <<'UNIT'
-[Service]
-Type=notify
-ExecStart=/usr/local/bin/bangerd
-KillMode=process
-Restart=on-failure
-UNIT
-systemctl daemon-reload
-systemctl start bangerd
+# The package: its service runs and uses KVM, and the image is made on this host.
+apt-get install -q -y --no-install-recommends "$LAB"/banger_*.deb
 is active systemctl is-active bangerd
+is enabled systemctl is-enabled bangerd
+matches "^$(dpkg-query -W -f '${Version}' banger)\$" cat $M/version
 matches ' accel=kvm ' journalctl -u bangerd -o cat --no-pager
+for device in kvm vhost-vsock net/tun fuse; do
+	[ -c /dev/$device ] || fail "/dev/$device is missing"
+done
+for file in /usr/share/man/man1/banger.1.gz /usr/share/bash-completion/completions/banger \
+	/etc/banger/config.toml /usr/lib/systemd/user/bangerd.service; do
+	[ -s $file ] || fail "$file is missing"
+done
+matches '^banger:' getent group banger
+
+# Its unit is confined as far as VMMs allow.
+exposed=$(systemd-analyze security --no-pager bangerd | sed -n 's/.* exposure level for bangerd.service: \([0-9.]*\).*/\1/p')
+note "systemd-analyze security: $exposed"
+awk -v e="$exposed" 'BEGIN { exit !(e > 0 && e <= 4.0) }' || fail "exposure $exposed"
+
+if [ ! -e $M/images/builtin/digest ]; then
+	cp -r "$LAB"/builtin /var/lib/banger/images/
+	systemctl restart bangerd
+fi

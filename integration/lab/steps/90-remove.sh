@@ -1,0 +1,18 @@
+# A removal ends VMs and daemon, and leaves nothing but the state directory. A purge leaves nothing.
+vm web
+apt-get remove -q -y banger
+is '' qemus
+refused systemctl is-active bangerd
+refused ip link show banger0
+refused sh -c 'nft list tables | grep banger'
+refused grep banger /proc/self/mounts
+refused test -e /run/banger
+refused sh -c 'find /sys/fs/cgroup -name "*banger*" | grep .'
+refused sh -c 'find /usr /lib -xdev -name "*banger*" | grep -v /usr/share/doc | grep .'
+refused getent hosts web.vm
+test -s /var/lib/banger/banger.db
+apt-get purge -q -y banger
+for path in /var/lib/banger /etc/banger /etc/systemd/system/multi-user.target.wants/bangerd.service; do
+	[ ! -e $path ] || fail "a purge leaves $path"
+done
+refused getent group banger
