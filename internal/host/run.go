@@ -36,6 +36,17 @@ func StartExpendable(cmd *exec.Cmd) error {
 	return nil
 }
 
+// FindProgram returns the path of a program, also of one in a directory for root's programs, which
+// a user's PATH may lack. It returns "" if it is not there.
+func FindProgram(name string) string {
+	for _, path := range []string{name, "/usr/sbin/" + name, "/sbin/" + name} {
+		if found, err := exec.LookPath(path); err == nil {
+			return found
+		}
+	}
+	return ""
+}
+
 // OneLine turns the output of a program into one short line for an error.
 func OneLine(b []byte) string {
 	const most = 500

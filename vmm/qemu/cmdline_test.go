@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	hostkvm "banger/internal/kvm"
 	"banger/vmm"
 )
 
@@ -156,26 +157,12 @@ func TestLastLine(t *testing.T) {
 	}
 }
 
-func TestVirtualises(t *testing.T) {
-	for text, want := range map[string]bool{
-		"flags\t\t: fpu svm lm\n":          true,
-		"flags\t\t: fpu vmx\n":             true,
-		"flags: fpu lm\nvmx flags: vnmi\n": false,
-		"model name: svm\n":                false,
-		"":                                 false,
-	} {
-		if got := virtualises([]byte(text)); got != want {
-			t.Errorf("%q: %v", text, got)
-		}
-	}
-}
-
 func TestTSC(t *testing.T) {
 	measured := measureTSC()
 	if measured == 0 {
 		t.Skip("no time stamp counter: run on x86-64")
 	}
-	known := kvmTSC()
+	known := hostkvm.TSC()
 	if known != 0 && (measured < known-known/200 || measured > known+known/200) {
 		t.Errorf("measured %d kHz, KVM says %d", measured, known)
 	}

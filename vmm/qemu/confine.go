@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"banger/internal/host"
+	hostkvm "banger/internal/kvm"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
@@ -86,7 +87,7 @@ func (c confinement) cell(program, accel string) cell {
 	permit(host.LandlockRead, loadFiles...)
 	permit(host.LandlockDevice, "/dev/null", "/dev/urandom")
 	if accel == kvm {
-		permit(host.LandlockDevice, kvmDevice)
+		permit(host.LandlockDevice, hostkvm.Device)
 	}
 	if c.view != nil {
 		permit(host.LandlockRead, "/proc") // its own only

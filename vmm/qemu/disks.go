@@ -137,7 +137,7 @@ func (t *tools) format(ctx context.Context, path string, size int64) error {
 		t.logf("a disk of %d bytes is too small for a file system: it is left blank", size)
 		return nil
 	}
-	program := findProgram("mke2fs")
+	program := host.FindProgram("mke2fs")
 	if program == "" {
 		t.logf("there is no mke2fs here (install e2fsprogs): the disk is left blank")
 		return nil

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"banger/internal/host"
+	hostkvm "banger/internal/kvm"
 	"banger/vmm"
 
 	"golang.org/x/sys/unix"
@@ -179,8 +180,8 @@ func credential(spec *vmm.Spec, accel string) (*syscall.Credential, error) {
 	c := &syscall.Credential{Uid: uint32(spec.UID), Gid: uint32(spec.GID)}
 	if accel == kvm {
 		var st unix.Stat_t
-		if err := unix.Stat(kvmDevice, &st); err != nil {
-			return nil, fmt.Errorf("cannot examine %s: %w", kvmDevice, err)
+		if err := unix.Stat(hostkvm.Device, &st); err != nil {
+			return nil, fmt.Errorf("cannot examine %s: %w", hostkvm.Device, err)
 		}
 		c.Groups = []uint32{st.Gid}
 	}

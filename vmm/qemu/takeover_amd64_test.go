@@ -13,6 +13,7 @@ import (
 
 	"banger/internal/host"
 	"banger/internal/inject"
+	hostkvm "banger/internal/kvm"
 )
 
 // takeOver makes a running QEMU try all that a guest which took it over would, and returns what
@@ -101,7 +102,7 @@ func TestTakenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all []inject.Attempt
-	for _, p := range []string{"/", "/etc/passwd", "/proc", "/proc/self/status", kvmDevice,
+	for _, p := range []string{"/", "/etc/passwd", "/proc", "/proc/self/status", hostkvm.Device,
 		"/usr/bin/id", "/run", "/tmp", "/sys", "../../.."} {
 		all = append(all, inject.Open(p))
 	}

@@ -133,16 +133,6 @@ func (t *tools) run(ctx context.Context, base, program string, args ...string) (
 	return output.Bytes(), nil
 }
 
-// findProgram finds a program that a user's PATH may lack. It returns "" if it is not there.
-func findProgram(name string) string {
-	for _, path := range []string{name, "/usr/sbin/" + name, "/sbin/" + name} {
-		if found, err := exec.LookPath(path); err == nil {
-			return found
-		}
-	}
-	return ""
-}
-
 // noSpaceText is strerror(ENOSPC), which QEMU and its tools print.
 const noSpaceText = "No space left on device"
 

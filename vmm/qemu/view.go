@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"banger/internal/host"
+	hostkvm "banger/internal/kvm"
 
 	"golang.org/x/sys/unix"
 )
@@ -123,7 +124,7 @@ func buildView(program string) error {
 			return err
 		}
 	}
-	for _, path := range []string{"/dev/null", "/dev/urandom", kvmDevice} {
+	for _, path := range []string{"/dev/null", "/dev/urandom", hostkvm.Device} {
 		if err := show(path, unix.MOUNT_ATTR_NOEXEC); err != nil {
 			return err
 		}
