@@ -30,6 +30,7 @@ func (c *client) rootCmd() *cobra.Command {
 All that banger does can be done with the files alone, see banger(5).
 
 ` + exitHelp,
+		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
@@ -48,7 +49,7 @@ All that banger does can be done with the files alone, see banger(5).
 	}
 	root.AddCommand(c.execCmd(), c.proxyCmd(), c.sshConfigCmd(), c.imageCmd(), c.snapshotCmd(),
 		c.exportCmd(), c.importCmd(), c.cpCmd(), c.syncCmd(), c.rmCmd(), c.consoleCmd(),
-		c.logsCmd(), c.portsCmd(), c.waitCmd(), c.topCmd(), c.eventsCmd())
+		c.logsCmd(), c.portsCmd(), c.waitCmd(), c.topCmd(), c.eventsCmd(), c.doctorCmd())
 	return root
 }
 

@@ -7,6 +7,9 @@ import (
 	"os"
 )
 
+// version is set by the linker.
+var version = "unknown"
+
 func main() {
 	os.Exit(run(os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr}))
 }

@@ -22,6 +22,7 @@ import (
 var usages = map[string]struct{ args, waits string }{
 	"console":          {"console web", "vms/web/console"},
 	"cp":               {"cp web:/tmp/a out", ""},
+	"doctor":           {"doctor", ""},
 	"events":           {"events web", "vms/web/events"},
 	"exec":             {"exec web true", "vms/web/exec/1/status"},
 	"export":           {"export web -", "vms/web/wait/export"},

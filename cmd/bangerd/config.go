@@ -290,25 +290,8 @@ type paths struct{ mount, state, config string }
 // defaultPaths returns the paths that bangerd(8) documents. Without XDG_RUNTIME_DIR it returns an
 // error and no mount. The error matters only if no flag names a mount.
 func defaultPaths(root bool, env func(string) string) (paths, error) {
-	if root {
-		return paths{"/run/banger", "/var/lib/banger", "/etc/banger/config.toml"}, nil
-	}
-	home := env("HOME")
-	or := func(name, otherwise string) string {
-		if v := env(name); filepath.IsAbs(v) {
-			return v
-		}
-		return filepath.Join(home, otherwise)
-	}
-	p := paths{state: filepath.Join(or("XDG_STATE_HOME", ".local/state"), "banger"),
-		config: filepath.Join(or("XDG_CONFIG_HOME", ".config"), "banger/config.toml")}
-	run := env("XDG_RUNTIME_DIR")
-	if !filepath.IsAbs(run) {
-		return p, errors.New("XDG_RUNTIME_DIR is not set, so there is no place for the mount: " +
-			"log in through PAM's systemd session, or use --mount DIR")
-	}
-	p.mount = filepath.Join(run, "banger")
-	return p, nil
+	p, err := host.DefaultPlaces(root, env)
+	return paths{p.Mount, p.State, p.Config}, err
 }
 
 // text returns the content of the file `config` at the top of the mount.

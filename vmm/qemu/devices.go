@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"banger/internal/qemus"
 	"banger/vmm"
 	"banger/vmm/guest"
 )
@@ -56,9 +57,7 @@ type options []string
 
 func (o options) addTo(c *commands) { c.add(o...) }
 
-// sandbox keeps QEMU from defaults, displays and system calls that no VM needs.
-var sandbox = options{"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-	"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"}
+var sandbox = options(qemus.Sandbox)
 
 // identity returns the VM's name and size. [Driver.Adopt] recognises the process by its UUID.
 func identity(spec *vmm.Spec) options {

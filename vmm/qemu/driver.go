@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"banger/internal/host"
+	"banger/internal/qemus"
 	"banger/vmm"
 )
 
@@ -62,7 +63,7 @@ func New(o Options) (*Driver, error) {
 		o.Log = slog.Default()
 	}
 	if o.Binary == "" {
-		o.Binary = "qemu-system-x86_64"
+		o.Binary = qemus.Program
 	}
 	path, err := exec.LookPath(o.Binary)
 	if err == nil {
