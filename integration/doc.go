@@ -7,10 +7,11 @@
 //
 // A script has these variables:
 //
-//	B    the directory of bangerd, banger and banger-agent, also first in PATH
-//	M    the mount
-//	S    the state directory
-//	VMM  the driver's name
+//	B         the directory of bangerd, banger and banger-agent, also first in PATH
+//	M         the mount
+//	S         the state directory
+//	VMM       the driver's name
+//	EXAMPLES  the directory examples/ of the sources
 //
 // It has these commands beside testscript's own:
 //

@@ -53,6 +53,16 @@ syslinux syslinux
 mcopy mtools
 mkfs.vfat dosfstools
 sfdisk fdisk
+bwrap bubblewrap
+sshfs sshfs
+/usr/lib/openssh/sftp-server openssh-sftp-server
+inotifywait inotify-tools
+systemd-analyze systemd
+/usr/lib/python3/dist-packages/yaml/__init__.py python3-yaml
+slurmctld slurmctld
+slurmd slurmd
+sbatch slurm-client
+munged munge
 '
 bench_needs='
 ssh openssh-client
@@ -159,7 +169,7 @@ if [ -n "$packages" ]; then
 	# shellcheck disable=SC2086 # a list of packages
 	apt-get install -q -y --no-install-recommends $packages
 fi
-for service in prometheus docker-registry; do
+for service in prometheus docker-registry slurmctld slurmd munge; do
 	case " $packages " in
 	*" $service "*)
 		# The tests start one of their own.

@@ -82,6 +82,7 @@ func params(t *testing.T, files []string, vmm string) testscript.Params {
 			e.Setenv("M", d.mount)
 			e.Setenv("S", d.state)
 			e.Setenv("B", bin)
+			e.Setenv("EXAMPLES", filepath.Join(module, "examples"))
 			e.Setenv("VMM", vmm)
 			e.Setenv("LC_ALL", "C")
 			e.Setenv("BANGER_MOUNT", d.mount)
