@@ -29,6 +29,7 @@ type opened struct {
 	uid, gid uint32      // of the opener; others may not write
 	caller   *keptCaller // of a row that stores paths, opened to be written; else nil
 	session  *session    // that the open file keeps alive
+	holder   *holder     // of VMs that are removed with the open file
 	watches  uint64      // its node, if the file follows health; else 0
 	share    *share
 	told     atomic.Bool // the audit has a line of a stream's first write
@@ -84,6 +85,9 @@ func (t tree) begin(r *request, h *opened, access uint32) status {
 		if h.caller, err = r.keptCaller(); err != nil {
 			return t.failed(r, err)
 		}
+	}
+	if r.file.has(holdsVMs) && access != syscall.O_RDONLY {
+		h.holder = new(holder)
 	}
 	if r.session != nil {
 		if !r.session.hold() {
@@ -207,7 +211,7 @@ func (t tree) write(r *request, h *opened, in *fuse.WriteIn, data []byte) (uint3
 	if err := r.checkWriter(h); err != nil {
 		return 0, t.failed(r, err)
 	}
-	w := &writeRequest{request: *r, handle: h.handle, opener: h.caller}
+	w := &writeRequest{request: *r, handle: h.handle, opener: h.caller, holder: h.holder}
 	w.nonblock = h.nonblock
 	w.more = in.Offset > 0 || in.Flags&syscall.O_APPEND != 0
 	defer w.blocking()()
@@ -257,6 +261,7 @@ func (t tree) release(h *opened) {
 		h.session.release()
 	}
 	h.caller.release()
+	h.holder.release()
 	if h.watches != 0 {
 		t.followers.closed(h.watches)
 	}

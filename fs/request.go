@@ -40,6 +40,7 @@ type writeRequest struct {
 	request
 	handle handle      // what the open returned for reading, nil if nothing
 	opener *keptCaller // of a row that stores paths
+	holder *holder     // of a row that holds VMs
 	more   bool        // it continues an earlier write of its open, or appends
 }
 

@@ -66,6 +66,7 @@ const (
 	uncached                        // the kernel keeps no attributes: they change unannounced
 	followsHealth                   // the daemon polls health for watchers and openers
 	cheap                           // a write costs nothing: the audit may leave it out
+	holdsVMs                        // an open file holds VMs
 )
 
 // names are the varying names of a directory.
@@ -151,6 +152,8 @@ func topFiles() []file {
 		}},
 		{name: "blobs", mode: 0o664, doc: "what images share on the host; the command is gc",
 			show: blobsShow, store: blobsStore, told: asWritten},
+		{name: "hold", mode: 0o664, doc: "VMs that are removed when an open file is closed",
+			show: heldShow, store: holdStore, told: asWritten, flags: holdsVMs},
 		{name: "quota", mode: 0o755, kind: dir, doc: "what users' VMs have and may have",
 			names: &names{list: quotaList, find: quotaFind, name: quotaName,
 				each: file{name: "UID", mode: 0o755, kind: dir, doc: "a user, or default",

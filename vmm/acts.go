@@ -11,6 +11,7 @@ const (
 	ActPause     Act = "pause"  // the VMM stopped the CPUs, for want of room for example
 	ActEnd       Act = "ended"  // the guest has powered itself off
 	ActReboot    Act = "reboot" // a start after the guest has rebooted
+	ActRemove    Act = "remove" // its holder is gone
 	ActFail      Act = "failed" // the VMM has ended otherwise, or is gone after a restart
 )
 

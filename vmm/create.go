@@ -17,6 +17,10 @@ import (
 
 // Create makes a VM with the default settings. ErrInvalid, ErrNameTooLong, ErrExists, ErrQuota.
 func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, error) {
+	return m.create(ctx, name, owner, false)
+}
+
+func (m *Manager) create(ctx context.Context, name string, owner Owner, held bool) (*VM, error) {
 	if err := CheckVMName(name); err != nil {
 		return nil, err
 	}
@@ -28,6 +32,7 @@ func (m *Manager) Create(ctx context.Context, name string, owner Owner) (*VM, er
 	image := m.footprint(c.Image)
 	c.Memory = c.GuestMemory(image.memory)
 	r := newRecord(name, owner, c)
+	r.Held = held
 	claimed, err := m.claim(r, image)
 	var v *VM
 	if err == nil {
@@ -61,6 +66,7 @@ func (m *Manager) add(ctx context.Context, r *Record, c claim, detail string) (*
 		return nil, err
 	}
 	v := m.newVM(*r)
+	v.holder = r.Held
 	v.account(c)
 	t, _ := v.tryAcquire() // nobody else knows the VM; nothing happens before its create event
 	defer t.release()

@@ -8,6 +8,9 @@ import (
 // RemoveAll is the function that deletes the directories of removed VMs.
 var RemoveAll = &removeAll
 
+// HolderWait is the time in which a holder may return after Open.
+var HolderWait = &holderWait
+
 // ClockEvery is the time between two corrections of a guest's drift.
 var ClockEvery = &clockEvery
 

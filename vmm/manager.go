@@ -149,6 +149,7 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 	}
 	m.spawn(m.sweep)
 	m.autostart()
+	m.awaitHolders()
 	return m, nil
 }
 

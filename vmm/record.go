@@ -36,6 +36,9 @@ type VM struct {
 	clock   guestClock
 
 	followed Machine // the last one that followProgram has followed
+
+	holder  bool // somebody holds it
+	leaving bool // its last holder is gone, and it is being removed
 }
 
 func (m *Manager) newVM(r Record) *VM {

@@ -140,6 +140,7 @@ type Record struct {
 	MAC     string
 	// Rebooting is true while the VM is starting because its guest has rebooted.
 	Rebooting bool
+	Held      bool       // it is removed when its holder is gone; see VM.Hold
 	Base      string     // digest of the image at the last start; empty for none and the built-in one
 	Address   netip.Addr // leased until the VM is removed; invalid before its first lease
 }

@@ -33,6 +33,7 @@ var recordColumns = []column{
 	{"run", func(r *vmm.Record) any { return &r.Run }},
 	{"base", func(r *vmm.Record) any { return &r.Base }},
 	{"rebooting", func(r *vmm.Record) any { return &r.Rebooting }},
+	{"held", func(r *vmm.Record) any { return &r.Held }},
 	{"stop_by", func(r *vmm.Record) any { return (*nanoseconds)(&r.StopBy) }},
 }
 

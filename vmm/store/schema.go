@@ -76,6 +76,7 @@ var migrations = []string{
 	ALTER TABLE vms ADD COLUMN io_max TEXT NOT NULL DEFAULT 'rbps=max';
 	ALTER TABLE vms ADD COLUMN net_max TEXT NOT NULL DEFAULT 'rx=max'`,
 	`ALTER TABLE vms ADD COLUMN rebooting INTEGER NOT NULL DEFAULT 0`,
+	`ALTER TABLE vms ADD COLUMN held INTEGER NOT NULL DEFAULT 0`,
 }
 
 // migrate applies the steps that the database lacks, each in a transaction with its user_version.

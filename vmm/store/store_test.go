@@ -103,7 +103,7 @@ func TestRecordsSurvive(t *testing.T) {
 	if r.Serial != 1 || !strings.HasPrefix(r.MAC, "02:") || len(r.MAC) != 17 {
 		t.Fatalf("serial %d, mac %q", r.Serial, r.MAC)
 	}
-	r.Rebooting = true
+	r.Rebooting, r.Held = true, true
 	r.Name, r.Started, r.StopBy = "site", time.Unix(1700000001, 0), time.Unix(1700000002, 3)
 	if err := s.Update(bg, r); err != nil {
 		t.Fatal(err)
