@@ -13,7 +13,8 @@ import (
 var (
 	testFunc  = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Z]\w*)\(`)
 	testName  = regexp.MustCompile(`^(?:([\w/-]+) )?((?:Test|Fuzz)[A-Z]\w*)$`)
-	anyTest   = regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*|\bS/\w+`)
+	anyTest   = regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w*|\b[SL]/\w+`)
+	fileName  = regexp.MustCompile(`^\w+$`)
 	testNote  = regexp.MustCompile(` *\([^)]*\)`)
 	testSplit = regexp.MustCompile(`[,;] *| and `)
 )
@@ -54,8 +55,7 @@ func (p *provenBy) check(cells []string, promises bool) error {
 	}
 	for _, cell := range cells {
 		for _, name := range anyTest.FindAllString(cell, -1) {
-			if script, ok := strings.CutPrefix(name, "S/"); ok && !p.hasScript(script) ||
-				!ok && !p.has("", name) {
+			if ok, err := p.checkScript(name); err != nil || !ok && !p.has("", name) {
 				return fmt.Errorf("%s does not exist", name)
 			}
 		}
@@ -67,10 +67,9 @@ func (p *provenBy) check(cells []string, promises bool) error {
 func (p *provenBy) checkTests(list string) error {
 	in := ""
 	for name := range slices.Values(testSplit.Split(testNote.ReplaceAllString(list, ""), -1)) {
-		if script, ok := strings.CutPrefix(name, "S/"); ok {
-			if !p.hasScript(script) {
-				return fmt.Errorf("there is no script %q", script)
-			}
+		if ok, err := p.checkScript(name); err != nil {
+			return err
+		} else if ok {
 			continue
 		}
 		m := testName.FindStringSubmatch(name)
@@ -87,9 +86,24 @@ func (p *provenBy) checkTests(list string) error {
 	return nil
 }
 
-func (p *provenBy) hasScript(name string) bool {
-	_, err := os.Stat(filepath.Join(p.root, "integration/testdata", name+".txtar"))
-	return err == nil
+// checkScript reports whether the name is that of a script, S/name, or of a step of the lab, L/name.
+// The error says that there is none.
+func (p *provenBy) checkScript(name string) (bool, error) {
+	kind, base, _ := strings.Cut(name, "/")
+	var pattern string
+	switch kind {
+	case "S":
+		pattern = "integration/testdata/" + base + ".txtar"
+	case "L":
+		pattern = "integration/lab/steps/[0-9][0-9]-" + base + ".sh"
+	default:
+		return false, nil
+	}
+	found, err := filepath.Glob(filepath.Join(p.root, pattern))
+	if err == nil && (!fileName.MatchString(base) || len(found) != 1) {
+		err = fmt.Errorf("%d files are %s, not one", len(found), pattern)
+	}
+	return true, err
 }
 
 // has reports whether a package, or any for the empty name, has the test.
@@ -159,6 +173,10 @@ func TestGuaranteesAreChecked(t *testing.T) {
 		{"| it works |", false},
 		{"| it works | everything |", false},
 		{"| it works | S/no_such_script |", false},
+		{"| it works | L/install; S/tour; integration TestCrash |", true},
+		{"| it works | L/no_such_step |", false},
+		{"| it works | L/instal? |", false},
+		{"| it works | L/../../testdata/tour |", false},
 		{"| it works | TestCrash |", false},
 		{"| it works | fs TestCrash |", false},
 		{"| it works | fs TestTable, TestCrash |", false},
@@ -173,6 +191,7 @@ func TestGuaranteesAreChecked(t *testing.T) {
 	other := "| | banger | jailer |\n|---|---|---|\n| seccomp | yes (%s) | yes |\n"
 	for name, ok := range map[string]bool{
 		"S/tour": true, "TestCrash": true, "S/no_such_script": false, "TestNothing": false,
+		"L/install": true, "L/no_such_step": false,
 	} {
 		if _, errs := p.checkDocument(fmt.Sprintf(other, name)); (errs == nil) != ok {
 			t.Errorf("%s: %v", name, errs)
