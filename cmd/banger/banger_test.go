@@ -191,14 +191,14 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-func TestRunLeavesAFailedVM(t *testing.T) {
+func TestRunLeavesNoVMUnconfigured(t *testing.T) {
 	root := web(t)
 	code, _, errs := banger(root, "run", "new", "-c", "2")
 	if code == exitOK || !strings.Contains(errs, "cannot configure new") {
 		t.Error(code, errs)
 	}
-	if _, err := os.Stat(filepath.Join(root, "vms/new")); err != nil {
-		t.Error("the VM was not left")
+	if _, err := os.Stat(filepath.Join(root, "vms/new")); err == nil {
+		t.Error("the VM was left")
 	}
 }
 
@@ -306,11 +306,16 @@ func TestBoot(t *testing.T) {
 	}
 	var out, errs bytes.Buffer
 	c := &client{std: stdio{strings.NewReader(""), &out, &errs}, tree: tree(root)}
-	if err := c.boot(vm{"web", dir}, "cpus 2\nmemory 192M\n", time.Minute); err != nil {
+	v := vm{"web", dir}
+	if err := c.configure(v, &runOrder{settings: "cpus 2\nmemory 192M\n"}); err != nil {
 		t.Fatal(err)
 	}
-	if got := out.String(); got != "web is healthy after 2.41 s at 172.30.0.2\n" || errs.Len() != 0 {
-		t.Errorf("%q %q", got, errs.String())
+	got, err := c.boot(v, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != "web is healthy after 2.41 s at 172.30.0.2" || out.Len()+errs.Len() != 0 {
+		t.Errorf("%q %q %q", got, out.String(), errs.String())
 	}
 	for file, want := range map[string]string{"config": "cpus 2\nmemory 192M\n", "state": "start\n"} {
 		if b, _ := os.ReadFile(filepath.Join(dir, file)); string(b) != want {

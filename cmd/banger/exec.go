@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
@@ -38,6 +39,7 @@ type execFlags struct {
 	dir, user               string
 	env                     []string
 	timeout                 time.Duration
+	grace                   time.Duration // after a signal, until banger ends; 0: without end
 }
 
 const execHelp = `Run a command in a guest, through its agent: this needs neither ssh nor a network.
@@ -69,11 +71,7 @@ func (c *client) execCmd() *cobra.Command {
 			if f.detach && (f.input || f.terminal) {
 				return errors.New("-d excludes -i and -t: it leaves neither input nor terminal")
 			}
-			err := c.exec(args[0], argv, &f)
-			if failed, ok := errors.AsType[*failure](err); ok && !wasInterrupted(err) {
-				return &failure{execCode(err), failed.err}
-			}
-			return err
+			return asCommand(c.exec(args[0], argv, &f))
 		},
 	}
 	flags := cmd.Flags()
@@ -81,14 +79,27 @@ func (c *client) execCmd() *cobra.Command {
 	flags.BoolVarP(&f.input, "interactive", "i", false, "send it standard input")
 	flags.BoolVarP(&f.terminal, "tty", "t", false, "run it on a terminal")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "leave it running, without input and output")
+	addCommandFlags(flags, &f)
+	flags.DurationVar(&f.timeout, "timeout", 0, "end it after this time, e.g. 30s (0: never)")
+	return cmd
+}
+
+// addCommandFlags adds the flags that say how a command runs in its guest.
+func addCommandFlags(flags *pflag.FlagSet, f *execFlags) {
 	flags.StringVarP(&f.dir, "workdir", "w", "",
 		"directory in the guest (default: the image's or the user's home)")
 	flags.StringVarP(&f.user, "user", "u", "",
 		"user in the guest: NAME or UID, perhaps :GROUP or :GID (default: the image's or root)")
 	flags.StringArrayVarP(&f.env, "env", "e", nil,
 		"NAME=VALUE for its environment, or NAME for the value here; may be repeated")
-	flags.DurationVar(&f.timeout, "timeout", 0, "end it after this time, e.g. 30s (0: never)")
-	return cmd
+}
+
+// asCommand returns an error of banger's as that of a command, whose exit codes are others.
+func asCommand(err error) error {
+	if failed, ok := errors.AsType[*failure](err); ok && !wasInterrupted(err) {
+		return &failure{execCode(err), failed.err}
+	}
+	return err
 }
 
 // execCode returns the exit code for a command that did not run.
@@ -168,7 +179,8 @@ func (c *client) exec(name string, argv []string, f *execFlags) error {
 	if err != nil {
 		return &failure{exitNotRun, err}
 	}
-	signals := catchSignals(name, func(sig syscall.Signal) error { return c.forward(s, f, sig) })
+	signals := catchSignals(name, f.grace,
+		func(sig syscall.Signal) error { return c.forward(s, f, sig) })
 	defer signals.stop()
 	err = signals.during(func() error { return s.control("argv " + string(text)) })
 	switch {

@@ -32,14 +32,15 @@ type interrupts struct {
 	caught  chan os.Signal
 	pass    func(syscall.Signal) error // it blocks until the guest has answered
 	vm      string
+	grace   time.Duration // after the first signal until the wait is over; 0: without end
 	running chan struct{} // closed when the command runs
 	ended   chan error    // receives at most once, why the wait is over
 	over    chan struct{}
 }
 
 // catchSignals begins at once: from now on no signal ends banger alone. The caller stops it.
-func catchSignals(vm string, pass func(syscall.Signal) error) *interrupts {
-	x := &interrupts{caught: make(chan os.Signal, 16), pass: pass, vm: vm,
+func catchSignals(vm string, grace time.Duration, pass func(syscall.Signal) error) *interrupts {
+	x := &interrupts{caught: make(chan os.Signal, 16), pass: pass, vm: vm, grace: grace,
 		running: make(chan struct{}), ended: make(chan error, 1), over: make(chan struct{})}
 	signal.Notify(x.caught, forwarded...)
 	go x.follow() // ends with stop
@@ -67,7 +68,7 @@ func (x *interrupts) during(f func() error) error {
 func (x *interrupts) follow() {
 	var first syscall.Signal // that asked banger to end
 	var since time.Time
-	var late <-chan time.Time
+	var late, graceOver <-chan time.Time
 	answers := make(chan error, 1)
 	for {
 		select {
@@ -78,6 +79,9 @@ func (x *interrupts) follow() {
 				go x.passOn(sig)
 			case first == 0:
 				first, since, late = sig, time.Now(), time.After(answerWait)
+				if x.grace > 0 {
+					graceOver = time.After(x.grace)
+				}
 				go func() { answers <- x.passOn(sig) }()
 			case sig != first || time.Since(since) >= repeatWait:
 				x.ended <- failf(exitSignalled+int(sig), "ended by a second signal, %s; "+
@@ -92,6 +96,10 @@ func (x *interrupts) follow() {
 			}
 		case <-late:
 			x.ended <- x.unanswered(first)
+			return
+		case <-graceOver:
+			x.ended <- failf(exitSignalled+int(unix.SIGKILL), "the command in %s has not ended "+
+				"%v after %s", x.vm, x.grace, signalName(first))
 			return
 		case <-x.over:
 			return

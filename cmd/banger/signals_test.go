@@ -29,7 +29,7 @@ func TestInterrupts(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()
 			passed := make(chan syscall.Signal, 8)
-			signals := catchSignals("web", func(sig syscall.Signal) error {
+			signals := catchSignals("web", 0, func(sig syscall.Signal) error {
 				passed <- sig
 				if x.silent {
 					<-t.Context().Done()
