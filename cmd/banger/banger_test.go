@@ -259,38 +259,6 @@ func TestRelay(t *testing.T) {
 	far.Close()
 }
 
-func TestLogsFollow(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	grown := &growing{parts: []string{"one\n", "", "two\n", ""}}
-	looks := 0
-	if err := copyLog(grown, w, true, func() bool { looks++; return looks < 3 }); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	if b, _ := io.ReadAll(r); string(b) != "one\ntwo\n" {
-		t.Fatalf("%q", b)
-	}
-}
-
-// growing is a file of which each part is there only after an end of file.
-type growing struct{ parts []string }
-
-func (g *growing) Read(p []byte) (int, error) {
-	if len(g.parts) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, g.parts[0])
-	g.parts = g.parts[1:]
-	if n == 0 {
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
 func TestDefaultMount(t *testing.T) {
 	t.Setenv("BANGER_MOUNT", "/somewhere")
 	if got := defaultMount(); got != "/somewhere" {

@@ -125,7 +125,12 @@ func (c *client) show(doing, path string) error {
 	if err != nil {
 		return explain(doing, "", err)
 	}
-	if _, err = io.WriteString(c.std.out, text); err != nil {
+	return c.print(text)
+}
+
+// print writes to the standard output.
+func (c *client) print(text string) error {
+	if _, err := io.WriteString(c.std.out, text); err != nil {
 		return &failure{exitFailed, err}
 	}
 	return nil

@@ -1,13 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -16,102 +15,62 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// followPace is how often `logs -f` looks for new lines.
+// followPace is how often `logs -f` looks for new lines, and for a daemon that has gone.
 const followPace = 250 * time.Millisecond
 
-func followFlag(cmd *cobra.Command) *bool {
-	return cmd.Flags().BoolP("follow", "f", false, "go on with new lines, until the VM is removed")
+// follow is what `logs` and `events` print.
+type follow struct {
+	on   bool // also what is still to come
+	tail int  // the last lines of the past only, -1 for all
 }
 
-func (c *client) logsCmd() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "logs NAME", Short: "Print a VM's log: the VMM's output and banger's actions",
-		Args: cobra.ExactArgs(1), ValidArgsFunction: c.completeVMs(1),
+func followFlags(cmd *cobra.Command) *follow {
+	f := new(follow)
+	cmd.Flags().BoolVarP(&f.on, "follow", "f", false, "go on with new lines, until the VM is removed")
+	cmd.Flags().IntVarP(&f.tail, "tail", "n", -1, "only that many lines of the past (-1: all)")
+	return f
+}
+
+// past returns the last lines of a text, as many as were asked for.
+func (f *follow) past(text string) string {
+	if f.tail < 0 {
+		return text
 	}
-	follow := followFlag(cmd)
-	cmd.RunE = c.onVM(func(v vm, _ []string) error {
-		doing, path := "cannot read the log of "+v.name, v.file("log")
-		f, err := open(path, os.O_RDONLY)
-		if err != nil {
-			return explain(doing, "", err)
-		}
-		defer f.Close()
-		return explain(doing, "", untilUnread(c.std.out, func() error {
-			return copyLog(f, c.std.out, *follow, func() bool {
-				_, err := os.Stat(path)
-				return err == nil
-			})
-		}))
-	})
-	return cmd
+	from := len(text)
+	for n := 0; n < f.tail && from > 0; n++ {
+		from = strings.LastIndexByte(text[:from-1], '\n') + 1
+	}
+	return text[from:]
 }
 
-// copyLog copies a growing file; with follow until it no longer exists.
-func copyLog(f io.Reader, out io.Writer, follow bool, exists func() bool) error {
+// rejoin calls more again after each end of a daemon, until more returns true, which means that
+// nothing can follow, or fails while a daemon serves the tree.
+func (c *client) rejoin(more func() (ended bool, err error)) error {
 	for {
-		if err := transfer(out, f, streamBuffer); err != nil || !follow || !exists() {
+		ended, err := more()
+		if ended || err != nil && codeOf(err) != exitNoDaemon && c.tree.check() == nil {
 			return err
 		}
-		time.Sleep(followPace)
-	}
-}
-
-func (c *client) eventsCmd() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "events [NAME]", Short: "Print the events of a VM, or of all",
-		Long: `Print the events of a VM, or of all: Unix time, number, VM, what happened, detail.
-The events of all leave out those for a VM's readers only, such as refused writes.
-Prints the file ` + "`events`, and with -f `wait/events`.",
-		Args: cobra.MaximumNArgs(1), ValidArgsFunction: c.completeVMs(1),
-	}
-	follow := followFlag(cmd)
-	show := func(of, dir string) error {
-		doing := "cannot read the events" + of
-		if !*follow {
-			return c.show(doing, dir+"/events")
-		}
-		out := c.std.out
-		return explain(doing, "", untilUnread(out, func() error { return followEvents(dir, out) }))
-	}
-	ofAll := c.onTree(func([]string) error { return show("", string(c.tree)) })
-	ofVM := c.onVM(func(v vm, _ []string) error { return show(" of "+v.name, v.dir) })
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return ofAll(cmd, args)
-		}
-		return ofVM(cmd, args)
-	}
-	return cmd
-}
-
-// followEvents prints past and future events, each once, until the VM is removed.
-func followEvents(dir string, out io.Writer) error {
-	// The stream is opened first, so that no event is missed. The numbers show which are in both.
-	stream, err := open(dir+"/wait/events", os.O_RDONLY)
-	if err != nil {
-		return err
-	}
-	defer stream.Close()
-	past, err := read(dir + "/events")
-	if err != nil {
-		return err
-	}
-	last := uint64(0)
-	lines := bufio.NewScanner(io.MultiReader(strings.NewReader(past), stream))
-	for lines.Scan() {
-		if fields := strings.Fields(lines.Text()); len(fields) > 1 && fields[0] != "lost" {
-			if n, err := strconv.ParseUint(fields[1], 10, 64); err == nil {
-				if n <= last {
-					continue
-				}
-				last = n
+		// For a moment after a daemon's death the kernel answers in its place.
+		for said := false; ; said = true {
+			time.Sleep(followPace)
+			if c.tree.check() == nil {
+				break
+			}
+			if !said {
+				fmt.Fprintf(c.std.err, "banger: bangerd is gone from %s; waiting for it\n", c.tree)
 			}
 		}
-		if _, err := fmt.Fprintln(out, lines.Text()); err != nil {
-			return err
-		}
 	}
-	return lines.Err()
+}
+
+// ended returns true if a path is no longer in a tree that a daemon serves, and otherwise the error
+// that was met.
+func (t tree) ended(path string, met error) (bool, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && t.check() == nil {
+		return true, nil
+	}
+	return false, met
 }
 
 // untilUnread calls copyAll until it returns or, if out is a pipe, until the reader of out is gone.

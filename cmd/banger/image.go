@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -24,11 +23,7 @@ func (c *client) imageCmd() *cobra.Command {
 			sources.Help(),
 	}
 	cmd.AddCommand(
-		&cobra.Command{
-			Use: "ls", Short: "List the images: name, status, bytes, source",
-			Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
-			RunE: c.onTree(func([]string) error { return c.imageList() }),
-		},
+		c.imageLsCmd(),
 		&cobra.Command{
 			Use:   "pull SOURCE [NAME]",
 			Short: "Make an image from a source, and wait until it is ready",
@@ -79,24 +74,30 @@ func (c *client) removeImage(name string) error {
 	return explain("cannot remove image "+name, c.tree.file("error"), syscall.Rmdir(c.image(name)))
 }
 
-func (c *client) imageList() error {
-	entries, err := os.ReadDir(c.tree.file("images"))
-	if err != nil {
-		return explain("cannot list the images", "", err)
+func (c *client) imageLsCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "ls", Short: "List the images: name, status, size, source",
+		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	w := tabwriter.NewWriter(c.std.out, 0, 8, 2, ' ', 0)
-	for _, e := range entries {
-		fact := func(name string) string {
-			text, err := readTrimmed(filepath.Join(c.image(e.Name()), name))
-			if err != nil || text == "" {
-				return "-"
-			}
-			return text
+	looks := c.lookFlags(cmd)
+	cmd.RunE = c.onTree(func([]string) error {
+		entries, err := os.ReadDir(c.tree.file("images"))
+		if err != nil {
+			return explain("cannot list the images", "", err)
 		}
-		status, _, _ := strings.Cut(fact("status"), " ") // without the reason of a failure
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", e.Name(), status, fact("size"), fact("source"))
-	}
-	return w.Flush()
+		rows := make([][]string, len(entries))
+		for i, e := range entries {
+			fact := func(name string) string {
+				text, _ := readTrimmed(filepath.Join(c.image(e.Name()), name))
+				return cmp.Or(text, "-")
+			}
+			status, _, _ := strings.Cut(fact("status"), " ") // without the reason of a failure
+			rows[i] = []string{e.Name(), status, fact("size"), fact("source")}
+		}
+		return c.print(looks().table([]column{{head: "NAME"}, {head: "STATUS", state: true},
+			{head: "SIZE", bytes: true}, {head: "SOURCE"}}, rows))
+	})
+	return cmd
 }
 
 // isSource reports whether s is a source. The name of an image has neither a colon nor a slash.

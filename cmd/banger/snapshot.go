@@ -7,9 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -84,7 +82,7 @@ func (c *client) snapshotLsCmd() *cobra.Command {
 		Short: "List a VM's snapshots: name, time, bytes, state, whether file systems were frozen",
 		Args:  cobra.ExactArgs(1), ValidArgsFunction: c.completeVMs(1),
 	}
-	twin := jsonFlag(cmd)
+	twin, looks := jsonFlag(cmd), c.lookFlags(cmd)
 	cmd.RunE = c.onVM(func(v vm, _ []string) error {
 		all, err := v.snapshots()
 		if err != nil {
@@ -98,17 +96,17 @@ func (c *client) snapshotLsCmd() *cobra.Command {
 			}
 			return explain(doing, "", err)
 		}
-		w := tabwriter.NewWriter(c.std.out, 0, 0, 2, ' ', 0)
-		for _, s := range all {
-			seconds, _ := strconv.ParseFloat(s.Created.String(), 64)
-			created := time.UnixMilli(int64(seconds * 1000)).Format(time.DateTime)
+		rows := make([][]string, len(all))
+		for i, s := range all {
 			frozen := "-"
 			if s.Frozen == "1" {
 				frozen = "frozen"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, created, s.Size, s.State, frozen)
+			created := unixTime(s.Created.String()).Format(time.DateTime)
+			rows[i] = []string{s.Name, created, s.Size.String(), s.State, frozen}
 		}
-		return explain(doing, "", w.Flush())
+		return c.print(looks().table([]column{{head: "NAME"}, {head: "CREATED"},
+			{head: "SIZE", bytes: true}, {head: "STATE", state: true}, {head: "FROZEN"}}, rows))
 	})
 	return cmd
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -61,9 +62,13 @@ func TestProgress(t *testing.T) {
 	}
 }
 
+// colours are the attributes that commands may print on a terminal. None moves the cursor or asks.
+var colours = regexp.MustCompile(`\x1b\[[0-9]*m`)
+
 // TestOnlyTopUsesTheTerminal runs each command, and its help, on a terminal that answers no query. All
-// but top print text without escape sequences, end by themselves, and leave what was typed to the
-// shell. Console and proxy send that to the guest.
+// but top print text without escape sequences other than colours, and without those if the user
+// wants none. They end by themselves, and leave what was typed to the shell. Console and proxy send
+// that to the guest.
 func TestOnlyTopUsesTheTerminal(t *testing.T) {
 	all := map[string]bool{"--help": true, "nonsense": true} // what leaves the input alone
 	for name, u := range usages {
@@ -74,19 +79,27 @@ func TestOnlyTopUsesTheTerminal(t *testing.T) {
 		t.Run(args, func(t *testing.T) {
 			t.Parallel()
 			out := onTerminal(t, args)
-			if strings.Contains(out, "\x1b") != (args == "top") {
+			if strings.Contains(colours.ReplaceAllString(out, ""), "\x1b") != (args == "top") {
 				t.Errorf("banger %s printed %q", args, out)
 			}
 			if leaves && !strings.Contains(out, "left typed") {
 				t.Errorf("banger %s took what was typed: %q", args, out)
+			}
+			if args == "top" || !strings.Contains(out, "\x1b") {
+				return
+			}
+			for _, env := range []string{"NO_COLOR=x", "TERM=dumb", "TERM="} {
+				if out := onTerminal(t, args, env); strings.Contains(out, "\x1b") {
+					t.Errorf("%s banger %s printed %q", env, args, out)
+				}
 			}
 		})
 	}
 }
 
 // onTerminal returns what a shell prints that runs a command of banger, and then reads a line that
-// was typed before.
-func onTerminal(t *testing.T, args string) string {
+// was typed before. env is added to its environment.
+func onTerminal(t *testing.T, args string, env ...string) string {
 	near, far := openPTY(t)
 	self, err := os.Executable()
 	if err != nil {
@@ -98,6 +111,7 @@ func onTerminal(t *testing.T, args string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := process(ctx, usageTree(t), args)
+	cmd.Env = append(cmd.Env, env...)
 	cmd.Path, cmd.Args = "/bin/sh", []string{"sh", "-c", `"$0"; read -r line; echo "left $line"`, self}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = far, far, far
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

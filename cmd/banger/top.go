@@ -2,12 +2,16 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"time"
 
 	tea "charm.land/bubbletea/v2"
+	"github.com/charmbracelet/colorprofile"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
@@ -23,68 +27,87 @@ const (
 const patience = 3
 
 func (c *client) topCmd() *cobra.Command {
-	return &cobra.Command{
-		Use: "top", Short: "Watch all VMs in the terminal",
+	cmd := &cobra.Command{
+		Use: "top", Short: "Watch and work all VMs in the terminal",
 		Long: "Watch all VMs in the terminal: figures, and CPU over time.\n" +
-			"Enter shows a VM's ports and events. The last line shows the keys.\n" +
+			"Enter shows a VM's ports and events. The last lines show the keys, `?` all of them.\n" +
+			"Capital letters start, stop and remove the selected VM, or open its console.\n" +
 			"Reads the file `list.json`, and `stats.json` only of the VMs on the screen.",
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: c.onTree(func([]string) error {
-			_, in := terminal(c.std.in)
-			if _, out := terminal(c.std.out); !in || !out {
-				return errors.New("top needs a terminal; `banger ls` prints the same once")
-			}
-			p := tea.NewProgram(newTop(c.tree), tea.WithInput(c.std.in), tea.WithOutput(c.std.out),
-				tea.WithoutSignalHandler())
-			ended := make(chan struct{})
-			err := interruptible(func() error {
-				defer close(ended)
-				_, err := p.Run()
-				return err
-			})
-			if bySignal, ok := errors.AsType[commandEnded](err); ok {
-				p.Quit()
-				<-ended // the terminal is as before
-				if bySignal == commandEnded(exitSignalled+int(unix.SIGINT)) {
-					return nil // as Ctrl-C, which is a key there
-				}
-				return bySignal
-			}
-			if err != nil && !errors.Is(err, tea.ErrInterrupted) {
-				return terminalError(err)
-			}
-			return nil
-		}),
 	}
+	color := colorFlag(cmd)
+	cmd.RunE = c.onTree(func([]string) error { return c.top(c.colours(*color)) })
+	return cmd
+}
+
+// top runs the program of `banger top` until a key or a signal ends it.
+func (c *client) top(colours bool) error {
+	_, in := terminal(c.std.in)
+	if _, out := terminal(c.std.out); !in || !out {
+		return errors.New("top needs a terminal; `banger ls` prints the same once")
+	}
+	if os.Getenv("TERM") == "dumb" {
+		return errors.New("top needs a terminal that moves its cursor; " +
+			"`banger ls` prints the same once")
+	}
+	profile := colorprofile.ASCII // attributes only
+	if colours {
+		profile = colorprofile.ANSI
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	m := newTop(c.tree)
+	m.look.colours = colours
+	m.command = func(args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, "/proc/self/exe",
+			append([]string{"--mount", string(c.tree)}, args...)...)
+		cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+		return cmd
+	}
+	p := tea.NewProgram(m, tea.WithInput(c.std.in), tea.WithOutput(c.std.out),
+		tea.WithoutSignalHandler(), tea.WithColorProfile(profile))
+	ended := make(chan struct{})
+	err := interruptible(func() error {
+		defer close(ended)
+		_, err := p.Run()
+		return err
+	})
+	if bySignal, ok := errors.AsType[commandEnded](err); ok {
+		cancel() // the program that has the terminal, if there is one
+		p.Quit()
+		<-ended // the terminal is as before
+		if bySignal == commandEnded(exitSignalled+int(unix.SIGINT)) {
+			return nil // as Ctrl-C, which is a key there
+		}
+		return bySignal
+	}
+	if err != nil && !errors.Is(err, tea.ErrInterrupted) {
+		return terminalError(err)
+	}
+	return nil
 }
 
 // orders are the ways to sort rows, the default first. Figures are sorted with the largest first.
 var orders = []struct {
 	name    string
-	compare func(a, b *topRow) int
+	compare func(a, b *listRow) int
 }{
-	{"name", func(a, b *topRow) int { return strings.Compare(a.Name, b.Name) }},
-	{"cpu", func(a, b *topRow) int { return cmp.Compare(or(b.CPU, -1), or(a.CPU, -1)) }},
-	{"memory", func(a, b *topRow) int { return cmp.Compare(or(b.RSS, -1), or(a.RSS, -1)) }},
-	{"state", func(a, b *topRow) int { return strings.Compare(a.State, b.State) }},
-	{"uptime", func(a, b *topRow) int { return cmp.Compare(or(b.Uptime, -1), or(a.Uptime, -1)) }},
-}
-
-// or returns the value behind v, or fallback if v is nil.
-func or[T any](v *T, fallback T) T {
-	if v == nil {
-		return fallback
-	}
-	return *v
+	{"name", func(a, b *listRow) int { return strings.Compare(a.Name, b.Name) }},
+	{"cpu", func(a, b *listRow) int { return cmp.Compare(or(b.CPU, -1), or(a.CPU, -1)) }},
+	{"memory", func(a, b *listRow) int { return cmp.Compare(or(b.RSS, -1), or(a.RSS, -1)) }},
+	{"state", func(a, b *listRow) int { return strings.Compare(a.State, b.State) }},
+	{"uptime", func(a, b *listRow) int { return cmp.Compare(or(b.Uptime, -1), or(a.Uptime, -1)) }},
 }
 
 // top is the program's model (tea.Model). Only bubbletea's goroutine uses it.
 type top struct {
 	tree          tree
+	look          look
+	command       func(args ...string) *exec.Cmd // makes one of banger
 	width, height int
 
-	rows    []topRow             // sorted and filtered
-	all     []topRow             // nil before the first list
+	rows    []listRow            // sorted and filtered
+	all     []listRow            // nil before the first list
 	history map[string][]float64 // CPU percent by VM, oldest first
 	reading map[string]bool      // VMs whose figures are being read
 	waited  int                  // ticks since the read of the list began, 0 after its end
@@ -97,8 +120,11 @@ type top struct {
 	place    int    // row of the selected VM, also after its removal
 	first    int    // row at the top of the screen
 
-	detail *detail // nil for the list
-	err    string  // why the list is old
+	detail  *detail   // nil for the list
+	helping bool      // all keys are on the screen
+	asked   *question // nil for none
+	said    saidMsg   // of the last action
+	err     string    // why the list is old
 }
 
 func newTop(t tree) *top {
@@ -109,21 +135,21 @@ func newTop(t tree) *top {
 type (
 	tickMsg time.Time
 	listMsg struct {
-		rows []topRow
+		rows []listRow
 		err  error
 	}
 	figuresMsg struct {
 		name string
-		row  *topRow // nil after an error
+		row  *listRow // nil after an error
 	}
 )
 
 func tick() tea.Cmd { return tea.Tick(topPace, func(t time.Time) tea.Msg { return tickMsg(t) }) }
 
-func (m *top) Init() tea.Cmd { return m.look() }
+func (m *top) Init() tea.Cmd { return m.poll() }
 
-// look starts a read of the list, unless one runs, and the next tick.
-func (m *top) look() tea.Cmd {
+// poll starts a read of the list, unless one runs, and the next tick.
+func (m *top) poll() tea.Cmd {
 	if m.waited++; m.waited == 1 {
 		return tea.Batch(m.readList, tick())
 	}
@@ -133,13 +159,22 @@ func (m *top) look() tea.Cmd {
 	return tick()
 }
 
+// readSoon reads the list at once, after an action, unless that is under way.
+func (m *top) readSoon() tea.Cmd {
+	if m.waited > 0 {
+		return nil
+	}
+	m.waited = 1
+	return m.readList
+}
+
 func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
 	case tea.WindowSizeMsg:
 		m.width, m.height = msg.Width, msg.Height
 		m.arrange()
 	case tickMsg:
-		return m, m.look()
+		return m, m.poll()
 	case listMsg:
 		return m, m.listed(msg)
 	case figuresMsg:
@@ -150,6 +185,9 @@ func (m *top) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			msg.fill()
 			return m, tea.Tick(detailPace, func(time.Time) tea.Msg { return msg.again(msg.of) })
 		}
+	case saidMsg:
+		m.said = msg
+		return m, m.readSoon()
 	case tea.KeyPressMsg:
 		return m, m.key(msg.String(), msg.Text)
 	case tea.PasteMsg:
@@ -188,7 +226,7 @@ func (m *top) listed(msg listMsg) tea.Cmd {
 	if m.detail != nil {
 		shown = nil
 		if r := m.row(m.detail.name); r != nil {
-			shown = []topRow{*r}
+			shown = []listRow{*r}
 		}
 	}
 	var cmds []tea.Cmd
@@ -206,7 +244,7 @@ func (m *top) figures(msg figuresMsg) {
 	if msg.row == nil {
 		return
 	}
-	for _, rows := range [][]topRow{m.all, m.rows} {
+	for _, rows := range [][]listRow{m.all, m.rows} {
 		if i := index(rows, msg.name); i >= 0 {
 			rows[i].CPU, rows[i].RSS = msg.row.CPU, msg.row.RSS
 		}
@@ -214,12 +252,12 @@ func (m *top) figures(msg figuresMsg) {
 }
 
 // index returns the row of a VM, -1 if there is none.
-func index(rows []topRow, name string) int {
-	return slices.IndexFunc(rows, func(r topRow) bool { return r.Name == name })
+func index(rows []listRow, name string) int {
+	return slices.IndexFunc(rows, func(r listRow) bool { return r.Name == name })
 }
 
 // row returns the list's row of a VM, nil if there is none.
-func (m *top) row(name string) *topRow {
+func (m *top) row(name string) *listRow {
 	if i := index(m.all, name); i >= 0 {
 		return &m.all[i]
 	}
@@ -235,7 +273,7 @@ func (m *top) arrange() {
 		}
 	}
 	compare := orders[m.order].compare
-	slices.SortStableFunc(m.rows, func(a, b topRow) int {
+	slices.SortStableFunc(m.rows, func(a, b listRow) int {
 		if m.reversed {
 			return compare(&b, &a)
 		}
@@ -255,9 +293,9 @@ func (m *top) arrange() {
 }
 
 // page returns how many rows the screen has.
-func (m *top) page() int { return max(1, m.height-headLines-footLines) }
+func (m *top) page() int { return max(1, m.height-headLines-m.footLines()) }
 
-func (m *top) visible() []topRow {
+func (m *top) visible() []listRow {
 	return m.rows[min(m.first, len(m.rows)):min(m.first+m.page(), len(m.rows))]
 }
 
@@ -274,26 +312,37 @@ func (m *top) key(name, text string) tea.Cmd {
 	if name == "ctrl+c" {
 		return tea.Quit
 	}
+	m.said = saidMsg{}
 	switch {
+	case m.asked != nil:
+		return m.answer(name)
 	case m.typing:
 		m.editFilter(name, text)
-	case m.detail != nil:
-		switch name {
-		case "esc", "enter", "backspace", "left":
-			m.detail = nil
-		case "q":
-			return tea.Quit
-		}
-	default:
+		return nil
+	case m.helping:
+		m.helping = false
+		return nil
+	case name == "?":
+		m.helping = true
+		return nil
+	case name == "q":
+		return tea.Quit
+	}
+	if cmd, ok := m.act(text); ok {
+		return cmd
+	}
+	if m.detail == nil {
 		return m.listKey(name)
+	}
+	switch name {
+	case "esc", "enter", "backspace", "left":
+		m.detail = nil
 	}
 	return nil
 }
 
 func (m *top) listKey(name string) tea.Cmd {
 	switch name {
-	case "q":
-		return tea.Quit
 	case "up", "k":
 		m.move(-1)
 	case "down", "j":

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -46,11 +47,11 @@ func TestTopFilter(t *testing.T) {
 }
 
 // fleet makes a list of VMs named vm0, vm1, ...
-func fleet(n int) []topRow {
-	rows := []topRow{}
+func fleet(n int) []listRow {
+	rows := []listRow{}
 	for i := range n {
 		cpu, rss := float64(i), int64(i)<<20
-		rows = append(rows, topRow{Name: fmt.Sprintf("vm%d", i), State: "running", CPU: &cpu, RSS: &rss})
+		rows = append(rows, listRow{Name: fmt.Sprintf("vm%d", i), State: "running", CPU: &cpu, RSS: &rss})
 	}
 	return rows
 }
@@ -61,7 +62,7 @@ func TestTopFits(t *testing.T) {
 	long := strings.Repeat("a-name-", 9)
 	reason := "unhealthy 🚀🚀🚀 and a reason that is too long for any column, 漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字漢字"
 	address := "172.30.255.254"
-	rows := append(fleet(50), topRow{Name: long, State: "starting", Health: &reason, Address: &address})
+	rows := append(fleet(50), listRow{Name: long, State: "starting", Health: &reason, Address: &address})
 	for _, size := range [][2]int{{80, 24}, {40, 10}, {200, 50}, {3, 2}} {
 		m := newTop("")
 		screen := func(what string) {
@@ -78,7 +79,7 @@ func TestTopFits(t *testing.T) {
 		}
 		m.Update(tea.WindowSizeMsg{Width: size[0], Height: size[1]})
 		screen("before the first list")
-		m.Update(listMsg{rows: []topRow{}})
+		m.Update(listMsg{rows: []listRow{}})
 		screen("no VMs")
 		m.Update(listMsg{rows: rows})
 		keys(m, "end")
@@ -87,7 +88,11 @@ func TestTopFits(t *testing.T) {
 		screen("a filter being typed")
 		keys(m, "enter")
 		screen("no match")
-		keys(m, "esc", "enter")
+		keys(m, "esc", "?")
+		screen("the keys")
+		keys(m, "q", "X")
+		screen("a question")
+		keys(m, "n", "enter")
 		screen("a VM that was not read")
 		d := m.detail
 		many := strings.Split(strings.Repeat(reason+"\n", 60), "\n")
@@ -100,8 +105,8 @@ func TestTopFits(t *testing.T) {
 
 func TestTopColumnsStayInPlace(t *testing.T) {
 	wide, plain := "unhealthy", "漢字漢字"
-	a := rowText(8, "a", "running", wide, "1.0", "", "1M", "1s", "-")
-	b := rowText(8, "b", "running", plain, "1.0", "▁█", "1M", "1s", "-")
+	a := look{}.rowText(8, "a", "running", wide, "1.0", "", "1M", "1s", "-")
+	b := look{}.rowText(8, "b", "running", plain, "1.0", "▁█", "1M", "1s", "-")
 	at := func(s string) int { return ansi.StringWidth(s[:strings.Index(s, "1M")]) }
 	if at(a) != at(b) {
 		t.Errorf("\n%s\n%s", a, b)
@@ -120,7 +125,7 @@ func TestTopKeepsTheSelection(t *testing.T) {
 	if place != m.page()+1 {
 		t.Fatalf("%s at %d", selected, place)
 	}
-	busiest := append(fleet(50), topRow{Name: "new", State: "running"})
+	busiest := append(fleet(50), listRow{Name: "new", State: "running"})
 	*busiest[0].CPU = 1000
 	m.Update(listMsg{rows: busiest})
 	if m.selected != selected || m.place != place+1 {
@@ -137,7 +142,7 @@ func TestTopKeepsTheSelection(t *testing.T) {
 	if m.selected != selected {
 		t.Errorf("%s after a filter that nothing matched, was %s", m.selected, selected)
 	}
-	var left []topRow
+	var left []listRow
 	for _, r := range fleet(50) {
 		if r.Name != selected {
 			left = append(left, r)
@@ -185,7 +190,7 @@ func TestTopDetail(t *testing.T) {
 		}
 	}
 	m := newTop(tree(root))
-	m.Update(listMsg{rows: []topRow{{Name: "web", State: "running"}}})
+	m.Update(listMsg{rows: []listRow{{Name: "web", State: "running"}}})
 	keys(m, "enter")
 	look := func(want ...string) {
 		t.Helper()
@@ -198,11 +203,11 @@ func TestTopDetail(t *testing.T) {
 			}
 		}
 	}
-	look("state running   health healthy   address 172.30.0.2", "http  80", "1.0 1 web create")
+	look("state running   health healthy   address 172.30.0.2", "memory 1.0K", "http  80", "ago  create")
 	if err := os.RemoveAll(filepath.Join(root, "vms/web")); err != nil {
 		t.Fatal(err)
 	}
-	look("web was removed", "state running", "1.0 1 web create")
+	look("web was removed", "state running", "ago  create")
 	for _, file := range []string{"vms", "list.json"} {
 		if err := os.RemoveAll(filepath.Join(root, file)); err != nil {
 			t.Fatal(err)
@@ -211,6 +216,110 @@ func TestTopDetail(t *testing.T) {
 	look("is it running?", "state running")
 	if msg := m.readList().(listMsg); msg.err == nil || !strings.Contains(msg.err.Error(), "is it running?") {
 		t.Error(msg.err)
+	}
+}
+
+// TestTopActions presses each key that acts: some ask first, and only y does what was asked.
+func TestTopActions(t *testing.T) {
+	root := web(t)
+	state := filepath.Join(root, "vms/web/state")
+	for _, x := range []struct {
+		state, key, question, program, want string // want is written to the file state
+	}{
+		{"stopped", "S", "", "", "start\n"},
+		{"running", "X", "Stop web? Its guest shuts down. y/n", "", "stop\n"},
+		{"running", "K", "Kill web? That is like pulling its plug. y/n", "", "kill\n"},
+		{"running", "P", "", "", "pause\n"},
+		{"paused", "P", "", "", "resume\n"},
+		{"running", "C", "", "console web", ""},
+		{"running", "E", "", "exec -it web sh", ""},
+		{"running", "Z", "", "", ""},
+	} {
+		for _, inDetail := range []bool{false, true} {
+			put(t, state, "")
+			m, ran := newTop(tree(root)), ""
+			m.command = func(args ...string) *exec.Cmd {
+				ran = strings.Join(args, " ")
+				return exec.Command("true")
+			}
+			m.Update(listMsg{rows: []listRow{{Name: "web", State: x.state}}})
+			if inDetail {
+				keys(m, "enter")
+			}
+			press := func(key string) tea.Cmd {
+				_, cmd := m.Update(tea.KeyPressMsg{Code: rune(key[0]), Text: key})
+				return cmd
+			}
+			cmd := press(x.key)
+			if x.question != "" {
+				for _, no := range []string{"n", x.key, " "} {
+					if cmd != nil || m.asked == nil || !strings.Contains(m.screen(), x.question) {
+						t.Fatalf("%s does not ask: %s", x.key, m.screen())
+					}
+					if press(no) != nil || !strings.Contains(m.screen(), "nothing was done") {
+						t.Errorf("%s and %q did something: %s", x.key, no, m.screen())
+					}
+					cmd = press(x.key)
+				}
+				cmd = press("y")
+			}
+			if cmd != nil && ran == "" {
+				m.Update(cmd())
+			}
+			if b, _ := os.ReadFile(state); string(b) != x.want || ran != x.program {
+				t.Errorf("%s wrote %q and ran %q", x.key, b, ran)
+			}
+			if x.want != "" && !strings.Contains(m.screen(), "web: done") {
+				t.Errorf("%s: %s", x.key, m.screen())
+			}
+		}
+	}
+}
+
+// TestTopRefused shows why an action failed, also of a VM that was removed while it was shown.
+func TestTopRefused(t *testing.T) {
+	root := web(t)
+	put(t, filepath.Join(root, "error"), "cannot remove web: \x1b[2J it runs\n")
+	m := newTop(tree(root))
+	keys(m, "S")
+	if !strings.Contains(m.screen(), "error: no VM is selected") {
+		t.Error(m.screen())
+	}
+	m.Update(listMsg{rows: []listRow{{Name: "web", State: "running"}}})
+	for _, want := range []string{`error: cannot remove web: \x1b[2J it runs`, "error: no VM is called web"} {
+		keys(m, "D")
+		_, cmd := m.Update(tea.KeyPressMsg{Code: 'y', Text: "y"})
+		m.Update(cmd())
+		if !strings.Contains(m.screen(), want) {
+			t.Errorf("no %q in\n%s", want, m.screen())
+		}
+		if err := os.RemoveAll(filepath.Join(root, "vms/web")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keys(m, "down")
+	if strings.Contains(m.screen(), "error:") {
+		t.Error("the error stays", m.screen())
+	}
+}
+
+// TestTopColours finds colours beside words, and none in the selected row or where there are to be
+// none.
+func TestTopColours(t *testing.T) {
+	for _, colours := range []bool{false, true} {
+		m := newTop("")
+		m.look.colours = colours
+		m.Update(listMsg{rows: []listRow{{Name: "a", State: "running"}, {Name: "b", State: "failed"},
+			{Name: "c", State: "paused"}}})
+		s := m.screen()
+		for _, painted := range []string{red + "failed", yellow + "paused"} {
+			if strings.Contains(s, painted) != colours {
+				t.Errorf("colours %v: %q", colours, s)
+			}
+		}
+		if !strings.Contains(s, inverse+"a ") || strings.Contains(s, green) {
+			t.Errorf("%q", s)
+		}
 	}
 }
 

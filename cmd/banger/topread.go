@@ -5,20 +5,7 @@ import (
 	"strings"
 
 	tea "charm.land/bubbletea/v2"
-
-	"banger/internal/printable"
 )
-
-// topRow is one VM of list.json. The keys of stats.json are the same; nil stands for unknown.
-type topRow struct {
-	Name    string   `json:"name"`
-	State   string   `json:"state"`
-	Health  *string  `json:"health"`
-	CPU     *float64 `json:"cpu_percent"`
-	RSS     *int64   `json:"rss_bytes"`
-	Address *string  `json:"address"`
-	Uptime  *float64 `json:"uptime"`
-}
 
 // detail holds the screen of one VM. The daemon escaped its text.
 type detail struct {
@@ -49,19 +36,8 @@ func (m *top) readList() tea.Msg {
 	if err != nil {
 		return listMsg{err: m.why("cannot list the VMs", err)}
 	}
-	var rows []topRow
-	if err := json.Unmarshal([]byte(text), &rows); err != nil {
-		return listMsg{err: err}
-	}
-	for i := range rows {
-		r := &rows[i]
-		for _, s := range []*string{&r.Name, &r.State, r.Health, r.Address} {
-			if s != nil {
-				*s = printable.Sentence(*s) // the daemon escaped it for JSON only
-			}
-		}
-	}
-	return listMsg{rows: rows}
+	rows, err := parseList(text)
+	return listMsg{rows, err}
 }
 
 func (m *top) readFigures(name string) tea.Cmd {
@@ -70,7 +46,7 @@ func (m *top) readFigures(name string) tea.Cmd {
 		if err != nil {
 			return figuresMsg{name: name}
 		}
-		row := new(topRow)
+		row := new(listRow)
 		if json.Unmarshal([]byte(text), row) != nil {
 			return figuresMsg{name: name}
 		}

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -11,25 +10,14 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// Lines of the screen above and below the rows.
-const (
-	headLines = 2
-	footLines = 1
-)
+// headLines is how many lines of the screen are above the rows.
+const headLines = 2
 
 // roomy is the least height of a screen with empty lines between its parts.
 const roomy = 16
 
 // sparkWidth is how many samples of CPU a bar shows, one each second.
 const sparkWidth = 10
-
-// Attributes of text. Every terminal has them, and NO_COLOR, being about colours, allows them.
-const (
-	bold    = "\x1b[1m"
-	faint   = "\x1b[2m"
-	inverse = "\x1b[7m"
-	plain   = "\x1b[0m"
-)
 
 // View implements tea.Model.
 func (m *top) View() tea.View {
@@ -38,19 +26,32 @@ func (m *top) View() tea.View {
 	return v
 }
 
+// footLines returns how many lines are below the rows: a small screen has no room for all keys.
+func (m *top) footLines() int {
+	if m.height < roomy {
+		return 1
+	}
+	return 2
+}
+
 // screen returns height lines of at most width cells, so that nothing scrolls or wraps.
 func (m *top) screen() string {
 	var body []string
-	if m.detail != nil {
+	switch {
+	case m.helping:
+		body = m.helpLines()
+	case m.detail != nil:
 		body = m.detailLines()
-	} else {
+	default:
 		body = m.listLines()
 	}
-	room := max(0, m.height-footLines)
+	foot := m.foot()
+	foot = foot[:min(len(foot), m.height)]
+	room := max(0, m.height-len(foot))
 	for len(body) < room {
 		body = append(body, "")
 	}
-	return strings.Join(body[:room], "\n") + "\n" + m.line(faint, m.keys())
+	return strings.Join(append(body[:room:room], foot...), "\n")
 }
 
 // line returns a line of the screen with an attribute.
@@ -58,14 +59,61 @@ func (m *top) line(attribute, text string) string {
 	return attribute + fit(text, m.width) + plain
 }
 
-func (m *top) keys() string {
+// foot returns the last lines: what an action says or asks takes the place of the keys.
+func (m *top) foot() []string {
+	line := m.line(faint, m.viewKeys())
+	switch {
+	case m.asked != nil:
+		line = m.line(inverse, m.asked.text)
+	case m.said.bad:
+		line = m.line(inverse, "error: "+m.said.text)
+	case m.said.text != "":
+		line = m.line(bold, m.said.text)
+	}
+	if m.footLines() == 1 {
+		return []string{line}
+	}
+	return []string{m.line(faint, strings.Join(m.actionKeys(), "  ")), line}
+}
+
+// viewKeys returns the keys that change what is shown.
+func (m *top) viewKeys() string {
 	switch {
 	case m.typing:
 		return "filter: " + m.filter + "_   Enter keeps it, Esc clears it"
+	case m.helping:
+		return "any key goes back"
 	case m.detail != nil:
-		return "q quit  Esc back"
+		return "q quit  Esc back  ? keys"
 	}
-	return "q quit  ↑↓ select  Enter one VM  s sort  r reverse  / filter  PgUp PgDn pages"
+	return "q quit  ? keys  ↑↓ select  Enter one VM  s sort  r reverse  / filter"
+}
+
+// actionKeys returns the keys that act on the selected VM.
+func (m *top) actionKeys() []string {
+	name := m.selected
+	if m.detail != nil {
+		name = m.detail.name
+	}
+	var keys []string
+	for _, a := range actions {
+		word := a.word
+		if word == "pause" {
+			word = m.pauseWord(name)
+		}
+		keys = append(keys, a.key+" "+word)
+	}
+	return keys
+}
+
+// helpLines returns all keys.
+func (m *top) helpLines() []string {
+	out := []string{m.line(bold, "keys of banger top"), ""}
+	out = append(out, m.flow([]string{"↑ k up", "↓ j down", "PgUp page up", "PgDn Space page down",
+		"Home g first", "End G last", "Enter one VM", "Esc back, all VMs", "s sort", "r reverse",
+		"/ filter by name or state", "? keys", "q Ctrl-C quit"})...)
+	out = append(out, "", m.line(faint, "On the selected VM; some ask first:"))
+	return append(out, m.flow(m.actionKeys())...)
 }
 
 // fit cuts a text to a width in cells. A wide character needs two.
@@ -104,14 +152,18 @@ func (m *top) listLines() []string {
 		title = m.err
 	}
 	names := m.nameWidth()
-	head := rowText(names, "NAME", "STATE", "HEALTH", "CPU%", "", "MEMORY", "UPTIME", "ADDRESS")
+	head := look{}.rowText(names, "NAME", "STATE", "HEALTH", "CPU%", "", "MEMORY", "UPTIME", "ADDRESS")
 	out := []string{m.line(bold, title), m.line(faint, head)}
 	if len(m.rows) == 0 {
 		return append(out, fit(m.nothing(), m.width))
 	}
 	for _, r := range m.visible() {
-		line := rowText(names, r.Name, r.State, or(r.Health, "-"), floatText(r.CPU),
-			spark(m.history[r.Name]), rssText(r.RSS), uptimeText(r.Uptime), or(r.Address, "-"))
+		colours := m.look
+		if r.Name == m.selected {
+			colours = look{} // the line is reversed
+		}
+		line := colours.rowText(names, r.Name, r.State, or(r.Health, "-"), floatText(r.CPU),
+			spark(m.history[r.Name]), sizeText(r.RSS), uptimeText(r.Uptime), or(r.Address, "-"))
 		if r.Name == m.selected {
 			line = m.line(inverse, pad(line, m.width))
 		}
@@ -144,9 +196,11 @@ func (m *top) nameWidth() int {
 	return min(width, max(least, m.width-others-address))
 }
 
-func rowText(nameWidth int, name, state, health, cpu, spark, rss, uptime, address string) string {
-	return fmt.Sprintf("%s %-8s %s %6s %s %7s %8s %s", pad(shorten(name, nameWidth), nameWidth),
-		state, pad(health, 9), cpu, pad(spark, sparkWidth), rss, uptime, address)
+func (l look) rowText(nameWidth int,
+	name, state, health, cpu, spark, rss, uptime, address string) string {
+	return fmt.Sprintf("%s %s %s %6s %s %7s %8s %s", pad(shorten(name, nameWidth), nameWidth),
+		l.paint(pad(state, 8)), l.paint(pad(health, 9)), cpu, pad(spark, sparkWidth), rss, uptime,
+		address)
 }
 
 // spark draws CPU percent over time. A full block stands for 100 or a higher maximum.
@@ -161,56 +215,13 @@ func spark(history []float64) string {
 	return b.String()
 }
 
-func floatText(v *float64) string {
-	if v == nil {
-		return "-"
-	}
-	return strconv.FormatFloat(*v, 'f', 1, 64)
-}
-
-func rssText(v *int64) string {
-	if v == nil {
-		return "-"
-	}
-	return bytesText(*v)
-}
-
-// bytesText returns at most four digits and a unit, a power of 1024.
-func bytesText(n int64) string {
-	const units = "BKMGT"
-	v, i := float64(n), 0
-	for v >= 1024 && i < len(units)-1 {
-		v /= 1024
-		i++
-	}
-	digits := 0
-	if i > 0 && v < 10 {
-		digits = 1
-	}
-	return strconv.FormatFloat(v, 'f', digits, 64) + units[i:i+1]
-}
-
-func uptimeText(seconds *float64) string {
-	if seconds == nil {
-		return "-"
-	}
-	d := time.Duration(*seconds) * time.Second
-	switch {
-	case d >= 24*time.Hour:
-		return fmt.Sprintf("%dd%02dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
-	case d >= time.Hour:
-		return fmt.Sprintf("%dh%02dm", d/time.Hour, d%time.Hour/time.Minute)
-	}
-	return fmt.Sprintf("%dm%02ds", d/time.Minute, d%time.Minute/time.Second)
-}
-
 // detailLines returns a VM's facts, its first ports and, in the room below, its last events.
 func (m *top) detailLines() []string {
 	d := m.detail
 	title := "banger: " + d.name
 	if r := m.row(d.name); r != nil && r.CPU != nil {
 		title += fmt.Sprintf(", cpu %.1f%% %s memory %s, up %s", *r.CPU,
-			pad(spark(m.history[d.name]), sparkWidth), rssText(r.RSS), uptimeText(r.Uptime))
+			pad(spark(m.history[d.name]), sparkWidth), sizeText(r.RSS), uptimeText(r.Uptime))
 	}
 	out := []string{m.line(bold, title)}
 	switch {
@@ -219,26 +230,60 @@ func (m *top) detailLines() []string {
 	case m.err != "":
 		out = append(out, m.line(inverse, m.err))
 	}
-	facts := slices.Clone(d.facts)
-	if len(facts) > 0 && d.health != "" { // beside the state
-		facts = slices.Insert(facts, 1, "health "+d.health)
-	}
-	out = append(out, m.flow(facts)...)
+	out = append(out, m.flow(m.facts())...)
 	if d.failed != "" {
-		out = append(out, fit("error "+d.failed, m.width))
+		out = append(out, fit(m.look.paint("error "+d.failed), m.width))
 	}
 	var gap []string
 	if m.height >= roomy {
 		gap = []string{""}
 	}
 	heads := 2 * (1 + len(gap))
-	ports := firstOf(orReading(d.ports), max(2, (m.height-footLines-len(out)-heads)/2))
-	events := orReading(d.events)
+	ports := firstOf(orReading(d.ports), max(2, (m.height-m.footLines()-len(out)-heads)/2))
+	events := orReading(m.events())
 	out = append(append(out, gap...), m.line(faint, "PORTS"))
 	out = append(out, m.fitAll(ports)...)
 	out = append(append(out, gap...), m.line(faint, "EVENTS"))
-	room := max(1, m.height-footLines-len(out))
+	room := max(1, m.height-m.footLines()-len(out))
 	return append(out, m.fitAll(events[max(0, len(events)-room):])...)
+}
+
+// facts returns a VM's settings and states as short texts.
+func (m *top) facts() []string {
+	var all []string
+	for _, f := range m.detail.facts {
+		name, value, _ := strings.Cut(f, " ")
+		switch name {
+		case "state":
+			value = m.look.paint(value)
+		case "memory":
+			value = unitText(value)
+		}
+		all = append(all, name+" "+value)
+		if name == "state" && m.detail.health != "" {
+			all = append(all, "health "+m.look.paint(m.detail.health))
+		}
+	}
+	return all
+}
+
+// events returns a VM's events with their age, and the time of day or the day.
+func (m *top) events() []string {
+	if m.detail.events == nil {
+		return nil
+	}
+	now, all := time.Now(), []string{}
+	for _, line := range m.detail.events {
+		if e, ok := parseEvent(line); ok {
+			age, at := now.Sub(e.at), e.at.Format(time.TimeOnly)
+			if age >= 24*time.Hour {
+				at = e.at.Format(time.DateOnly)
+			}
+			line = fmt.Sprintf("%-10s %10s  %s", at, ageText(age)+" ago", m.look.happened(e))
+		}
+		all = append(all, line)
+	}
+	return all
 }
 
 // firstOf returns the first lines. The last line counts those that have no room.

@@ -103,6 +103,11 @@ func (v vm) command(word string) error {
 	return v.explain("cannot "+word+" "+v.name, write(v.file("state"), word+"\n"))
 }
 
+// remove removes a VM that has stopped.
+func (t tree) remove(v vm) error {
+	return explain("cannot remove "+v.name, t.file("error"), syscall.Rmdir(v.dir))
+}
+
 // vm returns a VM that exists.
 func (t tree) vm(name string) (vm, error) {
 	v, err := t.newVM(name)

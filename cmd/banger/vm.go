@@ -2,24 +2,9 @@ package main
 
 import (
 	"fmt"
-	"syscall"
 
 	"github.com/spf13/cobra"
 )
-
-func (c *client) lsCmd() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "ls", Short: "List the VMs",
-		Long: `List the VMs: name, state, last known health, CPU percent, resident bytes, address,
-uptime, image. Prints the file ` + "`list`.",
-		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
-	}
-	twin := jsonFlag(cmd)
-	cmd.RunE = c.onTree(func([]string) error {
-		return c.show("cannot list the VMs", c.tree.file(twin("list")))
-	})
-	return cmd
-}
 
 func (c *client) statusCmd() *cobra.Command {
 	cmd := &cobra.Command{
@@ -81,7 +66,7 @@ func (c *client) rmCmd() *cobra.Command {
 				return err
 			}
 		}
-		return explain("cannot remove "+v.name, c.tree.file("error"), syscall.Rmdir(v.dir))
+		return c.tree.remove(v)
 	})
 	return cmd
 }

@@ -33,7 +33,7 @@ var usages = map[string]struct{ args, waits string }{
 	"import":           {"import list", "wait/import"},
 	"kill":             {"kill web", "vms/web/state"},
 	"logs":             {"logs web", "vms/web/log"},
-	"ls":               {"ls", "list"},
+	"ls":               {"ls", "list.json"}, // of a terminal
 	"pause":            {"pause web", "vms/web/state"},
 	"ports":            {"ports web", "vms/web/ports"},
 	"proxy":            {"proxy web", "vms/web/exec/1/data"},
@@ -58,7 +58,8 @@ var usages = map[string]struct{ args, waits string }{
 func usageTree(t *testing.T) string {
 	root := web(t)
 	for name, text := range map[string]string{
-		"blobs": "", "wait/import": "", "images/x/status": "ready\n", "images/x/source": "",
+		"list.json": `[{"name":"web","state":"running"}]` + "\n",
+		"blobs":     "", "wait/import": "", "images/x/status": "ready\n", "images/x/source": "",
 		"images/x/wait/ready": "1.5\n", "vms/web/console": "", "vms/web/events": "",
 		"vms/web/wait/export": "", "vms/web/fs/tmp/a": "a", "vms/web/exec/clone": "1\n",
 		"vms/web/exec/1/data": "", "vms/web/exec/1/stderr": "",
