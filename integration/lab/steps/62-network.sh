@@ -2,6 +2,8 @@
 vm web
 vm db
 serve web
+echo 1 >$V/web/isolate
+echo 1 >$V/db/isolate
 # wget -T of a static busybox crashes on names.
 fetch() { guest db timeout 5 wget -qO- http://web/; }
 refused fetch

@@ -1,6 +1,6 @@
 # A removal ends VMs and daemon, and leaves nothing but the state directory. A purge leaves nothing.
 vm web
-apt-get remove -q -y banger
+dpkg -r banger
 is '' qemus
 refused systemctl is-active bangerd
 refused ip link show banger0
@@ -11,7 +11,7 @@ refused sh -c 'find /sys/fs/cgroup -name "*banger*" | grep .'
 refused sh -c 'find /usr /lib -xdev -name "*banger*" | grep -v /usr/share/doc | grep .'
 refused getent hosts web.vm
 test -s /var/lib/banger/banger.db
-apt-get purge -q -y banger
+dpkg -P banger
 for path in /var/lib/banger /etc/banger /etc/systemd/system/multi-user.target.wants/bangerd.service; do
 	[ ! -e $path ] || fail "a purge leaves $path"
 done
