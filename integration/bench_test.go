@@ -28,7 +28,7 @@ var parts = []struct {
 	{"reads", benchReads}, {"once", benchOnce}, {"commits", benchCommits},
 	{"scale1000", benchThousand}, {"scale10000", benchTenThousand}, {"hung", benchHung},
 	{"boot", benchBoot}, {"quiet", benchQuiet}, {"exec", benchExec}, {"files", benchFiles},
-	{"libvirt", benchLibvirt},
+	{"libvirt", benchLibvirt}, {"tasks", benchTasks},
 }
 
 // bench is one run of a part.

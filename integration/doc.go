@@ -11,6 +11,7 @@
 //	M         the mount
 //	S         the state directory
 //	VMM       the driver's name
+//	DOCS      the directory docs/ of the sources
 //	EXAMPLES  the directory examples/ of the sources
 //
 // It has these commands beside testscript's own:

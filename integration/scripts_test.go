@@ -83,6 +83,7 @@ func params(t *testing.T, files []string, vmm string) testscript.Params {
 			e.Setenv("S", d.state)
 			e.Setenv("B", bin)
 			e.Setenv("EXAMPLES", filepath.Join(module, "examples"))
+			e.Setenv("DOCS", filepath.Join(module, "docs"))
 			e.Setenv("VMM", vmm)
 			e.Setenv("LC_ALL", "C")
 			e.Setenv("BANGER_MOUNT", d.mount)
