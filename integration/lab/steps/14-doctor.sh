@@ -1,9 +1,25 @@
-# banger doctor finds what this host has, and KVM by a guest of its own.
-status=0
-banger doctor >$LAB/doctor.out || status=$?
-cat $LAB/doctor.out
-[ $status = 0 ] || note "doctor ended with $status"
-for check in daemon kvm qemu fuse tun nftables resolved vhost-vsock cgroup landlock; do
-	grep -q "^ok *$check " $LAB/doctor.out || fail "$check is not ok"
+# banger doctor on a host that has everything, as root and as a user without a daemon of her own.
+results() { "$@" banger doctor --json | jq -r '.[] | "\(.status) \(.name) \(.found); \(.remedy)"'; }
+results >/tmp/doctor.out 2>&1 || fail "as root: $(cat /tmp/doctor.out)"
+cat /tmp/doctor.out
+for name in daemon kvm qemu qemu-img mke2fs fuse tun nftables firewalld ufw docker resolved \
+	vhost-vsock cgroup landlock seccomp oom memory disk busybox banger-agent; do
+	grep -q "^ok $name " /tmp/doctor.out || fail "as root: $(grep " $name " /tmp/doctor.out)"
 done
-jq -e . >/dev/null <<<"$(banger doctor --json)"
+matches '/dev/kvm runs a guest of ten instructions, with svm' cat /tmp/doctor.out
+matches 'ok cgroup version 2, with cpu, memory, pids, by systemd' cat /tmp/doctor.out
+banger doctor >/dev/null || fail "it ends with $?"
+
+# What a driver needs is missing.
+modprobe -r kvm_amd
+matches 'warn  kvm .*; modprobe kvm_amd' sh -c 'banger doctor | grep kvm'
+modprobe kvm_amd
+within 20 sh -c 'banger doctor | grep "^ok    kvm"'
+
+# nobody may open /dev/kvm only as a member of its group.
+results runuser -u nobody -- env XDG_RUNTIME_DIR=/nonexistent >/tmp/doctor.out 2>&1 || :
+cat /tmp/doctor.out
+matches 'warn kvm .*; sudo usermod -aG kvm nobody, and log in again' cat /tmp/doctor.out
+matches 'ok fusermount3 ' cat /tmp/doctor.out
+refused grep -qE '^[a-z]+ (tun|nftables|docker) ' /tmp/doctor.out
+rm /tmp/doctor.out
