@@ -53,6 +53,10 @@ syslinux syslinux
 mcopy mtools
 mkfs.vfat dosfstools
 sfdisk fdisk
+rpm rpm
+rpm2cpio rpm2cpio
+cpio cpio
+systemd-analyze systemd
 bwrap bubblewrap
 sshfs sshfs
 /usr/lib/openssh/sftp-server openssh-sftp-server

@@ -28,6 +28,7 @@ files="
 644 bin/completions/zsh $zsh/_banger
 644 bin/completions/fish $prefix/share/fish/vendor_completions.d/banger.fish
 644 contrib/package/bangerd.service $units/system/bangerd.service
+644 contrib/package/banger@.service $units/system/banger@.service
 644 contrib/package/bangerd-user.service $units/user/bangerd.service
 644 contrib/package/sysusers.conf $prefix/lib/sysusers.d/banger.conf
 644 contrib/package/tmpfiles.conf $prefix/lib/tmpfiles.d/banger.conf
@@ -44,7 +45,7 @@ case ${FORMAT-} in
 deb)
 	files="$files
 644 bin/copyright $prefix/share/doc/banger/copyright
-644.gz CHANGELOG.md $prefix/share/doc/banger/changelog.gz"
+644.gz CHANGELOG.md $prefix/share/doc/banger/CHANGELOG.md.gz"
 	;;
 rpm)
 	files="$files
