@@ -33,6 +33,8 @@ All that banger does can be done with the files alone, see banger(5).
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		// withSuggestion makes them, in one line.
+		DisableSuggestions: true,
 	}
 	root.PersistentFlags().StringVar((*string)(&c.tree), "mount", defaultMount(),
 		"directory that bangerd serves, also $BANGER_MOUNT")
@@ -47,7 +49,7 @@ All that banger does can be done with the files alone, see banger(5).
 	} {
 		root.AddCommand(c.stateCmd(word, short))
 	}
-	root.AddCommand(c.execCmd(), c.proxyCmd(), c.sshConfigCmd(), c.imageCmd(), c.snapshotCmd(),
+	root.AddCommand(c.execCmd(), c.shellCmd(), c.proxyCmd(), c.sshConfigCmd(), c.imageCmd(), c.snapshotCmd(),
 		c.exportCmd(), c.importCmd(), c.cpCmd(), c.syncCmd(), c.rmCmd(), c.consoleCmd(),
 		c.logsCmd(), c.portsCmd(), c.waitCmd(), c.topCmd(), c.eventsCmd(), c.doctorCmd())
 	return root

@@ -12,13 +12,17 @@ import (
 
 func (c *client) cpCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "cp SRC DST", Short: "Copy files and directories from or to a guest, VM:PATH",
+		Use: "cp SRC... DST", Short: "Copy files and directories from or to a guest, VM:PATH",
 		Long: `Copy files and directories; SRC, DST or both are VM:PATH.
+Several SRC are copied into the directory DST; if one fails, the others are still tried.
 A copy into an existing directory has the name of SRC, any other that of DST. SRC/. stands for the
 content of SRC. Directories are copied with their content, symbolic links as links. Modes and times
 are kept; owners are not, nor, on the host, setuid and setgid bits.`,
-		Args: cobra.ExactArgs(2), ValidArgsFunction: c.completePlaces,
+		Args: cobra.MinimumNArgs(2), ValidArgsFunction: c.completePlaces(0),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) > 2 {
+				return c.cpInto(args[:len(args)-1], args[len(args)-1])
+			}
 			src, dst, err := c.places(args)
 			if err != nil {
 				return err
@@ -38,7 +42,7 @@ func (c *client) syncCmd() *cobra.Command {
 		Short: "Make a directory equal to another, one way, from or to a guest",
 		Long: `Copy the content of directory SRC to directory DST; SRC, DST or both are VM:PATH.
 Files of the same size and time are skipped. What only DST has stays, unless --delete is set.`,
-		Args: cobra.ExactArgs(2), ValidArgsFunction: c.completePlaces,
+		Args: cobra.ExactArgs(2), ValidArgsFunction: c.completePlaces(2),
 		RunE: func(_ *cobra.Command, args []string) error {
 			src, dst, err := c.places(args)
 			if err != nil {
@@ -57,6 +61,39 @@ Files of the same size and time are skipped. What only DST has stays, unless --d
 	cmd.Flags().BoolVarP(&k.dryRun, "dry-run", "n", false, "only print what would be done")
 	cmd.Flags().BoolVar(&k.checksum, "checksum", false, "compare contents instead of times")
 	return cmd
+}
+
+// cpInto copies several sources into a directory. It goes on after a failure and returns the first.
+func (c *client) cpInto(sources []string, into string) error {
+	dst, err := c.place(into)
+	if err != nil {
+		return err
+	}
+	dir, err := dst.directory()
+	if errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ENOENT) {
+		return failf(exitFailed, "%s is no directory: several files need one", into)
+	}
+	if err != nil {
+		return dst.explain(err)
+	}
+	dir.Close()
+	made := make(map[string]string) // sources by the names of their copies
+	err = c.each(sources, func(typed string) error {
+		src, err := c.place(typed)
+		if err != nil {
+			return err
+		}
+		name := src.base()
+		if other := made[name]; other != "" && name != "" {
+			return failf(exitFailed, "%s is not copied: %s has that name, too", typed, other)
+		}
+		made[name] = typed
+		return newCopier(c.std).cp(src, dst)
+	})
+	if err != nil {
+		return &failure{exitFailed, err}
+	}
+	return nil
 }
 
 // cp copies src into the directory dst, or to the name dst.

@@ -21,6 +21,7 @@ func (c *client) imageCmd() *cobra.Command {
 		Use: "image", Short: "List, make and remove images, which VMs boot",
 		Long: "List, make and remove images, the directories of `images/`, see banger(5).\n\n" +
 			sources.Help(),
+		Args: cobra.ArbitraryArgs, RunE: ofGroup, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.AddCommand(
 		c.imageLsCmd(),
@@ -69,7 +70,8 @@ func (c *client) removeImage(name string) error {
 		return failf(exitUsage, "%q is no name of an image", name)
 	}
 	if _, err := os.Stat(c.image(name)); errors.Is(err, fs.ErrNotExist) {
-		return failf(exitFailed, "no image is called %s", name)
+		return failf(exitFailed, "no image is called %s%s",
+			name, didYouMean(name, c.tree.names("images")))
 	}
 	return explain("cannot remove image "+name, c.tree.file("error"), syscall.Rmdir(c.image(name)))
 }

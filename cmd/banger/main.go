@@ -22,12 +22,12 @@ func run(args []string, std stdio) int {
 	root.SetIn(std.in)
 	root.SetOut(std.out)
 	root.SetErr(std.err)
-	err := root.Execute()
+	err := withSuggestion(root, root.Execute())
 	if ended, ok := errors.AsType[commandEnded](err); ok {
 		return int(ended)
 	}
 	if err != nil {
-		c.report(err)
+		c.report(c.tree.locate(err))
 	}
 	return exitCode(err)
 }

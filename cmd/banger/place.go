@@ -120,17 +120,18 @@ func (p place) parent() (*os.File, error) {
 	return open(filepath.Dir(strings.TrimRight(p.path, "/")), os.O_RDONLY|syscall.O_DIRECTORY)
 }
 
-// completePlaces offers VMs and leaves paths of the host to the shell.
-func (c *client) completePlaces(
-	_ *cobra.Command, args []string, typed string,
-) (all []string, _ directive) {
-	if len(args) >= 2 || strings.Contains(typed, "/") {
-		return nil, cobra.ShellCompDirectiveDefault
-	}
-	for _, name := range c.tree.names("vms") {
-		if strings.HasPrefix(name, typed) {
-			all = append(all, name+":")
+// completePlaces offers VMs and leaves paths of the host to the shell, for at most limit arguments; 0
+// stands for any number.
+func (c *client) completePlaces(limit int) completion {
+	return func(_ *cobra.Command, args []string, typed string) (all []string, _ directive) {
+		if limit > 0 && len(args) >= limit || strings.Contains(typed, "/") {
+			return nil, cobra.ShellCompDirectiveDefault
 		}
+		for _, name := range c.tree.names("vms") {
+			if strings.HasPrefix(name, typed) {
+				all = append(all, name+":")
+			}
+		}
+		return all, cobra.ShellCompDirectiveNoSpace
 	}
-	return all, cobra.ShellCompDirectiveNoSpace
 }

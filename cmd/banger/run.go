@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -16,9 +17,10 @@ import (
 
 // runOrder is what `banger run` is asked for.
 type runOrder struct {
-	name     string // empty: a new one
-	image    string // or a source; empty: the daemon's image
-	settings string // lines of `config`
+	name     string   // empty: a new one
+	image    string   // or a source; empty: the daemon's image
+	settings string   // lines of `config`
+	set      []string // NAME=VALUE of other settings
 	publish  []string
 	timeout  time.Duration
 	remove   bool
@@ -55,7 +57,7 @@ func (c *client) runCmd() *cobra.Command {
 	flags.IntP("cpus", "c", 1, "number of CPUs")
 	flags.StringP("memory", "m", "", "memory, e.g. 192M (default: the image's)")
 	flags.StringP("disk", "d", "", "size of a disk of its own, e.g. 10G (default: none)")
-	set := flags.StringArray("set", nil,
+	flags.StringArrayVar(&r.set, "set", nil,
 		"another setting, NAME=VALUE, e.g. net=none; may be repeated")
 	flags.StringArrayVarP(&r.publish, "publish", "p", nil,
 		"forward a port of the host to the guest, [HOST:]PORT:GUESTPORT[/PROTO]; may be repeated")
@@ -74,13 +76,6 @@ func (c *client) runCmd() *cobra.Command {
 			if flags.Changed(name) {
 				settings.WriteString(name + " " + flags.Lookup(name).Value.String() + "\n")
 			}
-		}
-		for _, s := range *set {
-			name, value, ok := strings.Cut(s, "=")
-			if !ok {
-				return fmt.Errorf("--set takes NAME=VALUE, not %q", s)
-			}
-			settings.WriteString(name + " " + value + "\n")
 		}
 		r.settings = settings.String()
 		err := c.run(&r)
@@ -101,6 +96,11 @@ func (r *runOrder) parse(args []string, named int) error {
 	r.command = args[named:]
 	if r.name != "" {
 		names = append([]string{r.name}, names...)
+	}
+	for _, s := range r.set {
+		if !strings.Contains(s, "=") {
+			return fmt.Errorf("--set takes NAME=VALUE, not %q", s)
+		}
 	}
 	switch {
 	case len(names) > 1 && r.name == "" && len(r.command) == 0:
@@ -183,7 +183,8 @@ func (c *client) findImage(r *runOrder) error {
 		return failf(exitFailed, "no image is called t: -i names the image here; "+
 			"-t alone gives a COMMAND a terminal, and it always gets the standard input")
 	}
-	return failf(exitFailed, "no image is called %s", r.image)
+	return failf(exitFailed, "no image is called %s%s", r.image,
+		didYouMean(r.image, c.tree.names("images")))
 }
 
 // create makes a VM of the name in the order or, without one, of a new name.
@@ -219,6 +220,13 @@ func (c *client) configure(v vm, r *runOrder) error {
 	if r.image != "" {
 		settings = "image " + r.image + "\n" + settings
 	}
+	if err := v.checkSettings(r.set); err != nil {
+		return err
+	}
+	for _, s := range r.set {
+		name, value, _ := strings.Cut(s, "=")
+		settings += name + " " + value + "\n"
+	}
 	if settings != "" {
 		err := write(v.file("config"), settings)
 		if err := v.explain("cannot configure "+v.name, err); err != nil {
@@ -230,6 +238,29 @@ func (c *client) configure(v vm, r *runOrder) error {
 	}
 	err := write(v.file("publish"), strings.Join(r.publish, "\n")+"\n")
 	return v.explain("cannot publish ports of "+v.name, err)
+}
+
+// checkSettings refuses NAME=VALUE whose name `config` does not have.
+func (v vm) checkSettings(set []string) error {
+	if len(set) == 0 {
+		return nil
+	}
+	config, err := read(v.file("config"))
+	if err != nil {
+		return explain("cannot read the settings of "+v.name, "", err)
+	}
+	var names []string
+	for _, line := range lines(config) {
+		name, _, _ := strings.Cut(line, " ")
+		names = append(names, name)
+	}
+	for _, s := range set {
+		name, _, _ := strings.Cut(s, "=")
+		if !slices.Contains(names, name) {
+			return failf(exitFailed, "a VM has no setting %s%s", name, didYouMean(name, names))
+		}
+	}
+	return nil
 }
 
 // removeNew removes a VM that never ran.

@@ -16,6 +16,7 @@ import (
 func (c *client) snapshotCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "snapshot", Short: "Take, list, restore and remove snapshots of a VM's disks",
+		Args: cobra.ArbitraryArgs, RunE: ofGroup, ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.AddCommand(
 		c.snapshotLsCmd(),
@@ -61,7 +62,8 @@ func (v vm) onSnapshot(name, doing string, do func(path string) error) error {
 	case errors.Is(err, fs.ErrExist):
 		return failf(exitFailed, "%s has a snapshot %s already", v.name, name)
 	case errors.Is(err, fs.ErrNotExist): // the VM exists
-		return failf(exitFailed, "%s has no snapshot %s", v.name, name)
+		return failf(exitFailed, "%s has no snapshot %s%s", v.name, name,
+			didYouMean(name, tree(v.dir).names("snapshots")))
 	default:
 		return v.explain("cannot "+doing+" of "+v.name, err)
 	}

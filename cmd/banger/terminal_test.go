@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -67,12 +68,12 @@ var colours = regexp.MustCompile(`\x1b\[[0-9]*m`)
 
 // TestOnlyTopUsesTheTerminal runs each command, and its help, on a terminal that answers no query. All
 // but top print text without escape sequences other than colours, and without those if the user
-// wants none. They end by themselves, and leave what was typed to the shell. Console and proxy send
-// that to the guest.
+// wants none. They end by themselves, and leave what was typed to the shell. Console, proxy and
+// shell send that to the guest.
 func TestOnlyTopUsesTheTerminal(t *testing.T) {
 	all := map[string]bool{"--help": true, "nonsense": true} // what leaves the input alone
 	for name, u := range usages {
-		all[u.args] = name != "top" && name != "console" && name != "proxy"
+		all[u.args] = name != "top" && !slices.Contains(takers, name)
 		all[name+" --help"] = true
 	}
 	for args, leaves := range all {
@@ -97,6 +98,9 @@ func TestOnlyTopUsesTheTerminal(t *testing.T) {
 	}
 }
 
+// takers are the commands that take what is typed.
+var takers = []string{"console", "proxy", "shell"}
+
 // onTerminal returns what a shell prints that runs a command of banger, and then reads a line that
 // was typed before. env is added to its environment.
 func onTerminal(t *testing.T, args string, env ...string) string {
@@ -119,6 +123,15 @@ func onTerminal(t *testing.T, args string, env ...string) string {
 		t.Fatal(err)
 	}
 	far.Close()
+	word, _, _ := strings.Cut(args, " ")
+	if slices.Contains(takers, word) { // the command takes any number of lines, the shell reads one
+		go func() {
+			for ctx.Err() == nil {
+				_, _ = io.WriteString(near, "\n")
+				time.Sleep(50 * time.Millisecond)
+			}
+		}()
+	}
 	var out strings.Builder
 	buf := make([]byte, 4096)
 	for err = nil; err == nil; { // EIO: no process has the far end open
@@ -127,9 +140,6 @@ func onTerminal(t *testing.T, args string, env ...string) string {
 		out.Write(buf[:n])
 		if args == "top" && strings.Contains(out.String(), "\x1b") {
 			_, _ = io.WriteString(near, "q\n")
-		}
-		if strings.HasPrefix(args, "console") || strings.HasPrefix(args, "proxy") {
-			_, _ = io.WriteString(near, "\n") // for the shell
 		}
 	}
 	_ = cmd.Wait()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -16,19 +17,38 @@ import (
 // tree is the directory that bangerd serves.
 type tree string
 
-// defaultMount returns the daemon's usual directory: the system's for root and wherever a daemon
-// serves it, else the user's own.
+// systemMount is the tree of root's daemon.
+const systemMount = "/run/banger"
+
+// defaultMount returns the tree that is used unless the user names one: $BANGER_MOUNT, that of the
+// user's own daemon if something is mounted there, or that of root's.
 func defaultMount() string {
 	if dir := os.Getenv("BANGER_MOUNT"); dir != "" {
 		return dir
 	}
-	const system = "/run/banger"
-	if own := os.Getenv("XDG_RUNTIME_DIR"); os.Geteuid() != 0 && own != "" {
-		if _, err := os.Stat(system + "/vms"); err != nil {
-			return filepath.Join(own, "banger")
-		}
+	if own := ownMount(); own != "" && isMountPoint(own) {
+		return own
 	}
-	return system
+	return systemMount
+}
+
+// ownMount returns where the daemon of an ordinary user mounts its tree, empty for root.
+func ownMount() string {
+	uid := os.Geteuid()
+	if uid == 0 {
+		return ""
+	}
+	dir := cmp.Or(os.Getenv("XDG_RUNTIME_DIR"), fmt.Sprintf("/run/user/%d", uid))
+	return filepath.Join(dir, "banger")
+}
+
+// isMountPoint reports whether something is mounted at dir, be it dead.
+func isMountPoint(dir string) bool {
+	var own, above unix.Stat_t
+	if err := unix.Stat(dir, &own); err != nil {
+		return errors.Is(err, syscall.ENOTCONN) || errors.Is(err, syscall.ECONNABORTED)
+	}
+	return unix.Stat(filepath.Dir(dir), &above) == nil && own.Dev != above.Dev
 }
 
 // open opens a file without Go's poller. The poller makes descriptors non-blocking, and files that
@@ -73,11 +93,25 @@ func (t tree) file(name string) string { return filepath.Join(string(t), name) }
 
 // check fails when no daemon serves the tree.
 func (t tree) check() error {
-	if _, err := os.Stat(t.file("vms")); err != nil {
-		err = fmt.Errorf("cannot reach bangerd at %s, is it running? (%w)", t, errnoOf(err))
-		return &failure{exitNoDaemon, err}
+	_, err := os.Stat(t.file("vms"))
+	if err == nil {
+		return nil
 	}
-	return nil
+	also := ""
+	if own := ownMount(); own != "" && t == systemMount && os.Getenv("BANGER_MOUNT") == "" {
+		also = ", and nothing is mounted at " + own
+	}
+	err = fmt.Errorf("cannot reach bangerd at %s%s, is it running? (%w)", t, also, errnoOf(err))
+	return &failure{exitNoDaemon, err}
+}
+
+// locate adds to a refusal of the kernel's which daemon's files it is about: a user may have another.
+func (t tree) locate(err error) error {
+	_, here := errors.AsType[*fs.PathError](err) // of a file of the user's
+	if here || !errors.Is(err, syscall.EACCES) {
+		return err
+	}
+	return &failure{exitCode(err), fmt.Errorf("%w (by the bangerd at %s)", err, t)}
 }
 
 // names returns the names in a directory of the tree, none if it cannot be read.
@@ -115,7 +149,7 @@ func (t tree) vm(name string) (vm, error) {
 		return vm{}, err
 	}
 	if _, err := os.Stat(v.dir); errors.Is(err, fs.ErrNotExist) {
-		return vm{}, failf(exitNoVM, "no VM is called %s", name)
+		return vm{}, failf(exitNoVM, "no VM is called %s%s", name, didYouMean(name, t.names("vms")))
 	} else if err != nil {
 		return vm{}, failf(codeOf(err), "cannot find %s: %w", name, errnoOf(err))
 	}

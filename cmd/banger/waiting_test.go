@@ -41,6 +41,7 @@ var usages = map[string]struct{ args, waits string }{
 	"resume":           {"resume web", "vms/web/state"},
 	"rm":               {"rm none", ""},
 	"run":              {"run new -m 1G", ""},
+	"shell":            {"shell web", "vms/web/exec/1/status"},
 	"snapshot create":  {"snapshot create web two", ""},
 	"snapshot ls":      {"snapshot ls db", "vms/db/snapshots/one/size"},
 	"snapshot restore": {"snapshot restore db one", "vms/db/restore"},
@@ -141,7 +142,7 @@ func TestSignalsEndCommands(t *testing.T) {
 				close(ended)
 			}()
 			_ = cmd.Process.Signal(syscall.SIGTERM)
-			if name == "exec" { // what it waits for took the first
+			if name == "exec" || name == "shell" { // what it waits for took the first
 				time.Sleep(2 * repeatWait)
 				_ = cmd.Process.Signal(syscall.SIGTERM)
 			}
