@@ -64,6 +64,8 @@ func imageFiles() []file {
 		helpFile(0o444),
 		source,
 		status,
+		image("progress", "of a build: percent, and the bytes that are fetched or copied",
+			imageProgress),
 		image("error", "the last refusal of a write in one sentence",
 			func(i *info) string { return sentence(i.Error) }),
 		ready("size", "bytes", func(i *info) string { return strconv.FormatInt(i.Size, 10) }),
@@ -110,6 +112,19 @@ func imageStatus(i *vmm.ImageInfo) string {
 		return string(i.Status) + " " + sentence(i.Reason)
 	}
 	return string(i.Status)
+}
+
+// imageProgress has the bytes in steps that count them only.
+func imageProgress(i *vmm.ImageInfo) string {
+	if i.Status != vmm.ImageBuilding {
+		return ""
+	}
+	pairs := []pair{{key: "percent", value: i.Percent}}
+	if i.Moved.Total > 0 {
+		pairs = append(pairs, pair{key: "bytes", value: i.Moved.Bytes},
+			pair{key: "total_bytes", value: i.Moved.Total})
+	}
+	return strings.TrimSuffix(string(flat(pairs)), "\n")
 }
 
 func imagesMkdir(r *request, name string, owner vmm.Owner) error {

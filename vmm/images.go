@@ -26,6 +26,7 @@ type ImageInfo struct {
 	Owner   Owner
 	Status  ImageStatus
 	Percent int       // while it is building
+	Moved   Moved     // likewise, zero in a step that counts no bytes
 	Reason  string    // of a failure, one sentence
 	Error   string    // of the last refused command, one sentence
 	Changed time.Time // when Status last changed
@@ -33,6 +34,11 @@ type ImageInfo struct {
 	// Of a container's image, from its author, who is not trusted:
 	Exposed     []string // the ports of its program, as 80/tcp; not to be changed
 	Healthcheck string   // JSON, empty for none
+}
+
+// Moved is how far a step of a build is that fetches or copies bytes.
+type Moved struct {
+	Bytes, Total int64
 }
 
 // Caller is the process that names files of the host. The daemon opens them with its rights, from

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -169,16 +170,19 @@ func absoluteSource(source string) string {
 // waitImage waits until a build has ended and shows its progress on the standard error.
 func (c *client) waitImage(name, dir string) error {
 	screen, onTerminal := terminal(c.std.err)
-	line, shown := progress{screen: screen}, ""
+	line, rate := progress{screen: screen}, transferRate{}
+	var shown time.Time
 	_, err := readTicking(filepath.Join(dir, "wait", "ready"), 0, func() {
-		status, err := readTrimmed(filepath.Join(dir, "status"))
-		if err != nil || status == shown || !strings.HasPrefix(status, "building") {
+		text, err := read(filepath.Join(dir, "progress"))
+		if err != nil || text == "" {
 			return
 		}
-		if shown = status; onTerminal {
-			line.show("image %s: %s%%", name, status)
-		} else {
-			fmt.Fprintf(c.std.err, "image %s: %s%%\n", name, status)
+		done := rate.line(text, time.Now())
+		if onTerminal {
+			line.show("image %s: %s", name, done)
+		} else if time.Since(shown) >= linePace {
+			fmt.Fprintf(c.std.err, "image %s: %s\n", name, done)
+			shown = time.Now()
 		}
 	})
 	line.clear()

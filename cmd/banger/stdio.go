@@ -1,11 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"io"
 	"os"
-	"time"
-	"unicode/utf8"
 
 	"golang.org/x/term"
 )
@@ -14,30 +11,6 @@ import (
 type stdio struct {
 	in       io.Reader
 	out, err io.Writer
-}
-
-const progressPace = 200 * time.Millisecond
-
-// progress is a line of a terminal that is written again and again. It needs no escape sequences:
-// those are for top, and for the page of status --watch.
-type progress struct {
-	screen *os.File
-	shown  int // characters
-}
-
-// show replaces the line.
-func (p *progress) show(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	fmt.Fprintf(p.screen, "\r%-*s", p.shown, text)
-	p.shown = utf8.RuneCountInString(text)
-}
-
-// clear removes the line, if there is one.
-func (p *progress) clear() {
-	if p.shown > 0 {
-		fmt.Fprintf(p.screen, "\r%*s\r", p.shown, "")
-		p.shown = 0
-	}
 }
 
 // streamBuffer is the length of one read of a stream of the tree, in bytes: the longest.

@@ -45,24 +45,6 @@ func openPTY(t *testing.T) (near, far *os.File) {
 	return near, far
 }
 
-func TestProgress(t *testing.T) {
-	read, write, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := progress{screen: write}
-	p.clear()
-	p.show("%d%%", 100)
-	p.show("%s", "é")
-	p.show("%d", 20)
-	p.clear()
-	p.clear()
-	write.Close()
-	if b, err := io.ReadAll(read); string(b) != "\r100%\ré   \r20\r  \r" {
-		t.Errorf("it printed %q, %v", b, err)
-	}
-}
-
 // colours are the attributes that commands may print on a terminal. None moves the cursor or asks.
 var colours = regexp.MustCompile(`\x1b\[[0-9]*m`)
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"banger/internal/host"
+	"banger/vmm"
 	"banger/vmm/image/rootfs"
 )
 
@@ -64,7 +65,9 @@ func planDiskIn(ctx context.Context, j *job, p *plan, tmp string) error {
 		return err
 	}
 	defer out.Close()
-	progress := func(done float64) { j.progress(done / 2) }
+	progress := func(read, size int64) {
+		j.step(float64(read)/float64(size)/2, vmm.Moved{Bytes: read, Total: size})
+	}
 	sum, err := rootfs.CopyDisk(ctx, out, j.local.file, j.set.o.Limits.Bytes, progress)
 	if err != nil {
 		return err

@@ -50,7 +50,7 @@ func (s *Set) info(e *item) vmm.ImageInfo {
 	}
 	building, failed := e.job != nil, e.rec.Failed
 	if building {
-		i.Percent = e.job.percent
+		i.Percent, i.Moved = e.job.percent, e.job.moved
 	}
 	s.mu.Unlock()
 	switch {

@@ -35,7 +35,9 @@ type job struct {
 	begun  time.Time
 	ended  chan struct{} // closed when the build and its processes have ended
 
-	percent, told int // guarded by Set.mu
+	// guarded by Set.mu
+	percent, told int
+	moved         vmm.Moved
 }
 
 // Build implements vmm.ImageStore.
@@ -297,14 +299,18 @@ func (j *job) owner() []byte {
 	return fmt.Appendf(nil, "uid %d", j.uid)
 }
 
-// progress sets how much of the build is done, from 0 to 1.
-func (j *job) progress(done float64) {
+// progress sets how much of the build is done, from 0 to 1, in a step that counts no bytes.
+func (j *job) progress(done float64) { j.step(done, vmm.Moved{}) }
+
+// step sets how much of the build is done, and the bytes of the step that is under way.
+func (j *job) step(done float64, moved vmm.Moved) {
 	percent := max(0, min(99, int(done*100)))
 	j.set.mu.Lock()
 	tell := percent >= j.told+tellEvery
 	if percent > j.percent {
 		j.percent = percent
 	}
+	j.moved = moved
 	if tell {
 		j.told = percent
 	}

@@ -81,7 +81,7 @@ func planRegistry(ctx context.Context, j *job) (*plan, error) {
 	}
 	progress := func(n int64) {
 		done += n
-		j.progress(fetched * float64(done) / float64(max(1, total)))
+		j.step(fetched*float64(done)/float64(max(1, total)), vmm.Moved{Bytes: done, Total: total})
 	}
 	for n := range layers {
 		if err := j.fetchLayer(ctx, r, &layers[n], progress); err != nil {

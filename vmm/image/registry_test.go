@@ -318,6 +318,42 @@ func TestCancelledWaits(t *testing.T) {
 	}
 }
 
+// TestMoved expects the bytes of a layer while it is fetched, and none afterwards.
+func TestMoved(t *testing.T) {
+	const part = 1 << 20
+	rest := make(chan struct{})
+	s := newShaky(t, map[string][]fault{"layer": {func(w http.ResponseWriter, r *http.Request, content []byte) bool {
+		w.Write(content[:part])
+		w.(http.Flusher).Flush()
+		select {
+		case <-rest:
+		case <-r.Context().Done():
+		}
+		w.Write(content[part:])
+		return true
+	}}})
+	set, _ := openTest(t, filepath.Join(t.TempDir(), "images"))
+	set.transport = trusting()
+	number := create(t, set, "app")
+	_, host, _ := strings.Cut(s.url, "://")
+	if err := set.Build(t.Context(), number, host+"/app:x", me(t)); err != nil {
+		t.Fatal(err)
+	}
+	want := vmm.Moved{Bytes: part, Total: int64(len(s.layer))}
+	var i vmm.ImageInfo
+	for begun := time.Now(); i.Moved != want && time.Since(begun) < time.Minute; time.Sleep(time.Millisecond) {
+		i, _ = set.Info(number)
+	}
+	if i.Moved != want || i.Percent == 0 {
+		t.Errorf("%d %%, %+v, not %+v", i.Percent, i.Moved, want)
+	}
+	close(rest)
+	_, _ = set.Wait(t.Context(), number)
+	if i, _ = set.Info(number); i.Moved != (vmm.Moved{}) || i.Reason != arrived {
+		t.Errorf("%+v, %s", i.Moved, i.Reason)
+	}
+}
+
 // TestHeals expects that only what may be gone at the next try is tried again.
 func TestHeals(t *testing.T) {
 	for _, c := range []struct {

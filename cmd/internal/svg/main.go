@@ -3,13 +3,14 @@
 //
 //	tmux capture-pane -e -p | svg 80 >screen.svg
 //
-// It knows the attributes bold, faint and reverse, and no colours. Cells have a fixed size in every
-// font: text is stretched to its cells, and the blocks of bars are drawn as rectangles.
+// It knows the attributes bold, faint and reverse, and the first eight colours of text. Cells have a
+// fixed size in every font: text is stretched to its cells, and the blocks of bars are drawn as rectangles.
 package main
 
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/xml"
 	"fmt"
 	"io"
@@ -37,6 +38,12 @@ const (
 	dim        = "#7d8590"
 )
 
+// palette has the colours of text by their attributes.
+var palette = map[string]string{
+	"30": "#484f58", "31": "#ff7b72", "32": "#56d364", "33": "#e3b341",
+	"34": "#79c0ff", "35": "#d2a8ff", "36": "#56d4dd", "37": "#ffffff",
+}
+
 func main() {
 	if err := run(os.Args[1:], os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "svg:", err)
@@ -62,7 +69,10 @@ func run(args []string, in io.Reader, out io.Writer) error {
 }
 
 // style holds the attributes of text.
-type style struct{ bold, faint, reverse bool }
+type style struct {
+	bold, faint, reverse bool
+	colour               string // of the palette, empty for the default
+}
 
 // draw writes the picture of a screen. Attributes go on from line to line, as tmux prints them.
 func draw(w io.Writer, screen string, columns int) {
@@ -106,6 +116,10 @@ func cut(line string, s *style) (text, rest string) {
 			s.faint = true
 		case "7":
 			s.reverse = true
+		case "39":
+			s.colour = ""
+		default:
+			s.colour = cmp.Or(palette[a], s.colour)
 		}
 	}
 	return "", rest
@@ -120,6 +134,7 @@ func drawText(w io.Writer, text string, s style, column, line int) {
 	case s.faint:
 		fill = dim
 	}
+	fill = cmp.Or(s.colour, fill)
 	if s.reverse {
 		width := float64(ansi.StringWidth(text)) * cellWidth
 		drawRect(w, x, float64(y), width, cellHeight, fill)

@@ -20,7 +20,7 @@ const diskLimit = 1 << 40
 // CopyDisk copies a disk without its zeros and returns the SHA-256 of all of it. More than limit
 // bytes of other blocks are an error.
 func CopyDisk(ctx context.Context, dst, src *os.File, limit int64,
-	progress func(float64)) (sum string, err error) {
+	progress func(read, size int64)) (sum string, err error) {
 	fi, err := src.Stat()
 	if err != nil {
 		return "", err
@@ -33,7 +33,7 @@ func CopyDisk(ctx context.Context, dst, src *os.File, limit int64,
 	read := int64(0)
 	from := host.NewReader(ctx, io.NewSectionReader(src, 0, size), func(n int) {
 		read += int64(n)
-		progress(float64(read) / float64(size))
+		progress(read, size)
 	})
 	n, err := host.CopySparse(ctx, dst, io.TeeReader(from, h), host.Limit{Stored: limit})
 	switch {
