@@ -14,37 +14,38 @@ const (
 // check is one row: a name, the daemons that need it, and what looks. look ends with ctx, if the
 // kernel lets it.
 type check struct {
-	name string
-	of   daemons
-	look func(h *Host, ctx context.Context) finding
+	name  string
+	of    daemons
+	heavy bool // it starts a program or a guest
+	look  func(h *Host, ctx context.Context) finding
 }
 
 var checks = []check{
-	{"daemon", both, (*Host).daemon},
-	{"kvm", both, (*Host).kvm},
-	{"qemu", both, (*Host).qemu},
-	{"qemu-img", both, (*Host).qemuImg},
-	{"mke2fs", both, (*Host).mke2fs},
-	{"fuse", both, (*Host).fuse},
-	{"fusermount3", userOnly, (*Host).fusermount},
-	{"allow-other", userOnly, (*Host).allowOther},
-	{"tun", rootOnly, (*Host).tun},
-	{"nftables", rootOnly, (*Host).nftables},
-	{"firewalld", rootOnly, (*Host).firewalld},
-	{"ufw", rootOnly, (*Host).ufw},
-	{"docker", rootOnly, (*Host).docker},
-	{"resolved", rootOnly, (*Host).resolved},
-	{"vhost-vsock", both, (*Host).vsock},
-	{"cgroup", both, (*Host).cgroup},
-	{"landlock", both, (*Host).landlock},
-	{"seccomp", both, (*Host).seccomp},
-	{"oom", rootOnly, (*Host).oom},
-	{"huge-pages", both, (*Host).hugePages},
-	{"memory", both, (*Host).memory},
-	{"disk", both, (*Host).disk},
-	{"image", both, (*Host).image},
-	{"busybox", both, (*Host).busybox},
-	{"banger-agent", both, (*Host).agent},
-	{"mmdebstrap", both, (*Host).mmdebstrap},
-	{"subuid", userOnly, (*Host).subuid},
+	{"daemon", both, false, (*Host).daemon},
+	{"kvm", both, true, (*Host).kvm},
+	{"qemu", both, true, (*Host).qemu},
+	{"qemu-img", both, false, (*Host).qemuImg},
+	{"mke2fs", both, false, (*Host).mke2fs},
+	{"fuse", both, false, (*Host).fuse},
+	{"fusermount3", userOnly, false, (*Host).fusermount},
+	{"allow-other", userOnly, false, (*Host).allowOther},
+	{"tun", rootOnly, false, (*Host).tun},
+	{"nftables", rootOnly, false, (*Host).nftables},
+	{"firewalld", rootOnly, false, (*Host).firewalld},
+	{"ufw", rootOnly, false, (*Host).ufw},
+	{"docker", rootOnly, false, (*Host).docker},
+	{"resolved", rootOnly, false, (*Host).resolved},
+	{"vhost-vsock", both, false, (*Host).vsock},
+	{"cgroup", both, false, (*Host).cgroup},
+	{"landlock", both, false, (*Host).landlock},
+	{"seccomp", both, false, (*Host).seccomp},
+	{"oom", rootOnly, false, (*Host).oom},
+	{"huge-pages", both, false, (*Host).hugePages},
+	{"memory", both, false, (*Host).memory},
+	{"disk", both, false, (*Host).disk},
+	{"image", both, false, (*Host).image},
+	{"busybox", both, false, (*Host).busybox},
+	{"banger-agent", both, false, (*Host).agent},
+	{"mmdebstrap", both, false, (*Host).mmdebstrap},
+	{"subuid", userOnly, false, (*Host).subuid},
 }

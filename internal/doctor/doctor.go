@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"banger/internal/printable"
@@ -25,8 +26,12 @@ const (
 	Fail = "fail" // something that banger needs is missing
 )
 
-// limit is how long one check may take.
-const limit = 2 * time.Second
+// limit is how long a check may take, and heavyLimit one that starts a program or a guest. On a host
+// that is emulated itself, a guest of ten instructions takes half a second.
+const (
+	limit      = 2 * time.Second
+	heavyLimit = 5 * time.Second
+)
 
 // Result is what one check found, in one line. Remedy is what to type, empty where nothing is to be
 // done. Both may hold text of the host's files: WriteText and WriteJSON escape it.
@@ -53,7 +58,8 @@ func fail(remedy, format string, args ...any) finding {
 }
 
 // Examine runs all checks that matter to the daemon of the host's user, side by side, and returns
-// their results in the order of the table. It blocks for limit and a moment at most.
+// their results in the order of the table. It blocks for the time of two heavy checks at most, and
+// a moment.
 func Examine(ctx context.Context, h *Host) []Result {
 	var rows []check
 	for _, c := range checks {
@@ -62,29 +68,36 @@ func Examine(ctx context.Context, h *Host) []Result {
 		}
 	}
 	all := make([]Result, len(rows))
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	answers := make([]chan finding, len(rows))
+	turn := make(chan struct{}, 1) // of the heavy checks, which would make each other slow
+	var wg sync.WaitGroup
 	for i, c := range rows {
-		answers[i] = make(chan finding, 1)
-		go func() { answers[i] <- c.look(h, ctx) }()
+		wg.Go(func() {
+			f := c.run(ctx, h, turn)
+			all[i] = Result{c.name, f.status, f.found, f.remedy}
+		})
 	}
-	// A check that ends by its time says more than that it was late.
-	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit+limit/2)
-	defer cancel()
-	for i, c := range rows {
-		f := warn("banger doctor", "no answer within %v; try again when the host is less busy", limit)
-		select {
-		case f = <-answers[i]:
-		case <-late.Done():
-			select {
-			case f = <-answers[i]:
-			default:
-			}
-		}
-		all[i] = Result{c.name, f.status, f.found, f.remedy}
-	}
+	wg.Wait()
 	return all
+}
+
+// run runs a check. It returns in time also where the check does not.
+func (c check) run(ctx context.Context, h *Host, turn chan struct{}) finding {
+	most := limit
+	if c.heavy {
+		most = heavyLimit
+		turn <- struct{}{}
+		defer func() { <-turn }()
+	}
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	answer := make(chan finding, 1)
+	go func() { answer <- c.look(h, ctx) }()
+	select {
+	case f := <-answer:
+		return f
+	case <-time.After(most + limit/4): // one that ends by its time says more than this
+		return warn("banger doctor", "no answer within %v; try again when the host is less busy", most)
+	}
 }
 
 // Failed reports whether something that banger needs is missing.

@@ -27,6 +27,9 @@ func (h *Host) kvm(ctx context.Context) finding {
 	}
 	remedy := ""
 	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return warn("banger doctor", "KVM made no guest within %v; try again when the host is less busy",
+			heavyLimit)
 	case errors.Is(err, kvm.ErrNoFlag):
 		remedy = "switch on VT-x or AMD-V in the firmware or, in a VM, nested virtualisation on its host"
 	case errors.Is(err, fs.ErrNotExist):
@@ -63,7 +66,7 @@ func (h *Host) qemu(ctx context.Context) finding {
 		return ok("%s %s, with the machine microvm and the accelerator %s", program, version, accel)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return warn(program+" --version", "%s did not start within %v", program, limit)
+		return warn(program+" --version", "%s did not start within %v", program, heavyLimit)
 	}
 	old, errOld := qemus.Try(ctx, program, "q35", accel)
 	switch {

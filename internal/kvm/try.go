@@ -46,8 +46,9 @@ var program = []byte{
 const kickWait = 250 * time.Millisecond
 
 // Try runs a guest of ten instructions on the device, and returns nil if it did what it should. It
-// blocks until ctx ends at most, and kickWait longer: then the error is ErrHangs. It leaves a thread
-// behind only where the kernel does not even obey a signal.
+// blocks until ctx ends at most, and kickWait longer. Then the error is ErrHangs, or that of ctx if
+// the guest was not made yet. It leaves a thread behind only where the kernel does not even obey a
+// signal.
 func Try(ctx context.Context, device string) error {
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	if err != nil {
@@ -68,15 +69,19 @@ func Try(ctx context.Context, device string) error {
 		return err
 	case <-ctx.Done():
 	}
+	late := ctx.Err()
+	if g.page.Load() != nil {
+		late = ErrHangs
+	}
 	g.kick()
 	select {
 	case err = <-ended:
 		if errors.Is(err, unix.EINTR) {
-			err = ErrHangs
+			err = late
 		}
 		return err
 	case <-time.After(kickWait):
-		return ErrHangs
+		return late
 	}
 }
 

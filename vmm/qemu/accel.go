@@ -12,8 +12,9 @@ import (
 	"banger/vmm"
 )
 
-// kvmWait is how long KVM may need to run a guest of ten instructions: it takes milliseconds.
-const kvmWait = 5 * time.Second
+// kvmWait is how long KVM may need to run a guest of ten instructions: it takes
+// milliseconds, and half a second on a host that is emulated itself.
+const kvmWait = 10 * time.Second
 
 // chooseAccel returns what runs the CPUs, and the reason.
 func chooseAccel(wish string) (accel, why string, err error) {
