@@ -285,7 +285,14 @@ var remedies = []struct {
 		"input/output error; df -h ROOT/state"},
 	{0, "image", remove("mnt/images"),
 		"warn no image builtin: new VMs need one, or -i SOURCE; banger image builtin"},
-	{0, "image", serve("image", "app"), "warn no image app, which new VMs are to boot; banger image ls"},
+	{0, "image", serve("image", "app"), "warn no image app: new VMs need one, or -i SOURCE; " +
+		"banger image ls"},
+	{0, "image", set(func(h *Host) { h.Served = nil }), "warn no image builtin: new VMs need one, " +
+		"or -i SOURCE; banger image builtin"},
+	{0, "image", file("mnt/images/builtin/status", "empty\n"),
+		"warn the image builtin is empty; banger image builtin"},
+	{0, "image", file("mnt/images/builtin/status", "building 7\n"),
+		"warn the image builtin is building 7 %; cat ROOT/mnt/images/builtin/wait/ready"},
 	{0, "busybox", remove("bin/busybox"),
 		"warn no busybox: the built-in image cannot be built; apt install busybox-static"},
 	{0, "busybox", file("bin/busybox", string(dynamicELF())), "warn ROOT/bin/busybox is not static: " +
@@ -384,6 +391,8 @@ func TestLetThrough(t *testing.T) {
 			file("etc/firewalld/zones/banger.xml", `<zone target="ACCEPT">`+
 				`<interface name="banger0"/></zone>`)), "ok runs, and has banger0 in a zone"},
 		{"firewalld", file("run/firewalld.pid", "77\n"), "ok does not run"},
+		{"image", both2(set(func(h *Host) { h.Served = nil }),
+			file("state/images/builtin/image.json", "{}")), "ok new VMs boot builtin"},
 		{"ufw", both2(file("etc/ufw/ufw.conf", "ENABLED=yes\n"), file("etc/ufw/user.rules",
 			"-A ufw-user-forward -i banger0 -j ACCEPT\n")), "ok is on, and has rules for banger0"},
 		{"docker", both2(file("run/docker.pid", "5"), file("bin/iptables",

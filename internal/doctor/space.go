@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -91,21 +92,31 @@ func space(n, least, little int64, remedy, what string) finding {
 	return ok("%s", text)
 }
 
-// image looks for the image that new VMs boot.
+// image looks for the image that new VMs boot. A daemon knows whether it is ready; without one, the
+// last file of a build says so.
 func (h *Host) image(context.Context) finding {
 	name := h.setting("image", "builtin")
-	status := filepath.Join(h.StateDir, "images", name)
+	dir, status := filepath.Join(h.Mount, "images", name), "ready"
+	var err error
 	if h.Served != nil {
-		status = filepath.Join(h.Mount, "images", name)
+		status, err = readFile(filepath.Join(dir, "status"))
+	} else {
+		_, err = os.Stat(filepath.Join(h.StateDir, "images", name, "image.json"))
 	}
-	_, err := os.Stat(status)
+	remedy := "banger image ls"
+	if name == "builtin" {
+		remedy = "banger image builtin"
+	}
+	status = strings.TrimSpace(status)
 	switch {
-	case err == nil:
-		return ok("new VMs boot %s", name)
-	case !errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist):
+		return warn(remedy, "no image %s: new VMs need one, or -i SOURCE", name)
+	case err != nil:
 		return warn("banger image ls", "the image %s is not known: %v", name, reason(err))
-	case name != "builtin":
-		return warn("banger image ls", "no image %s, which new VMs are to boot", name)
+	case strings.HasPrefix(status, "building"):
+		return warn("cat "+filepath.Join(dir, "wait/ready"), "the image %s is %s %%", name, status)
+	case status != "ready":
+		return warn(remedy, "the image %s is %s", name, status)
 	}
-	return warn("banger image builtin", "no image builtin: new VMs need one, or -i SOURCE")
+	return ok("new VMs boot %s", name)
 }
