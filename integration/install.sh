@@ -53,15 +53,12 @@ syslinux syslinux
 mcopy mtools
 mkfs.vfat dosfstools
 sfdisk fdisk
-rpm rpm
-rpm2cpio rpm2cpio
-cpio cpio
-systemd-analyze systemd
 bwrap bubblewrap
 sshfs sshfs
 /usr/lib/openssh/sftp-server openssh-sftp-server
 inotifywait inotify-tools
 systemd-analyze systemd
+rpm rpm
 /usr/lib/python3/dist-packages/yaml/__init__.py python3-yaml
 slurmctld slurmctld
 slurmd slurmd

@@ -1,239 +1,262 @@
 package integration
 
 import (
+	"bytes"
+	"debug/elf"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
-// output runs a command in the source tree and returns what it prints.
+// makePackages makes the packages of a version once, in a copy of the tree, and returns its bin.
+var makePackages = sync.OnceValues(func() (string, error) {
+	tree := filepath.Join(bin, "tree")
+	script := `mkdir "$1" && cp -r Makefile README.md SECURITY.md LICENSE CHANGELOG.md go.mod go.sum \
+		cmd collector contrib docs examples fs integration internal vmm "$1"`
+	copied := exec.Command("sh", "-c", script, "sh", tree)
+	copied.Dir = module
+	if out, err := copied.CombinedOutput(); err != nil {
+		return string(out), err
+	}
+	made := exec.Command("make", "-s", "deb", "rpm", "VERSION="+packageVersion)
+	made.Dir = tree
+	made.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1700000000")
+	if out, err := made.CombinedOutput(); err != nil {
+		return string(out), err
+	}
+	return filepath.Join(tree, "bin"), nil
+})
+
+const packageVersion = "1.2.3~git4.g5"
+
+// output returns what a program prints.
 func output(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...)
-	cmd.Dir = ".."
-	var errs strings.Builder
-	cmd.Stderr = &errs
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, errs.String())
+		t.Fatalf("%s %q: %v\n%s", name, args, err, stderr.Bytes())
 	}
-	return strings.TrimSpace(string(out))
+	return string(out)
 }
 
-// makes runs targets of the Makefile. They write into bin, which no other test uses.
-func makes(t *testing.T, args ...string) string {
-	t.Helper()
-	return output(t, "make", append([]string{"-s", "--no-print-directory"}, args...)...)
-}
-
-// installed are all files but the documentation: mode and path, below /usr but for the last.
-var installed = []string{
-	"755 /usr/bin/banger", "755 /usr/bin/bangerd", "755 /usr/lib/banger/banger-agent",
-	"755 /usr/lib/banger/end", "644 /usr/lib/modules-load.d/banger.conf",
-	"644 /usr/lib/systemd/system/banger@.service", "644 /usr/lib/systemd/system/bangerd.service",
-	"644 /usr/lib/systemd/user/bangerd.service", "644 /usr/lib/sysusers.d/banger.conf",
-	"644 /usr/lib/tmpfiles.d/banger.conf",
-	"644 /usr/share/bash-completion/completions/banger",
-	"644 /usr/share/fish/vendor_completions.d/banger.fish",
-	"644 /usr/share/man/man1/banger.1.gz", "644 /usr/share/man/man5/banger.5.gz",
-	"644 /usr/share/man/man8/bangerd.8.gz", "644 /etc/banger/config.toml",
-}
-
-// files returns the files below root as `MODE PATH`, without documentation and zsh's completions,
-// whose directory differs.
-func files(t *testing.T, root string) []string {
-	t.Helper()
-	var all []string
-	for line := range strings.Lines(output(t, "find", root, "-type", "f", "-printf", "%m /%P\n") + "\n") {
-		line = strings.TrimSpace(line)
-		if !strings.Contains(line, " /usr/share/doc/") && !strings.Contains(line, "/zsh/") &&
-			!strings.Contains(line, " /usr/share/licenses/") {
-			all = append(all, line)
-		}
-	}
-	return all
-}
-
-func sameFiles(t *testing.T, what string, got []string) {
-	t.Helper()
-	want := slices.Clone(installed)
-	slices.Sort(want)
-	slices.Sort(got)
-	if !slices.Equal(got, want) {
-		t.Errorf("%s has\n%s\nwant\n%s", what, strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-}
-
-// TestPackages makes both packages and an installation without one: they have the same files, and
-// what a package manager must know.
-func TestPackages(t *testing.T) {
-	built := strings.Fields(makes(t, "deb", "rpm"))
-	find := func(ending string) string {
-		i := slices.IndexFunc(built, func(s string) bool { return strings.HasSuffix(s, ending) })
-		if i < 0 {
-			t.Fatalf("make deb rpm printed no %s: %q", ending, built)
-		}
-		return built[i]
-	}
-	deb, rpm := find("_amd64.deb"), find(".x86_64.rpm")
-	root := t.TempDir()
-	makes(t, "install", "DESTDIR="+filepath.Join(root, "plain"), "PREFIX=/usr")
-	output(t, "dpkg-deb", "-x", deb, filepath.Join(root, "deb"))
-	output(t, "sh", "-c", "mkdir $1 && rpm2cpio $2 | (cd $1 && cpio -idm --quiet --no-absolute-filenames)", "sh",
-		filepath.Join(root, "rpm"), rpm)
-	for _, kind := range []string{"plain", "deb", "rpm"} {
-		sameFiles(t, kind, files(t, filepath.Join(root, kind)))
-	}
-
-	version := output(t, "sh", "contrib/package/version.sh")
-	for _, c := range []struct{ what, got, want string }{
-		{"the deb", output(t, "dpkg-deb", "-f", deb, "Package", "Version", "Architecture"),
-			"Package: banger\nVersion: " + version + "\nArchitecture: amd64"},
-		{"the deb's conffiles", output(t, "dpkg-deb", "-I", deb, "conffiles"),
-			"/etc/banger/config.toml"},
-		{"the rpm", output(t, "rpm", "-qp", "--qf", "%{NAME} %{VERSION} %{ARCH} %{LICENSE}", rpm),
-			"banger " + version + " x86_64 Apache-2.0"},
-		{"the rpm's configuration", output(t, "rpm", "-qpc", rpm), "/etc/banger/config.toml"},
-		{"bangerd", output(t, filepath.Join(root, "deb/usr/bin/bangerd"), "--version"),
-			version},
-		{"banger", output(t, filepath.Join(root, "rpm/usr/bin/banger"), "--version"),
-			"banger version " + version},
-	} {
-		if c.got != c.want {
-			t.Errorf("%s: %q, want %q", c.what, c.got, c.want)
-		}
-	}
-	owners := output(t, "sh", "-c", "dpkg-deb -c $1 | awk '{print $2}' | sort -u", "sh", deb)
-	if owners != "root/root" {
-		t.Errorf("the deb's files belong to %q", owners)
-	}
-	for _, need := range []string{"qemu-system-x86", "qemu-utils", "e2fsprogs", "fuse3"} {
-		if !strings.Contains(output(t, "dpkg-deb", "-f", deb, "Depends"), need) {
-			t.Errorf("the deb does not depend on %s", need)
-		}
-	}
-	copyright, err := os.ReadFile(filepath.Join(root, "deb/usr/share/doc/banger/copyright"))
+// packages returns the paths of both packages.
+func packages(t *testing.T) (deb, rpm string) {
+	dir, err := makePackages()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\n%s", err, dir)
 	}
-	for _, module := range []string{"banger", "github.com/hanwen/go-fuse/v2", "modernc.org/sqlite",
-		"the Go standard library"} {
-		if !strings.Contains(string(copyright), "\n======== "+module) {
-			t.Errorf("the copyright file has no licence of %s", module)
+	deb = filepath.Join(dir, "banger_"+packageVersion+"_amd64.deb")
+	return deb, filepath.Join(dir, "banger-"+packageVersion+"-1.x86_64.rpm")
+}
+
+// installed are files of both packages, with their modes. They have more.
+var installed = map[string]string{
+	"/usr/bin/bangerd":                                 "-rwxr-xr-x",
+	"/usr/bin/banger":                                  "-rwxr-xr-x",
+	"/usr/lib/banger/banger-agent":                     "-rwxr-xr-x",
+	"/usr/lib/banger/end":                              "-rwxr-xr-x",
+	"/usr/share/man/man1/banger.1.gz":                  "-rw-r--r--",
+	"/usr/share/man/man5/banger.5.gz":                  "-rw-r--r--",
+	"/usr/share/man/man8/bangerd.8.gz":                 "-rw-r--r--",
+	"/usr/share/bash-completion/completions/banger":    "-rw-r--r--",
+	"/usr/share/fish/vendor_completions.d/banger.fish": "-rw-r--r--",
+	"/usr/lib/systemd/system/bangerd.service":          "-rw-r--r--",
+	"/usr/lib/systemd/system/banger@.service":          "-rw-r--r--",
+	"/usr/lib/systemd/user/bangerd.service":            "-rw-r--r--",
+	"/usr/lib/sysusers.d/banger.conf":                  "-rw-r--r--",
+	"/usr/lib/tmpfiles.d/banger.conf":                  "-rw-r--r--",
+	"/usr/lib/modules-load.d/banger.conf":              "-rw-r--r--",
+	"/etc/banger/config.toml":                          "-rw-r--r--",
+}
+
+// TestPackages expects of both packages the same files, the right version and the configuration as
+// a file of the administrator's.
+func TestPackages(t *testing.T) {
+	deb, rpm := packages(t)
+	extra := map[string]string{
+		"/usr/share/zsh/vendor-completions/_banger": "-rw-r--r--",
+		"/usr/share/doc/banger/copyright":           "-rw-r--r--",
+		"/usr/share/doc/banger/changelog.gz":        "-rw-r--r--",
+	}
+	files := map[string]string{}
+	for line := range strings.Lines(output(t, "dpkg-deb", "-c", deb)) {
+		words := strings.Fields(line) // mode, owner, size, date, time, path
+		if words[1] != "root/root" {
+			t.Errorf("not root's: %s", line)
+		}
+		files[strings.TrimPrefix(words[5], ".")] = words[0]
+	}
+	checkFiles(t, deb, files, extra)
+	fields := output(t, "dpkg-deb", "-f", deb, "Version", "Architecture", "Depends")
+	if !strings.HasPrefix(fields, "Version: "+packageVersion+"\nArchitecture: amd64\n") ||
+		!strings.Contains(fields, "qemu-system-x86,") {
+		t.Errorf("%s: %s", deb, fields)
+	}
+	if got := output(t, "dpkg-deb", "-I", deb, "conffiles"); got != "/etc/banger/config.toml\n" {
+		t.Errorf("conffiles %q", got)
+	}
+
+	extra = map[string]string{
+		"/usr/share/zsh/site-functions/_banger": "-rw-r--r--",
+		"/usr/share/licenses/banger/LICENSE":    "-rw-r--r--",
+	}
+	files = map[string]string{}
+	query := "[%{FILEMODES:perms} %{FILEFLAGS:fflags} %{FILENAMES}\n]"
+	for line := range strings.Lines(output(t, "rpm", "-qp", "--qf", query, rpm)) {
+		mode, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		flags, path, _ := strings.Cut(rest, " ")
+		files[path] = mode
+		if (flags == "cn") != (path == "/etc/banger/config.toml") {
+			t.Errorf("%s: %s has the flags %q", rpm, path, flags)
 		}
 	}
-
-	units(t, filepath.Join(root, "deb"))
-	completions(t, filepath.Join(root, "deb"))
-
-	// An administrator's configuration stays.
-	own := filepath.Join(root, "plain/etc/banger/config.toml")
-	must(t, os.WriteFile(own, []byte("cpus = 2\n"), 0o644))
-	makes(t, "install", "DESTDIR="+filepath.Join(root, "plain"), "PREFIX=/usr")
-	if text := readFile(own); text != "cpus = 2\n" {
-		t.Errorf("a second make install left %q in config.toml", text)
+	checkFiles(t, rpm, files, extra)
+	query = "%{NAME} %{VERSION} %{RELEASE} %{ARCH} %{LICENSE}"
+	want := "banger " + packageVersion + " 1 x86_64 Apache-2.0"
+	if got := output(t, "rpm", "-qp", "--qf", query, rpm); got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
-// mostExposed is the highest exposure level of bangerd.service that is accepted.
-const mostExposed = 6.5
-
-// units expects that systemd accepts what is installed for it.
-func units(t *testing.T, root string) {
+func checkFiles(t *testing.T, name string, files, extra map[string]string) {
 	t.Helper()
-	output(t, "systemd-analyze", "verify", "--root="+root, "--man=no", "--recursive-errors=no",
-		"bangerd.service", "banger@web.service")
-	output(t, "systemd-sysusers", "--root="+root, "banger.conf")
-	if groups := readFile(filepath.Join(root, "etc/group")); !strings.Contains(groups, "banger:") {
-		t.Errorf("systemd-sysusers makes the groups %q", groups)
-	}
-	output(t, "systemd-tmpfiles", "--root="+root, "--create", "banger.conf")
-	if _, err := os.Stat(filepath.Join(root, "run/banger")); err != nil {
-		t.Error(err)
-	}
-	said := output(t, "systemd-analyze", "security", "--offline=true", "--no-pager",
-		filepath.Join(root, "usr/lib/systemd/system/bangerd.service"))
-	level := regexp.MustCompile(`exposure level for bangerd\.service: (\S+)`).FindStringSubmatch(said)
-	if level == nil {
-		t.Fatalf("systemd-analyze security says\n%s", said)
-	}
-	if n, err := strconv.ParseFloat(level[1], 64); err != nil || n <= 0 || n > mostExposed {
-		t.Errorf("the exposure of bangerd.service is %s, at most %v is accepted",
-			level[1], mostExposed)
-	}
-}
-
-// completions expects that bash completes the commands of banger, and that the manual is readable.
-func completions(t *testing.T, root string) {
-	t.Helper()
-	t.Setenv("PATH", filepath.Join(root, "usr/bin")+":"+os.Getenv("PATH"))
-	script := filepath.Join(root, "usr/share/bash-completion/completions/banger")
-	// __start_banger needs functions of the package bash-completion. What it asks is banger itself.
-	output(t, "bash", "-c", "source $1 && declare -F __start_banger", "bash", script)
-	if got := output(t, "banger", "__complete", "doc"); !strings.HasPrefix(got, "doctor\t") {
-		t.Errorf("completions of doc: %q", got)
-	}
-	for _, page := range []string{"man1/banger.1", "man5/banger.5", "man8/bangerd.8"} {
-		text := output(t, "man", "-l", filepath.Join(root, "usr/share/man", page+".gz"))
-		if !strings.Contains(text, "NAME") || !strings.Contains(text, "SEE ALSO") {
-			t.Errorf("%s is no manual page:\n%.200s", page, text)
+	for _, all := range []map[string]string{installed, extra} {
+		for path, mode := range all {
+			if files[path] != mode {
+				t.Errorf("%s has %s with the mode %q, want %s", name, path, files[path], mode)
+			}
 		}
 	}
 }
 
-// TestVersions expects that a package manager takes a later commit, and a release, for newer.
-func TestVersions(t *testing.T) {
-	dir := t.TempDir()
-	git := func(args ...string) {
-		t.Helper()
-		output(t, "git", append([]string{"-C", dir, "-c", "user.name=n", "-c", "user.email=e@e.example"},
-			args...)...)
-	}
-	must(t, os.MkdirAll(filepath.Join(dir, "contrib/package"), 0o755))
-	for name, text := range map[string]string{
-		"CHANGELOG.md":               "# Changes\n\n## 0.1.0\n",
-		"contrib/package/version.sh": readFile("../contrib/package/version.sh"),
+// TestPackagedPrograms expects programs that run everywhere, that say the package's version, and
+// units without errors.
+func TestPackagedPrograms(t *testing.T) {
+	deb, _ := packages(t)
+	root := t.TempDir()
+	output(t, "dpkg-deb", "-x", deb, root)
+	for _, name := range []string{
+		"usr/bin/bangerd", "usr/bin/banger", "usr/lib/banger/banger-agent",
 	} {
-		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+		program, err := elf.Open(filepath.Join(root, name))
+		must(t, err)
+		for _, part := range program.Progs {
+			if part.Type == elf.PT_INTERP {
+				t.Errorf("%s is not static", name)
+			}
+		}
+		program.Close()
 	}
-	version := func() string {
-		t.Helper()
-		return output(t, "sh", filepath.Join(dir, "contrib/package/version.sh"))
+	got := output(t, filepath.Join(root, "usr/bin/bangerd"), "--version")
+	if got != packageVersion+"\n" {
+		t.Errorf("version %q", got)
 	}
-	all := []string{}
-	git("init", "-q")
-	git("add", ".")
-	for range 11 { // 10 sorts after 9
-		git("commit", "-q", "--allow-empty", "-m", "next")
-		all = append(all, version())
-	}
-	git("tag", "v0.1.0")
-	all = append(all, version())
-	git("commit", "-q", "--allow-empty", "-m", "next")
-	all = append(all, version())
-	if all[11] != "0.1.0" || !strings.HasPrefix(all[0], "0.1.0~git1.g") ||
-		!strings.HasPrefix(all[12], "0.1.0+1.g") {
-		t.Errorf("versions %q", all)
-	}
-	for i := range all[1:] {
-		output(t, "dpkg", "--compare-versions", all[i], "lt", all[i+1])
-		order := output(t, "rpm", "--eval",
-			`%{lua:print(rpm.vercmp("`+all[i]+`", "`+all[i+1]+`"))}`)
-		if order != "-1" {
-			t.Errorf("rpm compares %s with %s: %s", all[i], all[i+1], order)
+	licences, err := os.ReadFile(filepath.Join(root, "usr/share/doc/banger/copyright"))
+	must(t, err)
+	for _, linked := range []string{
+		"github.com/hanwen/go-fuse/v2@", "modernc.org/sqlite@", "Go standard library",
+	} {
+		if !bytes.Contains(licences, []byte(linked)) {
+			t.Errorf("the licence of %s is missing", linked)
 		}
 	}
-	must(t, os.WriteFile(filepath.Join(dir, "CHANGELOG.md"), []byte("# Changes\n\n## 0.2.0\n"), 0o644))
-	if v := version(); v != all[12]+".dirty" {
-		t.Errorf("with a change that is not committed: %q", v)
+	const service = "../contrib/package/bangerd.service"
+	got = output(t, "systemd-analyze", "security", "--offline=true", service)
+	level := regexp.MustCompile(`exposure level for bangerd.service: ([0-9.]+)`).FindStringSubmatch(got)
+	if level == nil {
+		t.Fatalf("no exposure level in %s", got)
 	}
-	must(t, os.RemoveAll(filepath.Join(dir, ".git")))
-	if v := version(); v != "0.2.0" {
-		t.Errorf("without git: %q", v)
+	// See docs/decisions.md for what keeps it from being lower.
+	if exposed, err := strconv.ParseFloat(level[1], 64); err != nil || exposed > 6.5 {
+		t.Errorf("the service's exposure level is %v, %v", exposed, err)
+	}
+}
+
+// TestPackageScripts installs, upgrades, removes and purges the package in a root of its own, without
+// a systemd, and expects nothing to be left.
+func TestPackageScripts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("dpkg needs root")
+	}
+	deb, _ := packages(t)
+	script := strings.NewReplacer("DEB", deb).Replace(`set -eu
+root=$1
+mkdir -p $root/var/lib/dpkg/info $root/var/lib/dpkg/updates $root/dev $root/proc
+for dir in usr etc; do mkdir $root/$dir; done
+touch $root/var/lib/dpkg/status
+for dir in bin sbin lib lib64; do ln -s usr/$dir $root/$dir; done
+mkdir $root/lower; mount -t tmpfs tmpfs $root/lower
+over() { # DIR: the host's, with changes that go
+	mkdir $root/lower/$1 $root/lower/$1.work
+	mount -t overlay -o lowerdir=/$1,upperdir=$root/lower/$1,workdir=$root/lower/$1.work \
+		overlay $root/$1
+}
+over usr
+over etc
+mount --rbind /proc $root/proc
+mount --rbind /dev $root/dev
+dpkg="dpkg --root=$root --force-depends"
+if find $root/usr -xdev -name '*banger*' | grep .; then echo 'banger is installed here'; exit 1; fi
+$dpkg -i DEB
+chroot $root /usr/bin/bangerd --version
+grep '^banger:' $root/etc/group
+echo '# mine' >> $root/etc/banger/config.toml
+$dpkg -i DEB
+grep '^# mine' $root/etc/banger/config.toml
+mkdir -p $root/var/lib/banger; echo x > $root/var/lib/banger/disk
+$dpkg -r banger
+test -e $root/var/lib/banger/disk
+test -e $root/etc/banger/config.toml
+if find $root/lower/usr -name '*banger*' ! -type c | grep .; then exit 1; fi
+$dpkg -P banger
+test ! -e $root/var/lib/banger
+test ! -e $root/etc/banger
+if grep '^banger:' $root/etc/group; then exit 1; fi
+`)
+	cmd := exec.Command("unshare", "--mount", "--propagation=private",
+		"bash", "-c", script, "bash", t.TempDir())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestPackageVersions expects of a commit a version that sorts above that of the commit before, and
+// below that of the tag to come.
+func TestPackageVersions(t *testing.T) {
+	tree := t.TempDir()
+	script := `set -eu
+mkdir -p contrib/package; cp "$1" contrib/package/; echo '## 0.1.0' > CHANGELOG.md
+git init -q; git config user.email me@example.com; git config user.name me
+version() { sh contrib/package/version.sh; }
+commit() { git add -A; git commit -q --allow-empty -m x; version; }
+commit; commit; commit
+git tag v0.1.0; version
+commit; commit
+echo '## 0.2.0' > CHANGELOG.md; version; commit
+git tag v0.2.0; version
+`
+	cmd := exec.Command("sh", "-c", script, "sh",
+		filepath.Join(module, "contrib/package/version.sh"))
+	cmd.Dir = tree
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	versions := strings.Fields(string(out))
+	if len(versions) != 9 || versions[3] != "0.1.0" || versions[8] != "0.2.0" {
+		t.Errorf("versions %q", versions)
+	}
+	for i, v := range versions[1:] {
+		if err := exec.Command("dpkg", "--compare-versions", versions[i], "lt", v).Run(); err != nil {
+			t.Errorf("%s does not sort below %s: %v", versions[i], v, err)
+		}
 	}
 }

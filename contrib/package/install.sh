@@ -40,6 +40,11 @@ files="
 644 README.md $prefix/share/doc/banger/README.md
 644 SECURITY.md $prefix/share/doc/banger/SECURITY.md
 $(for page in docs/*.md; do echo "644 $page $prefix/share/doc/banger/$page"; done)
+$(find examples -type f | while read -r example; do
+	mode=644
+	[ ! -x "$example" ] || mode=755
+	echo "$mode $example $prefix/share/doc/banger/$example"
+done)
 "
 case ${FORMAT-} in
 deb)
