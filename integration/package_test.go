@@ -170,7 +170,8 @@ func TestPackagedPrograms(t *testing.T) {
 	}
 	const service = "../contrib/package/bangerd.service"
 	got = output(t, "systemd-analyze", "security", "--offline=true", service)
-	level := regexp.MustCompile(`exposure level for bangerd.service: ([0-9.]+)`).FindStringSubmatch(got)
+	level := regexp.MustCompile(`exposure level for bangerd.service: ([0-9.]+)`).
+		FindStringSubmatch(got)
 	if level == nil {
 		t.Fatalf("no exposure level in %s", got)
 	}
@@ -180,8 +181,8 @@ func TestPackagedPrograms(t *testing.T) {
 	}
 }
 
-// TestPackageScripts installs, upgrades, removes and purges the package in a root of its own, without
-// a systemd, and expects nothing to be left.
+// TestPackageScripts installs, upgrades, removes and purges the package in a root of its own,
+// without systemd, and expects nothing to be left.
 func TestPackageScripts(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("dpkg needs root")
