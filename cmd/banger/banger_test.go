@@ -90,6 +90,7 @@ func TestCommands(t *testing.T) {
 		{"start gone ..", exitNoVM, "", "no name of a VM"},
 		{"purple", exitUsage, "", "banger: unknown command \"purple\" for \"banger\"; `banger --help` lists all\n"},
 		{"stpo web", exitUsage, "", "banger: unknown command \"stpo\" for \"banger\"; did you mean stop?\n"},
+		{"rm --help", exitOK, "  -f, --force         ", ""},
 		{"image pul x", exitUsage, "", "banger: unknown command \"pul\" for \"banger image\"; did you mean pull?\n"},
 		{"start weeb", exitNoVM, "", "banger: no VM is called weeb; did you mean web?\n"},
 		{"snapshot rm db onee", exitFailed, "", "banger: db has no snapshot onee; did you mean one?\n"},

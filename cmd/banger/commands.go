@@ -37,7 +37,8 @@ All that banger does can be done with the files alone, see banger(5).
 		DisableSuggestions: true,
 	}
 	root.PersistentFlags().StringVar((*string)(&c.tree), "mount", defaultMount(),
-		"directory that bangerd serves, also $BANGER_MOUNT")
+		"`DIR` that bangerd serves, also $BANGER_MOUNT")
+	plainFlags(root)
 	root.AddCommand(c.runCmd(), c.lsCmd(), c.statusCmd())
 	for word, short := range map[string]string{
 		"start":   "Start VMs; returns when their CPUs run",

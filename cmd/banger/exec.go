@@ -80,18 +80,18 @@ func (c *client) execCmd() *cobra.Command {
 	flags.BoolVarP(&f.terminal, "tty", "t", false, "run it on a terminal")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "leave it running, without input and output")
 	addCommandFlags(flags, &f)
-	flags.DurationVar(&f.timeout, "timeout", 0, "end it after this time, e.g. 30s (0: never)")
+	flags.DurationVar(&f.timeout, "timeout", 0, "end it after this `TIME`, e.g. 30s (0: never)")
 	return cmd
 }
 
 // addCommandFlags adds the flags that say how a command runs in its guest.
 func addCommandFlags(flags *pflag.FlagSet, f *execFlags) {
 	flags.StringVarP(&f.dir, "workdir", "w", "",
-		"directory in the guest (default: the image's or the user's home)")
+		"`DIR` in the guest (default: the image's or the user's home)")
 	flags.StringVarP(&f.user, "user", "u", "",
-		"user in the guest: NAME or UID, perhaps :GROUP or :GID (default: the image's or root)")
+		"`USER` in the guest, a name or uid, perhaps with :GROUP (default: the image's or root)")
 	flags.StringArrayVarP(&f.env, "env", "e", nil,
-		"NAME=VALUE for its environment, or NAME for the value here; may be repeated")
+		"`NAME=VALUE` for its environment, or NAME for the value here; may be repeated")
 }
 
 // asCommand returns an error of banger's as that of a command, whose exit codes are others.

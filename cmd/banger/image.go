@@ -23,6 +23,7 @@ func (c *client) imageCmd() *cobra.Command {
 		Long: "List, make and remove images, the directories of `images/`, see banger(5).\n\n" +
 			sources.Help(),
 		Args: cobra.ArbitraryArgs, RunE: ofGroup, ValidArgsFunction: cobra.NoFileCompletions,
+		DisableFlagsInUseLine: true,
 	}
 	cmd.AddCommand(
 		c.imageLsCmd(),

@@ -52,16 +52,16 @@ func (c *client) runCmd() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&r.image, "image", "i", "",
-		"image to boot, or a source such as debian:bookworm (default: the daemon's image)")
-	flags.StringVar(&r.name, "name", "", "the VM's name, in place of NAME")
-	flags.IntP("cpus", "c", 1, "number of CPUs")
-	flags.StringP("memory", "m", "", "memory, e.g. 192M (default: the image's)")
-	flags.StringP("disk", "d", "", "size of a disk of its own, e.g. 10G (default: none)")
+		"`IMAGE` to boot, or a source such as debian:bookworm (default: the daemon's image)")
+	flags.StringVar(&r.name, "name", "", "the VM's `NAME`, in place of the argument")
+	flags.IntP("cpus", "c", 1, "`COUNT` of CPUs")
+	flags.StringP("memory", "m", "", "memory of this `SIZE`, e.g. 192M (default: the image's)")
+	flags.StringP("disk", "d", "", "a disk of its own of this `SIZE`, e.g. 10G (default: none)")
 	flags.StringArrayVar(&r.set, "set", nil,
-		"another setting, NAME=VALUE, e.g. net=none; may be repeated")
+		"another setting, `NAME=VALUE`, e.g. net=none; may be repeated")
 	flags.StringArrayVarP(&r.publish, "publish", "p", nil,
-		"forward a port of the host to the guest, [HOST:]PORT:GUESTPORT[/PROTO]; may be repeated")
-	flags.DurationVar(&r.timeout, "timeout", time.Minute, "wait so long for the boot (0: for ever)")
+		"forward a `PORT` of the host, [HOST:]PORT:GUESTPORT[/PROTO]; may be repeated")
+	flags.DurationVar(&r.timeout, "timeout", time.Minute, "`TIME` that the boot may take (0: any)")
 	flags.BoolVar(&r.remove, "rm", false, "stay in the foreground and remove the VM at the end")
 	flags.BoolVarP(&r.exec.terminal, "tty", "t", false, "run the COMMAND on a terminal; "+
 		"without one, use the console as a terminal")

@@ -20,7 +20,7 @@ var loginShells = []string{"ash", "bash", "dash", "fish", "ksh", "mksh", "sh", "
 func (c *client) shellCmd() *cobra.Command {
 	f := execFlags{input: true}
 	cmd := &cobra.Command{
-		Use: "shell NAME", Short: "Use a shell in a guest, that of its root",
+		Use: "shell NAME", Short: "Open a login shell in a guest",
 		Long: `Use the login shell of a guest's user, root unless -u says otherwise.
 Without a terminal it reads commands from the standard input. The exit code is that of the shell, as
 with banger exec.`,
@@ -33,8 +33,8 @@ with banger exec.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&f.user, "user", "u", "root", "user in the guest: NAME or UID")
-	flags.StringVarP(&f.dir, "workdir", "w", "", "directory in the guest (default: the user's home)")
+	flags.StringVarP(&f.user, "user", "u", "root", "`USER` in the guest, a name or uid")
+	flags.StringVarP(&f.dir, "workdir", "w", "", "`DIR` in the guest (default: the user's home)")
 	return cmd
 }
 

@@ -17,6 +17,7 @@ func (c *client) snapshotCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "snapshot", Short: "Take, list, restore and remove snapshots of a VM's disks",
 		Args: cobra.ArbitraryArgs, RunE: ofGroup, ValidArgsFunction: cobra.NoFileCompletions,
+		DisableFlagsInUseLine: true,
 	}
 	cmd.AddCommand(
 		c.snapshotLsCmd(),

@@ -50,7 +50,7 @@ func (c *client) waitCmd() *cobra.Command {
 		}
 		return names(c, a, typed)
 	}
-	timeout := cmd.Flags().Duration("timeout", 0, "fail after this time, e.g. 30s (0: never)")
+	timeout := cmd.Flags().Duration("timeout", 0, "fail after this `TIME`, e.g. 30s (0: never)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		condition := waitStates[0]
 		if len(args) == 2 {
