@@ -119,8 +119,8 @@ func TestPast(t *testing.T) {
 	}
 }
 
-// TestEventsForPeople prints events of a tree as on a terminal.
-func TestEventsForPeople(t *testing.T) {
+// TestForPeople prints events and the list of a tree as on a terminal.
+func TestForPeople(t *testing.T) {
 	old := time.Local
 	defer func() { time.Local = old }()
 	time.Local = time.FixedZone("", 2*3600)
@@ -141,6 +141,17 @@ func TestEventsForPeople(t *testing.T) {
 		if !strings.HasPrefix(out, "1790000000.500 7 web state running\n") {
 			t.Errorf("banger %s: %q", args, out)
 		}
+	}
+	put(t, filepath.Join(root, "list"), "web  running  healthy  12.345  134217728  172.30.0.2  3723.5  app\n"+
+		"off  failed   stopped  -       -          -           -       -\nodd\n")
+	const list = bold + "NAME" + plain + "  " + bold + "STATE" + plain + "    " + bold + "HEALTH" + plain +
+		"   " + bold + "CPU%" + plain + "  " + bold + "MEMORY" + plain + "  " + bold + "ADDRESS" + plain +
+		"     " + bold + "UPTIME" + plain + "  " + bold + "IMAGE" + plain + "\n" +
+		"web   " + green + "running" + plain + "  " + green + "healthy" + plain +
+		"  12.3    128M  172.30.0.2   1h02m  app\n" +
+		"off   " + red + "failed" + plain + "   stopped     -       -  -                -  -\n"
+	if _, out, _ := banger(root, "ls", "--color", "always"); out != list {
+		t.Errorf("%q", out)
 	}
 	if code, _, errs := banger(root, "ls", "--color", "purple"); code != exitUsage {
 		t.Errorf("%d %s", code, errs)

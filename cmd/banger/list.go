@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -17,7 +19,6 @@ type listRow struct {
 	RSS     *int64   `json:"rss_bytes"`
 	Address *string  `json:"address"`
 	Uptime  *float64 `json:"uptime"`
-	Image   string   `json:"image"`
 }
 
 // parseList returns the rows of list.json with printable text.
@@ -27,7 +28,7 @@ func parseList(text string) (rows []listRow, err error) {
 	}
 	for i := range rows {
 		r := &rows[i]
-		for _, s := range []*string{&r.Name, &r.State, r.Health, r.Address, &r.Image} {
+		for _, s := range []*string{&r.Name, &r.State, r.Health, r.Address} {
 			if s != nil {
 				*s = printable.Sentence(*s) // the daemon escaped it for JSON only
 			}
@@ -51,29 +52,35 @@ address, uptime, image. On a terminal with a heading, units and colours, else th
 		if file := twin("list"); file != "list" || !l.people {
 			return c.show(doing, c.tree.file(file))
 		}
-		text, err := read(c.tree.file("list.json"))
+		text, err := read(c.tree.file("list"))
 		if err != nil {
 			return explain(doing, "", err)
 		}
-		rows, err := parseList(text)
-		if err != nil {
-			return failf(exitFailed, "%s: %w", doing, err)
-		}
-		return c.print(l.list(rows))
+		return c.print(l.list(text))
 	})
 	return cmd
 }
 
-// list returns the table of VMs.
-func (l look) list(rows []listRow) string {
-	cells := make([][]string, len(rows))
-	for i := range rows {
-		r := &rows[i]
-		cells[i] = []string{r.Name, r.State, or(r.Health, "-"), floatText(r.CPU), sizeText(r.RSS),
-			uptimeText(r.Uptime), or(r.Address, "-"), r.Image}
+// listColumns are those of the file `list`, whose cells are printable words.
+var listColumns = []column{{head: "NAME"}, {head: "STATE", state: true},
+	{head: "HEALTH", state: true}, {head: "CPU%", number: true}, {head: "MEMORY", bytes: true},
+	{head: "ADDRESS"}, {head: "UPTIME", number: true}, {head: "IMAGE"}}
+
+// list returns the table of VMs of a text of `list`. It is cheaper to parse than list.json.
+func (l look) list(text string) string {
+	var rows [][]string
+	for _, line := range lines(text) {
+		row := strings.Fields(line)
+		if len(row) != len(listColumns) {
+			continue // not of this daemon
+		}
+		if cpu, err := strconv.ParseFloat(row[3], 64); err == nil {
+			row[3] = floatText(&cpu)
+		}
+		if up, err := strconv.ParseFloat(row[6], 64); err == nil {
+			row[6] = uptimeText(&up)
+		}
+		rows = append(rows, row)
 	}
-	return l.table([]column{{head: "NAME"}, {head: "STATE", state: true},
-		{head: "HEALTH", state: true}, {head: "CPU%", number: true},
-		{head: "MEMORY", number: true}, {head: "UPTIME", number: true}, {head: "ADDRESS"},
-		{head: "IMAGE"}}, cells)
+	return l.table(listColumns, rows)
 }

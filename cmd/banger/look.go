@@ -109,6 +109,16 @@ func (l look) with(attribute, text string) string {
 	return attribute + text + plain
 }
 
+// cells returns the width of a printable text. Nearly all is ASCII, which need not be parsed.
+func cells(s string) int {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return ansi.StringWidth(s)
+		}
+	}
+	return len(s)
+}
+
 // column is a column of a table.
 type column struct {
 	head   string
@@ -134,7 +144,7 @@ func (l look) table(columns []column, rows [][]string) string {
 			widths[i] = len(c.head)
 		}
 		for _, row := range rows {
-			widths[i] = max(widths[i], ansi.StringWidth(row[i]))
+			widths[i] = max(widths[i], cells(row[i]))
 		}
 	}
 	var b strings.Builder
@@ -144,7 +154,7 @@ func (l look) table(columns []column, rows [][]string) string {
 				b.WriteString("  ")
 			}
 			text, painted := cell(i)
-			space := strings.Repeat(" ", widths[i]-ansi.StringWidth(text))
+			space := strings.Repeat(" ", widths[i]-cells(text))
 			switch {
 			case l.people && (c.number || c.bytes):
 				b.WriteString(space + painted)

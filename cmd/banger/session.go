@@ -1,13 +1,11 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
 )
@@ -28,9 +26,6 @@ func (c *client) newSession(name string) (*session, error) {
 	}
 	doing := "cannot run a command in " + name
 	ctl, err := open(v.file("exec/clone"), os.O_RDWR)
-	if errors.Is(err, syscall.EACCES) {
-		return nil, explain(doing, "", err) // the file error is about something else
-	}
 	if err != nil {
 		return nil, v.explain(doing, err)
 	}

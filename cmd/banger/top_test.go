@@ -232,7 +232,7 @@ func TestTopActions(t *testing.T) {
 		{"running", "P", "", "", "pause\n"},
 		{"paused", "P", "", "", "resume\n"},
 		{"running", "C", "", "console web", ""},
-		{"running", "E", "", "exec -it web sh", ""},
+		{"running", "E", "", "shell web", ""},
 		{"running", "Z", "", "", ""},
 	} {
 		for _, inDetail := range []bool{false, true} {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 
 	tea "charm.land/bubbletea/v2"
@@ -27,8 +26,8 @@ var actions = []action{
 	{"P", "pause", "", pauseOrResume},
 	{"K", "kill", "Kill %s? That is like pulling its plug.", command("kill")},
 	{"D", "remove", "Remove %s and its disks?", removeVM},
-	{"C", "console", "", program("console", vmName)},
-	{"E", "shell", "", program("exec", "-it", vmName, "sh")},
+	{"C", "console", "", program("console")},
+	{"E", "shell", "", program("shell")},
 }
 
 // question waits for y. Every other key is no.
@@ -123,15 +122,10 @@ func removeVM(m *top, name string) tea.Cmd {
 	return m.inBackground("remove", name, func(v vm) error { return t.remove(v) })
 }
 
-// vmName stands for the VM's name in the arguments of program.
-const vmName = "NAME"
-
 // program returns an action that leaves the terminal to a command of banger until that ends.
-func program(args ...string) func(*top, string) tea.Cmd {
+func program(word string) func(*top, string) tea.Cmd {
 	return func(m *top, name string) tea.Cmd {
-		typed := slices.Clone(args)
-		typed[slices.Index(typed, vmName)] = name
-		cmd := m.command(typed...)
+		cmd := m.command(word, name)
 		var messages bytes.Buffer
 		cmd.Stderr = io.MultiWriter(os.Stderr, &messages)
 		return tea.ExecProcess(cmd, func(err error) tea.Msg {

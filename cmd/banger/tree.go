@@ -173,13 +173,16 @@ func isName(s string) bool {
 }
 
 // explain returns the failure of an action. Its text is the sentence that the daemon left in
-// errorFile, if there is one.
+// errorFile, if there is one. The sentence is about something else where the kernel refused an
+// open: it asks no daemon.
 func explain(doing, errorFile string, err error) error {
 	if err == nil {
 		return nil
 	}
 	code := codeOf(err)
-	if errorFile != "" {
+	opening, _ := errors.AsType[*fs.PathError](err)
+	byKernel := opening != nil && opening.Op == "open" && errors.Is(err, syscall.EACCES)
+	if errorFile != "" && !byKernel {
 		if sentence, err := readTrimmed(errorFile); err == nil && sentence != "" {
 			return &failure{code, errors.New(sentence)}
 		}

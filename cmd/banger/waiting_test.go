@@ -33,7 +33,7 @@ var usages = map[string]struct{ args, waits string }{
 	"import":           {"import list", "wait/import"},
 	"kill":             {"kill web", "vms/web/state"},
 	"logs":             {"logs web", "vms/web/log"},
-	"ls":               {"ls", "list.json"}, // of a terminal
+	"ls":               {"ls", "list"},
 	"pause":            {"pause web", "vms/web/state"},
 	"ports":            {"ports web", "vms/web/ports"},
 	"proxy":            {"proxy web", "vms/web/exec/1/data"},
