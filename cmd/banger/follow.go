@@ -58,7 +58,7 @@ func (c *client) rejoin(more func() (ended bool, err error)) error {
 				break
 			}
 			if !said {
-				fmt.Fprintf(c.std.err, "banger: bangerd is gone from %s; waiting for it\n", c.tree)
+				c.report(fmt.Errorf("bangerd is gone from %s; waiting for it", c.tree))
 			}
 		}
 	}

@@ -19,7 +19,7 @@ const (
 )
 
 // progress is a line of a terminal that is written again and again. It needs no escape sequences:
-// those are for top, and for the page of status --watch.
+// those that move the cursor are for top, and for the page of status --watch.
 type progress struct {
 	screen *os.File
 	shown  int // characters
