@@ -239,6 +239,7 @@ git init -q; git config user.email me@example.com; git config user.name me
 version() { sh contrib/package/version.sh; }
 commit() { git add -A; git commit -q --allow-empty -m x; version; }
 commit; commit; commit
+git tag v0.1.0-rc1; version; commit
 git tag v0.1.0; version
 commit; commit
 echo '## 0.2.0' > CHANGELOG.md; version; commit
@@ -252,7 +253,8 @@ git tag v0.2.0; version
 		t.Fatalf("%v\n%s", err, out)
 	}
 	versions := strings.Fields(string(out))
-	if len(versions) != 9 || versions[3] != "0.1.0" || versions[8] != "0.2.0" {
+	if len(versions) != 11 || versions[3] != "0.1.0~rc1" || versions[5] != "0.1.0" ||
+		versions[10] != "0.2.0" {
 		t.Errorf("versions %q", versions)
 	}
 	for i, v := range versions[1:] {

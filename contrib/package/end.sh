@@ -18,6 +18,9 @@ if [ "${1-}" = stop-vms ]; then
 	stop_vms
 	exit
 fi
+if [ -d /run/systemd/system ]; then
+	systemctl stop 'banger@*.service'
+fi
 # A daemon that does not answer must not hold up the removal.
 timeout --kill-after=5 60 sh "$0" stop-vms
 if [ -d /run/systemd/system ]; then

@@ -19,7 +19,7 @@ fi
 if tagged=$(git describe --tags --long --match 'v[0-9]*' 2>/dev/null); then
 	hash=${tagged##*-} rest=${tagged%-*}
 	version=${rest%-*}
-	version=${version#v}
+	version=$(echo "${version#v}" | tr - '~') # 0.1.0~rc1 of the tag v0.1.0-rc1
 	case ${rest##*-} in
 	0) ;;
 	*) version=$version+${rest##*-}.$hash ;;
