@@ -4,11 +4,11 @@ serve web
 boot=$(guest web cat /proc/sys/kernel/random/boot_id)
 pid=$(cat $V/web/pid)
 echo 'idle_timeout = "23m"' >>/etc/banger/config.toml
-dpkg -i "$LAB"/before/banger_*.deb
+dpkg -i --force-confold "$LAB"/before/banger_*.deb
 matches "^$(dpkg-query -W -f '${Version}' banger)\$" cat $M/version
 was=$(cat $M/version)
 is "$pid" cat $V/web/pid
-dpkg -i "$LAB"/banger_*.deb
+dpkg -i --force-confold "$LAB"/banger_*.deb
 matches "^$(dpkg-query -W -f '${Version}' banger)\$" cat $M/version
 [ "$was" != "$(cat $M/version)" ] || fail "no upgrade: both are $was"
 note "from $was to $(cat $M/version)"

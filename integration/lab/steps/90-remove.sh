@@ -7,7 +7,8 @@ refused ip link show banger0
 refused sh -c 'nft list tables | grep banger'
 refused grep banger /proc/self/mounts
 refused test -e /run/banger
-refused sh -c 'find /sys/fs/cgroup -name "*banger*" | grep .'
+# alice's own slice ends with her session.
+refused sh -c 'find /sys/fs/cgroup -name user.slice -prune -o -name "*banger*" -print | grep .'
 refused sh -c 'find /usr /lib -xdev -name "*banger*" | grep -v /usr/share/doc | grep .'
 refused getent hosts web.vm
 test -s /var/lib/banger/banger.db
