@@ -16,7 +16,7 @@ const (
 type check struct {
 	name  string
 	of    daemons
-	heavy bool // it starts a program or a guest
+	heavy bool // it starts a program or a guest, or loads modules
 	look  func(h *Host, ctx context.Context) finding
 }
 
@@ -30,7 +30,7 @@ var checks = []check{
 	{"fusermount3", userOnly, false, (*Host).fusermount},
 	{"allow-other", userOnly, false, (*Host).allowOther},
 	{"tun", rootOnly, false, (*Host).tun},
-	{"nftables", rootOnly, false, (*Host).nftables},
+	{"nftables", rootOnly, true, (*Host).nftables},
 	{"firewalld", rootOnly, false, (*Host).firewalld},
 	{"ufw", rootOnly, false, (*Host).ufw},
 	{"docker", rootOnly, false, (*Host).docker},

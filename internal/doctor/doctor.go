@@ -26,8 +26,8 @@ const (
 	Fail = "fail" // something that banger needs is missing
 )
 
-// limit is how long a check may take, and heavyLimit one that starts a program or a guest. On a host
-// that is emulated itself, a guest of ten instructions takes half a second.
+// limit is how long a check may take, and heavyLimit a heavy one. A guest of ten instructions takes
+// half a second on a host that is emulated itself.
 const (
 	limit      = 2 * time.Second
 	heavyLimit = 5 * time.Second
@@ -58,8 +58,7 @@ func fail(remedy, format string, args ...any) finding {
 }
 
 // Examine runs all checks that matter to the daemon of the host's user, side by side, and returns
-// their results in the order of the table. It blocks for the time of two heavy checks at most, and
-// a moment.
+// their results in the order of the table. It blocks for the time of the heavy checks at most.
 func Examine(ctx context.Context, h *Host) []Result {
 	var rows []check
 	for _, c := range checks {

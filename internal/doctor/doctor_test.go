@@ -20,17 +20,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// huge is the directory of the settings of huge pages.
+const huge = "sys/kernel/mm/transparent_hugepage/"
+
+// hers is the file of the controllers that systemd hands to the user 1000.
+const hers = "user.slice/user-1000.slice/user@1000.service/cgroup.controllers"
+
 // sound are the files of a host on which nothing is missing.
 var sound = map[string]string{
-	"proc/cpuinfo":                     "processor\t: 0\nflags\t\t: fpu svm\n",
-	"proc/meminfo":                     "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n",
-	"proc/self/status":                 "CapEff:\t000001ffffffffff\nSeccomp:\t0\n",
-	"proc/self/mountinfo":              "24 1 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
-	"proc/self/cgroup":                 "0::/system.slice/ssh.service\n",
-	"sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids\n",
-	"sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/cgroup.controllers": "cpu memory pids\n",
-	"sys/kernel/mm/transparent_hugepage/enabled":                                    "always [madvise] never\n",
-	"sys/kernel/mm/transparent_hugepage/shmem_enabled":                              "always [never] force\n",
+	"proc/cpuinfo":                           "processor\t: 0\nflags\t\t: fpu svm\n",
+	"proc/meminfo":                           "MemTotal: 9000000 kB\nMemAvailable: 8000000 kB\n",
+	"proc/self/status":                       "CapEff:\t000001ffffffffff\nSeccomp:\t0\n",
+	"proc/self/mountinfo":                    "24 1 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+	"proc/self/cgroup":                       "0::/system.slice/ssh.service\n",
+	"sys/fs/cgroup/cgroup.controllers":       "cpuset cpu io memory pids\n",
+	"sys/fs/cgroup/" + hers:                  "cpu memory pids\n",
+	huge + "enabled":                         "always [madvise] never\n",
+	huge + "shmem_enabled":                   "always [never] force\n",
 	"etc/fuse.conf":                          "# x\nuser_allow_other\n",
 	"etc/subuid":                             "alice:100000:65536\n",
 	"etc/subgid":                             "alice:100000:65536\n",
@@ -48,15 +54,17 @@ var sound = map[string]string{
 	"bin/mmdebstrap":                         "",
 	"bin/newuidmap":                          "",
 	"bin/apt-get":                            "",
-	"bin/qemu-system-x86_64":                 "#!/bin/sh\n" + `echo '{"QMP":{"version":{"qemu":{"micro":3,"minor":2,"major":9}}}}'` + "\n",
-	"bin/fusermount3":                        "",
+	"bin/qemu-system-x86_64": "#!/bin/sh\n" +
+		`echo '{"QMP":{"version":{"qemu":{"micro":3,"minor":2,"major":9}}}}'` + "\n",
+	"bin/fusermount3": "",
 }
 
 // fixture is a sound host below a directory of the test's.
 func fixture(t *testing.T, uid int) *Host {
 	root := t.TempDir()
 	h := &Host{Root: root, UID: uid, User: "alice", Version: "1.2", Programs: root + "/bin",
-		Mount: root + "/mnt", Served: map[string]string{"qemu": "auto"}, Daemon: "1.2", StateDir: root + "/state",
+		Mount: root + "/mnt", Served: map[string]string{"qemu": "auto"}, Daemon: "1.2",
+		StateDir: root + "/state",
 		Config:   "/etc/banger/config.toml",
 		KVM:      func(context.Context, string) error { return nil },
 		Nft:      func() error { return nil },
@@ -138,7 +146,8 @@ var remedies = []struct {
 	harm  func(t *testing.T, h *Host)
 	want  string
 }{
-	{0, "daemon", mute(fs.ErrNotExist), "warn no daemon serves ROOT/mnt; systemctl enable --now bangerd"},
+	{0, "daemon", mute(fs.ErrNotExist),
+		"warn no daemon serves ROOT/mnt; systemctl enable --now bangerd"},
 	{1000, "daemon", mute(fs.ErrNotExist),
 		"warn no daemon serves ROOT/mnt; systemctl --user enable --now bangerd"},
 	{0, "daemon", both2(mute(fs.ErrNotExist), remove("run/systemd")),
@@ -157,20 +166,23 @@ var remedies = []struct {
 		"warn serves ROOT/mnt with version 1.1, and banger is 1.2; " +
 			"end bangerd with Ctrl-C or SIGTERM, and start it again"},
 
-	{0, "kvm", noKVM(kvm.ErrNoFlag), "warn the processor shows neither svm nor vmx: guests run under " +
-		"TCG, about ten times slower; switch on VT-x or AMD-V in the firmware or, in a VM, " +
-		"nested virtualisation on its host"},
+	{0, "kvm", noKVM(kvm.ErrNoFlag),
+		"warn the processor shows neither svm nor vmx: guests run under " +
+			"TCG, about ten times slower; switch on VT-x or AMD-V in the firmware or, in a VM, " +
+			"nested virtualisation on its host"},
 	{0, "kvm", noKVM(fs.ErrNotExist), "warn file does not exist: guests run under TCG, " +
 		"about ten times slower; modprobe kvm_amd"},
 	{1000, "kvm", noKVM(fs.ErrPermission), "warn permission denied: guests run under TCG, " +
 		"about ten times slower; sudo usermod -aG kvm alice, and log in again"},
 	{0, "kvm", noKVM(syscall.EBUSY), "warn device or resource busy: guests run under TCG, " +
 		"about ten times slower; end the VMs of the other hypervisor, or rmmod vboxdrv"},
-	{0, "kvm", noKVM(kvm.ErrHangs), "warn KVM begins to run a guest and does not return: guests run " +
-		`under TCG, about ten times slower; echo 'accel = "tcg"' >> /etc/banger/config.toml, ` +
-		"and restart bangerd"},
-	{0, "kvm", noKVM(context.DeadlineExceeded), "warn KVM made no guest within 5s; try again when the " +
-		"host is less busy; banger doctor"},
+	{0, "kvm", noKVM(kvm.ErrHangs),
+		"warn KVM begins to run a guest and does not return: guests run " +
+			`under TCG, about ten times slower; echo 'accel = "tcg"' >> /etc/banger/config.toml, ` +
+			"and restart bangerd"},
+	{0, "kvm", noKVM(context.DeadlineExceeded),
+		"warn KVM made no guest within 5s; try again when the " +
+			"host is less busy; banger doctor"},
 	{0, "kvm", both2(noKVM(fs.ErrNotExist), serve("accel", "kvm")),
 		"fail the daemon is to use KVM, but file does not exist; modprobe kvm_amd"},
 
@@ -200,9 +212,10 @@ var remedies = []struct {
 	{1000, "fuse", refuse(fs.ErrPermission),
 		"fail /dev/fuse is not this user's; sudo chmod 666 /dev/fuse"},
 	{1000, "fusermount3", remove("bin/fusermount3"), "fail no fusermount3; sudo apt install fuse3"},
-	{1000, "fusermount3", chmod("bin/fusermount3", 0o755), "fail ROOT/bin/fusermount3 is not setuid " +
-		"root, so no ordinary user mounts; " +
-		"sudo sh -c \"chown root ROOT/bin/fusermount3 && chmod u+s ROOT/bin/fusermount3\""},
+	{1000, "fusermount3", chmod("bin/fusermount3", 0o755),
+		"fail ROOT/bin/fusermount3 is not setuid " +
+			"root, so no ordinary user mounts; " +
+			"sudo sh -c \"chown root ROOT/bin/fusermount3 && chmod u+s ROOT/bin/fusermount3\""},
 	{1000, "allow-other", file("etc/fuse.conf", "#user_allow_other\n"), "warn /etc/fuse.conf lacks " +
 		"user_allow_other: only this user reads the mount, not even root; " +
 		`sudo sh -c "echo user_allow_other >> /etc/fuse.conf"`},
@@ -233,9 +246,10 @@ var remedies = []struct {
 	{0, "resolved", undialled(syscall.ECONNREFUSED), "warn systemd-resolved does not run: the host " +
 		`finds no name of a VM; echo 'hosts_file = "/etc/hosts"' >> /etc/banger/config.toml, ` +
 		"and restart bangerd"},
-	{0, "resolved", file("etc/resolv.conf", "nameserver 9.9.9.9\n"), "warn systemd-resolved runs, but " +
-		"/etc/resolv.conf asks another resolver: the host finds no name of a VM; " +
-		"ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf"},
+	{0, "resolved", file("etc/resolv.conf", "nameserver 9.9.9.9\n"),
+		"warn systemd-resolved runs, but " +
+			"/etc/resolv.conf asks another resolver: the host finds no name of a VM; " +
+			"ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf"},
 
 	{0, "cgroup", file("sys/fs/cgroup/cgroup.controllers", "cpu pids\n"), "warn version 2 without " +
 		"memory: such limits are refused; add cgroup_enable=memory to the kernel's command line, " +
@@ -246,8 +260,9 @@ var remedies = []struct {
 		`printf "[Service]\nDelegate=cpu memory pids\n" ` +
 		"> /etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload', " +
 		"and log in again"},
-	{1000, "cgroup", remove("sys/fs/cgroup/user.slice"), "warn systemd has no manager for this user: " +
-		"VMs have no limits; sudo loginctl enable-linger alice"},
+	{1000, "cgroup", remove("sys/fs/cgroup/user.slice"),
+		"warn systemd has no manager for this user: " +
+			"VMs have no limits; sudo loginctl enable-linger alice"},
 	{0, "cgroup", file("proc/self/mountinfo", ""), "warn no cgroups: limits of VMs are refused; " +
 		"mount -t cgroup2 cgroup2 /sys/fs/cgroup"},
 	{1000, "cgroup", file("proc/self/mountinfo",
@@ -262,17 +277,22 @@ var remedies = []struct {
 		h.Landlock = func() (int, error) { return 0, errors.New("no Landlock here") }
 	}), "warn QEMU is not confined by Landlock: no Landlock here; " +
 		"add landlock to lsm= of the kernel's command line, or boot Linux 5.13 or later"},
-	{0, "seccomp", file("proc/self/status", "CapEff:\t00\n"), "fail the kernel has no seccomp filters, " +
-		"without which no QEMU starts; boot a kernel with CONFIG_SECCOMP_FILTER"},
-	{0, "oom", file("proc/self/status", "CapEff:\t00000000000000ff\n"), "warn the daemon may not lower " +
-		"its oom_score_adj: the kernel may kill it before VMs; run bangerd with CAP_SYS_RESOURCE"},
-	{1000, "huge-pages", file("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n"),
+	{0, "seccomp", file("proc/self/status", "CapEff:\t00\n"),
+		"fail the kernel has no seccomp filters, " +
+			"without which no QEMU starts; boot a kernel with CONFIG_SECCOMP_FILTER"},
+	{0, "oom", file("proc/self/status", "CapEff:\t00000000000000ff\n"),
+		"warn the daemon may not lower " +
+			"its oom_score_adj: the kernel may kill it before VMs; run bangerd with CAP_SYS_RESOURCE"},
+	{1000, "huge-pages", file("sys/kernel/mm/transparent_hugepage/enabled",
+		"always madvise [never]\n"),
 		"warn transparent huge pages are off: guests run a little slower; " +
 			`sudo sh -c "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"`},
-	{0, "huge-pages", remove("sys/kernel/mm"), "warn the kernel has no transparent huge pages: guests " +
-		"run a little slower; boot a kernel with CONFIG_TRANSPARENT_HUGEPAGE"},
-	{0, "memory", file("proc/meminfo", "MemAvailable: 409600 kB\n"), "warn 400 MiB available, little; " +
-		"stop what else runs; see ps aux --sort -rss"},
+	{0, "huge-pages", remove("sys/kernel/mm"),
+		"warn the kernel has no transparent huge pages: guests " +
+			"run a little slower; boot a kernel with CONFIG_TRANSPARENT_HUGEPAGE"},
+	{0, "memory", file("proc/meminfo", "MemAvailable: 409600 kB\n"),
+		"warn 400 MiB available, little; " +
+			"stop what else runs; see ps aux --sort -rss"},
 	{0, "memory", file("proc/meminfo", "MemAvailable: 102400 kB\n"), "fail 100 MiB available, too " +
 		"little for any guest; stop what else runs; see ps aux --sort -rss"},
 	{0, "memory", file("proc/meminfo", "MemAvailable: x\n"),
@@ -295,20 +315,23 @@ var remedies = []struct {
 		"warn the image builtin is building 7 %; cat ROOT/mnt/images/builtin/wait/ready"},
 	{0, "busybox", remove("bin/busybox"),
 		"warn no busybox: the built-in image cannot be built; apt install busybox-static"},
-	{0, "busybox", file("bin/busybox", string(dynamicELF())), "warn ROOT/bin/busybox is not static: " +
-		"the built-in image cannot be built; apt install busybox-static"},
+	{0, "busybox", file("bin/busybox", string(dynamicELF())),
+		"warn ROOT/bin/busybox is not static: " +
+			"the built-in image cannot be built; apt install busybox-static"},
 	{0, "banger-agent", remove("bin/banger-agent"), "warn no banger-agent beside banger or in " +
 		"/usr/lib/banger: no image can be built; install banger's package again"},
-	{1000, "mmdebstrap", remove("bin/mmdebstrap"), "warn no mmdebstrap: no image of debian:SUITE can " +
-		"be made; sudo apt install mmdebstrap"},
+	{1000, "mmdebstrap", remove("bin/mmdebstrap"),
+		"warn no mmdebstrap: no image of debian:SUITE can " +
+			"be made; sudo apt install mmdebstrap"},
 	{1000, "subuid", remove("bin/newuidmap"), "warn no newuidmap: no image of debian:SUITE can be " +
 		"made as this user; sudo apt install uidmap"},
 	{1000, "subuid", file("etc/subgid", "bob:100000:65536\n"), "warn /etc/subgid has no range for " +
 		"alice: no image of debian:SUITE can be made as this user; " +
 		"sudo usermod --add-subgids 100000-165535 alice"},
-	{1000, "subuid", file("proc/sys/kernel/unprivileged_userns_clone", "0\n"), "warn ordinary users " +
-		"make no user namespaces: no image of debian:SUITE can be made as this user; " +
-		"sudo sysctl -w kernel.unprivileged_userns_clone=1"},
+	{1000, "subuid", file("proc/sys/kernel/unprivileged_userns_clone", "0\n"),
+		"warn ordinary users " +
+			"make no user namespaces: no image of debian:SUITE can be made as this user; " +
+			"sudo sysctl -w kernel.unprivileged_userns_clone=1"},
 }
 
 type harm = func(t *testing.T, h *Host)
@@ -461,7 +484,7 @@ func TestLate(t *testing.T) {
 	h.Nft = func() error { <-block; return nil }
 	begun := time.Now()
 	all := Examine(t.Context(), h)
-	if took := time.Since(begun); took > 2*limit {
+	if took := time.Since(begun); took > 2*heavyLimit {
 		t.Errorf("it took %v", took)
 	}
 	for _, r := range all {

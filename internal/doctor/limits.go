@@ -54,7 +54,8 @@ func (h *Host) cgroup(context.Context) finding {
 			`and log in again`), "version 2, but this user has no %s: such limits are refused", lacks)
 	}
 	return warn("add cgroup_enable="+strings.Join(missing, ",")+" to the kernel's command line, "+
-		"or start bangerd in a group that has them", "version 2 without %s: such limits are refused", lacks)
+		"or start bangerd in a group that has them",
+		"version 2 without %s: such limits are refused", lacks)
 }
 
 // legacyCgroup is cgroup on a host without version 2.
@@ -72,7 +73,8 @@ func (h *Host) legacyCgroup(mounts map[string]string) finding {
 	case h.UID != 0:
 		return warn(remedy, "version 1, of which ordinary users have none: limits of VMs are refused")
 	case len(there) < len(controllers):
-		return warn(remedy, "version 1, with %s only: other limits are refused", strings.Join(there, ", "))
+		return warn(remedy, "version 1, with %s only: other limits are refused",
+			strings.Join(there, ", "))
 	}
 	return ok("version 1, with %s", strings.Join(there, ", "))
 }
@@ -106,7 +108,8 @@ func (h *Host) hugePages(context.Context) finding {
 	if shared == "" {
 		shared = "never"
 	}
-	return ok("%s for guests' memory, %s for shared memory, which guests do not use", anonymous, shared)
+	return ok("%s for guests' memory, %s for shared memory, which guests do not use",
+		anonymous, shared)
 }
 
 // chosen returns the word in brackets.

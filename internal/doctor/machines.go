@@ -134,7 +134,8 @@ func (h *Host) seccomp(context.Context) finding {
 	}
 	actions := h.read("/proc/sys/kernel/seccomp/actions_avail")
 	if actions != "" && !strings.Contains(actions, "kill") {
-		return fail("boot a kernel with CONFIG_SECCOMP_FILTER", "the kernel's seccomp filters kill no process")
+		return fail("boot a kernel with CONFIG_SECCOMP_FILTER",
+			"the kernel's seccomp filters kill no process")
 	}
 	return ok("the kernel has seccomp filters")
 }

@@ -27,8 +27,8 @@ var (
 
 // Check returns nil if KVM runs guests here. Some hosts have a device that opens and makes a VM,
 // whose guests hang all the same. So the processor must show that it can run guests, and a guest of
-// ten instructions must run (Try). Check blocks until ctx ends at most, and a moment longer. root is
-// the directory of /proc and /dev, usually "/".
+// ten instructions must run (Try). Check blocks until ctx ends at most, and a moment longer.
+// root is the directory of /proc and /dev, usually "/".
 func Check(ctx context.Context, root string) error {
 	info, err := os.ReadFile(filepath.Join(root, "proc/cpuinfo"))
 	if err != nil {
