@@ -38,6 +38,9 @@ func CheckName(name string) error {
 func (m *Manager) checkConfig(old, c *Config) error {
 	image, err := m.o.Images.Image(c.Image)
 	if err != nil && c.Image != old.Image {
+		if errors.Is(err, ErrInvalid) {
+			return err
+		}
 		return fmt.Errorf("%v: %w", err, ErrInvalid)
 	}
 	if c.Image != old.Image && c.Memory == old.Memory {

@@ -37,7 +37,7 @@ func (v *VM) diskSpec() (*Spec, Driver, error) {
 	s := v.Snapshot()
 	image, err := v.m.o.Images.Image(s.Config.Image)
 	if err != nil {
-		return nil, nil, fmt.Errorf("image %q: %w", s.Config.Image, err)
+		return nil, nil, err
 	}
 	if err := s.checkBase(&image); err != nil && !s.State.Alive() {
 		return nil, nil, err

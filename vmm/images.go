@@ -2,12 +2,29 @@ package vmm
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"time"
 )
 
-// BuiltinImage is the image that comes with the daemon. A VM starts with whatever it is then.
+// BuiltinImage is the image of VMs that name no other. A VM starts with whatever it is then.
 const BuiltinImage = "builtin"
+
+// MissingImage is the error of an image that is not there. It is an ErrInvalid: a VM that names it
+// exists, so the writer to a file of that VM gets no ENOENT.
+type MissingImage struct{ Name string }
+
+func (e *MissingImage) Error() string {
+	if e.Name == BuiltinImage {
+		return "there is no built-in image yet: `banger image builtin` makes it"
+	}
+	return fmt.Sprintf("there is no image %.64q", e.Name)
+}
+
+// Is reports whether target is ErrNotFound or ErrInvalid.
+func (e *MissingImage) Is(target error) bool {
+	return target == ErrNotFound || target == ErrInvalid
+}
 
 // ImageStatus is the first word of an image's file `status`.
 type ImageStatus string

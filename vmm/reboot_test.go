@@ -93,7 +93,7 @@ type vanishing struct {
 
 func (i vanishing) Image(name string) (vmm.Image, error) {
 	if i.gone.Load() {
-		return vmm.Image{}, vmm.ErrNotFound
+		return vmm.Image{}, &vmm.MissingImage{Name: name}
 	}
 	return i.images.Image(name)
 }
@@ -106,7 +106,7 @@ func TestRebootRefused(t *testing.T) {
 	until(t, v, "rebooting", func(s *vmm.Snapshot) bool { return s.Rebooting })
 	set.gone.Store(true)
 	await(t, v, vmm.Failed)
-	const sentence = `cannot start web: image "builtin": no such thing`
+	const sentence = `cannot start web: there is no built-in image yet: ` + "`banger image builtin` makes it"
 	if s := v.Snapshot(); s.Error != sentence || s.Rebooting {
 		t.Errorf("error %q, rebooting %v", s.Error, s.Rebooting)
 	}

@@ -71,7 +71,7 @@ func (v *VM) boot(ctx context.Context) (Machine, error) {
 	}
 	image, err := v.m.o.Images.Image(s.Config.Image)
 	if err != nil {
-		return nil, &refusal{fmt.Errorf("image %q: %w", s.Config.Image, err)}
+		return nil, &refusal{err}
 	}
 	if err := checkLoader(&s.Config, &image); err != nil { // the image may have been replaced
 		return nil, &refusal{err}

@@ -48,6 +48,16 @@ An image of that name and source is made again. Ctrl-C ends the wait only, not t
 			}),
 		},
 		&cobra.Command{
+			Use:   "builtin [host]",
+			Short: "Make or refresh the image that VMs boot unless they name another",
+			Long: `Make or refresh the image that VMs boot unless they name another, and wait until it is ready.
+It is made of this banger's agent, a static busybox of the host, and a kernel: Debian's for clouds,
+which apt-get fetches. With "host", and where apt has none, it is the kernel that this host runs.
+VMs that run go on as they are and boot the new image at their next start.`,
+			Args: cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs), ValidArgs: []string{"host"},
+			RunE: c.onTree(func(args []string) error { return c.makeBuiltin(args) }),
+		},
+		&cobra.Command{
 			Use:   "rm NAME...",
 			Short: "Remove images that no VM has; stop those that are being made",
 			Args:  cobra.MinimumNArgs(1), ValidArgsFunction: c.completeImages,
@@ -156,6 +166,26 @@ func (c *client) makeImage(name, source string, again bool) error {
 		}
 	}
 	return c.waitImage(name, dir)
+}
+
+// makeBuiltin makes the built-in image, anew if it is there, and waits until it is ready.
+func (c *client) makeBuiltin(args []string) error {
+	const name = "builtin"
+	dir, source := c.image(name), name
+	if len(args) == 1 {
+		source = args[0]
+	}
+	if err := os.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+		return explain("cannot create image "+name, c.tree.file("error"), err)
+	}
+	if err := write(filepath.Join(dir, "source"), source+"\n"); err != nil {
+		return explain("cannot make image "+name, filepath.Join(dir, "error"), err)
+	}
+	if err := c.waitImage(name, dir); err != nil {
+		return err
+	}
+	fmt.Fprintln(c.std.out, name)
+	return nil
 }
 
 // absoluteSource makes the path in a source absolute: the daemon has another working directory.

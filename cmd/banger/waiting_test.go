@@ -26,6 +26,7 @@ var usages = map[string]struct{ args, waits string }{
 	"events":           {"events web", "vms/web/events"},
 	"exec":             {"exec web true", "vms/web/exec/1/status"},
 	"export":           {"export web -", "vms/web/wait/export"},
+	"image builtin":    {"image builtin", "images/builtin/wait/ready"},
 	"image gc":         {"image gc", "blobs"},
 	"image ls":         {"image ls", "images/x/status"},
 	"image pull":       {"image pull rootfs:/a.tar x", "images/x/wait/ready"},
@@ -62,7 +63,8 @@ func usageTree(t *testing.T) string {
 		"list.json": `[{"name":"web","state":"running"}]` + "\n",
 		"blobs":     "", "wait/import": "", "images/x/status": "ready\n", "images/x/source": "",
 		"images/x/wait/ready": "1.5\n", "vms/web/console": "", "vms/web/events": "",
-		"vms/web/wait/export": "", "vms/web/fs/tmp/a": "a", "vms/web/exec/clone": "1\n",
+		"images/builtin/wait/ready": "1.5\n",
+		"vms/web/wait/export":       "", "vms/web/fs/tmp/a": "a", "vms/web/exec/clone": "1\n",
 		"vms/web/exec/1/data": "", "vms/web/exec/1/stderr": "",
 		"vms/web/exec/1/status": "exited 0\n",
 	} {

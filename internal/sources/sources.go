@@ -18,7 +18,8 @@ type Kind struct {
 
 // Kinds are all kinds, in the order in which help shows them. An image of a registry is the last.
 var Kinds = []Kind{
-	{"builtin", "builtin", "the image that the daemon was installed with", false},
+	{"builtin", "builtin", "the built-in image: Debian's kernel, busybox and the agent", false},
+	{"host", "host", "the same with the kernel that this host runs", false},
 	{"debian", "debian:SUITE", "a Debian, e.g. debian:bookworm", false},
 	{"disk", "disk:PATH.qcow2", "a qcow2 or raw disk that boots by itself, a cloud image", true},
 	{"oci", "oci:PATH", "an OCI image layout, a directory or a tar of one", true},

@@ -25,10 +25,11 @@ const (
 // compose completes the built image in dir with the current agent, and where it needs it with the
 // kernel, of the built-in image.
 func (s *Set) compose(dir string, m *manifest) error {
-	base, err := s.builtin()
+	base, free, err := s.holdBuiltin(s.ctx)
 	if err != nil {
 		return err
 	}
+	defer free()
 	m.Base, m.Cmdline, m.Initrd = base.Digest, base.Cmdline+rootCmdline, boot.InitrdName
 	if !m.OwnKernel {
 		m.Kernel = base.Kernel
@@ -49,23 +50,43 @@ func (s *Set) compose(dir string, m *manifest) error {
 }
 
 // recompose replaces the agent and the kernel in images that were composed with another built-in
-// image, as after an upgrade of the daemon.
+// image.
 func (s *Set) recompose() {
-	base, err := s.builtin()
+	base, err := readManifest(s.path(Builtin))
 	if err != nil {
 		return // builds fail for the same reason, and say so
 	}
 	for _, i := range s.Infos() {
-		m, err := readManifest(s.path(i.Name))
-		if i.Status != vmm.ImageReady || err != nil || m.Extra == "" || m.Base == base.Digest {
+		e := s.item(i.Name)
+		if e == nil {
 			continue
 		}
-		if e := s.item(i.Name); e != nil {
-			if err := s.install(e, m, s.path(i.Name)); err != nil {
-				s.o.Log.Error("cannot give an image this version's agent", "image", i.Name, "err", err)
-			}
+		if err := s.recomposeOne(e, base.Digest); err != nil {
+			s.o.Log.Error("cannot give an image this version's agent", "image", i.Name, "err", err)
 		}
 	}
+}
+
+// recomposeOne composes an image anew unless it is not ready, or composed with the base of that
+// digest.
+func (s *Set) recomposeOne(e *item, base string) error {
+	select {
+	case e.own <- struct{}{}:
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+	defer func() { <-e.own }()
+	s.mu.Lock()
+	removed := e.removed
+	s.mu.Unlock()
+	if removed || s.info(e).Status != vmm.ImageReady {
+		return nil
+	}
+	m, err := readManifest(s.path(e.name))
+	if err != nil || m.Extra == "" || m.Base == base {
+		return err
+	}
+	return s.install(e, m, s.path(e.name))
 }
 
 // allocated returns the bytes that a file occupies on the host, 0 if that is unknown.

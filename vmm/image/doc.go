@@ -18,8 +18,9 @@
 // without rights reads them (runner.go starts it, worker.go is its side). A daemon that builds
 // images calls [Work] at its start if [IsWorker] is true.
 //
-// [Build] makes the built-in image from Debian's cloud kernel, busybox and the agent. [Install]
-// puts a built image where a daemon finds it.
+// The built-in image (builtin.go) is made of a kernel, a static busybox and the agent, which lies
+// beside the daemon's program. The kernel is Debian's for clouds or the host's own. Images with a
+// root disk boot with that kernel and agent, and get new ones when the built-in image does.
 //
 // An image's directory is replaced as a whole and never written in place: a machine that runs from
 // it keeps its open files.

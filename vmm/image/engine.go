@@ -35,6 +35,7 @@ type Options struct {
 	Dir    string // of the images; need not exist yet
 	Limits Limits
 	Jobs   *host.Jobs   // uids for builds, which read users' files; nil: the daemon's own
+	Host   Host         // where the parts of the built-in image are
 	Log    *slog.Logger // slog.Default() if nil
 	// User returns the user whose images a uid's count as; nil for the uid itself.
 	User func(uid uint32) uint32
@@ -142,10 +143,12 @@ func Open(o Options) (*Set, error) {
 }
 
 // Serve sets the users of the images. Until then no event is published and no image counts as used.
+// In the background it looks whether there is a built-in image of this version.
 func (s *Set) Serve(users Users) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.users = users
+	s.work.Go(s.checkBuiltin)
 }
 
 // Close ends the builds, which marks their images as failed, and waits for them.
@@ -228,6 +231,11 @@ func (s *Set) Create(ctx context.Context, name string, owner vmm.Owner) (vmm.Ima
 	if err := vmm.CheckName(name); err != nil {
 		return vmm.ImageInfo{}, err
 	}
+	if name == Builtin {
+		if err := mayHaveBuiltin(owner.UID); err != nil {
+			return vmm.ImageInfo{}, fmt.Errorf("cannot create image %s: %w", name, err)
+		}
+	}
 	s.scan()
 	e := newItem(name)
 	e.created = time.Now()
@@ -305,10 +313,6 @@ func (s *Set) Remove(ctx context.Context, name string, may vmm.Permit) error {
 const removeWait = 2 * time.Second
 
 func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
-	if e.name == Builtin {
-		return fmt.Errorf("the daemon was installed with it, and other images need it: %w",
-			vmm.ErrNotPermitted)
-	}
 	select {
 	case e.own <- struct{}{}:
 	case <-time.After(removeWait):
@@ -333,6 +337,9 @@ func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 	// start reports the missing image.
 	if users := s.usersOf(e.name); len(users) > 0 {
 		return fmt.Errorf("it is used by %s: %w", strings.Join(users, ", "), vmm.ErrBusy)
+	}
+	if others := s.needBuiltin(); e.name == Builtin && len(others) > 0 {
+		return fmt.Errorf("images need it: %s: %w", strings.Join(others, ", "), vmm.ErrBusy)
 	}
 	// The rename comes first: after a crash the rest is swept, and a half-deleted directory is
 	// never an image.
@@ -364,14 +371,4 @@ func (s *Set) remove(ctx context.Context, e *item, may vmm.Permit) error {
 			"image", e.name, "err", err)
 	}
 	return nil
-}
-
-// builtin returns the manifest of the built-in image. Other images boot with its kernel, modules
-// and agent.
-func (s *Set) builtin() (*manifest, error) {
-	m, err := readManifest(s.path(Builtin))
-	if err != nil {
-		return nil, fmt.Errorf("the built-in image is needed and cannot be read: %w", err)
-	}
-	return m, nil
 }

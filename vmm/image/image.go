@@ -15,7 +15,7 @@ import (
 	"banger/vmm/image/rootfs"
 )
 
-// Builtin is the name of the image that Build makes.
+// Builtin is the name of the image that VMs boot unless they name another.
 const Builtin = vmm.BuiltinImage
 
 // manifestName is the file that makes a directory an image.
@@ -35,6 +35,7 @@ type manifest struct {
 	Created time.Time `json:"created"`
 	Source  string    `json:"source"`
 	Inputs  string    `json:"inputs,omitempty"` // the key of its build
+	Agent   string    `json:"agent,omitempty"`  // the digest of the agent in Initrd, without a disk
 
 	Firmware   bool   `json:"firmware,omitempty"`
 	Root       string `json:"root,omitempty"`
@@ -65,17 +66,28 @@ func (s *Set) Names() []string {
 	return names
 }
 
-// Image returns an image by its name. The error is vmm.ErrNotFound for a missing image and
-// vmm.ErrBusy for one that is not ready yet. For a damaged image it describes the damage.
+// Image returns an image by its name. The error is a vmm.MissingImage for a missing image and
+// vmm.ErrBusy for one that is not ready yet. For a damaged image it describes the damage. The
+// built-in image serves as it was while it is made anew, and after that has failed.
 func (s *Set) Image(name string) (vmm.Image, error) {
 	e := s.item(name)
 	if e == nil {
 		s.scan()
 		if e = s.item(name); e == nil {
-			return vmm.Image{}, fmt.Errorf("no image %.64q: %w", name, vmm.ErrNotFound)
+			return vmm.Image{}, &vmm.MissingImage{Name: name}
 		}
 	}
-	switch i := s.info(e); i.Status {
+	i := s.info(e)
+	if i.Status != vmm.ImageReady && name == Builtin {
+		m, err := s.manifest(e)
+		if err == nil {
+			return m.image(name, s.path(name)), nil
+		}
+		if i.Status == vmm.ImageEmpty {
+			return vmm.Image{}, &vmm.MissingImage{Name: name}
+		}
+	}
+	switch i.Status {
 	case vmm.ImageReady:
 		return i.Image, nil
 	case vmm.ImageFailed:

@@ -1,19 +1,16 @@
 package image
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
+	"banger/internal/host"
 	"banger/vmm"
-	"banger/vmm/image/boot"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -22,7 +19,14 @@ import (
 func makeImage(t *testing.T, dir, kernel string) {
 	t.Helper()
 	m := &manifest{Kernel: "vmlinux", Initrd: "initrd", Cmdline: "quiet", Memory: 1 << 20, Digest: digest([]byte(kernel)), Size: 9}
-	if err := writeImage(dir, m, map[string][]byte{"vmlinux": []byte(kernel), "initrd": nil}); err != nil {
+	err := host.MakeDirs(filepath.Dir(dir), 0o755)
+	if err == nil {
+		err = host.ReplaceDir(dir, func(tmp string) error {
+			return errors.Join(os.WriteFile(filepath.Join(tmp, m.Kernel), []byte(kernel), 0o644),
+				os.WriteFile(filepath.Join(tmp, m.Initrd), nil, 0o644), writeManifest(tmp, m))
+		})
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 }
@@ -72,115 +76,6 @@ func TestOpenOfAFile(t *testing.T) {
 	}
 	if _, err := Open(Options{Dir: name}); err == nil {
 		t.Error("a file was opened as images")
-	}
-}
-
-func TestInstall(t *testing.T) {
-	src := filepath.Join(t.TempDir(), "builtin")
-	images := filepath.Join(t.TempDir(), "state/images")
-	kernel := filepath.Join(images, "builtin/vmlinux")
-	for _, k := range []string{"one", "one", "two"} {
-		makeImage(t, src, k)
-		if err := Install(src, images); err != nil {
-			t.Fatal(err)
-		}
-		got, err := os.ReadFile(kernel)
-		if err != nil || string(got) != k {
-			t.Errorf("kernel %q, error %v; want %q", got, err, k)
-		}
-	}
-	entries, err := os.ReadDir(images)
-	if err != nil || len(entries) != 1 {
-		t.Errorf("%d entries are left in images, error %v", len(entries), err)
-	}
-	if err := Install(filepath.Join(src, "none"), images); err == nil {
-		t.Error("an image that does not exist was installed")
-	}
-}
-
-// kernelForTest returns the path of the kernel's package, that of `make image` if there is one.
-func kernelForTest(t *testing.T) string {
-	t.Helper()
-	for _, tool := range []string{"dpkg-deb", "apt-get"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("no %s: run on Debian", tool)
-		}
-	}
-	if _, err := os.Stat("/bin/busybox"); err != nil {
-		t.Skip("no busybox: apt-get install busybox-static")
-	}
-	cache := "../../.cache/image"
-	if found, _ := filepath.Glob(cache + "/kernel/*.deb"); len(found) == 0 {
-		cache = t.TempDir()
-	}
-	name, err := boot.FetchKernel(context.Background(), cache, false, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Skipf("no kernel: make image, or apt-get update: %v", err)
-	}
-	return name
-}
-
-func TestBuild(t *testing.T) {
-	deb := kernelForTest(t)
-	tmp := t.TempDir()
-	agent := filepath.Join(tmp, "agent")
-	if err := os.WriteFile(agent, []byte("agent"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	o := BuildOptions{Agent: agent, Package: deb, Log: slog.New(slog.DiscardHandler)}
-	var images []vmm.Image
-	for _, parent := range []string{"a", "b"} {
-		o.Dir = filepath.Join(tmp, parent, Builtin)
-		if err := Build(context.Background(), o); err != nil {
-			t.Fatal(err)
-		}
-		s, err := Open(Options{Dir: filepath.Dir(o.Dir)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		img, err := s.Image(Builtin)
-		if err != nil {
-			t.Fatal(err)
-		}
-		images = append(images, img)
-	}
-	if filepath.Base(images[0].Kernel) != "vmlinux" {
-		t.Errorf("kernel %s: not one for PVH", images[0].Kernel)
-	}
-	if images[0].Digest != images[1].Digest {
-		t.Errorf("two builds differ: %s, %s", images[0].Digest, images[1].Digest)
-	}
-	// Nothing is written when the inputs are the same.
-	before, err := os.Stat(images[1].Kernel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := Build(context.Background(), o); err != nil {
-		t.Fatal(err)
-	}
-	after, err := os.Stat(images[1].Kernel)
-	if err != nil || !os.SameFile(before, after) {
-		t.Errorf("the image was made again from the same inputs, error %v", err)
-	}
-	if err := os.WriteFile(agent, []byte("another"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := Build(context.Background(), o); err != nil {
-		t.Fatal(err)
-	}
-	if m, err := readManifest(o.Dir); err != nil || m.Digest == images[1].Digest {
-		t.Errorf("another agent made the same image, error %v", err)
-	}
-}
-
-func TestBuildWithoutAgent(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), Builtin)
-	err := Build(context.Background(), BuildOptions{Dir: dir, Agent: "/nonexistent/agent"})
-	if err == nil || !strings.HasPrefix(err.Error(), "cannot make image builtin: ") {
-		t.Errorf("error %v", err)
-	}
-	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("something was made: %v", err)
 	}
 }
 

@@ -29,6 +29,7 @@ type job struct {
 	item   *item
 	source source
 	uid    uint32 // of the writer of the source
+	rights rights // the writer's
 	local  *local // the file or directory of the source's path, nil for a source without one
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -57,11 +58,10 @@ func (s *Set) begin(ctx context.Context, e *item, text string, by vmm.Caller) er
 	if err != nil {
 		return err
 	}
-	if e.name == Builtin {
-		return fmt.Errorf("the daemon was installed with it; build another image: %w",
-			vmm.ErrNotPermitted)
+	if err := s.mayBegin(e, src.kind, by.UID); err != nil {
+		return err
 	}
-	j := &job{set: s, item: e, source: src, uid: by.UID,
+	j := &job{set: s, item: e, source: src, uid: by.UID, rights: rights{by.UID, by.GID, by.Groups},
 		begun: time.Now(), ended: make(chan struct{})}
 	if src.kind.Path {
 		if j.local, err = s.openLocal(src.arg, by); err != nil {
@@ -106,7 +106,8 @@ func (s *Set) launch(ctx context.Context, e *item, j *job) error {
 		return ctx.Err()
 	}
 	defer func() { <-e.own }()
-	if users := s.usersOf(e.name); len(users) > 0 {
+	// The built-in image is replaced in one step, and VMs start with whatever it is then.
+	if users := s.usersOf(e.name); len(users) > 0 && e.name != Builtin {
 		return fmt.Errorf("it is used by %s: %w", strings.Join(users, ", "), vmm.ErrBusy)
 	}
 	s.mu.Lock()
@@ -209,6 +210,9 @@ func (s *Set) build(j *job) error {
 	}
 	if p.done != nil {
 		defer p.done()
+	}
+	if j.item.name == Builtin {
+		return s.renew(j, p)
 	}
 	key := blobKey(p.key)
 	if err := s.turn(j.ctx, key); err != nil {

@@ -29,9 +29,8 @@ type rights struct {
 // error is ErrAccess where the kernel denies access, ErrBusy for a file under a lease, and
 // ErrInvalid for other paths that cannot be opened.
 func openLocal(name string, by vmm.Caller) (*local, error) {
-	if os.Getuid() != 0 && by.UID != uint32(os.Getuid()) {
-		return nil, fmt.Errorf("this daemon runs as uid %d and can open files for that user only: %w",
-			os.Getuid(), vmm.ErrNotPermitted)
+	if err := mayOpenFor(by.UID); err != nil {
+		return nil, err
 	}
 	l := &local{rights: rights{by.UID, by.GID, by.Groups}}
 	err := l.rights.do(func() error {
@@ -47,6 +46,15 @@ func openLocal(name string, by vmm.Caller) (*local, error) {
 		return nil, openError(name, err)
 	}
 	return l, nil
+}
+
+// mayOpenFor refuses a user whose rights this daemon cannot take.
+func mayOpenFor(uid uint32) error {
+	if os.Getuid() != 0 && uid != uint32(os.Getuid()) {
+		return fmt.Errorf("this daemon runs as uid %d and can open files for that user only: %w",
+			os.Getuid(), vmm.ErrNotPermitted)
+	}
+	return nil
 }
 
 // open opens a regular file below the directory. The author of the archive chose the name: it

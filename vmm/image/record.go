@@ -121,9 +121,14 @@ func (s *Set) load(name string) *item {
 	return e
 }
 
-// keep replaces the image's directory in one step with its record and the files of fill. The caller
-// holds own, or no other goroutine knows e.
+// keep replaces the image's directory in one step with its record and the files of fill. Without
+// fill only the built-in image keeps its files. The caller holds own, or no other goroutine knows e.
 func (s *Set) keep(e *item, fill func(dir string) error) error {
+	if m, err := readManifest(s.path(e.name)); fill == nil && e.name == Builtin && err == nil {
+		fill = func(dir string) error {
+			return errors.Join(linkFiles(m, s.path(e.name), dir), writeManifest(dir, m))
+		}
+	}
 	s.mu.Lock()
 	text, err := json.MarshalIndent(&e.rec, "", "  ")
 	s.mu.Unlock()
@@ -160,4 +165,13 @@ func (s *Set) install(e *item, m *manifest, from string) error {
 		}
 		return writeManifest(dir, m)
 	})
+}
+
+// writeManifest writes dir's image.json.
+func writeManifest(dir string, m *manifest) error {
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	return host.WriteSynced(filepath.Join(dir, manifestName), append(text, '\n'))
 }

@@ -3,11 +3,9 @@ package image
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"regexp"
 	"strings"
 
-	"banger/internal/host"
 	"banger/internal/sources"
 	"banger/vmm"
 	"banger/vmm/image/rootfs"
@@ -32,6 +30,8 @@ type sourceKind struct {
 	plan func(ctx context.Context, j *job) (*plan, error)
 	// archive: a digest may follow the path and an @.
 	archive bool
+	// alone: the image is made without the built-in one.
+	alone bool
 }
 
 // plan is a build whose inputs are known.
@@ -50,7 +50,8 @@ func init() {
 	ways := map[string]sourceKind{
 		"builtin":        {check: noArg, plan: planBuiltin},
 		"debian":         {check: rootfs.CheckSuite, plan: planDebian},
-		"disk":           {plan: planDisk},
+		"disk":           {plan: planDisk, alone: true},
+		"host":           {check: noArg, plan: planHost, alone: true},
 		"oci":            {plan: planOCI, archive: true},
 		"docker-archive": {plan: planDockerArchive, archive: true},
 		"rootfs":         {plan: planRootfs},
@@ -85,7 +86,7 @@ func parseSource(text string) (source, error) {
 			if arg = text; k.check(arg) != nil {
 				continue // the error below lists all kinds
 			}
-		} else if word != k.Word || colon != (k.Word != "builtin") {
+		} else if word != k.Word || colon == (k.Word == k.Form) {
 			continue
 		}
 		if (k.Path || k.check == nil) && arg == "" {
@@ -109,25 +110,4 @@ func parseSource(text string) (source, error) {
 	}
 	return source{}, fmt.Errorf("%.200q is no source; write one of %s: %w",
 		text, strings.Join(forms, ", "), vmm.ErrInvalid)
-}
-
-// planBuiltin plans a copy of the built-in image.
-func planBuiltin(_ context.Context, j *job) (*plan, error) {
-	m, err := j.set.builtin()
-	if err != nil {
-		return nil, err
-	}
-	return &plan{
-		key: digest([]byte("builtin"), []byte(m.Digest)),
-		make: func(_ context.Context, dir string) (*manifest, error) {
-			for _, name := range m.files() {
-				err := host.LinkOrCopy(j.set.path(Builtin, name), filepath.Join(dir, name))
-				if err != nil {
-					return nil, err
-				}
-			}
-			copied := *m
-			return &copied, nil
-		},
-	}, nil
 }

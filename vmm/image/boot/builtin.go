@@ -8,18 +8,6 @@ import (
 	"banger/internal/host"
 )
 
-// ModuleNames are the kernel modules that a guest loads before it mounts its root disk, in that
-// order. Those for PCI are for machines of the type q35.
-var ModuleNames = []string{
-	"virtio_ring", "virtio", "virtio_mmio",
-	"virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
-	"virtio_console", "virtio_blk",
-	"failover", "net_failover", "virtio_net",
-	"virtio-rng", "virtio_balloon",
-	"vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport",
-	"button", "overlay",
-}
-
 // moduleList is the file from which the agent reads the modules to load: absolute paths, one a
 // line, in order.
 const moduleList = "etc/banger/modules"
@@ -53,10 +41,10 @@ esac
 
 // Guest names the programs in the root file system of the built-in image.
 type Guest struct {
-	Agent   []byte            // the static banger-agent, which becomes /init
-	Busybox []byte            // a static busybox
-	Applets []string          // the names under which busybox is called
-	Modules map[string][]byte // contents by the names of ModuleNames
+	Agent   []byte   // the static banger-agent, which becomes /init
+	Busybox []byte   // a static busybox
+	Applets []string // the names under which busybox is called
+	Modules []Module // in the order in which the guest loads them
 }
 
 // Initramfs returns the guest's root file system as an archive for the kernel. That of an empty
@@ -85,10 +73,15 @@ func (g Guest) entries() []entry {
 	for _, a := range g.Applets {
 		entries = append(entries, linkEntry("bin/"+a, "busybox"))
 	}
+	return append(entries, moduleEntries(g.Modules)...)
+}
+
+// moduleEntries returns the files of modules, and their list.
+func moduleEntries(modules []Module) (entries []entry) {
 	var list strings.Builder
-	for _, m := range ModuleNames {
-		name := path.Join("lib/modules", m+".ko")
-		entries = append(entries, fileEntry(name, 0o644, g.Modules[m]))
+	for _, m := range modules {
+		name := path.Join("lib/modules", m.Name+".ko")
+		entries = append(entries, fileEntry(name, 0o644, m.Data))
 		list.WriteString("/" + name + "\n")
 	}
 	return append(entries, fileEntry(moduleList, 0o644, []byte(list.String())))

@@ -11,10 +11,9 @@ import (
 	"github.com/cavaliergopher/cpio"
 )
 
-func fixtureModules() map[string][]byte {
-	modules := make(map[string][]byte)
+func fixtureModules() (modules []Module) {
 	for i, m := range ModuleNames {
-		modules[m] = bytes.Repeat([]byte{'m'}, i+1)
+		modules = append(modules, Module{m, bytes.Repeat([]byte{'m'}, i+1)})
 	}
 	return modules
 }

@@ -1,18 +1,11 @@
 package boot
 
 import (
-	"bytes"
 	"cmp"
 	"fmt"
 	"path"
 	"strings"
-
-	"github.com/klauspost/compress/zstd"
 )
-
-// moduleLimit bounds one unpacked kernel module, in bytes. The largest of Debian's in
-// ModuleNames has 200 KB.
-const moduleLimit = 16 << 20
 
 // Root is a root file system whose files have names but no contents yet.
 type Root interface {
@@ -51,7 +44,9 @@ func FindKernel(root Root) *Kernel {
 	k.image = root.Keep("/boot/vmlinuz-" + version)
 	wanted := map[string]bool{}
 	for _, m := range ModuleNames {
-		wanted[m+".ko"], wanted[m+".ko.zst"] = true, true
+		for _, f := range moduleForms {
+			wanted[m+f.end] = true
+		}
 	}
 	dir := "/lib/modules/" + version + "/"
 	for _, name := range root.Files(dir) {
@@ -91,44 +86,31 @@ func (k *Kernel) entries() (entries []entry, err error) {
 	if len(*k.image) == 0 {
 		return nil, fmt.Errorf("/boot/vmlinuz-%s is empty or too long", k.version)
 	}
-	var list strings.Builder
+	var modules []Module
 	for _, m := range ModuleNames {
 		b, err := k.module(m)
 		if err != nil {
 			return nil, err
 		}
-		if b == nil {
-			continue
+		if b != nil {
+			modules = append(modules, Module{m, b})
 		}
-		name := path.Join("lib/modules", m+".ko")
-		entries = append(entries, fileEntry(name, 0o644, b))
-		list.WriteString("/" + name + "\n")
 	}
-	return append(entries, fileEntry(moduleList, 0o644, []byte(list.String()))), nil
+	return moduleEntries(modules), nil
 }
 
 // module returns a module's unpacked content, nil if the module is a part of the kernel.
 func (k *Kernel) module(name string) ([]byte, error) {
-	if content := k.modules[name+".ko"]; content != nil {
-		return append([]byte{}, *content...), nil
-	}
-	packed := k.modules[name+".ko.zst"]
-	if packed == nil {
-		if k.isBuiltin(name) {
-			return nil, nil
+	for _, f := range moduleForms {
+		if packed := k.modules[name+f.end]; packed != nil {
+			b, err := unpackModule(name+f.end, *packed)
+			return append([]byte{}, b...), err
 		}
-		return nil, fmt.Errorf("kernel %s has no module %s.ko", k.version, name)
 	}
-	z, err := zstd.NewReader(bytes.NewReader(*packed), zstd.WithDecoderConcurrency(1))
-	if err != nil {
-		return nil, err
+	if k.isBuiltin(name) {
+		return nil, nil
 	}
-	defer z.Close()
-	b, err := readLimited(z, moduleLimit)
-	if err != nil {
-		return nil, fmt.Errorf("module %s: %w", name, err)
-	}
-	return b, nil
+	return nil, fmt.Errorf("kernel %s has no module %s.ko", k.version, name)
 }
 
 func (k *Kernel) isBuiltin(module string) bool {

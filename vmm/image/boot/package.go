@@ -1,19 +1,17 @@
 package boot
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
+	"regexp"
 	"sort"
+	"strconv"
 	"strings"
+	"time"
 
 	"banger/internal/host"
 )
@@ -21,57 +19,133 @@ import (
 // kernelMeta is the package that depends on Debian's newest kernel for clouds.
 const kernelMeta = "linux-image-cloud-amd64"
 
-// memberLimit bounds one file of a package, in bytes.
+// memberLimit bounds a kernel's file, in bytes.
 const memberLimit = 256 << 20
 
-// FetchKernel returns the path of the newest kernel package in cacheDir. It fetches the package
-// with apt-get if there is none, or if refresh is set.
-func FetchKernel(ctx context.Context, cacheDir string, refresh bool,
-	log *slog.Logger) (string, error) {
-	if cacheDir == "" {
-		return "", errors.New("no cache directory for the kernel's package")
-	}
-	dir := filepath.Join(cacheDir, "kernel")
-	if !refresh {
-		if name := newestPackage(dir); name != "" {
-			return name, nil
-		}
-	}
-	if err := os.MkdirAll(cacheDir, 0o755); err != nil {
-		return "", err
-	}
-	out, err := host.Run(ctx, "", "apt-cache", "depends", "--important", kernelMeta)
-	if err != nil {
-		return "", fmt.Errorf("%w (apt-get update)", err)
-	}
-	pkg := dependsOn(string(out))
-	if pkg == "" {
-		return "", fmt.Errorf("apt knows no %s (apt-get update)", kernelMeta)
-	}
-	log.Info("fetching the kernel", "package", pkg)
-	err = host.ReplaceDir(dir, func(tmp string) error {
-		// As root apt would fetch as its own user, which cannot write here, and warn of it.
-		_, err := host.Run(ctx, tmp,
-			"apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", pkg)
-		if err == nil && newestPackage(tmp) == "" {
-			err = fmt.Errorf("apt-get download %s left no package", pkg)
-		}
-		return err
-	})
-	if err != nil {
-		return "", err
-	}
-	return newestPackage(dir), nil
-}
+// fetchTime bounds the fetch of a package: a mirror may never answer.
+const fetchTime = 30 * time.Minute
 
-// newestPackage returns the path of the last .deb in dir by name, empty if there is none.
-func newestPackage(dir string) string {
+// ErrNoPackage is the error of a host whose apt has no kernel for clouds, or that has no apt.
+var ErrNoPackage = errors.New("apt has no package " + kernelMeta)
+
+// debTools are the programs that fetch a package and unpack it.
+var debTools = []string{"apt-get", "apt-cache", "dpkg-deb"}
+
+// KeptKernel returns the path of the newest kernel package in dir, empty if there is none.
+func KeptKernel(dir string) string {
 	names, _ := filepath.Glob(filepath.Join(dir, "linux-image-*.deb"))
 	if len(names) == 0 {
 		return ""
 	}
-	sort.Strings(names)
+	sort.Slice(names, func(i, j int) bool {
+		return newer(filepath.Base(names[j]), filepath.Base(names[i]))
+	})
 	return names[len(names)-1]
+}
+
+// FetchKernel returns the path of the newest kernel package that apt knows. It is in dir, where
+// apt-get puts it unless it is there, and alone. progress goes from 0 to 1.
+func FetchKernel(ctx context.Context, dir string, progress func(float64)) (string, error) {
+	for _, tool := range debTools {
+		if _, err := exec.LookPath(tool); err != nil {
+			return "", fmt.Errorf("%w: there is no %s", ErrNoPackage, tool)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	defer cancel()
+	out, err := host.Run(ctx, "", "apt-cache", "depends", "--important", kernelMeta)
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	pkg := dependsOn(string(out))
+	if err != nil || pkg == "" {
+		return "", fmt.Errorf("%w; on Debian, `apt-get update` gets its lists", ErrNoPackage)
+	}
+	out, err = host.Run(ctx, "", "apt-get", "download", "-q", "--print-uris", pkg)
+	if err != nil {
+		return "", err
+	}
+	p, err := parseURI(string(out))
+	if err != nil {
+		return "", fmt.Errorf("apt-get download --print-uris %s: %w", pkg, err)
+	}
+	target := filepath.Join(dir, p.name)
+	if sum, err := host.FileSHA256(target); err == nil && sum == p.sum {
+		return target, nil
+	}
+	if err := p.fetch(ctx, pkg, dir, progress); err != nil {
+		return "", err
+	}
+	others, _ := filepath.Glob(filepath.Join(dir, "linux-image-*.deb"))
+	for _, name := range others {
+		if name != target {
+			_ = os.Remove(name)
+		}
+	}
+	return target, nil
+}
+
+// debFile is a package's file, as apt describes it.
+type debFile struct {
+	name string
+	size int64
+	sum  string // SHA-256, hexadecimal
+}
+
+var uriLine = regexp.MustCompile(
+	`(?m)^'[^']+' (linux-image-[A-Za-z0-9.+~%_-]+\.deb) ([0-9]+) SHA256:([0-9a-f]{64})$`)
+
+// parseURI reads the output of apt-get --print-uris: 'URI' NAME SIZE SHA256:SUM.
+func parseURI(out string) (debFile, error) {
+	m := uriLine.FindStringSubmatch(out)
+	if m == nil {
+		return debFile{}, fmt.Errorf("no line of it names a package with its SHA256: %.200q", out)
+	}
+	size, err := strconv.ParseInt(m[2], 10, 64)
+	return debFile{m[1], size, m[3]}, err
+}
+
+// fetchPace is the time between two looks at how much apt-get has fetched.
+const fetchPace = 200 * time.Millisecond
+
+// fetch puts the file into dir, whole and as apt describes it.
+func (p debFile) fetch(ctx context.Context, pkg, dir string, progress func(float64)) error {
+	if err := host.MakeDirs(dir, 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(dir, ".kernel-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	file := filepath.Join(tmp, p.name)
+	ended, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		tick := time.NewTicker(fetchPace)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				if fi, err := os.Stat(file); err == nil && p.size > 0 {
+					progress(min(1, float64(fi.Size())/float64(p.size)))
+				}
+			case <-ended:
+				return
+			}
+		}
+	}()
+	// As root apt would fetch as its own user, which cannot write here, and warn of it.
+	_, err = host.Run(ctx, tmp, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", pkg)
+	close(ended)
+	<-watched
+	if err != nil {
+		return errors.Join(ctx.Err(), err)
+	}
+	if sum, err := host.FileSHA256(file); err != nil || sum != p.sum {
+		return errors.Join(err, fmt.Errorf("apt-get download %s left another file than it described", pkg))
+	}
+	return os.Rename(file, filepath.Join(dir, p.name))
 }
 
 // dependsOn finds the kernel in the output of apt-cache depends.
@@ -85,78 +159,14 @@ func dependsOn(out string) string {
 	return ""
 }
 
-// ReadKernel returns the kernel of a linux-image .deb, and the modules that the guest loads by
-// their names. It runs dpkg-deb.
-func ReadKernel(ctx context.Context, deb string) (bzImage []byte,
-	modules map[string][]byte, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.StdoutPipe()
+// Unpack unpacks a linux-image .deb into dir, and returns the kernel there. It runs dpkg-deb.
+func Unpack(ctx context.Context, deb, dir string) (Installed, error) {
+	if _, err := host.Run(ctx, "", "dpkg-deb", "-x", deb, dir); err != nil {
+		return Installed{}, err
+	}
+	i, err := UnpackedIn(dir)
 	if err != nil {
-		return nil, nil, err
+		return Installed{}, fmt.Errorf("kernel package %s: %w", filepath.Base(deb), err)
 	}
-	if err := host.StartExpendable(cmd); err != nil {
-		return nil, nil, err
-	}
-	bzImage, modules, err = readKernelTar(out)
-	if err == nil {
-		// dpkg-deb fails unless its whole output is read.
-		_, err = io.Copy(io.Discard, out)
-	}
-	if err != nil {
-		cancel()
-	}
-	if werr := cmd.Wait(); werr != nil && (err == nil || stderr.Len() > 0) {
-		err = fmt.Errorf("dpkg-deb: %w: %s", werr, host.OneLine(stderr.Bytes()))
-	}
-	return bzImage, modules, err
-}
-
-// readKernelTar reads the package's files. It returns an error if a file is missing.
-func readKernelTar(r io.Reader) (bzImage []byte, modules map[string][]byte, err error) {
-	wanted := make(map[string]bool)
-	for _, m := range ModuleNames {
-		wanted[m+".ko"] = true
-	}
-	modules = make(map[string][]byte)
-	for t := tar.NewReader(r); ; {
-		h, err := t.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		dir, base := path.Split(path.Clean("/" + h.Name))
-		isKernel := dir == "/boot/" && strings.HasPrefix(base, "vmlinuz-")
-		isModule := wanted[base] &&
-			(strings.HasPrefix(dir, "/lib/modules/") || strings.HasPrefix(dir, "/usr/lib/modules/"))
-		if h.Typeflag != tar.TypeReg || !isKernel && !isModule {
-			continue
-		}
-		if h.Size > memberLimit {
-			return nil, nil, fmt.Errorf("%s is longer than %d bytes", h.Name, memberLimit)
-		}
-		b, err := io.ReadAll(t)
-		if err != nil {
-			return nil, nil, err
-		}
-		if isKernel {
-			bzImage = b
-		} else {
-			modules[strings.TrimSuffix(base, ".ko")] = b
-		}
-	}
-	if bzImage == nil {
-		return nil, nil, errors.New("no /boot/vmlinuz in it")
-	}
-	for _, m := range ModuleNames {
-		if modules[m] == nil {
-			return nil, nil, fmt.Errorf("no module %s.ko in it", m)
-		}
-	}
-	return bzImage, modules, nil
+	return i, nil
 }
