@@ -56,8 +56,8 @@ type count struct {
 	bytes int64
 }
 
-// line returns a text of `progress` as it is at a time: percent and, where bytes are counted, these,
-// their rate and the time that is left.
+// line returns a text of `progress` as it is at a time: percent and, where bytes are counted,
+// these, their rate and the time that is left.
 func (r *transferRate) line(text string, now time.Time) string {
 	facts := map[string]int64{}
 	for _, l := range lines(text) {
