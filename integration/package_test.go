@@ -84,7 +84,7 @@ func TestPackages(t *testing.T) {
 	extra := map[string]string{
 		"/usr/share/zsh/vendor-completions/_banger": "-rw-r--r--",
 		"/usr/share/doc/banger/copyright":           "-rw-r--r--",
-		"/usr/share/doc/banger/changelog.gz":        "-rw-r--r--",
+		"/usr/share/doc/banger/CHANGELOG.md.gz":     "-rw-r--r--",
 	}
 	files := map[string]string{}
 	for line := range strings.Lines(output(t, "dpkg-deb", "-c", deb)) {
@@ -159,6 +159,10 @@ func TestPackagedPrograms(t *testing.T) {
 	if got != packageVersion+"\n" {
 		t.Errorf("version %q", got)
 	}
+	completed := output(t, filepath.Join(root, "usr/bin/banger"), "__complete", "doct")
+	if !strings.HasPrefix(completed, "doctor\t") {
+		t.Errorf("completions of doct: %q", completed)
+	}
 	licences, err := os.ReadFile(filepath.Join(root, "usr/share/doc/banger/copyright"))
 	must(t, err)
 	for _, linked := range []string{
@@ -168,8 +172,24 @@ func TestPackagedPrograms(t *testing.T) {
 			t.Errorf("the licence of %s is missing", linked)
 		}
 	}
+	checkUnits(t, root)
+}
+
+// checkUnits expects that systemd accepts what is installed for it below root.
+func checkUnits(t *testing.T, root string) {
+	output(t, "systemd-analyze", "verify", "--root="+root, "--man=no", "--recursive-errors=no",
+		"bangerd.service", "banger@web.service")
+	output(t, "systemd-sysusers", "--root="+root, "banger.conf")
+	groups, err := os.ReadFile(filepath.Join(root, "etc/group"))
+	if err != nil || !bytes.Contains(groups, []byte("banger:")) {
+		t.Errorf("systemd-sysusers makes the groups %q, %v", groups, err)
+	}
+	output(t, "systemd-tmpfiles", "--root="+root, "--create", "banger.conf")
+	if _, err := os.Stat(filepath.Join(root, "run/banger")); err != nil {
+		t.Error(err)
+	}
 	const service = "../contrib/package/bangerd.service"
-	got = output(t, "systemd-analyze", "security", "--offline=true", service)
+	got := output(t, "systemd-analyze", "security", "--offline=true", service)
 	level := regexp.MustCompile(`exposure level for bangerd.service: ([0-9.]+)`).
 		FindStringSubmatch(got)
 	if level == nil {
@@ -213,6 +233,7 @@ echo '# mine' >> $root/etc/banger/config.toml
 $dpkg -i DEB
 grep '^# mine' $root/etc/banger/config.toml
 mkdir -p $root/var/lib/banger; echo x > $root/var/lib/banger/disk
+echo IMAGE=debian:bookworm > $root/etc/banger/web.env
 $dpkg -r banger
 test -e $root/var/lib/banger/disk
 test -e $root/etc/banger/config.toml
