@@ -6,9 +6,10 @@ refused systemctl is-active bangerd
 refused ip link show banger0
 refused sh -c 'nft list tables | grep banger'
 refused grep banger /proc/self/mounts
-refused test -e /run/banger
+# In a VM of banger's the agent itself, its program and its group are there.
+refused sh -c 'find /run/banger -mindepth 1 ! -name banger-agent | grep .'
 # alice's own slice ends with her session.
-refused sh -c 'find /sys/fs/cgroup -name user.slice -prune -o -name "*banger*" -print | grep .'
+refused sh -c 'find /sys/fs/cgroup -name user.slice -prune -o -name "*banger*" ! -name "banger-agent*" -print | grep .'
 refused sh -c 'find /usr /lib -xdev -name "*banger*" | grep -v /usr/share/doc | grep .'
 refused getent hosts web.vm
 test -s /var/lib/banger/banger.db
