@@ -120,8 +120,8 @@ func (p place) parent() (*os.File, error) {
 	return open(filepath.Dir(strings.TrimRight(p.path, "/")), os.O_RDONLY|syscall.O_DIRECTORY)
 }
 
-// completePlaces offers VMs and leaves paths of the host to the shell, for at most limit arguments; 0
-// stands for any number.
+// completePlaces offers VMs and leaves paths of the host to the shell, for at most limit arguments;
+// 0 stands for any number.
 func (c *client) completePlaces(limit int) completion {
 	return func(_ *cobra.Command, args []string, typed string) (all []string, _ directive) {
 		if limit > 0 && len(args) >= limit || strings.Contains(typed, "/") {

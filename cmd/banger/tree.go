@@ -105,7 +105,8 @@ func (t tree) check() error {
 	return &failure{exitNoDaemon, err}
 }
 
-// locate adds to a refusal of the kernel's which daemon's files it is about: a user may have another.
+// locate adds to a refusal of the kernel's which daemon's files it is about: a user may have
+// another.
 func (t tree) locate(err error) error {
 	_, here := errors.AsType[*fs.PathError](err) // of a file of the user's
 	if here || !errors.Is(err, syscall.EACCES) {

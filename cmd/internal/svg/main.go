@@ -3,8 +3,9 @@
 //
 //	tmux capture-pane -e -p | svg 80 >screen.svg
 //
-// It knows the attributes bold, faint and reverse, and the first eight colours of text. Cells have a
-// fixed size in every font: text is stretched to its cells, and the blocks of bars are drawn as rectangles.
+// It knows the attributes bold, faint and reverse, and the first eight colours of text. Cells have
+// a fixed size in every font: text is stretched to its cells, and the blocks of bars are drawn as
+// rectangles.
 package main
 
 import (
