@@ -1,6 +1,7 @@
 package kvm
 
 import (
+	"errors"
 	"os"
 	"unsafe"
 
@@ -119,9 +120,15 @@ func pass[T any](fd int, request uintptr, what string, arg *T) error {
 // fd is a descriptor that an ioctl has made. The kernel sets O_CLOEXEC.
 type fd int
 
+// newFD repeats what a signal has interrupted: making a VM takes locks that a pending signal, of
+// Go's own runtime for example, makes the kernel give up.
 func newFD(from int, request, arg uintptr) (fd, error) {
-	n, err := ioctl(from, request, arg)
-	return fd(n), err
+	for {
+		n, err := ioctl(from, request, arg)
+		if !errors.Is(err, unix.EINTR) {
+			return fd(n), err
+		}
+	}
 }
 
 func (f fd) close() { unix.Close(int(f)) }

@@ -26,9 +26,9 @@ import (
 type view struct {
 	program string
 
-	mu     sync.Mutex // guards the rest
-	ns     *os.File   // of /proc/thread-self/ns/mnt
-	loaded []unix.Stat_t
+	mu    sync.Mutex    // guards the rest
+	ns    *os.File      // of /proc/thread-self/ns/mnt
+	shown []unix.Stat_t // of singleFiles
 }
 
 // Places in the view's root.
@@ -67,13 +67,18 @@ func newView(program string) (*view, error) {
 	return v, nil
 }
 
-// renew makes the view, if that is not done yet or the loader's files are others by now.
+// singleFiles returns the files that are bound one by one and that the host may replace: the
+// loader's, and the device that KVM's modules make.
+func singleFiles() []string { return append(slices.Clone(loadFiles), hostkvm.Device) }
+
+// renew makes the view, if that is not done yet or its single files are others by now.
 func (v *view) renew() error {
-	now := make([]unix.Stat_t, len(loadFiles))
+	files := singleFiles()
+	now := make([]unix.Stat_t, len(files))
 	same := v.ns != nil
-	for i, path := range loadFiles {
+	for i, path := range files {
 		_ = unix.Stat(path, &now[i]) // what is not there has no inode
-		same = same && v.loaded[i].Ino == now[i].Ino && v.loaded[i].Ctim == now[i].Ctim
+		same = same && v.shown[i].Ino == now[i].Ino && v.shown[i].Ctim == now[i].Ctim
 	}
 	if same {
 		return nil
@@ -83,7 +88,7 @@ func (v *view) renew() error {
 		return fmt.Errorf("cannot make a view of the file system for QEMU: %w", err)
 	}
 	v.ns.Close() // of nil, too
-	v.ns, v.loaded = ns, now
+	v.ns, v.shown = ns, now
 	return nil
 }
 

@@ -61,9 +61,13 @@ func FetchKernel(ctx context.Context, dir string, progress func(float64)) (strin
 	if err != nil || pkg == "" {
 		return "", fmt.Errorf("%w; on Debian, `apt-get update` gets its lists", ErrNoPackage)
 	}
+	// It asks no network. It fails where the package is installed, and no list has it any more.
 	out, err = host.Run(ctx, "", "apt-get", "download", "-q", "--print-uris", pkg)
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w of now (%w)", ErrNoPackage, err)
 	}
 	p, err := parseURI(string(out))
 	if err != nil {
