@@ -85,6 +85,8 @@ func (j *job) cloudKernel(ctx context.Context) (*kernel, error) {
 		switch {
 		case err == nil:
 			deb = newest
+		case deb == "" && ctx.Err() == nil && !errors.Is(err, boot.ErrNoPackage):
+			return nil, fmt.Errorf("%w; `banger image builtin host` takes the kernel of this host", err)
 		case deb == "" || ctx.Err() != nil:
 			return nil, err
 		default:

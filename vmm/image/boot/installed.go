@@ -146,19 +146,8 @@ func (i Installed) findModules() (*moduleSet, error) {
 // listModules finds the files of the modules in dir, and what modules are parts of the kernel.
 func listModules(dir string) (*moduleSet, error) {
 	s := &moduleSet{files: map[string]string{}, builtin: map[string]bool{}, done: map[string]bool{}}
-	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if module := moduleOf(d.Name()); module != "" && d.Type().IsRegular() {
-			// kernel/ is what the distribution built; others may have put theirs beside it.
-			if s.files[module] == "" || strings.HasPrefix(name, filepath.Join(dir, "kernel")+"/") {
-				s.files[module] = name
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	first := filepath.Join(dir, "kernel") + "/"
+	if err := s.addDir(dir, first, map[string]bool{}); err != nil {
 		return nil, err
 	}
 	list, err := readFile(filepath.Join(dir, "modules.builtin"), moduleLimit)
@@ -169,4 +158,47 @@ func listModules(dir string) (*moduleSet, error) {
 		s.builtin[moduleOf(path.Base(line))] = true
 	}
 	return s, nil
+}
+
+// addDir adds the files of modules in dir and below it. It follows links, which NixOS has in the
+// places of directories and files; seen holds the directories that it has entered. A module below
+// first replaces one beside it: first is what the distribution built, and others may have put
+// theirs beside it.
+func (s *moduleSet) addDir(dir, first string, seen map[string]bool) error {
+	target, err := filepath.EvalSymlinks(dir)
+	if err != nil || seen[target] {
+		return err
+	}
+	seen[target] = true
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := filepath.Join(dir, e.Name())
+		if e.Name() == "build" || e.Name() == "source" { // links to the kernel's sources
+			continue
+		}
+		fi, err := os.Stat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a link to what was removed
+		}
+		if err != nil {
+			return err
+		}
+		if fi.IsDir() {
+			if err := s.addDir(name, first, seen); err != nil {
+				return err
+			}
+			continue
+		}
+		module := moduleOf(e.Name())
+		if module == "" || !fi.Mode().IsRegular() {
+			continue
+		}
+		if s.files[module] == "" || strings.HasPrefix(name, first) {
+			s.files[module] = name
+		}
+	}
+	return nil
 }

@@ -93,6 +93,21 @@ func hostRoot(t *testing.T, kernel, dir, end string, modules map[string]string, 
 	return root
 }
 
+// intoStore puts links in the places of a directory and a file of modules, as NixOS does. Some lead
+// in circles, to sources, and nowhere.
+func intoStore(t *testing.T, dir string) {
+	t.Helper()
+	store := filepath.Join(t.TempDir(), "kernel")
+	net := filepath.Join(store, "drivers/virtio_net.ko.xz")
+	err := errors.Join(os.Rename(filepath.Join(dir, "kernel"), store), os.Symlink(store, filepath.Join(dir, "kernel")),
+		os.Rename(net, filepath.Join(store, "..", "net")), os.Symlink(filepath.Join(store, "..", "net"), net),
+		os.Symlink("..", filepath.Join(store, "drivers/up")), os.Symlink("/none", filepath.Join(store, "none.ko")),
+		os.Symlink("/", filepath.Join(dir, "build")))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestInstalled reads kernels as distributions install them.
 func TestInstalled(t *testing.T) {
 	const release = "6.9-x"
@@ -121,6 +136,9 @@ func TestInstalled(t *testing.T) {
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			root := hostRoot(t, x.kernel, x.dir, x.end, x.modules, x.builtin)
+			if x.name == "NixOS" {
+				intoStore(t, filepath.Join(root, x.dir))
+			}
 			bzImage, modules, missing, err := Installed{root, release}.Read()
 			if err != nil || string(bzImage) != "kernel" {
 				t.Fatalf("kernel %q, error %v", bzImage, err)

@@ -67,7 +67,8 @@ func FetchKernel(ctx context.Context, dir string, progress func(float64)) (strin
 		return "", ctx.Err()
 	}
 	if err != nil {
-		return "", fmt.Errorf("%w of now (%w)", ErrNoPackage, err)
+		return "", fmt.Errorf("%w of now: %w; on Debian, `apt-get update` gets its lists",
+			ErrNoPackage, err)
 	}
 	p, err := parseURI(string(out))
 	if err != nil {

@@ -1,6 +1,10 @@
 package boot
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -34,6 +38,39 @@ func TestParseURI(t *testing.T) {
 	} {
 		if got, err := parseURI(bad); err == nil {
 			t.Errorf("%q: %+v", bad, got)
+		}
+	}
+}
+
+// TestFetchKernel runs programs in the places of apt's.
+func TestFetchKernel(t *testing.T) {
+	const name = "linux-image-1-cloud-amd64_1_amd64.deb"
+	const sum = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881" // of x
+	uri := "echo \"'http://mirror/" + name + "' " + name + " 1 SHA256:" + sum + "\""
+	const depends = "echo '  Depends: linux-image-1-cloud-amd64'"
+	for _, x := range []struct{ what, aptCache, aptGet, want string }{
+		{"not in the lists", "echo 'E: No packages found' >&2; exit 100", "exit 1", "apt has no package"},
+		{"installed, not in the lists", depends, "echo \"E: Can't find a source\" >&2; exit 100", "Can't find a source"},
+		{"no network", depends, "case $* in *uris*) " + uri + ";; *) echo 'E: no route' >&2; exit 100;; esac", "no route"},
+		{"another file", depends, "case $* in *uris*) " + uri + ";; *) printf y > " + name + ";; esac", "left another file"},
+		{"fetched", depends, "case $* in *uris*) " + uri + ";; *) printf x > " + name + ";; esac", ""},
+	} {
+		tools, dir := t.TempDir(), t.TempDir()
+		t.Setenv("PATH", tools+":/usr/bin:/bin")
+		for tool, script := range map[string]string{"apt-cache": x.aptCache, "apt-get": x.aptGet, "dpkg-deb": ""} {
+			if err := os.WriteFile(filepath.Join(tools, tool), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := FetchKernel(t.Context(), dir, func(float64) {})
+		if x.want == "" && (err != nil || got != filepath.Join(dir, name)) || x.want != "" && (err == nil || !strings.Contains(err.Error(), x.want)) {
+			t.Errorf("%s: %s, error %v; want %q", x.what, got, err, x.want)
+		}
+		if isNone := errors.Is(err, ErrNoPackage); isNone != strings.Contains(x.what, "not in the lists") {
+			t.Errorf("%s: %v; is ErrNoPackage: %v", x.what, err, isNone)
+		}
+		if left, err := os.ReadDir(dir); err != nil || x.want != "" && len(left) > 0 {
+			t.Errorf("%s: left are %v, error %v", x.what, left, err)
 		}
 	}
 }
