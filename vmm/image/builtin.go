@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -23,14 +22,15 @@ const builtinCmdline = "console=ttyS0 panic=-1 mitigations=off nokaslr cryptomgr
 	"random.trust_cpu=on tsc=nowatchdog"
 
 // The least memory in which the built-in image is of use, in bytes. A host's kernel has more in it
-// than one for clouds.
+// than one for clouds, unless it is as small: Debian's for clouds has 53 MB unpacked.
 const (
 	builtinMemory = 128 << 20
 	hostMemory    = 256 << 20
+	smallKernel   = 64 << 20
 )
 
 // recipe is part of the inputs' digest. It changes whenever the same files make another image.
-const recipe = "2"
+const recipe = "3"
 
 // kernelDone is how much of a build is done when its kernel's package is there.
 const kernelDone = 0.7
@@ -177,7 +177,9 @@ func (j *job) planMemory(ctx context.Context, k *kernel) (*plan, error) {
 		if err != nil {
 			return nil, err
 		}
-		m.Memory = k.memory
+		if m.Memory = k.memory; isSmall(filepath.Join(dir, m.Kernel)) {
+			m.Memory = builtinMemory
+		}
 		j.set.o.Log.Info("made an image of the agent and busybox", "image", j.item.name,
 			"kernel", k.name, "digest", m.Digest)
 		return m, nil
@@ -186,9 +188,19 @@ func (j *job) planMemory(ctx context.Context, k *kernel) (*plan, error) {
 		busybox, []byte(k.id))}, nil
 }
 
+// isSmall reports whether a kernel needs as little memory as one for clouds. The size of one that
+// is still packed says nothing.
+func isSmall(kernel string) bool {
+	fi, err := os.Stat(kernel)
+	return err == nil && filepath.Base(kernel) == unpackedName && fi.Size() <= smallKernel
+}
+
+// unpackedName is the name of a kernel that QEMU starts without its boot loader.
+const unpackedName = "vmlinux"
+
 // writeMemory writes the files of an image without a disk into dir.
 func writeMemory(dir string, bzImage []byte, guest boot.Guest) (*manifest, error) {
-	kernelName := "vmlinux"
+	kernelName := unpackedName
 	kernel, err := boot.PVHKernel(bzImage)
 	if err != nil {
 		kernelName, kernel = "vmlinuz", bzImage // it boots more slowly
@@ -354,39 +366,4 @@ func (s *Set) needBuiltin() (names []string) {
 		}
 	}
 	return names
-}
-
-// checkBuiltin says what to type where the built-in image is missing or of another version.
-func (s *Set) checkBuiltin() {
-	const cure = "type: banger image builtin"
-	m, err := readManifest(s.path(Builtin))
-	if errors.Is(err, fs.ErrNotExist) {
-		s.o.Log.Warn("there is no image that VMs boot, "+cure, "dir", s.o.Dir)
-		return
-	}
-	if err != nil {
-		s.o.Log.Error("cannot read the built-in image, "+cure, "err", err)
-		return
-	}
-	newest, err := s.o.Host.agentFile()
-	var sum string
-	if err == nil {
-		sum, err = host.FileSHA256(newest)
-	}
-	if err != nil {
-		s.o.Log.Warn("cannot compare the agent of the built-in image", "err", err)
-		return
-	}
-	has := m.Agent
-	if has == "" { // of an earlier version
-		old, err := boot.Agent(s.path(Builtin, m.Initrd))
-		if err != nil {
-			return // it may be anything that boots
-		}
-		has = agentDigest(old)
-	}
-	if has != "sha256:"+sum {
-		s.o.Log.Warn("the built-in image has the agent of another version, " + cure)
-		s.tell(Builtin, "outdated")
-	}
 }

@@ -111,6 +111,50 @@ func TestBuiltin(t *testing.T) {
 	}
 }
 
+// TestCloudHost makes the image of a host that runs Debian's kernel for clouds, with its modules: it
+// is that of the package.
+func TestCloudHost(t *testing.T) {
+	h := fakeHost(t)
+	h.Packages, h.Kept = debForTest(t), true
+	release := filepath.Base(filepath.Dir(kernelOf(t, h)))
+	h.Root = t.TempDir()
+	i, err := boot.Unpack(t.Context(), boot.KeptKernel(h.Packages), h.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(os.Rename(filepath.Join(h.Root, "boot/vmlinuz-"+i.Release), filepath.Join(h.Root, "boot/vmlinuz-"+release)),
+		os.Rename(filepath.Join(h.Root, "lib/modules", i.Release), filepath.Join(h.Root, "lib/modules", release)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ := openWith(t, filepath.Join(t.TempDir(), "images"), h)
+	number := create(t, s, Builtin)
+	var digests []string
+	for _, source := range []string{"host", "builtin"} {
+		if err := s.make(t, number, source); err != nil {
+			t.Fatal(err)
+		}
+		img, err := s.Image(Builtin)
+		if err != nil || img.Memory != builtinMemory || img.Source != source {
+			t.Errorf("%+v, error %v", img, err)
+		}
+		digests = append(digests, img.Digest)
+	}
+	if digests[0] != digests[1] {
+		t.Errorf("the host's kernel makes another image: %s", digests)
+	}
+}
+
+// kernelOf returns the kernel's file of a host that fakeHost made.
+func kernelOf(t *testing.T, h Host) string {
+	t.Helper()
+	kernels, err := filepath.Glob(filepath.Join(h.Root, "usr/lib/modules/*/vmlinuz"))
+	if err != nil || len(kernels) != 1 {
+		t.Fatal(kernels, err)
+	}
+	return kernels[0]
+}
+
 // TestRenew makes the built-in image anew while VMs have it. It serves until the new one is there,
 // and after a failure; other images get the new agent.
 func TestRenew(t *testing.T) {
@@ -263,9 +307,8 @@ func TestBuiltinOfOthers(t *testing.T) {
 	if err := try(); err != nil {
 		t.Error("a kernel that all may read:", err)
 	}
-	kernels, err := filepath.Glob(filepath.Join(h.Root, "usr/lib/modules/*/vmlinuz"))
-	if err != nil || len(kernels) != 1 || os.Chmod(kernels[0], 0o600) != nil {
-		t.Fatal(kernels, err)
+	if err := os.Chmod(kernelOf(t, h), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	if err := s.make(t, number, "host"); err != nil {
 		t.Error("root's:", err)
