@@ -65,7 +65,7 @@ func usageTree(t *testing.T) string {
 		"images/x/wait/ready": "1.5\n", "vms/web/console": "", "vms/web/events": "",
 		"images/builtin/wait/ready": "1.5\n", "images/builtin/source": "",
 		"images/builtin/status": "ready\n",
-		"vms/web/wait/export":       "", "vms/web/fs/tmp/a": "a", "vms/web/exec/clone": "1\n",
+		"vms/web/wait/export":   "", "vms/web/fs/tmp/a": "a", "vms/web/exec/clone": "1\n",
 		"vms/web/exec/1/data": "", "vms/web/exec/1/stderr": "",
 		"vms/web/exec/1/status": "exited 0\n",
 	} {

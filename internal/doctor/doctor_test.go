@@ -311,6 +311,8 @@ var remedies = []struct {
 		"or -i SOURCE; banger image builtin"},
 	{0, "image", file("mnt/images/builtin/status", "empty\n"),
 		"warn the image builtin is empty; banger image builtin"},
+	{0, "image", file("mnt/images/builtin/status", "failed no network\n"),
+		"warn the image builtin could not be made: no network; banger image builtin"},
 	{0, "image", file("mnt/images/builtin/status", "building 7\n"),
 		"warn the image builtin is building 7 %; cat ROOT/mnt/images/builtin/wait/ready"},
 	{0, "busybox", remove("bin/busybox"),

@@ -108,6 +108,7 @@ func (h *Host) image(context.Context) finding {
 		remedy = "banger image builtin"
 	}
 	status = strings.TrimSpace(status)
+	why, failed := strings.CutPrefix(status, "failed ")
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return warn(remedy, "no image %s: new VMs need one, or -i SOURCE", name)
@@ -115,6 +116,8 @@ func (h *Host) image(context.Context) finding {
 		return warn("banger image ls", "the image %s is not known: %v", name, reason(err))
 	case strings.HasPrefix(status, "building"):
 		return warn("cat "+filepath.Join(dir, "wait/ready"), "the image %s is %s %%", name, status)
+	case failed:
+		return warn(remedy, "the image %s could not be made: %s", name, why)
 	case status != "ready":
 		return warn(remedy, "the image %s is %s", name, status)
 	}
