@@ -60,12 +60,12 @@ func (g agent) Stats(ctx context.Context) (guest.Stats, error) {
 		return guest.Stats{}, err
 	}
 	g.m.mu.Lock()
-	memory, disk := g.m.memory, g.m.disk
+	memory, left, disk := g.m.memory, g.m.memory, g.m.disk
 	if target := g.m.kept.Target; target != 0 {
-		memory = min(memory, target)
+		left = min(left, target)
 	}
 	g.m.mu.Unlock()
-	return guest.Stats{MemTotal: memory, MemAvailable: memory / 2, Load1: 0.1, Procs: 10,
+	return guest.Stats{MemTotal: memory, MemAvailable: left / 2, Load1: 0.1, Procs: 10,
 		Uptime: g.age(), DiskTotal: disk}, nil
 }
 

@@ -33,7 +33,8 @@ func devices(spec *vmm.Spec, p platform) []device {
 		loader{spec.Image.Kernel, spec.Image.Initrd, kernelCommandLine(spec, p)},
 		control{filepath.Join(spec.Dir, vmm.ConsoleFile)},
 		agentPort{on},
-		options{"-device", "virtio-rng" + string(on), "-device", "virtio-balloon" + string(on)},
+		// Without deflate-on-oom a guest whose target is too small panics.
+		options{"-device", "virtio-rng" + string(on), "-device", "virtio-balloon" + string(on) + ",deflate-on-oom=on"},
 	}
 	for i, d := range spec.Disks {
 		boots := firmware && d.Base != "" // this disk and no other
