@@ -16,7 +16,8 @@ TESTFLAGS =
 # Of the lab: make test-lab STEPS='install tour'; none are all of them.
 STEPS =
 
-.PHONY: all build run test test-long test-lab fuzz unit integration lint bench image man completions copyright deb rpm install screenshot clean help install-deps test-deps bench-deps
+.PHONY: all build run test test-long test-lab fuzz unit integration lint bench image man \
+	completions copyright deb rpm install screenshot clean help install-deps test-deps bench-deps
 
 all: build
 

@@ -36,8 +36,13 @@ func (f *follow) past(text string) string {
 	if f.tail < 0 {
 		return text
 	}
+	return tail(text, f.tail)
+}
+
+// tail returns the last n lines of a text.
+func tail(text string, n int) string {
 	from := len(text)
-	for n := 0; n < f.tail && from > 0; n++ {
+	for ; n > 0 && from > 0; n-- {
 		from = strings.LastIndexByte(text[:from-1], '\n') + 1
 	}
 	return text[from:]

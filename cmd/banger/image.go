@@ -161,9 +161,16 @@ func (c *client) makeImage(name, source string, again bool) error {
 		begin = word == "failed" || word == "empty" || again && word == "ready"
 	}
 	if begin {
-		if err := write(filepath.Join(dir, "source"), source+"\n"); err != nil {
-			return explain("cannot make image "+name, filepath.Join(dir, "error"), err)
-		}
+		return c.buildImage(name, source)
+	}
+	return c.waitImage(name, dir)
+}
+
+// buildImage makes an image that is there from a source and waits until it is ready.
+func (c *client) buildImage(name, source string) error {
+	dir := c.image(name)
+	if err := write(filepath.Join(dir, "source"), source+"\n"); err != nil {
+		return explain("cannot make image "+name, filepath.Join(dir, "error"), err)
 	}
 	return c.waitImage(name, dir)
 }
@@ -171,17 +178,14 @@ func (c *client) makeImage(name, source string, again bool) error {
 // makeBuiltin makes the built-in image, anew if it is there, and waits until it is ready.
 func (c *client) makeBuiltin(args []string) error {
 	const name = "builtin"
-	dir, source := c.image(name), name
+	source := name
 	if len(args) == 1 {
 		source = args[0]
 	}
-	if err := os.Mkdir(dir, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(c.image(name), 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
 		return explain("cannot create image "+name, c.tree.file("error"), err)
 	}
-	if err := write(filepath.Join(dir, "source"), source+"\n"); err != nil {
-		return explain("cannot make image "+name, filepath.Join(dir, "error"), err)
-	}
-	if err := c.waitImage(name, dir); err != nil {
+	if err := c.buildImage(name, source); err != nil {
 		return err
 	}
 	fmt.Fprintln(c.std.out, name)

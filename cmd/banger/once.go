@@ -89,14 +89,7 @@ func (g *oneRun) do(r *runOrder) error {
 
 // during returns when f has returned or a signal asks banger to end. Then f goes on.
 func (g *oneRun) during(f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	select {
-	case err := <-done:
-		return err
-	case sig := <-g.caught:
-		return commandEnded(exitSignalled + int(sig.(syscall.Signal)))
-	}
+	return untilSignal(g.caught, f)
 }
 
 // remove kills and removes the VM, and returns err or, if that is nil, why the VM is still there.
@@ -155,7 +148,7 @@ func (g *oneRun) regain() error {
 		case <-late:
 			return failf(exitFailed, "bangerd has ended, and none runs after %v", regainWait)
 		case sig := <-g.caught:
-			return commandEnded(exitSignalled + int(sig.(syscall.Signal)))
+			return endedBy(sig)
 		}
 	}
 }
@@ -170,9 +163,8 @@ func (g *oneRun) showEnd(err error, files ...string) {
 		if err != nil || text == "" {
 			continue
 		}
-		all := strings.Split(text, "\n")
 		fmt.Fprintf(g.c.std.err, "banger: the last lines of the %s of %s:\n", name, g.v.name)
-		for _, line := range all[max(0, len(all)-lastLines):] {
+		for _, line := range strings.Split(tail(text, lastLines), "\n") {
 			line = printable.Escape(strings.TrimRight(line, "\r"))
 			fmt.Fprintf(g.c.std.err, "  %s\n", line)
 		}

@@ -105,7 +105,7 @@ func (g *oneRun) status(first syscall.Signal, err error) error {
 		g.c.report(err)
 		return parseStatus(status)
 	case first != 0:
-		return commandEnded(exitSignalled + int(first))
+		return endedBy(first)
 	case err != nil:
 		err = g.v.explain("cannot wait for its end", err)
 		err = &failure{codeOf(err), fmt.Errorf("%s has failed: %w", g.v.name, err)}
@@ -231,7 +231,7 @@ func (s *consoleCopy) print() bool {
 		if n > 0 {
 			news = true
 			s.seen += int64(n)
-			_, _ = s.g.c.std.out.Write(s.text(buf[:n])) // a guest runs on when nobody reads
+			_, _ = s.g.c.std.out.Write(s.text(buf[:n])) // a guest runs on without a reader
 		}
 		if err != nil && !errors.Is(err, io.EOF) { // the next daemon has another file
 			s.file.Close()

@@ -136,12 +136,22 @@ func interruptible(f func() error) error {
 	caught := make(chan os.Signal, 1)
 	signal.Notify(caught, ending...)
 	defer signal.Stop(caught)
+	return untilSignal(caught, f)
+}
+
+// untilSignal returns when f has returned or a signal was caught. Then f goes on.
+func untilSignal(caught <-chan os.Signal, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	select {
 	case err := <-done:
 		return err
 	case sig := <-caught:
-		return commandEnded(exitSignalled + int(sig.(syscall.Signal)))
+		return endedBy(sig)
 	}
+}
+
+// endedBy returns the status of a command that a signal has ended.
+func endedBy(sig os.Signal) commandEnded {
+	return commandEnded(exitSignalled + int(sig.(syscall.Signal)))
 }

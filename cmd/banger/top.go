@@ -76,7 +76,7 @@ func (c *client) top(colours bool) error {
 		cancel() // the program that has the terminal, if there is one
 		p.Quit()
 		<-ended // the terminal is as before
-		if bySignal == commandEnded(exitSignalled+int(unix.SIGINT)) {
+		if bySignal == endedBy(unix.SIGINT) {
 			return nil // as Ctrl-C, which is a key there
 		}
 		return bySignal

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"banger/internal/host"
 )
 
 // busybox looks for the programs of the built-in image.
@@ -52,10 +54,8 @@ func (h *Host) static(path, name, remedy string) finding {
 		return warn(remedy, "%s cannot be read as a program: %v", path, err)
 	}
 	defer f.Close()
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return warn(remedy, "%s is not static: the built-in image cannot be built", path)
-		}
+	if !host.IsStatic(f) {
+		return warn(remedy, "%s is not static: the built-in image cannot be built", path)
 	}
 	return ok("%s is static", path)
 }

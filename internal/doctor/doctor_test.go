@@ -120,7 +120,7 @@ func put(t *testing.T, h *Host, name, text string) {
 	must(t, os.WriteFile(path, []byte(text), 0o755))
 }
 
-// TestSound expects that nothing is said about sound hosts.
+// TestSound expects no warning about sound hosts.
 func TestSound(t *testing.T) {
 	for _, uid := range []int{0, 1000} {
 		if uid != 0 && os.Getuid() != 0 {

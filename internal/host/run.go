@@ -3,9 +3,11 @@ package host
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -34,6 +36,14 @@ func StartExpendable(cmd *exec.Cmd) error {
 	}
 	_ = SetOOM(cmd.Process.Pid, OOMProgram) // it may have ended
 	return nil
+}
+
+// IsStatic reports whether a program has no interpreter, which would load its libraries (elf(5),
+// PT_INTERP).
+func IsStatic(program *elf.File) bool {
+	return !slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool {
+		return p.Type == elf.PT_INTERP
+	})
 }
 
 // FindProgram returns the path of a program, also of one in a directory for root's programs, which

@@ -229,7 +229,7 @@ func infoOf(t *testing.T, s *Set, name string) vmm.ImageInfo {
 }
 
 // TestBuiltinLikeAny expects that a directory of the built-in image can be filled and removed, and
-// what is said while it is not there.
+// what users read while it is not there.
 func TestBuiltinLikeAny(t *testing.T) {
 	dir, h := filepath.Join(t.TempDir(), "images"), fakeHost(t)
 	s, u := openWith(t, dir, h)

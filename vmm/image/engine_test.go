@@ -39,14 +39,7 @@ func openTest(t *testing.T, dir string) (*Set, *users) {
 	if _, err := os.Stat(filepath.Join(dir, Builtin)); err != nil {
 		makeImage(t, filepath.Join(dir, Builtin), "kernel")
 	}
-	s, err := Open(Options{Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	u := &users{of: map[string][]string{}}
-	s.Serve(u)
-	t.Cleanup(s.Close)
-	return s, u
+	return openWith(t, dir, Host{})
 }
 
 // me is this process as a Caller.

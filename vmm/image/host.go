@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"banger/internal/host"
 )
 
 // Host says where the parts of the built-in image are. The zero value stands for the host on which
@@ -120,7 +122,7 @@ func firstStatic(names []string) (b []byte, name string, err error) {
 	return nil, name, err
 }
 
-// checkStatic refuses a program with an interpreter, which loads its libraries (elf(5), PT_INTERP).
+// checkStatic refuses a program that needs libraries, or another processor.
 func checkStatic(program []byte) error {
 	f, err := elf.NewFile(bytes.NewReader(program))
 	if err != nil {
@@ -130,10 +132,8 @@ func checkStatic(program []byte) error {
 	if f.Machine != elf.EM_X86_64 {
 		return fmt.Errorf("it is a program for %s", f.Machine)
 	}
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			return errDynamic
-		}
+	if !host.IsStatic(f) {
+		return errDynamic
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ for file in /usr/share/man/man1/banger.1.gz /usr/share/bash-completion/completio
 done
 matches '^banger:' getent group banger
 
-# Without an image, what to type is said. There is no package of a kernel here: the host's serves.
+# Without an image the daemon and `banger run` say what to type. There is no package of a kernel here: the host's serves.
 if [ "$(cat $M/images/builtin/status 2>/dev/null)" != ready ]; then
 	matches 'banger image builtin' journalctl -u bangerd -o cat --no-pager
 	matches 'banger image builtin' sh -c '! banger run none 2>&1'
