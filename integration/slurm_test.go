@@ -90,6 +90,10 @@ func TestSlurm(t *testing.T) {
 	cancelled := sleepers("node1", "CANCELLED 143:0") // what SIGTERM to banger leads to
 	sleepers("node2", "NODE_FAIL 0:0")
 
+	// The node that is lost must not have others' jobs any more.
+	s.await(2*time.Minute, "all jobs but the sleepers have ended", func() bool {
+		return len(strings.Fields(s.command("squeue", "-h", "-o", "%A"))) == 8
+	})
 	s.command("scancel", cancelled...)
 	// The death of its process 1 ends all processes of the node.
 	must(t, syscall.Kill(-s.nodes["node2"].Process.Pid, syscall.SIGKILL))
